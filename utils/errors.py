@@ -1,0 +1,48 @@
+"""Mistakes a user can make, and how a script ends on them."""
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """A mistake the user can mend: one sentence that names the thing and the mend."""
+
+
+def sentence(error: UserError) -> str:
+    """The sentence of an error, also when a loader worker sent it with its traceback in front."""
+    text = str(error)
+    return text.rsplit('UserError: ', 1)[-1].strip() if 'Original Traceback' in text else text
+
+
+def name_some(names: Sequence[str], limit: int = 5) -> str:
+    """'a, b, c and 12 more': the first few of a list, and how many are left."""
+    shown = ', '.join(str(n) for n in names[:limit])
+    return shown if len(names) <= limit else f'{shown} and {len(names) - limit} more'
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's main(); user errors end in one sentence on stderr and exit code 2.
+
+    A full or unwritable disk counts as a user error. Anything unexpected keeps its traceback.
+    """
+    try:
+        main()
+    except UserError as error:
+        _end(sentence(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+            raise
+        place = f' ({error.filename})' if error.filename else ''
+        _end(f'cannot write: {error.strerror}{place}; free some space or choose another output_dir.')
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _end(message: str) -> None:
+    print(f'error: {message}', file=sys.stderr)
+    raise SystemExit(EXIT_USER_ERROR)

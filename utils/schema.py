@@ -1,0 +1,168 @@
+"""Every key a config file may hold: its type, its default and one line of what it is.
+
+``utils.config`` checks YAML against these dataclasses. A field without a default must be given.
+``key(default, help, choices=...)`` declares a field; nested dataclasses are nested YAML mappings.
+"""
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field
+from typing import Any
+
+
+def key(default: Any, help: str, choices: tuple = ()) -> Any:
+    """Declare one config key.
+
+    Args:
+        default: value used when the key is absent; ``MISSING`` makes the key required; a list or a
+            dataclass type becomes a default factory.
+        help: one line that says what the key is.
+        choices: the allowed values, if only some are.
+    """
+    metadata = {'help': help, 'choices': choices}
+    if default is MISSING:
+        return field(metadata=metadata)
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+BACKBONES = ('resnet18', 'resnet50')
+SALIENCY_HELP = 'masks to use: the folder saliency_<name> of the data set'
+
+
+@dataclass(kw_only=True)
+class Env:
+    root_dir: str = key(MISSING, 'folder for results; relative paths start at the repository root')
+    db_root: str = key(MISSING, 'folder that holds the data sets, e.g. VOCSegmentation/')
+
+
+@dataclass(kw_only=True)
+class OptimizerKwargs:
+    lr: float = key(0.004, 'initial learning rate')
+    momentum: float = key(0.9, 'SGD momentum (not used by adam)')
+    weight_decay: float = key(1e-4, 'L2 penalty')
+    nesterov: bool = key(False, 'Nesterov momentum (not used by adam)')
+
+
+@dataclass(kw_only=True)
+class SchedulerKwargs:
+    lr_decay_rate: float = key(0.1, 'step: factor at each decay epoch; cosine: eta_min = lr * rate^3')
+    lr_decay_epochs: list[int] = key([], 'step: epochs after which the rate falls')
+
+
+@dataclass(kw_only=True)
+class ModelKwargs:
+    ndim: int = key(32, 'dimension of the pixel embedding')
+    upsample: bool = key(True, 'upsample the outputs to the input size (else masks are reduced to 1/8)')
+    use_classification_head: bool = key(True, 'predict saliency with a second head and train it')
+    dropout: float = key(0.5, 'dropout probability at the end of the ASPP')
+
+
+@dataclass(kw_only=True)
+class MocoKwargs:
+    K: int = key(128, 'number of prototypes in the memory bank')
+    m: float = key(0.999, 'momentum of the key encoder')
+    T: float = key(0.5, 'softmax temperature')
+
+
+@dataclass(kw_only=True)
+class AugmentationKwargs:
+    size: int = key(224, 'side of the random crop, pixels')
+    scale: list[float] = key([0.2, 1.0], 'range of the share of the image area that is cropped')
+    ratio: list[float] = key([0.75, 4 / 3], 'range of the aspect ratio of the crop')
+    jitter: list[float] = key([0.4, 0.4, 0.4, 0.1], 'colour jitter: brightness, contrast, saturation, hue')
+    jitter_probability: float = key(0.8, 'probability of the colour jitter')
+    grey_probability: float = key(0.2, 'probability of turning grey')
+    flip_probability: float = key(0.5, 'probability of the horizontal flip')
+
+
+@dataclass(kw_only=True)
+class Common:
+    """Keys of every experiment."""
+    output_dir: str | None = key(None, 'where results go; default: root_dir/<name of the config file>')
+    seed: int = key(1234, 'seed of weights, order and augmentation')
+    device: str = key('auto', 'auto takes the GPU when there is one', ('auto', 'cpu', 'cuda'))
+    num_workers: int = key(4, 'loader processes; 0 loads in the main process')
+    backbone: str = key('resnet50', 'network', BACKBONES)
+    pretraining: str = key(MISSING, 'initial weights: imagenet_classification, imagenet_moco, none, or the '
+                                    'path of a checkpoint (from the working directory, root_dir or the repository)')
+    moco_state_dict: str | None = key(None, 'path of the MoCo checkpoint, for pretraining: imagenet_moco')
+    model_kwargs: ModelKwargs = key(ModelKwargs, 'the network')
+
+
+@dataclass(kw_only=True)
+class Training:
+    """Keys of everything that trains."""
+    epochs: int = key(MISSING, 'passes over the training set; 0 writes the initial weights')
+    train_batch_size: int = key(MISSING, 'images a step, over all processes together')
+    optimizer: str = key('sgd', 'optimiser', ('sgd', 'adam'))
+    optimizer_kwargs: OptimizerKwargs = key(OptimizerKwargs, 'the optimiser')
+    scheduler: str = key('poly', 'learning rate over the epochs', ('poly', 'step', 'cosine', 'constant'))
+    scheduler_kwargs: SchedulerKwargs = key(SchedulerKwargs, 'the schedule')
+    log_every: int = key(25, 'steps between two lines of the log')
+
+
+@dataclass(kw_only=True)
+class Pretrain(Common, Training):
+    """pretrain/main.py"""
+    train_db_name: str = key('VOCSegmentation', 'folder of the data set under db_root')
+    train_split: str = key('trainaug', 'list of image IDs: sets/<name>.txt')
+    saliency: str = key('supervised_model', SALIENCY_HELP)
+    freeze_layers: bool = key(False, 'freeze conv1, bn1, layer1 and layer2 of both encoders')
+    moco_kwargs: MocoKwargs = key(MocoKwargs, 'the memory bank and the momentum encoder')
+    augmentation_kwargs: AugmentationKwargs = key(AugmentationKwargs, 'the random views')
+
+
+@dataclass(kw_only=True)
+class CrfKwargs:
+    iterations: int = key(10, 'mean-field iterations')
+    pos_xy_std: float = key(1.0, 'Gaussian kernel: standard deviation, pixels')
+    pos_w: float = key(3.0, 'Gaussian kernel: weight')
+    bi_xy_std: float = key(67.0, 'bilateral kernel: spatial standard deviation, pixels')
+    bi_rgb_std: float = key(3.0, 'bilateral kernel: colour standard deviation, grey levels')
+    bi_w: float = key(4.0, 'bilateral kernel: weight')
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """Keys of everything that predicts on a split."""
+    val_db_name: str = key('VOCSegmentation', 'folder of the data set under db_root')
+    val_split: str = key('val', 'list of image IDs to score: sets/<name>.txt')
+    val_size: int = key(512, 'side to which images are resized for the network, pixels')
+    val_batch_size: int = key(8, 'images a forward pass')
+    num_visualizations: int = key(16, 'images drawn to visualizations/')
+
+
+@dataclass(kw_only=True)
+class LinearFinetune(Common, Training, Evaluation):
+    """segmentation/linear_finetune.py and segmentation/eval.py"""
+    train_db_name: str = key('VOCSegmentation', 'folder of the data set under db_root')
+    train_split: str = key('trainaug', 'list of image IDs to train on: sets/<name>.txt')
+    train_size: int = key(512, 'side to which training images are resized, pixels')
+    border_label: int = key(0, 'label of the border that the affine map leaves: 0 as published, 255 to ignore it')
+    freeze_batchnorm: str = key('all', 'what runs in eval mode while training', ('all', 'backbone', 'none'))
+    crf_kwargs: CrfKwargs = key(CrfKwargs, 'the fully connected CRF of --crf-postprocess')
+
+
+@dataclass(kw_only=True)
+class Prototypes(Common, Evaluation):
+    """Keys shared by the protocols on prototypes."""
+    features: str = key('embedding', 'what is pooled over the mask', ('embedding', 'backbone'))
+    saliency: str = key('network', 'masks: predicted by the network, or read from saliency_<name>/ of the data set')
+
+
+@dataclass(kw_only=True)
+class Kmeans(Prototypes):
+    """segmentation/kmeans.py"""
+    num_clusters: int = key(20, 'clusters of the foreground objects')
+    num_seeds: int = key(5, 'runs of K-means, with random_state seed, seed + 1, ...')
+
+
+@dataclass(kw_only=True)
+class Retrieval(Prototypes):
+    """segmentation/retrieval.py"""
+    memory_db_name: str = key('VOCSegmentation', 'folder of the data set that fills the memory')
+    memory_split: str = key('trainaug', 'list of image IDs that fills the memory: sets/<name>.txt')
+    ignore_classes: list[str] = key([], 'classes to treat as void; background is then left out of the mean')
