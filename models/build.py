@@ -1,0 +1,107 @@
+"""From the config to a network with its weights: the only part of models/ that sees the config."""
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
+from models.weights import CLASSIFIER, HEADS, Weights, imagenet_weights, load_strict, read_weights
+from utils.config import resolve_path
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def initial_weights(p: Any) -> Weights | None:
+    """The weights that ``pretraining`` names, or None for a random start."""
+    if p.pretraining == 'none':
+        log.info('Weights: random')
+        return None
+    if p.pretraining == 'imagenet_classification':
+        weights = imagenet_weights(p.backbone)
+    elif p.pretraining == 'imagenet_moco':
+        weights = read_weights(resolve_path(p.moco_state_dict, p.root_dir))
+        if weights.kind != 'backbone':
+            raise UserError(f'moco_state_dict {weights.source} is no MoCo checkpoint; set pretraining to its path.')
+    else:
+        weights = read_weights(resolve_path(p.pretraining, p.root_dir))
+    log.info('Weights: %s', weights.source)
+    return weights
+
+
+def build_contrastive_model(p: Any) -> ContrastiveSegmentationModel:
+    """The encoder, from ``pretraining``: a backbone, or a whole encoder of an earlier pretraining.
+
+    Raises:
+        UserError: the weights do not cover the model.
+    """
+    model = ContrastiveSegmentationModel(p.backbone, **p.model_kwargs)
+    weights = initial_weights(p)
+    if weights is not None:
+        if weights.kind == 'linear':
+            raise UserError(f'{weights.source} is a linear model without an embedding head; eval.py takes it as '
+                            '--state-dict, here set pretraining to a pretraining checkpoint.')
+        load_strict(model.backbone if weights.kind == 'backbone' else model, weights)
+    return model
+
+
+def build_prototype_model(p: Any) -> nn.Module:
+    """The network of kmeans.py and retrieval.py, in eval mode; it has ``maps(images)``.
+
+    Raises:
+        UserError: the weights do not cover it, or a plain backbone is asked for embeddings or masks.
+    """
+    weights = initial_weights(p)
+    if weights is None or weights.kind == 'contrastive':
+        model: nn.Module = ContrastiveSegmentationModel(p.backbone, **p.model_kwargs)
+    elif weights.kind == 'backbone':
+        if p.features != 'backbone' or p.saliency == 'network':
+            raise UserError(f'{weights.source} is a plain backbone, which has no embedding and predicts no masks; '
+                            'set features: backbone and saliency to a folder of masks (supervised_model, ...).')
+        model = BackboneModel(p.backbone)
+    else:
+        raise UserError(f'{weights.source} is a linear model; eval.py takes it as --state-dict, here set '
+                        'pretraining to a pretraining checkpoint.')
+    if p.saliency == 'network' and isinstance(model, ContrastiveSegmentationModel) \
+            and model.classification_head is None:
+        raise UserError('saliency: network needs model_kwargs.use_classification_head: true; set it, or set '
+                        'saliency to a folder of masks.')
+    if weights is not None:
+        load_strict(model.backbone if weights.kind == 'backbone' else model, weights)
+    return model.eval()
+
+
+def build_linear_model(p: Any, num_classes: int, state_dict: str | None = None) -> LinearSegmentationModel:
+    """The linear model: backbone and decoder of ``pretraining`` under a new classifier, or a trained one.
+
+    Args:
+        p: config with backbone, pretraining and model_kwargs.
+        num_classes: classes, background included.
+        state_dict: path of a trained linear model, used instead of ``pretraining``.
+
+    Raises:
+        UserError: the weights do not cover the model, or are of another kind.
+    """
+    model = LinearSegmentationModel(p.backbone, num_classes, p.model_kwargs.dropout)
+    if state_dict is not None:
+        weights = read_weights(Path(state_dict))
+        if weights.kind != 'linear':
+            raise UserError(f'{weights.source} is a pretraining checkpoint or a plain backbone without a classifier; '
+                            'train one on it with linear_finetune.py (key pretraining), or use kmeans.py or '
+                            'retrieval.py.')
+        load_strict(model, weights)
+        return model
+    start = initial_weights(p)
+    if start is None:
+        return model
+    if start.kind == 'backbone':
+        load_strict(model.backbone, start)
+        return model
+    kept = {name: value for name, value in start.state.items()
+            if not name.startswith((*HEADS, CLASSIFIER))}
+    kept |= {name: value for name, value in model.state_dict().items() if name.startswith(CLASSIFIER)}
+    load_strict(model, Weights(start.kind, kept, start.source))
+    return model

@@ -1,0 +1,47 @@
+"""Mean embeddings of object masks."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def mask_prototypes(embeddings: Tensor, masks: Tensor) -> Tensor:
+    """Mean direction of the pixels of each mask (paper, section 3.2: z_M).
+
+    Args:
+        embeddings: (B, D, H, W), any length.
+        masks: (B, H, W), 1 inside the object, 0 outside.
+
+    Returns:
+        (B, D): the pixels' unit vectors summed over the mask, at unit length; a zero vector for an
+        empty mask.
+    """
+    lengths = torch.linalg.vector_norm(embeddings, dim=1).clamp_min(1e-12)  # B x H x W
+    weights = masks.to(embeddings.dtype) / lengths
+    return F.normalize(torch.einsum('bdhw,bhw->bd', embeddings, weights), dim=1)
+
+
+def upsampling_matrix(size: int, to: int, like: Tensor) -> Tensor:
+    """(to, size) matrix of the bilinear resize of one axis, align_corners=False."""
+    eye = torch.eye(size, dtype=like.dtype, device=like.device)
+    return F.interpolate(eye[None, None], size=(to, size), mode='bilinear', align_corners=False)[0, 0]
+
+
+def weighted_prototypes(features: Tensor, weights: Tensor) -> Tensor:
+    """Prototypes of upsampled features, without upsampling them.
+
+    The bilinear resize is linear, so summing resized features with full-size weights equals summing
+    the small features with the weights carried back through the resize's transpose.
+
+    Args:
+        features: (B, D, h, w), not normalised per pixel.
+        weights: (B, H, W), the weight of each pixel: 0 outside the mask.
+
+    Returns:
+        (B, D): normalise(sum over pixels of weight * resized feature); zero where all weights are 0.
+    """
+    rows = upsampling_matrix(features.shape[2], weights.shape[1], features)  # H x h
+    columns = upsampling_matrix(features.shape[3], weights.shape[2], features)  # W x w
+    small = rows.T @ weights.to(features.dtype) @ columns  # B x h x w
+    return F.normalize(torch.einsum('bdhw,bhw->bd', features, small), dim=1)

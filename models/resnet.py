@@ -1,0 +1,57 @@
+"""ResNet backbones with output stride 8 under torchvision's names."""
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torchvision
+from torch import nn
+
+STRIDE = 8
+FROZEN_LAYERS = ('conv1', 'bn1', 'layer1', 'layer2')
+
+
+class DilatedResNet(nn.Sequential):
+    """torchvision's ResNet without pooling and fc, at output stride 8 (paper, section 4.1).
+
+    The stride-2 convolutions of layer3 and layer4 take stride 1. Every 3x3 convolution of layer3 has
+    dilation 2 and of layer4 dilation 4, except the one that lost its stride, which has half of it.
+
+    Args:
+        name: resnet18 or resnet50.
+
+    Shapes: (B, 3, H, W) normalised images -> (B, out_channels, ceil(H/8), ceil(W/8)).
+    """
+
+    def __init__(self, name: str) -> None:
+        resnet = torchvision.models.get_model(name, weights=None)
+        super().__init__(OrderedDict(
+            (child, module) for child, module in resnet.named_children() if child not in ('avgpool', 'fc')))
+        self.out_channels: int = resnet.fc.in_features
+        for stage, dilation in (('layer3', 2), ('layer4', 4)):
+            _dilate(self.get_submodule(stage), dilation)
+
+
+def _dilate(stage: nn.Module, dilation: int) -> None:
+    for conv in stage.modules():
+        if not isinstance(conv, nn.Conv2d):
+            continue
+        rate = dilation
+        if conv.stride == (2, 2):
+            conv.stride, rate = (1, 1), dilation // 2
+        if conv.kernel_size == (3, 3):
+            conv.dilation = conv.padding = (rate, rate)
+
+
+def freeze(module: nn.Module) -> None:
+    """No gradient, and eval mode that a later ``train()`` of the parent does not lift."""
+    module.requires_grad_(False)
+    module.eval()
+    module.train = lambda mode=True: module  # type: ignore[method-assign]
+
+
+def freeze_layers(backbone: DilatedResNet) -> None:
+    """Freeze conv1, bn1, layer1 and layer2 of a backbone (the supervised-saliency preset)."""
+    for name in FROZEN_LAYERS:
+        freeze(backbone.get_submodule(name))
+
+

@@ -1,0 +1,102 @@
+"""Weights of checkpoints, by the names of the released ones; nothing is ever loaded in part."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torchvision
+from torch import Tensor, nn
+
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError, name_some
+
+State = dict[str, Tensor]
+HEADS = ('head.', 'classification_head.')
+CLASSIFIER = 'decoder.4.'
+
+
+@dataclass
+class Weights:
+    """A state dict without prefixes, and what it belongs to.
+
+    kind: 'contrastive' (an encoder of pretraining), 'linear' (a linear segmentation model) or
+    'backbone' (a ResNet).
+    """
+    kind: str
+    state: State
+    source: str
+
+
+def _strip(state: State, prefix: str) -> State:
+    return {name[len(prefix):]: value for name, value in state.items() if name.startswith(prefix)}
+
+
+def identify(checkpoint: dict[str, Any], source: str) -> Weights:
+    """Recognise a checkpoint by its names: pretraining, linear model, MoCo or torchvision ResNet.
+
+    Raises:
+        UserError: the names are those of none of them.
+    """
+    state = checkpoint
+    for key in ('model', 'state_dict'):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+    state = {name.removeprefix('module.'): value for name, value in state.items() if isinstance(value, Tensor)}
+    if any(name.startswith('model_q.') for name in state):
+        return Weights('contrastive', _strip(state, 'model_q.'), source)
+    if any(name.startswith('encoder_q.') for name in state):
+        return Weights('backbone', _without_fc(_strip(state, 'encoder_q.')), source)
+    if CLASSIFIER + 'weight' in state:
+        return Weights('linear', state, source)
+    if 'head.weight' in state:
+        return Weights('contrastive', state, source)
+    if 'conv1.weight' in state:
+        return Weights('backbone', _without_fc(state), source)
+    raise UserError(f'{source} is no checkpoint of this method, MoCo or torchvision: its entries are '
+                    f'{name_some(list(checkpoint)) or "none"}; give another file.')
+
+
+def _without_fc(state: State) -> State:
+    return {name: value for name, value in state.items() if not name.startswith('fc.')}
+
+
+def read_weights(path: Path) -> Weights:
+    """Read and recognise a checkpoint file. Raises UserError as load_checkpoint and identify do."""
+    return identify(load_checkpoint(path), str(path))
+
+
+def load_strict(module: nn.Module, weights: Weights) -> None:
+    """Load weights that must cover the module exactly.
+
+    Raises:
+        UserError: entries are missing, left over, or of another shape; the sentence lists them.
+    """
+    own = module.state_dict()
+    missing = sorted(own.keys() - weights.state.keys())
+    unexpected = sorted(weights.state.keys() - own.keys())
+    shapes = [f'{name} {tuple(weights.state[name].shape)} instead of {tuple(value.shape)}'
+              for name, value in own.items()
+              if name in weights.state and weights.state[name].shape != value.shape]
+    problems = [f'{what}: {name_some(names)}' for what, names in
+                (('missing', missing), ('unexpected', unexpected), ('other shape', shapes)) if names]
+    if problems:
+        raise UserError(f'{weights.source} does not fit this model ({"; ".join(problems)}); check backbone and '
+                        'model_kwargs, or give the checkpoint of this architecture.')
+    module.load_state_dict(weights.state)
+
+
+def imagenet_weights(backbone: str) -> Weights:
+    """torchvision's ImageNet classification weights (version 1) without fc, downloaded once.
+
+    Raises:
+        UserError: the download failed.
+    """
+    weights = torchvision.models.get_model_weights(backbone)['IMAGENET1K_V1']
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except (URLError, TimeoutError, RuntimeError, ConnectionError) as error:
+        raise UserError(f'could not download the ImageNet weights of {backbone} ({error}); fetch {weights.url} '
+                        'by hand and set pretraining to its path.') from error
+    return Weights('backbone', _without_fc(dict(state)), f'torchvision {backbone} {weights.name}')

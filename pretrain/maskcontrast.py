@@ -1,0 +1,95 @@
+"""MaskContrast: pixels of an object agree with the object's mean embedding in another view.
+
+Van Gansbeke et al., "Unsupervised Semantic Segmentation by Contrasting Object Mask Proposals",
+ICCV 2021, section 3.2; the momentum encoder and the bank are those of MoCo (He et al., CVPR 2020).
+"""
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.prototypes import mask_prototypes
+from models.segmentation import ContrastiveSegmentationModel
+from utils import distributed
+
+
+class Output(NamedTuple):
+    logits: Tensor  # P x (B + K): each foreground pixel against B prototypes and K bank entries, over T
+    labels: Tensor  # P: the index of the pixel's own image, 0..B-1
+    saliency: Tensor | None  # B x H x W raw scores
+
+
+class MaskContrast(nn.Module):
+    """Query encoder, momentum (key) encoder and memory bank.
+
+    Args:
+        encoder: the query encoder; the key encoder starts as its copy.
+        dim: dimension of the embedding.
+        K: prototypes in the bank.
+        m: momentum of the key encoder.
+        T: softmax temperature.
+    """
+
+    queue: Tensor
+    queue_ptr: Tensor
+
+    def __init__(self, encoder: ContrastiveSegmentationModel, dim: int = 32, K: int = 128, m: float = 0.999,
+                 T: float = 0.5) -> None:
+        super().__init__()
+        self.K, self.m, self.T = K, m, T
+        self.model_q = encoder
+        self.model_k = copy.deepcopy(encoder)
+        self.model_k.requires_grad_(False)
+        self.register_buffer('queue', F.normalize(torch.randn(dim, K), dim=0))  # dim x K, unit columns
+        self.register_buffer('queue_ptr', torch.zeros(1, dtype=torch.long))
+
+    def forward(self, im_q: Tensor, mask_q: Tensor, im_k: Tensor, mask_k: Tensor) -> Output:
+        """One step: logits of the query pixels; moves the key encoder and fills the bank.
+
+        Args:
+            im_q, im_k: (B, 3, H, W) two views of each image.
+            mask_q, mask_k: (B, H, W) their masks in {0, 1}, at the size of the encoder's output.
+        """
+        embedding, saliency = self.model_q(im_q)  # B x dim x H x W, B x H x W
+        image, row, column = mask_q.nonzero(as_tuple=True)  # P each
+        q = F.normalize(embedding[image, :, row, column], dim=1)  # P x dim
+
+        with torch.no_grad():
+            self._momentum_update()
+            prototypes = self._key_prototypes(im_k, mask_k)  # B x dim
+
+        columns = torch.cat([prototypes.T, self.queue.clone()], dim=1)  # dim x (B + K)
+        logits = q @ columns / self.T  # P x (B + K)
+        self._enqueue(prototypes)
+        return Output(logits, image, saliency)
+
+    @torch.no_grad()
+    def _momentum_update(self) -> None:
+        """k <- m k + (1 - m) q, for parameters and not for BatchNorm's buffers."""
+        keys, queries = list(self.model_k.parameters()), list(self.model_q.parameters())
+        torch._foreach_mul_(keys, self.m)
+        torch._foreach_add_(keys, queries, alpha=1 - self.m)
+
+    @torch.no_grad()
+    def _key_prototypes(self, im_k: Tensor, mask_k: Tensor) -> Tensor:
+        """B x dim unit prototypes of this process's key views.
+
+        The key batch is shuffled over all processes before the encoder and restored behind it, so
+        that BatchNorm statistics tell nothing about which key belongs to which query.
+        """
+        im_k, restore = distributed.shuffle(im_k)
+        embedding = distributed.unshuffle(self.model_k.embed(im_k), restore)  # B x dim x H x W
+        return mask_prototypes(embedding, mask_k)
+
+    @torch.no_grad()
+    def _enqueue(self, prototypes: Tensor) -> None:
+        """Write the prototypes of all processes over the oldest of the bank; the ring wraps around."""
+        keys = distributed.all_gather(prototypes)  # (B * processes) x dim
+        start = int(self.queue_ptr)
+        slots = (start + torch.arange(len(keys), device=keys.device)) % self.K
+        self.queue[:, slots] = keys.T.to(self.queue.dtype)
+        self.queue_ptr[0] = (start + len(keys)) % self.K
