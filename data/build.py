@@ -1,0 +1,83 @@
+"""From the config to loaders: the only part of data/ that sees the config."""
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.collate import default_collate
+
+from data.download import ensure_dataset
+from data.pairs import PairDataset, SeededDataset, SeededSampler
+from data.transforms import EvaluationTransform, LinearTrainTransform, contrastive_view
+from data.voc import Sample, VOCSegmentation
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+DOWNLOADABLE = 'VOCSegmentation'
+
+
+def dataset_root(p: Any, name: str) -> Path:
+    """Folder of a data set; VOC is downloaded when it is absent."""
+    root = Path(p.db_root) / name
+    return ensure_dataset(root) if name == DOWNLOADABLE else root
+
+
+def collate(samples: list[Sample]) -> dict[str, Any]:
+    """Batch what has one size; keep ground truth, masks, shapes and ids of any size as lists."""
+    return {key: default_collate([s[key] for s in samples]) if isinstance(samples[0][key], torch.Tensor)
+            else [s[key] for s in samples] for key in samples[0]}
+
+
+def _one_thread(_: int) -> None:
+    import cv2
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def _loader(p: Any, dataset: Dataset, batch_size: int, **kwargs: Any) -> DataLoader:
+    return DataLoader(dataset, batch_size, num_workers=p.num_workers, persistent_workers=p.num_workers > 0,
+                      pin_memory=torch.cuda.is_available(), collate_fn=collate, worker_init_fn=_one_thread, **kwargs)
+
+
+def _train_loader(p: Any, base: VOCSegmentation, dataset: Dataset) -> tuple[DataLoader, SeededSampler]:
+    if p.train_batch_size > len(base):
+        raise UserError(f'train_batch_size {p.train_batch_size} is larger than the data set: {base.root.name} '
+                        f'{base.split} has {len(base)} usable images; lower it or add images.')
+    sampler = SeededSampler(len(base), p.seed)
+    return _loader(p, dataset, p.train_batch_size, sampler=sampler, drop_last=True), sampler
+
+
+def pretrain_loader(p: Any) -> tuple[DataLoader, SeededSampler]:
+    """Pairs of views for pretraining; logs how many IDs have no image or mask.
+
+    Raises:
+        UserError: the data set is missing or incomplete, or smaller than the batch.
+    """
+    base = VOCSegmentation(dataset_root(p, p.train_db_name), p.train_split, saliency=p.saliency,
+                           skip_without_saliency=True)
+    log.info('Pretraining on %d images of %s %s; %d of its IDs have no image or no mask in %s',
+             len(base), p.train_db_name, p.train_split, base.left_out, base.saliency_folder)
+    augmentation = p.augmentation_kwargs
+    size = augmentation.size
+    if p.model_kwargs.upsample is False and size % 8:
+        raise UserError(f'augmentation_kwargs.size {size} must be a multiple of 8 when upsample is off.')
+    return _train_loader(p, base, PairDataset(base, contrastive_view(**augmentation)))
+
+
+def linear_loader(p: Any) -> tuple[DataLoader, SeededSampler]:
+    """Augmented images with ground truth for the linear classifier; errors as ``pretrain_loader``."""
+    base = VOCSegmentation(dataset_root(p, p.train_db_name), p.train_split, semseg=True,
+                           transform=LinearTrainTransform(p.train_size, p.border_label))
+    log.info('Training on %d images of %s %s', len(base), p.train_db_name, p.train_split)
+    return _train_loader(p, base, SeededDataset(base))
+
+
+def evaluation_loader(p: Any, db_name: str, split: str, saliency: str | None = None) -> DataLoader:
+    """All images of a split in order, with ground truth (and masks) at their own size; no image is dropped."""
+    base = VOCSegmentation(dataset_root(p, db_name), split, semseg=True, saliency=saliency,
+                           transform=EvaluationTransform(p.val_size))
+    log.info('Evaluating on %d images of %s %s', len(base), db_name, split)
+    return _loader(p, base, p.val_batch_size)

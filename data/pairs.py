@@ -1,0 +1,114 @@
+"""Query and key views of an image with their masks, drawn from a seed a sample."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from torchvision import tv_tensors
+
+from data.transforms import seeded
+from data.voc import Sample, VOCSegmentation
+from utils.errors import UserError
+
+MIN_FOREGROUND, MAX_FOREGROUND = 0.01, 0.99
+DRAWS = 3
+IMAGES = 50
+View = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+SEED_RANGE = 2 ** 62
+
+
+class SeededSampler(Sampler):
+    """Indices in a new random order every epoch, each with the seed of its sample's randomness.
+
+    A sample depends on (seed, epoch, position) alone, so a run gives the same batches with any
+    number of loader workers, and can be taken up in the middle of an epoch.
+
+    Args:
+        length: number of samples.
+        seed: seed of the run.
+
+    Set ``epoch`` (and ``start``, the number of samples to pass over) before iterating.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed = length, seed
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return self.length - self.start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        order = torch.randperm(self.length, generator=generator)
+        seeds = torch.randint(SEED_RANGE, (self.length,), generator=generator)
+        return iter(list(zip(order.tolist(), seeds.tolist(), strict=True))[self.start:])
+
+
+class PairDataset(Dataset):
+    """Two views of each image with their masks, both with a foreground share in (0.01, 0.99).
+
+    Views are drawn at most three times for an image, then another random image takes its place.
+
+    Args:
+        base: images with saliency masks.
+        view: maps (image, mask) to a random (view, mask).
+
+    An item is taken by (index, seed). It holds 'query' and 'key', (3, size, size) float32, with
+    'query_mask' and 'key_mask', (size, size) uint8 in {0, 1}, and 'id'.
+
+    Raises:
+        UserError: 50 images in a row gave no such views.
+    """
+
+    def __init__(self, base: VOCSegmentation, view: View) -> None:
+        self.base, self.view = base, view
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample:
+        index, seed = item
+        with seeded(seed):
+            for _ in range(IMAGES):
+                sample = self.base.load(index)
+                pair = self._draw(sample)
+                if pair is not None:
+                    return {'id': sample['id'], **pair}
+                index = int(torch.randint(len(self.base), ()))
+        raise UserError(f'{IMAGES} images in a row, the last {sample["id"]}, gave no two views with a foreground share '
+                        f'between {MIN_FOREGROUND} and {MAX_FOREGROUND}; the masks in '
+                        f'{self.base.root / self.base.saliency_folder} look empty or full: check them.')
+
+    def _draw(self, sample: Sample) -> Sample | None:
+        if not 0 < sample['sal'].mean():
+            return None
+        image = tv_tensors.Image(torch.from_numpy(sample['image']).permute(2, 0, 1))
+        mask = tv_tensors.Mask(torch.from_numpy(sample['sal']))
+        for _ in range(DRAWS):
+            query, query_mask = self.view(image, mask)
+            key, key_mask = self.view(image, mask)
+            if _useful(query_mask) and _useful(key_mask):
+                return {'query': query.as_subclass(Tensor), 'query_mask': query_mask.as_subclass(Tensor),
+                        'key': key.as_subclass(Tensor), 'key_mask': key_mask.as_subclass(Tensor)}
+        return None
+
+
+def _useful(mask: Tensor) -> bool:
+    return MIN_FOREGROUND < mask.float().mean().item() < MAX_FOREGROUND
+
+
+class SeededDataset(Dataset):
+    """A data set whose transform draws at random, taken by (index, seed)."""
+
+    def __init__(self, base: VOCSegmentation) -> None:
+        self.base = base
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample:
+        index, seed = item
+        with seeded(seed):
+            return self.base[index]

@@ -1,0 +1,113 @@
+"""What happens to an image on its way to the network."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+Sample = dict[str, Any]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run a block with PyTorch's CPU generator at ``seed``, and leave the generator as it was.
+
+    A sample's randomness then depends on its seed alone: not on loader workers, nor on what was drawn before.
+    """
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(state)
+
+
+def uniform(low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand(()))
+
+
+def contrastive_view(size: int = 224, scale: Sequence[float] = (0.2, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3),
+                     jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.1), jitter_probability: float = 0.8,
+                     grey_probability: float = 0.2, flip_probability: float = 0.5) -> v2.Compose:
+    """The random view of pretraining (paper, section 4.1; MoCo v2's augmentations without blur).
+
+    The result maps a pair (tv_tensors.Image (3, H, W) uint8, tv_tensors.Mask (H, W) uint8) to the
+    normalised crop (3, size, size) float32 and its mask (size, size). The crop comes first, so that
+    everything after it works on the small uint8 image.
+    """
+    return v2.Compose([
+        v2.RandomResizedCrop(size, scale=scale, ratio=ratio, antialias=True),
+        v2.RandomApply([v2.ColorJitter(*jitter)], p=jitter_probability),
+        v2.RandomGrayscale(p=grey_probability),
+        v2.RandomHorizontalFlip(p=flip_probability),
+        v2.ToDtype({tv_tensors.Image: torch.float32, 'others': None}, scale=True),
+        v2.Normalize(MEAN, STD),
+    ])
+
+
+def normalize(image: np.ndarray) -> Tensor:
+    """(H, W, 3) in 0..255 -> (3, H, W) float32 with ImageNet's mean and deviation."""
+    scaled = (image.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+
+
+def resize_image(image: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) -> (size, size, 3) float32 in 0..255, cubic, not keeping the aspect."""
+    return cv2.resize(image.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+
+
+def resize_mask(mask: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Nearest-neighbour resize of a (H, W) mask."""
+    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+
+
+class LinearTrainTransform:
+    """Training transform of the linear classifier: flip, one affine map about the centre, resize.
+
+    Args:
+        size: side of the square result.
+        border_label: ground truth of the border that the affine map leaves: 0 as published, or 255.
+
+    A sample's 'image' (H, W, 3) becomes (3, size, size) normalised, its 'semseg' (size, size) int64.
+    """
+
+    def __init__(self, size: int, border_label: int = 0, angle: float = 5, scale: tuple[float, float] = (0.75, 1.25),
+                 flip_probability: float = 0.5) -> None:
+        self.size, self.border_label = size, border_label
+        self.angle, self.scale, self.flip_probability = angle, scale, flip_probability
+
+    def __call__(self, sample: Sample) -> Sample:
+        image, semseg = sample['image'].astype(np.float32), sample['semseg']
+        if uniform(0, 1) < self.flip_probability:
+            image, semseg = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(semseg[:, ::-1])
+        height, width = semseg.shape
+        affine = cv2.getRotationMatrix2D((width / 2, height / 2), uniform(-self.angle, self.angle),
+                                         uniform(*self.scale))
+        image = cv2.warpAffine(image, affine, (width, height), flags=cv2.INTER_CUBIC)
+        semseg = cv2.warpAffine(semseg, affine, (width, height), flags=cv2.INTER_NEAREST,
+                                borderValue=self.border_label)
+        return {**sample, 'image': normalize(resize_image(image, self.size)),
+                'semseg': torch.from_numpy(resize_mask(semseg, self.size, self.size)).long()}
+
+
+class EvaluationTransform:
+    """Resize the image for the network; ground truth and masks keep the image's own size.
+
+    'image' becomes (3, size, size) normalised; 'shape' is the image's own (height, width).
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, sample: Sample) -> Sample:
+        return {**sample, 'shape': sample['image'].shape[:2],
+                'image': normalize(resize_image(sample['image'], self.size))}

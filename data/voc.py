@@ -1,0 +1,173 @@
+"""Images with their ground truth and saliency masks, in the VOC folder layout."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+from torch.utils.data import Dataset
+
+from utils.errors import UserError, name_some
+
+VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
+               'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train',
+               'tvmonitor')
+VOID = 255
+Sample = dict[str, Any]
+
+
+def read_classes(root: Path) -> tuple[str, ...]:
+    """Class names of a data set: ``classes`` of its dataset.yml, or VOC's 21 when it has none.
+
+    Raises:
+        UserError: dataset.yml has no list of distinct names.
+    """
+    path = root / 'dataset.yml'
+    if not path.is_file():
+        return VOC_CLASSES
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f'{path} is not valid YAML ({str(error).splitlines()[0]}); mend it.') from error
+    classes = content.get('classes') if isinstance(content, dict) else None
+    if not isinstance(classes, list) or not 0 < len(set(map(str, classes))) == len(classes) < VOID:
+        raise UserError(f'{path} must hold "classes: [background, ...]", a list of distinct names, background first.')
+    return tuple(map(str, classes))
+
+
+def read_ids(root: Path, split: str) -> list[str]:
+    """The image IDs of sets/<split>.txt. Raises UserError when the folder or the list is missing or empty."""
+    if not root.is_dir():
+        raise UserError(f'data set folder {root} does not exist; set db_root in the env config to the folder that '
+                        f'holds {root.name}/.')
+    path = root / 'sets' / f'{split}.txt'
+    if not path.is_file():
+        raise UserError(f'list of image IDs {path} does not exist; choose a split that has one, or add it.')
+    ids = path.read_text().split()
+    if not ids:
+        raise UserError(f'list of image IDs {path} is empty; add one ID a line.')
+    return ids
+
+
+def read_image(path: Path, mode: str | None = 'RGB') -> np.ndarray:
+    """Read an image file: (H, W, 3) uint8 for mode 'RGB'; mode None keeps the stored values (class ids).
+
+    Raises:
+        UserError: the file is missing, corrupt or truncated.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(image if mode is None else image.convert(mode))
+    except FileNotFoundError as error:
+        raise UserError(f'image file {path} does not exist; restore it or take its ID out of the list.') from error
+    except PermissionError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f'image file {path} is corrupt or truncated ({error}); replace it or take its ID out of '
+                        'the list.') from error
+
+
+def read_saliency(path: Path) -> np.ndarray:
+    """Read a mask stored as 0/255, 0/1 or grey: (H, W) uint8 in {0, 1}, binarised at half of its range."""
+    mask = read_image(path, None)
+    if mask.ndim == 3:
+        mask = read_image(path, 'L')
+    highest = 1 if mask.max(initial=0) <= 1 else 255 if mask.max() <= 255 else 65535
+    return (mask > highest / 2).astype(np.uint8)
+
+
+class VOCSegmentation(Dataset):
+    """Photographs with masks: ``root/{images,SegmentationClass,SegmentationClassAug,saliency_*,sets}``.
+
+    Args:
+        root: the data set's folder.
+        split: list of IDs, sets/<split>.txt.
+        semseg: also read the ground truth (SegmentationClassAug for trainaug, else SegmentationClass).
+        saliency: also read masks from saliency_<saliency>/.
+        skip_without_saliency: leave out IDs without image or mask and count them in ``left_out``;
+            otherwise they are an error.
+        transform: applied to each sample.
+
+    A sample is a dict: 'image' (H, W, 3) uint8; 'semseg' (H, W) uint8 with class ids, 255 = void;
+    'sal' (H, W) uint8 in {0, 1}, at the image's size; 'id'.
+
+    Raises:
+        UserError: a folder, list, image or mask is missing (the first few are named, the rest counted).
+    """
+
+    def __init__(self, root: Path, split: str, semseg: bool = False, saliency: str | None = None,
+                 skip_without_saliency: bool = False, transform: Callable[[Sample], Sample] | None = None) -> None:
+        self.root, self.split, self.transform = root, split, transform
+        self.ids = read_ids(root, split)
+        self.classes = read_classes(root)
+        self.semseg_folder = 'SegmentationClassAug' if split == 'trainaug' else 'SegmentationClass'
+        self.saliency_folder = f'saliency_{saliency}'
+        self.semseg, self.saliency = semseg, saliency is not None
+        self.left_out = 0
+        if self.saliency and skip_without_saliency:
+            kept = self._present('images', '.jpg') & self._present(self.saliency_folder, '.png')
+            self.left_out = len(self.ids) - len(kept)
+            if not kept:
+                raise UserError(f'none of the {len(self.ids)} IDs of {split} has an image in {root / "images"} and '
+                                f'a mask in {root / self.saliency_folder}; check both folders.')
+            self.ids = [name for name in self.ids if name in kept]
+            return
+        self._require('images', '.jpg', 'image')
+        if semseg:
+            self._require(self.semseg_folder, '.png', 'ground truth')
+        if self.saliency:
+            self._require(self.saliency_folder, '.png', 'saliency mask')
+
+    def _present(self, folder: str, suffix: str) -> set[str]:
+        if not (self.root / folder).is_dir():
+            raise UserError(f'folder {self.root / folder} does not exist; the data set layout needs it.')
+        present = {path.name for path in (self.root / folder).iterdir()}
+        return {name for name in self.ids if name + suffix in present}
+
+    def _require(self, folder: str, suffix: str, what: str) -> None:
+        present = self._present(folder, suffix)
+        missing = [name for name in self.ids if name not in present]
+        if missing:
+            raise UserError(f'{len(missing)} of {len(self.ids)} IDs of {self.split} have no {what} in '
+                            f'{self.root / folder}: {name_some(missing)}; add the files or take the IDs out.')
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.load(index)
+        return sample if self.transform is None else self.transform(sample)
+
+    def image_path(self, index: int) -> Path:
+        return self.root / 'images' / f'{self.ids[index]}.jpg'
+
+    def load(self, index: int) -> Sample:
+        """Read one sample, without the transform. Raises UserError for a corrupt file or a class id out of range."""
+        name = self.ids[index]
+        sample: Sample = {'id': name, 'image': read_image(self.image_path(index))}
+        size = sample['image'].shape[:2]
+        if self.semseg:
+            sample['semseg'] = self._fit(self._read_semseg(name), size)
+        if self.saliency:
+            sample['sal'] = self._fit(read_saliency(self.root / self.saliency_folder / f'{name}.png'), size)
+        return sample
+
+    def _read_semseg(self, name: str) -> np.ndarray:
+        path = self.root / self.semseg_folder / f'{name}.png'
+        semseg = read_image(path, None)
+        if semseg.ndim != 2:
+            raise UserError(f'ground truth {path} has {semseg.ndim} dimensions; store class ids in one channel.')
+        wrong = np.setdiff1d(semseg, (*range(len(self.classes)), VOID))
+        if wrong.size:
+            raise UserError(f'ground truth {path} holds class id {wrong[0]}, outside 0..{len(self.classes) - 1} and '
+                            '255 (void); mend the file or list the class in dataset.yml.')
+        return semseg.astype(np.uint8)
+
+    @staticmethod
+    def _fit(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        if mask.shape == size:
+            return mask
+        return np.array(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))

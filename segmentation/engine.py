@@ -1,0 +1,106 @@
+"""Training, validation and prediction of the linear model."""
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from data.transforms import resize_mask
+from data.voc import VOID
+from models.segmentation import LinearSegmentationModel
+from utils.errors import UserError
+from utils.logger import progress
+from utils.metrics import Mean, confusion_matrix
+from utils.pictures import panel, save_image, save_label_map
+
+log = logging.getLogger(__name__)
+Refine = Callable[[np.ndarray, Tensor], np.ndarray]  # (image, logits) -> label map, e.g. the CRF
+
+
+def segmentation_loss(logits: Tensor, semseg: Tensor) -> Tensor:
+    """Mean cross-entropy of (B, classes, H, W) against (B, H, W); void (255) is ignored."""
+    return F.cross_entropy(logits, semseg, ignore_index=VOID)
+
+
+def train_one_epoch(model: LinearSegmentationModel, loader: DataLoader, optimizer: torch.optim.Optimizer,
+                    device: torch.device, epoch: int, freeze_batchnorm: str, log_every: int) -> float:
+    """One pass over the training split; returns the mean loss.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    model.set_train_mode(freeze_batchnorm)
+    steps, total, recent = len(loader), Mean(), Mean()
+    for step, batch in enumerate(progress(loader, f'epoch {epoch}', steps), 1):
+        logits = model(batch['image'].to(device, non_blocking=True))
+        loss = segmentation_loss(logits, batch['semseg'].to(device, non_blocking=True))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total.update(loss=loss)
+        recent.update(loss=loss)
+        if step % log_every == 0 or step == steps:
+            mean = recent.read()['loss']
+            recent.reset()
+            if not math.isfinite(mean):
+                raise UserError(f'the loss is {mean} at epoch {epoch}, step {step}; lower optimizer_kwargs.lr.')
+            log.info('epoch %d step %d/%d  loss %.4f', epoch, step, steps, mean)
+    return total.read()['loss']
+
+
+@torch.inference_mode()
+def validate(model: LinearSegmentationModel, loader: DataLoader, device: torch.device, num_classes: int) -> np.ndarray:
+    """Confusion matrix at the network's input size; the ground truth is resized to it (nearest)."""
+    model.eval()
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    for batch in progress(loader, 'validation'):
+        predictions = model(batch['image'].to(device, non_blocking=True)).argmax(1).to(torch.uint8).cpu().numpy()
+        for prediction, semseg in zip(predictions, batch['semseg'], strict=True):
+            small = resize_mask(semseg, prediction.shape[1], prediction.shape[0])
+            confusion += confusion_matrix(small, prediction, num_classes)
+    return confusion
+
+
+@torch.inference_mode()
+def predict(model: LinearSegmentationModel, loader: DataLoader, device: torch.device, output_dir: Path,
+            num_visualizations: int, refine: Refine | None = None) -> dict[str, np.ndarray]:
+    """Predict every image at its own size, write the label maps, draw the first few.
+
+    Argmax maps are resized (nearest) to the image and written to ``predictions/``, refined ones to
+    ``predictions_crf/``; ``visualizations/`` holds image | ground truth | prediction (| after CRF).
+
+    Returns:
+        confusion matrices against the original masks: 'linear', and 'linear_crf' with ``refine``.
+    """
+    model.eval()
+    dataset: Any = loader.dataset
+    num_classes = len(dataset.classes)
+    folders = {'linear': 'predictions'} | ({'linear_crf': 'predictions_crf'} if refine is not None else {})
+    confusions = {task: np.zeros((num_classes, num_classes), np.int64) for task in folders}
+    index = 0
+    for batch in progress(loader, 'prediction'):
+        logits = model(batch['image'].to(device, non_blocking=True))
+        labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
+        for i, semseg in enumerate(batch['semseg']):
+            maps = {'linear': resize_mask(labels[i], semseg.shape[1], semseg.shape[0])}
+            draw = index < num_visualizations
+            image = dataset.load(index)['image'] if draw or refine is not None else None
+            if refine is not None:
+                maps['linear_crf'] = refine(image, logits[i].cpu())
+            for task, prediction in maps.items():
+                confusions[task] += confusion_matrix(semseg, prediction, num_classes)
+                save_label_map(prediction, output_dir / folders[task] / f'{batch["id"][i]}.png')
+            if draw:
+                captions = ['image', 'ground truth', 'prediction', 'after CRF'][:2 + len(maps)]
+                save_image(panel([image, semseg, *maps.values()], captions),
+                           output_dir / 'visualizations' / f'{batch["id"][i]}.png')
+            index += 1
+    return confusions

@@ -1,0 +1,46 @@
+"""Evaluate a trained linear model: figures, label maps and pictures.
+
+    python segmentation/eval.py --config_env configs/env.yml --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml --state-dict PATH [--crf-postprocess]
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
+
+from data.build import evaluation_loader
+from models.build import build_linear_model
+from segmentation.crf import require_crf
+from segmentation.scoring import score
+from utils.config import add_config_arguments, load_config
+from utils.errors import run_script
+from utils.runtime import prepare
+from utils.schema import LinearFinetune
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument('--state-dict', required=True,
+                        help='weights of the linear model, e.g. best_model.pth.tar of linear_finetune.py')
+    parser.add_argument('--crf-postprocess', action='store_true', help='refine the predictions with a CRF')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
+    if args.crf_postprocess:
+        require_crf()
+    device = prepare(p)
+
+    loader = evaluation_loader(p, p.val_db_name, p.val_split)
+    model = build_linear_model(p, len(loader.dataset.classes), args.state_dict).to(device)
+    score(p, model, loader, device, args.crf_postprocess)
+
+
+if __name__ == '__main__':
+    run_script(main)

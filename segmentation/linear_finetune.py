@@ -1,0 +1,85 @@
+"""Linear classifier: train a 1x1 convolution on frozen pixel embeddings, then score it.
+
+    python segmentation/linear_finetune.py --config_env configs/env.yml --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml [--crf-postprocess]
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
+
+import logging
+
+from torch.utils.tensorboard import SummaryWriter
+
+from data.build import evaluation_loader, linear_loader
+from models.build import build_linear_model
+from models.weights import load_strict, read_weights
+from segmentation.crf import require_crf
+from segmentation.engine import train_one_epoch, validate
+from segmentation.scoring import score
+from utils.checkpoint import resume_training, save_checkpoint, save_training
+from utils.config import add_config_arguments, load_config
+from utils.errors import run_script
+from utils.metrics import iou_of
+from utils.optim import build_optimizer, learning_rate, set_learning_rate
+from utils.runtime import prepare
+from utils.schema import LinearFinetune
+
+log = logging.getLogger(__name__)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument('--crf-postprocess', action='store_true', help='refine the final predictions with a CRF')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
+    if args.crf_postprocess:
+        require_crf()
+    device = prepare(p)
+    checkpoint, best_path = (Path(p.output_dir) / name for name in ('checkpoint.pth.tar', 'best_model.pth.tar'))
+
+    train_loader, sampler = linear_loader(p)
+    val_loader = evaluation_loader(p, p.val_db_name, p.val_split)
+    classes = val_loader.dataset.classes
+    model = build_linear_model(p, len(classes)).to(device)
+    model.freeze_all_but_classifier()
+    optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs)
+    state = resume_training(checkpoint, model, optimizer)
+    best = state.get('best_miou', -1.0)
+
+    writer = SummaryWriter(Path(p.output_dir) / 'tensorboard')
+    if p.epochs == 0:
+        save_checkpoint(model.state_dict(), best_path)
+    for epoch in range(state['epoch'], p.epochs):
+        start = time.perf_counter()
+        lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
+        set_learning_rate(optimizer, lr)
+        sampler.epoch = epoch
+        loss = train_one_epoch(model, train_loader, optimizer, device, epoch, p.freeze_batchnorm, p.log_every)
+        miou = float(iou_of(validate(model, val_loader, device, len(classes))).mean())
+        if miou > best:
+            best = miou
+            save_checkpoint(model.state_dict(), best_path)
+        save_training(checkpoint, model, optimizer, epoch + 1, p, best_miou=best)
+        for name, value in (('train/loss', loss), ('train/lr', lr), ('val/miou', 100 * miou)):
+            writer.add_scalar(name, value, epoch)
+        log.info('Epoch %d of %d: loss %.4f, mIoU at %d px %.2f (best %.2f), lr %.5f, %.0f s', epoch + 1, p.epochs,
+                 loss, p.val_size, 100 * miou, 100 * best, lr, time.perf_counter() - start)
+    writer.close()
+
+    load_strict(model, read_weights(best_path))
+    score(p, model, val_loader, device, args.crf_postprocess)
+
+
+if __name__ == '__main__':
+    run_script(main)

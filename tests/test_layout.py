@@ -1,0 +1,68 @@
+"""The floors of the code: who may import whom, how long a file may be, where sys.path is touched."""
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BELOW = {
+    'utils': {'utils'},
+    'data': {'data', 'utils'},
+    'models': {'models', 'utils'},
+    'pretrain': {'pretrain', 'data', 'models', 'utils'},
+    'segmentation': {'segmentation', 'data', 'models', 'utils'},
+    'saliency': {'saliency', 'data', 'models', 'utils'},
+}
+OURS = {*BELOW, 'tests', 'benchmarks'}
+SCRIPTS = {'pretrain/main.py', 'segmentation/linear_finetune.py', 'segmentation/kmeans.py',
+           'segmentation/retrieval.py', 'segmentation/eval.py', 'saliency/predict.py'}
+SEE_CONFIG = SCRIPTS | {'data/build.py', 'models/build.py'}
+PATH_LINE = 'sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root'
+FILES = sorted(path.relative_to(ROOT).as_posix() for package in BELOW for path in (ROOT / package).rglob('*.py'))
+BENCHMARKS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'benchmarks').rglob('*.py'))
+
+
+def imported_modules(source: str) -> list[str]:
+    """Every module a file imports, anywhere in it; 'from a import b' counts as a.b, for b may be a module."""
+    modules = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'line {node.lineno}: import absolutely'
+            modules += [f'{node.module}.{alias.name}' for alias in node.names]
+    return modules
+
+
+def test_imported_modules_sees_every_form():
+    source = 'import a.b\nfrom c import d, e\ndef f():\n    import g as h\n'
+    assert imported_modules(source) == ['a.b', 'c.d', 'c.e', 'g']
+    with pytest.raises(AssertionError, match='line 1'):
+        imported_modules('from . import a')
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_imports_go_downwards(name):
+    ours = {module.partition('.')[0] for module in imported_modules((ROOT / name).read_text())} & OURS
+    assert ours <= BELOW[name.partition('/')[0]]
+
+
+@pytest.mark.parametrize('name', [name for name in FILES if not name.startswith('utils/') and name not in SEE_CONFIG])
+def test_only_scripts_and_builders_see_the_config(name):
+    seen = [module for module in imported_modules((ROOT / name).read_text())
+            if module.startswith(('utils.config', 'utils.schema', 'easydict'))]
+    assert not seen, f'{name} imports {seen}: take plain keyword arguments'
+
+
+@pytest.mark.parametrize('name', FILES + BENCHMARKS)
+def test_file_is_short(name):
+    assert len((ROOT / name).read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize('name', FILES + BENCHMARKS)
+def test_only_files_that_can_be_run_touch_sys_path_and_all_in_one_way(name):
+    source = (ROOT / name).read_text()
+    lines = [line for line in source.splitlines() if 'sys.path' in line]
+    if lines:
+        assert "if __name__ == '__main__':" in source
+        assert lines == [PATH_LINE]

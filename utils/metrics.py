@@ -1,0 +1,55 @@
+"""One confusion matrix behind every IoU, and running means that stay on the device."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_truth: int,
+                     num_predicted: int | None = None) -> np.ndarray:
+    """Count pixels by (true class, predicted class).
+
+    Args:
+        truth: class ids; pixels outside 0..num_truth-1 (255 = void) do not count.
+        prediction: same shape, 0..num_predicted-1.
+
+    Returns:
+        (num_truth, num_predicted) int64.
+    """
+    columns = num_truth if num_predicted is None else num_predicted
+    valid = truth < num_truth
+    pairs = truth[valid].astype(np.int64) * columns + prediction[valid]
+    return np.bincount(pairs, minlength=num_truth * columns).reshape(num_truth, columns)
+
+
+def iou_of(confusion: np.ndarray) -> np.ndarray:
+    """TP / (TP + FP + FN) of each class, 0..1, from a square confusion matrix; 0 for a class in neither."""
+    hits = np.diag(confusion).astype(np.float64)
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    return np.divide(hits, union, out=np.zeros_like(hits), where=union > 0)
+
+
+class Mean:
+    """Running means of named scalars, summed on the device; reading them is the only synchronisation."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def update(self, **values: Tensor) -> None:
+        """Add one step's scalars."""
+        for name, value in values.items():
+            detached = value.detach().float()
+            self.sums[name] = self.sums[name] + detached if name in self.sums else detached
+        self.count += 1
+
+    def read(self) -> dict[str, float]:
+        """The means since the last reset."""
+        if not self.sums:
+            return {}
+        means = (torch.stack(list(self.sums.values())) / self.count).tolist()
+        return dict(zip(self.sums, means, strict=True))
+
+    def reset(self) -> None:
+        self.sums, self.count = {}, 0

@@ -1,0 +1,50 @@
+"""Optimisers and learning-rate schedules."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+
+def learning_rate(scheduler: str, lr: float, epoch: int, epochs: int, lr_decay_rate: float = 0.1,
+                  lr_decay_epochs: Sequence[int] = ()) -> float:
+    """The rate of an epoch (counted from 0).
+
+    poly: lr (1 - epoch/epochs)^0.9; step: lr * rate^(number of decay epochs e with epoch > e);
+    cosine: from lr to eta_min = lr rate^3; constant.
+
+    Raises:
+        ValueError: the schedule is none of these.
+    """
+    if scheduler == 'poly':
+        return lr * (1 - epoch / epochs) ** 0.9
+    if scheduler == 'step':
+        return lr * lr_decay_rate ** sum(epoch > e for e in lr_decay_epochs)
+    if scheduler == 'cosine':
+        eta_min = lr * lr_decay_rate ** 3
+        return eta_min + (lr - eta_min) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+    if scheduler == 'constant':
+        return lr
+    raise ValueError(f'unknown schedule {scheduler!r}')
+
+
+def build_optimizer(name: str, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.9,
+                    weight_decay: float = 1e-4, nesterov: bool = False) -> torch.optim.Optimizer:
+    """SGD or Adam over the parameters that have a gradient.
+
+    Raises:
+        ValueError: the name is neither sgd nor adam.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    if name == 'sgd':
+        return torch.optim.SGD(trained, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    if name == 'adam':
+        return torch.optim.Adam(trained, lr, weight_decay=weight_decay)
+    raise ValueError(f'unknown optimiser {name!r}')
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group['lr'] = lr

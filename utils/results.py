@@ -1,0 +1,52 @@
+"""The figures of a run: printed in the published form, and kept as results.json."""
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+
+def log_iou(iou: np.ndarray, classes: Sequence[str], miou: float | None = None) -> None:
+    """Print 'mIoU is 63.95' and a line a class, in percent with two decimals.
+
+    Args:
+        iou: (classes,) in 0..1.
+        classes: their names.
+        miou: the mean in 0..1 if it is not that of all classes.
+    """
+    log.info('mIoU is %.2f', 100 * (np.mean(iou) if miou is None else miou))
+    for name, value in zip(classes, iou, strict=True):
+        log.info('IoU class %s is %.2f', name, 100 * value)
+
+
+def iou_entry(iou: np.ndarray, classes: Sequence[str], miou: float | None = None) -> dict[str, Any]:
+    """The same figures as a JSON entry: {'mIoU': percent, 'IoU': {class: percent}}."""
+    mean = float(np.mean(iou) if miou is None else miou)
+    return {'mIoU': 100 * mean, 'IoU': {name: 100 * float(value) for name, value in zip(classes, iou, strict=True)}}
+
+
+def save_results(results: dict[str, Any], output_dir: Path) -> Path:
+    """Write results.json, whole or not at all; entries of other tasks that are there already stay.
+
+    Args:
+        results: {task: entry}, e.g. {'kmeans': {...}}.
+    """
+    path = output_dir / 'results.json'
+    merged = (json.loads(path.read_text()) if path.is_file() else {}) | results
+    write_text(path, json.dumps(merged, indent=2) + '\n')
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file through a temporary one beside it and a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    temporary.write_text(text)
+    temporary.replace(path)
