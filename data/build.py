@@ -75,9 +75,10 @@ def linear_loader(p: Any) -> tuple[DataLoader, SeededSampler]:
     return _train_loader(p, base, SeededDataset(base))
 
 
-def evaluation_loader(p: Any, db_name: str, split: str, saliency: str | None = None) -> DataLoader:
+def evaluation_loader(p: Any, db_name: str, split: str,
+                      saliency: str | None = None) -> tuple[DataLoader, VOCSegmentation]:
     """All images of a split in order, with ground truth (and masks) at their own size; no image is dropped."""
     base = VOCSegmentation(dataset_root(p, db_name), split, semseg=True, saliency=saliency,
                            transform=EvaluationTransform(p.val_size))
     log.info('Evaluating on %d images of %s %s', len(base), db_name, split)
-    return _loader(p, base, p.val_batch_size)
+    return _loader(p, base, p.val_batch_size), base

@@ -82,7 +82,7 @@ class PairDataset(Dataset):
                         f'{self.base.root / self.base.saliency_folder} look empty or full: check them.')
 
     def _draw(self, sample: Sample) -> Sample | None:
-        if not 0 < sample['sal'].mean():
+        if not sample['sal'].mean() > 0:
             return None
         image = tv_tensors.Image(torch.from_numpy(sample['image']).permute(2, 0, 1))
         mask = tv_tensors.Mask(torch.from_numpy(sample['sal']))

@@ -56,7 +56,7 @@ def contrastive_view(size: int = 224, scale: Sequence[float] = (0.2, 1.0), ratio
 
 def normalize(image: np.ndarray) -> Tensor:
     """(H, W, 3) in 0..255 -> (3, H, W) float32 with ImageNet's mean and deviation."""
-    scaled = (image.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+    scaled = (image.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
 
 

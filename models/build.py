@@ -5,8 +5,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
 from models.weights import CLASSIFIER, HEADS, Weights, imagenet_weights, load_strict, read_weights
 from utils.config import resolve_path
@@ -48,7 +46,7 @@ def build_contrastive_model(p: Any) -> ContrastiveSegmentationModel:
     return model
 
 
-def build_prototype_model(p: Any) -> nn.Module:
+def build_prototype_model(p: Any) -> ContrastiveSegmentationModel | BackboneModel:
     """The network of kmeans.py and retrieval.py, in eval mode; it has ``maps(images)``.
 
     Raises:
@@ -56,7 +54,7 @@ def build_prototype_model(p: Any) -> nn.Module:
     """
     weights = initial_weights(p)
     if weights is None or weights.kind == 'contrastive':
-        model: nn.Module = ContrastiveSegmentationModel(p.backbone, **p.model_kwargs)
+        model: ContrastiveSegmentationModel | BackboneModel = ContrastiveSegmentationModel(p.backbone, **p.model_kwargs)
     elif weights.kind == 'backbone':
         if p.features != 'backbone' or p.saliency == 'network':
             raise UserError(f'{weights.source} is a plain backbone, which has no embedding and predicts no masks; '

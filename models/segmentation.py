@@ -1,6 +1,8 @@
 """The two networks of the method: the contrastive encoder and the linear segmentation model."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -8,9 +10,9 @@ from models.deeplab import CHANNELS, deeplab_decoder
 from models.resnet import DilatedResNet
 
 
-def resize(x: Tensor, size: tuple[int, int] | list[int]) -> Tensor:
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resize of (B, C, h, w) to (B, C, *size), align_corners=False."""
-    return F.interpolate(x, size=size, mode='bilinear', align_corners=False)
+    return F.interpolate(x, size=tuple(size), mode='bilinear', align_corners=False)
 
 
 class ContrastiveSegmentationModel(nn.Module):

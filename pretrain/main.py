@@ -1,6 +1,7 @@
 """Pretraining: contrast object masks across views, without a label.
 
-    python pretrain/main.py --config_env configs/env.yml --config_exp configs/VOCSegmentation_supervised_saliency_model.yml
+    python pretrain/main.py --config_env configs/env.yml \\
+        --config_exp configs/VOCSegmentation_supervised_saliency_model.yml
 """
 from __future__ import annotations
 

@@ -70,7 +70,8 @@ class MaskContrast(nn.Module):
     @torch.no_grad()
     def _momentum_update(self) -> None:
         """k <- m k + (1 - m) q, for parameters and not for BatchNorm's buffers."""
-        keys, queries = list(self.model_k.parameters()), list(self.model_q.parameters())
+        keys: list[Tensor] = list(self.model_k.parameters())
+        queries: list[Tensor] = list(self.model_q.parameters())
         torch._foreach_mul_(keys, self.m)
         torch._foreach_add_(keys, queries, alpha=1 - self.m)
 

@@ -1,16 +1,15 @@
-"""One pass of the network over a split: a prototype, a mask and two histograms of each image."""
+"""One pass of the network over a split: a prototype, a packed mask and two histograms of each image."""
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 from data.transforms import resize_mask
 from models.prototypes import weighted_prototypes
-from models.segmentation import resize
+from models.segmentation import BackboneModel, ContrastiveSegmentationModel, resize
 from utils.errors import UserError
 from utils.logger import progress
 
@@ -19,19 +18,28 @@ THRESHOLD = 0.5  # of the raw saliency score
 
 @dataclass
 class EmbeddedSplit:
-    """What the protocols on prototypes need of N images; no map of an image is kept.
+    """What the protocols on prototypes need of N images; of its maps only the mask is kept, as bits.
 
     prototypes: (N, D) float32 of unit length, zero where the mask is empty.
     inside, outside: (N, classes) pixels of each true class inside and outside the mask, at the image's size.
+    packed, shapes: each mask's bits (np.packbits) and its (height, width); empty lists if not kept.
     """
     prototypes: np.ndarray
     inside: np.ndarray
     outside: np.ndarray
+    packed: list[np.ndarray]
+    shapes: list[tuple[int, int]]
+
+    def mask(self, index: int) -> np.ndarray:
+        """(H, W) uint8 in {0, 1} at the image's own size."""
+        height, width = self.shapes[index]
+        return np.unpackbits(self.packed[index], count=height * width).reshape(height, width)
 
 
 @torch.inference_mode()
-def embed_split(model: nn.Module, loader: DataLoader, device: torch.device, num_classes: int,
-                features: str = 'embedding', from_network: bool = True) -> EmbeddedSplit:
+def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: DataLoader, device: torch.device,
+                num_classes: int, features: str = 'embedding', from_network: bool = True,
+                keep_masks: bool = False) -> EmbeddedSplit:
     """Run the network once over a split (paper, section 4.2).
 
     Args:
@@ -41,11 +49,12 @@ def embed_split(model: nn.Module, loader: DataLoader, device: torch.device, num_
         features: the map that is pooled, 'embedding' or 'backbone'.
         from_network: the mask is where the saliency score exceeds 0.5, and each of its pixels weighs
             its score; otherwise masks are those of 'sal', each pixel with weight 1.
+        keep_masks: keep the masks, 1 bit a pixel.
 
     Raises:
         UserError: no image has a mask.
     """
-    prototypes, inside, outside = [], [], []
+    prototypes, inside, outside, packed, shapes = [], [], [], [], []
     for batch in progress(loader, 'embedding'):
         images = batch['image'].to(device, non_blocking=True)
         maps = model.maps(images)
@@ -62,7 +71,10 @@ def embed_split(model: nn.Module, loader: DataLoader, device: torch.device, num_
         for mask, semseg in zip(masks, batch['semseg'], strict=True):
             inside.append(np.bincount(semseg[mask > 0], minlength=256)[:num_classes])
             outside.append(np.bincount(semseg[mask == 0], minlength=256)[:num_classes])
-    split = EmbeddedSplit(np.concatenate(prototypes), np.stack(inside), np.stack(outside))
+            if keep_masks:
+                packed.append(np.packbits(mask))
+                shapes.append(mask.shape)
+    split = EmbeddedSplit(np.concatenate(prototypes), np.stack(inside), np.stack(outside), packed, shapes)
     if not split.prototypes.any():
         raise UserError(f'none of the {len(inside)} images has a mask; check the saliency masks, or train the saliency '
                         'head longer.')

@@ -5,7 +5,6 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from data.transforms import resize_mask
-from data.voc import VOID
+from data.voc import VOID, VOCSegmentation
 from models.segmentation import LinearSegmentationModel
 from utils.errors import UserError
 from utils.logger import progress
@@ -70,8 +69,8 @@ def validate(model: LinearSegmentationModel, loader: DataLoader, device: torch.d
 
 
 @torch.inference_mode()
-def predict(model: LinearSegmentationModel, loader: DataLoader, device: torch.device, output_dir: Path,
-            num_visualizations: int, refine: Refine | None = None) -> dict[str, np.ndarray]:
+def predict(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmentation, device: torch.device,
+            output_dir: Path, num_visualizations: int, refine: Refine | None = None) -> dict[str, np.ndarray]:
     """Predict every image at its own size, write the label maps, draw the first few.
 
     Argmax maps are resized (nearest) to the image and written to ``predictions/``, refined ones to
@@ -81,7 +80,6 @@ def predict(model: LinearSegmentationModel, loader: DataLoader, device: torch.de
         confusion matrices against the original masks: 'linear', and 'linear_crf' with ``refine``.
     """
     model.eval()
-    dataset: Any = loader.dataset
     num_classes = len(dataset.classes)
     folders = {'linear': 'predictions'} | ({'linear_crf': 'predictions_crf'} if refine is not None else {})
     confusions = {task: np.zeros((num_classes, num_classes), np.int64) for task in folders}
@@ -92,7 +90,7 @@ def predict(model: LinearSegmentationModel, loader: DataLoader, device: torch.de
         for i, semseg in enumerate(batch['semseg']):
             maps = {'linear': resize_mask(labels[i], semseg.shape[1], semseg.shape[0])}
             draw = index < num_visualizations
-            image = dataset.load(index)['image'] if draw or refine is not None else None
+            image = dataset.load(index)['image'] if draw or refine is not None else semseg
             if refine is not None:
                 maps['linear_crf'] = refine(image, logits[i].cpu())
             for task, prediction in maps.items():

@@ -1,6 +1,8 @@
 """Evaluate a trained linear model: figures, label maps and pictures.
 
-    python segmentation/eval.py --config_env configs/env.yml --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml --state-dict PATH [--crf-postprocess]
+    python segmentation/eval.py --config_env configs/env.yml \\
+        --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml \\
+        --state-dict PATH [--crf-postprocess]
 """
 from __future__ import annotations
 
@@ -37,9 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_crf()
     device = prepare(p)
 
-    loader = evaluation_loader(p, p.val_db_name, p.val_split)
-    model = build_linear_model(p, len(loader.dataset.classes), args.state_dict).to(device)
-    score(p, model, loader, device, args.crf_postprocess)
+    loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split)
+    model = build_linear_model(p, len(dataset.classes), args.state_dict).to(device)
+    score(model, loader, dataset, device, Path(p.output_dir), p.num_visualizations,
+          p.crf_kwargs if args.crf_postprocess else None)
 
 
 if __name__ == '__main__':

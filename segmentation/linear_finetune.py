@@ -1,6 +1,7 @@
 """Linear classifier: train a 1x1 convolution on frozen pixel embeddings, then score it.
 
-    python segmentation/linear_finetune.py --config_env configs/env.yml --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml [--crf-postprocess]
+    python segmentation/linear_finetune.py --config_env configs/env.yml \\
+        --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml [--crf-postprocess]
 """
 from __future__ import annotations
 
@@ -49,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint, best_path = (Path(p.output_dir) / name for name in ('checkpoint.pth.tar', 'best_model.pth.tar'))
 
     train_loader, sampler = linear_loader(p)
-    val_loader = evaluation_loader(p, p.val_db_name, p.val_split)
-    classes = val_loader.dataset.classes
+    val_loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split)
+    classes = dataset.classes
     model = build_linear_model(p, len(classes)).to(device)
     model.freeze_all_but_classifier()
     optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs)
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     writer.close()
 
     load_strict(model, read_weights(best_path))
-    score(p, model, val_loader, device, args.crf_postprocess)
+    score(model, val_loader, dataset, device, Path(p.output_dir), p.num_visualizations,
+          p.crf_kwargs if args.crf_postprocess else None)
 
 
 if __name__ == '__main__':

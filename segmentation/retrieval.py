@@ -1,6 +1,7 @@
 """Segment retrieval: each object takes the class of its nearest neighbour in a labelled memory.
 
-    python segmentation/retrieval.py --config_env configs/env.yml --config_exp configs/retrieval/retrieval_VOCSegmentation_unsupervised_saliency.yml
+    python segmentation/retrieval.py --config_env configs/env.yml \\
+        --config_exp configs/retrieval/retrieval_VOCSegmentation_unsupervised_saliency.yml
 """
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import logging
+
+from torch.utils.data import DataLoader
 
 from data.build import evaluation_loader
 from models.build import build_prototype_model
@@ -49,22 +52,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from_network = p.saliency == 'network'
     masks = None if from_network else p.saliency
-    memory_loader = evaluation_loader(p, p.memory_db_name, p.memory_split, masks)
-    val_loader = evaluation_loader(p, p.val_db_name, p.val_split, masks)
-    classes = val_loader.dataset.classes
-    if memory_loader.dataset.classes != classes:
+    memory_loader, memory_set = evaluation_loader(p, p.memory_db_name, p.memory_split, masks)
+    val_loader, val_set = evaluation_loader(p, p.val_db_name, p.val_split, masks)
+    classes = val_set.classes
+    if memory_set.classes != classes:
         raise UserError(f'{p.memory_db_name} and {p.val_db_name} have different classes; retrieve within one list.')
     kept = kept_classes(classes, p.ignore_classes)
     model = build_prototype_model(p).to(device)
 
-    def embed(loader) -> EmbeddedSplit:
+    def embed(loader: DataLoader) -> EmbeddedSplit:
         split = embed_split(model, loader, device, len(classes), p.features, from_network)
         ignored = [i for i in range(len(classes)) if i not in kept]
         split.inside[:, ignored] = split.outside[:, ignored] = 0  # void
         return split
 
     bank, val = MemoryBank(embed(memory_loader)), embed(val_loader)
-    log.info('The memory holds %d objects of %d images', len(bank), len(memory_loader.dataset))
+    log.info('The memory holds %d objects of %d images', len(bank), len(memory_set))
     iou = iou_of(retrieval_confusion(val, bank.nearest(val.prototypes)))
     scored = [i for i in kept if i > 0] if p.ignore_classes else kept
     names = [classes[i] for i in scored]

@@ -93,7 +93,8 @@ def test_parameter_counts(backbone: str) -> None:
 def test_frozen_layers_stay() -> None:
     method, what = build('r18-freeze', torch.float32)
     method.train()
-    frozen = [m for name in ('conv1', 'bn1', 'layer1', 'layer2') for m in method.model_q.backbone.get_submodule(name).modules()]
+    backbone = method.model_q.backbone
+    frozen = [m for name in ('conv1', 'bn1', 'layer1', 'layer2') for m in backbone.get_submodule(name).modules()]
     assert not any(m.training for m in frozen)
     assert not any(p.requires_grad for m in frozen for p in m.parameters())
-    assert any(m.training for m in method.model_q.backbone.layer3.modules() if isinstance(m, nn.BatchNorm2d))
+    assert any(m.training for m in backbone.layer3.modules() if isinstance(m, nn.BatchNorm2d))

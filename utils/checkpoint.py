@@ -48,7 +48,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        if 'Unsupported' in str(error) or 'GLOBAL' in str(error):
+        if 'GLOBAL' in str(error):
             raise UserError(f'checkpoint {path} is a pickle that holds code, not only tensors, and is not loaded; '
                             'ask its author for a plain state dict.') from error
         raise UserError(f'checkpoint {path} is truncated or no checkpoint; copy or download it again.') from error

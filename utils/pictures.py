@@ -56,3 +56,13 @@ def panel(images: Sequence[np.ndarray], captions: Sequence[str], gap: int = 4) -
         canvas.paste(Image.fromarray(image), (x, CAPTION))
         x += image.shape[1] + gap
     return canvas
+
+
+def montage(images: Sequence[np.ndarray], columns: int, gap: int = 8) -> Image.Image:
+    """(H, W, 3) uint8 images of any size in rows of ``columns``, on white."""
+    height, width = (max(image.shape[axis] for image in images) + gap for axis in (0, 1))
+    rows = -(-len(images) // columns)
+    canvas = Image.new('RGB', (columns * width - gap, rows * height - gap), 'white')
+    for index, image in enumerate(images):
+        canvas.paste(Image.fromarray(image), (index % columns * width, index // columns * height))
+    return canvas
