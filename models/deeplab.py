@@ -21,6 +21,21 @@ class PooledBatchNorm(nn.BatchNorm2d):
         return super().forward(x)
 
 
+class DilatedConv2d(nn.Conv2d):
+    """A 3x3 convolution padded by its dilation, without the taps that would read padding alone.
+
+    Where the dilation is no smaller than the map, only the middle row or column of the kernel can
+    meet the map: leaving out the others changes nothing but the time.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (slice(None) if rate < size else slice(1, 2)
+                         for rate, size in zip(self.dilation, x.shape[-2:], strict=True))
+        weight = self.weight[:, :, rows, columns]
+        padding = [rate * (length // 2) for rate, length in zip(self.dilation, weight.shape[-2:], strict=True)]
+        return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation)
+
+
 def deeplab_decoder(in_channels: int, dropout: float = 0.5) -> nn.Sequential:
     """ASPP (rates 12, 24, 36) and a 3x3 convolution: torchvision's DeepLabHead without its classifier.
 
@@ -32,6 +47,11 @@ def deeplab_decoder(in_channels: int, dropout: float = 0.5) -> nn.Sequential:
     """
     aspp, conv, bn, relu, _ = DeepLabHead(in_channels, 1, atrous_rates=(12, 24, 36))
     assert isinstance(aspp, nn.Module)
+    for branch in aspp.get_submodule('convs').children():
+        assert isinstance(branch, nn.Sequential)
+        if isinstance(branch[0], nn.Conv2d) and branch[0].dilation != (1, 1):
+            rate = branch[0].dilation[0]
+            branch[0] = DilatedConv2d(in_channels, CHANNELS, 3, padding=rate, dilation=rate, bias=False)
     pooling = aspp.get_submodule('convs.4')
     assert isinstance(pooling, nn.Sequential)
     pooling[2] = PooledBatchNorm(CHANNELS)

@@ -15,6 +15,7 @@ from pretrain.maskcontrast import MaskContrast
 from utils.errors import UserError
 from utils.logger import progress
 from utils.metrics import Mean
+from utils.runtime import to_device
 
 log = logging.getLogger(__name__)
 REDUCTION = 8  # of the masks, when the network's outputs are not upsampled
@@ -22,7 +23,7 @@ REDUCTION = 8  # of the masks, when the network's outputs are not upsampled
 
 def compute_losses(model: MaskContrast, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
     """Forward one batch of pairs: 'loss' (with gradient), 'contrastive', 'saliency', 'accuracy', 'foreground'."""
-    im_q, im_k = (batch[view].to(device, non_blocking=True) for view in ('query', 'key'))
+    im_q, im_k = (to_device(batch[view], device) for view in ('query', 'key'))
     mask_q, mask_k = (batch[view + '_mask'].to(device, non_blocking=True) for view in ('query', 'key'))
     if not model.model_q.upsample:
         mask_q, mask_k = (mask[:, ::REDUCTION, ::REDUCTION] for mask in (mask_q, mask_k))  # nearest

@@ -26,7 +26,7 @@ from utils.checkpoint import resume_training, save_training
 from utils.config import add_config_arguments, load_config
 from utils.errors import run_script
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
-from utils.runtime import prepare
+from utils.runtime import place, prepare
 from utils.schema import Pretrain
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if p.freeze_layers:
         freeze_layers(model.model_q.backbone)
         freeze_layers(model.model_k.backbone)
-    model.to(device)
+    place(model, device)
     optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs)
     first = resume_training(path, model, optimizer)['epoch']
 

@@ -12,6 +12,7 @@ from models.prototypes import weighted_prototypes
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, resize
 from utils.errors import UserError
 from utils.logger import progress
+from utils.runtime import to_device
 
 THRESHOLD = 0.5  # of the raw saliency score
 
@@ -56,7 +57,7 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Dat
     """
     prototypes, inside, outside, packed, shapes = [], [], [], [], []
     for batch in progress(loader, 'embedding'):
-        images = batch['image'].to(device, non_blocking=True)
+        images = to_device(batch['image'], device)
         maps = model.maps(images)
         size = images.shape[-1]
         if from_network:

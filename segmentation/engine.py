@@ -19,6 +19,7 @@ from utils.errors import UserError
 from utils.logger import progress
 from utils.metrics import Mean, confusion_matrix
 from utils.pictures import panel, save_image, save_label_map
+from utils.runtime import to_device
 
 log = logging.getLogger(__name__)
 Refine = Callable[[np.ndarray, Tensor], np.ndarray]  # (image, logits) -> label map, e.g. the CRF
@@ -39,7 +40,7 @@ def train_one_epoch(model: LinearSegmentationModel, loader: DataLoader, optimize
     model.set_train_mode(freeze_batchnorm)
     steps, total, recent = len(loader), Mean(), Mean()
     for step, batch in enumerate(progress(loader, f'epoch {epoch}', steps), 1):
-        logits = model(batch['image'].to(device, non_blocking=True))
+        logits = model(to_device(batch['image'], device))
         loss = segmentation_loss(logits, batch['semseg'].to(device, non_blocking=True))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -61,7 +62,7 @@ def validate(model: LinearSegmentationModel, loader: DataLoader, device: torch.d
     model.eval()
     confusion = np.zeros((num_classes, num_classes), np.int64)
     for batch in progress(loader, 'validation'):
-        predictions = model(batch['image'].to(device, non_blocking=True)).argmax(1).to(torch.uint8).cpu().numpy()
+        predictions = model(to_device(batch['image'], device)).argmax(1).to(torch.uint8).cpu().numpy()
         for prediction, semseg in zip(predictions, batch['semseg'], strict=True):
             small = resize_mask(semseg, prediction.shape[1], prediction.shape[0])
             confusion += confusion_matrix(small, prediction, num_classes)
@@ -85,7 +86,7 @@ def predict(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegm
     confusions = {task: np.zeros((num_classes, num_classes), np.int64) for task in folders}
     index = 0
     for batch in progress(loader, 'prediction'):
-        logits = model(batch['image'].to(device, non_blocking=True))
+        logits = model(to_device(batch['image'], device))
         labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
         for i, semseg in enumerate(batch['semseg']):
             maps = {'linear': resize_mask(labels[i], semseg.shape[1], semseg.shape[0])}

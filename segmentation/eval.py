@@ -19,7 +19,7 @@ from segmentation.crf import require_crf
 from segmentation.scoring import score
 from utils.config import add_config_arguments, load_config
 from utils.errors import run_script
-from utils.runtime import prepare
+from utils.runtime import place, prepare
 from utils.schema import LinearFinetune
 
 
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = prepare(p)
 
     loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split)
-    model = build_linear_model(p, len(dataset.classes), args.state_dict).to(device)
+    model = build_linear_model(p, len(dataset.classes), args.state_dict)
+    place(model, device)
     score(model, loader, dataset, device, Path(p.output_dir), p.num_visualizations,
           p.crf_kwargs if args.crf_postprocess else None)
 

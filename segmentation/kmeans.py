@@ -27,7 +27,7 @@ from utils.errors import run_script
 from utils.metrics import iou_of
 from utils.pictures import panel, save_image, save_label_map
 from utils.results import iou_entry, log_iou, save_results
-from utils.runtime import prepare
+from utils.runtime import place, prepare
 from utils.schema import Kmeans
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from_network = p.saliency == 'network'
     loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split, None if from_network else p.saliency)
     classes = dataset.classes
-    model = build_prototype_model(p).to(device)
+    model = build_prototype_model(p)
+    place(model, device)
     split = embed_split(model, loader, device, len(classes), p.features, from_network, keep_masks=True)
     log.info('%d of %d images have a mask', np.count_nonzero(split.prototypes.any(1)), len(split.prototypes))
 

@@ -28,7 +28,7 @@ from utils.config import add_config_arguments, load_config
 from utils.errors import run_script
 from utils.metrics import iou_of
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
-from utils.runtime import prepare
+from utils.runtime import place, prepare
 from utils.schema import LinearFinetune
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_loader, sampler = linear_loader(p)
     val_loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split)
     classes = dataset.classes
-    model = build_linear_model(p, len(classes)).to(device)
+    model = build_linear_model(p, len(classes))
+    place(model, device)
     model.freeze_all_but_classifier()
     optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs)
     state = resume_training(checkpoint, model, optimizer)

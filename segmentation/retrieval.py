@@ -24,7 +24,7 @@ from utils.config import add_config_arguments, load_config
 from utils.errors import UserError, run_script
 from utils.metrics import iou_of
 from utils.results import iou_entry, log_iou, save_results
-from utils.runtime import prepare
+from utils.runtime import place, prepare
 from utils.schema import Retrieval
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if memory_set.classes != classes:
         raise UserError(f'{p.memory_db_name} and {p.val_db_name} have different classes; retrieve within one list.')
     kept = kept_classes(classes, p.ignore_classes)
-    model = build_prototype_model(p).to(device)
+    model = build_prototype_model(p)
+    place(model, device)
 
     def embed(loader: DataLoader) -> EmbeddedSplit:
         split = embed_split(model, loader, device, len(classes), p.features, from_network)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from utils.config import save_config
 from utils.errors import UserError
@@ -35,6 +36,16 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2 ** 32)
     torch.manual_seed(seed)
+
+
+def place(module: nn.Module, device: torch.device) -> None:
+    """Move a network to the device with its convolutions in channels-last order, which both CPU and GPU run faster."""
+    module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """Move a batch of images (B, 3, H, W) to the device in channels-last order."""
+    return images.to(device, non_blocking=True, memory_format=torch.channels_last)
 
 
 def prepare(p: Any) -> torch.device:

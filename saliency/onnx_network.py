@@ -1,0 +1,117 @@
+"""Masks of any salient-object network in ONNX format; needs the optional package onnxruntime.
+
+The network reads (N, 3, height, width) and its first output is a map (N, 1, height, width). How its
+input is prepared stands in a YAML file:
+
+    input_size: [1024, 1024]      # height, width
+    mean: [0.5, 0.5, 0.5]         # a value v in 0..1 becomes (v - mean) / scale
+    scale: [1.0, 1.0, 1.0]
+    divide_by_maximum: false      # bring the image to 0..1 by its maximum instead of 255
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saliency.maps import image_map, network_input
+from utils.errors import UserError
+from utils.strict_yaml import StrictReader
+
+
+def _key(help: str, **default: Any) -> Any:
+    return field(metadata={'help': help, 'choices': ()}, **default)
+
+
+@dataclass(kw_only=True)
+class OnnxConfig:
+    input_size: list[int] = _key('height and width of the input of the network')
+    mean: list[float] = _key('mean of red, green and blue, of values in 0..1')
+    scale: list[float] = _key('what red, green and blue are divided by after the mean is taken off')
+    divide_by_maximum: bool = _key('bring an image to 0..1 by its maximum instead of 255', default=False)
+
+
+def read_onnx_config(path: Path) -> OnnxConfig:
+    """Read the YAML file of a network.
+
+    Raises:
+        UserError: the file is missing or wrong; the sentence names every key that is.
+    """
+    if not path.is_file():
+        raise UserError(f'--onnx-config {path} does not exist; give a YAML file with input_size, mean and scale.')
+    reader = StrictReader(OnnxConfig)
+    reader.read_file(path, path.name)
+    reader.fill_defaults(path.name)
+    values, errors = reader.values, reader.errors
+    for name, count in (('input_size', 2), ('mean', 3), ('scale', 3)):
+        if name in values and len(values[name]) != count:
+            errors.append(f'{path.name}: {name} has {len(values[name])} values instead of {count}')
+    if any(side < 1 for side in values.get('input_size', [])):
+        errors.append(f'{path.name}: input_size must be positive')
+    if 0 in values.get('scale', []):
+        errors.append(f'{path.name}: scale must not hold 0')
+    if errors:
+        raise UserError('; '.join(errors) + '.')
+    return OnnxConfig(**values)
+
+
+class OnnxSaliency:
+    """A mask source around an ONNX network.
+
+    Args:
+        weights: path of the .onnx file.
+        config: how its input is prepared.
+        device: 'auto', 'cpu' or 'cuda'.
+
+    Raises:
+        UserError: onnxruntime is not installed, or has no CUDA; the file is no ONNX network.
+    """
+
+    def __init__(self, weights: Path, config: OnnxConfig, device: str = 'auto') -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError('--method onnx needs the package onnxruntime; run pip install onnxruntime.') from error
+        if not weights.is_file():
+            raise UserError(f'--weights {weights} does not exist; give the path of an .onnx file.')
+        cuda = 'CUDAExecutionProvider' in onnxruntime.get_available_providers()
+        if device == 'cuda' and not cuda:
+            raise UserError('--device cuda: onnxruntime sees no CUDA device; install onnxruntime-gpu or take cpu.')
+        names = ['CUDAExecutionProvider'] if cuda and device != 'cpu' else []
+        self.weights, self.config = weights, config
+        try:
+            self.session = onnxruntime.InferenceSession(str(weights), providers=[*names, 'CPUExecutionProvider'])
+        except Exception as error:  # onnxruntime raises classes of its own for each way to be wrong
+            raise UserError(f'--weights {weights} is not an ONNX network ({_first_line(error)}); '
+                            'give an .onnx file.') from error
+        self.input = self.session.get_inputs()[0]
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1.
+
+        Raises:
+            UserError: the network does not take such an input, or its first output is no map.
+        """
+        config = self.config
+        batch = np.stack([network_input(image, (config.input_size[0], config.input_size[1]), config.mean,
+                                        config.scale, config.divide_by_maximum) for image in images])
+        fixed = self.input.shape[0] if isinstance(self.input.shape[0], int) else len(batch)
+        parts = [batch] if fixed == len(batch) else np.split(batch, len(batch))
+        try:
+            maps = np.concatenate([self.session.run(None, {self.input.name: part})[0] for part in parts])
+        except Exception as error:
+            raise UserError(f'--weights {self.weights} does not take an input {parts[0].shape} '
+                            f'({_first_line(error)}); set input_size in --onnx-config to its own.') from error
+        if maps.ndim == 4:
+            maps = maps[:, 0]
+        if maps.ndim != 3 or len(maps) != len(images):
+            raise UserError(f'--weights {self.weights}: the first output {maps.shape} is not one map an image; '
+                            'give a salient-object network.')
+        return [image_map(saliency, image) for saliency, image in zip(maps, images, strict=True)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,172 @@
+"""Write a salient-object mask for every image of a folder.
+
+    python saliency/predict.py --images photos --output masks --method unsupervised
+    python saliency/predict.py --images photos --output masks --method basnet --weights basnet.pth
+    python saliency/predict.py --images photos --output masks --method onnx --weights net.onnx --onnx-config net.yml
+
+Masks are PNGs of 0 and 255, of the size of their image, under the same names. Started again it goes on
+where it stopped. Images without an object, damaged ones and the like are named in report.txt.
+"""
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import cv2
+import numpy as np
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
+
+from saliency.files import find_images, mask_name, prepare_output, read_image, write_mask
+from saliency.postprocess import binarise
+from saliency.report import check_settings, contact_sheet, write_report
+from saliency.sources import METHODS, MaskSource, build_source
+from utils.errors import UserError, run_script
+
+Result = tuple[Path, str]  # an image, and why it has no mask: '' if it has one
+NO_OBJECT = 'no object: less than 1% of the image is salient'
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--images', type=Path, required=True, help='folder of the images; subfolders count')
+    parser.add_argument('--output', type=Path, required=True, help='folder for the masks and the report')
+    parser.add_argument('--method', choices=METHODS, required=True, help='where the masks come from')
+    parser.add_argument('--weights', type=Path, help='weights of the network: a checkpoint or an .onnx file')
+    parser.add_argument('--onnx-config', type=Path, help='YAML file with input_size, mean and scale of an ONNX network')
+    parser.add_argument('--workers', type=int, help='processes (unsupervised) or reading threads (networks); '
+                                                    '0 works in the main process; default: one a CPU core')
+    parser.add_argument('--batch-size', type=int, default=8, help='images a forward pass of a network')
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto', help='where a network runs')
+    args = parser.parse_args(argv)
+    if args.workers is None:
+        args.workers = os.cpu_count() or 1
+    for name, value, least in (('--workers', args.workers, 0), ('--batch-size', args.batch_size, 1)):
+        if value < least:
+            raise UserError(f'{name} {value} is too small; give at least {least}.')
+    return args
+
+
+def try_read(path: Path) -> np.ndarray | str:
+    """The image, or why it cannot be read."""
+    try:
+        return read_image(path)
+    except ValueError as error:
+        return f'cannot be read: {error}'
+
+
+def mask_images(source: MaskSource, names: Sequence[Path], pixels: Sequence[np.ndarray | str],
+                output: Path) -> list[Result]:
+    """Predict and write the masks of a batch of images, some of which may be reasons why they are none."""
+    readable = [image for image in pixels if not isinstance(image, str)]
+    maps = iter(source.predict(readable) if readable else [])
+    results = []
+    for name, image in zip(names, pixels, strict=True):
+        reason = image if isinstance(image, str) else ''
+        if not reason:
+            mask = binarise(next(maps))
+            if mask is None:
+                reason = NO_OBJECT
+            else:
+                write_mask(mask, output / mask_name(name))
+        results.append((name, reason))
+    return results
+
+
+def in_batches(source: MaskSource, images: Path, names: Sequence[Path], output: Path, batch_size: int,
+               threads: int) -> Iterator[Result]:
+    """Mask with one source, which sees whole batches; threads read the next batch meanwhile."""
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        ahead: tuple[Sequence[Path], list[Future]] | None = None
+        for start in range(0, len(names) + batch_size, batch_size):
+            chunk = names[start:start + batch_size]
+            reading = [pool.submit(try_read, images / name) for name in chunk]
+            if ahead is not None:
+                yield from mask_images(source, ahead[0], [future.result() for future in ahead[1]], output)
+            ahead = chunk, reading
+
+
+def in_processes(images: Path, names: Sequence[Path], output: Path, workers: int) -> Iterator[Result]:
+    """Mask without weights, each image in one of several processes, as they come ready.
+
+    Raises:
+        UserError: a process died.
+    """
+    context = multiprocessing.get_context('spawn')  # forked copies of a threaded process may hang
+    pool = ProcessPoolExecutor(min(workers, len(names)), context, _start_worker)
+    try:
+        yield from pool.map(_mask_one, [(images, name, output) for name in names])
+    except BrokenProcessPool as error:
+        raise UserError('a worker process was killed, probably for lack of memory; start again with fewer '
+                        '--workers.') from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    cv2.setNumThreads(1)
+    threadpool_limits(1)
+
+
+def _end_with_parent() -> None:
+    """Wait until the main process is gone: killed, it cannot tell its workers, who would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _mask_one(job: tuple[Path, Path, Path]) -> Result:
+    images, name, output = job
+    return mask_images(build_source('unsupervised'), [name], [try_read(images / name)], output)[0]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    names = find_images(args.images)
+    source = build_source(args.method, args.weights, args.onnx_config, args.device)
+    prepare_output(args.output, args.images)
+    settings = {'method': args.method, 'weights': args.weights and str(args.weights.resolve()),
+                'onnx_config': args.onnx_config and str(args.onnx_config.resolve())}
+    check_settings(args.output, settings)
+
+    first: dict[Path, Path] = {}  # mask -> the image that has it
+    left_out: dict[str, str] = {}
+    for name in names:
+        if first.setdefault(mask_name(name), name) != name:
+            left_out[name.as_posix()] = f'its mask would have the name of that of {first[mask_name(name)].name}'
+    done = [name for mask, name in first.items() if (args.output / mask).is_file()]
+    already = set(done)
+    todo = [name for name in first.values() if name not in already]
+
+    written: list[Path] = []
+    if args.method == 'unsupervised' and args.workers > 0 and len(todo) > 1:
+        results = in_processes(args.images, todo, args.output, args.workers)
+    else:
+        results = in_batches(source, args.images, todo, args.output, args.batch_size, args.workers)
+    for name, reason in tqdm(results, 'masks', total=len(names), initial=len(names) - len(todo), disable=None):
+        if reason:
+            left_out[name.as_posix()] = reason
+        else:
+            written.append(name)
+
+    text = write_report(args.output, settings, len(names), len(written), len(done), left_out)
+    if done or written:
+        contact_sheet(args.images, sorted(done + written), args.output)
+    print(text.partition('\n')[0] + f'; see {args.output / "report.txt"}')
+
+
+if __name__ == '__main__':
+    run_script(main)

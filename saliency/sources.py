@@ -1,0 +1,48 @@
+"""What a source of masks looks like, and how to get one by name."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from utils.errors import UserError
+
+METHODS = ('basnet', 'onnx', 'unsupervised')
+
+
+class MaskSource(Protocol):
+    """Anything that finds the salient objects of images."""
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """(H, W, 3) uint8 RGB images, of any sizes -> one (H, W) float32 map in 0..1 for each."""
+
+
+def build_source(method: str, weights: Path | None = None, onnx_config: Path | None = None,
+                 device: str = 'auto') -> MaskSource:
+    """The mask source of a name; its libraries are imported only here.
+
+    Raises:
+        UserError: what the method needs is missing, or what it does not take is given; files that do not fit.
+    """
+    if method not in METHODS:
+        raise UserError(f"unknown --method '{method}'; choose one of {', '.join(METHODS)}.")
+    if method == 'unsupervised' and weights is not None:
+        raise UserError('--method unsupervised has no weights; leave out --weights, or choose basnet or onnx.')
+    if method != 'onnx' and onnx_config is not None:
+        raise UserError(f'--onnx-config is for --method onnx, not {method}; leave it out.')
+    if method == 'unsupervised':
+        from saliency.unsupervised import UnsupervisedSaliency
+        return UnsupervisedSaliency()
+    if weights is None:
+        raise UserError(f'--method {method} needs --weights PATH, the file with the weights of its network; '
+                        'or take --method unsupervised, which needs none.')
+    if method == 'basnet':
+        from saliency.basnet import BASNetSaliency
+        return BASNetSaliency(weights, device)
+    if onnx_config is None:
+        raise UserError('--method onnx needs --onnx-config PATH, a YAML file with input_size, mean and scale of the '
+                        'network.')
+    from saliency.onnx_network import OnnxSaliency, read_onnx_config
+    return OnnxSaliency(weights, read_onnx_config(onnx_config), device)

@@ -1,0 +1,132 @@
+"""Saliency without weights and labels: what is poorly connected to the border of an image is an object.
+
+Zhu, Liang, Wei and Sun, "Saliency Optimization from Robust Background Detection", CVPR 2014, with a
+centre prior, followed by GrabCut (Rother et al., SIGGRAPH 2004), which moves the outline onto the edges.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from scipy.sparse.csgraph import shortest_path
+
+from saliency.superpixels import adjacency, cluster_means, on_border, slic
+
+SIDE = 256             # longest side at which an image is analysed, pixels
+SIGMA_COLOUR = 10.0    # the paper's sigma_clr, in units of CIE-Lab
+SIGMA_SPACE = 0.25     # the paper's sigma_spa, as a share of the image
+SIGMA_BORDER = 4.0     # the paper's sigma_bndCon, which is 1 there: here objects may touch the border
+SIGMA_CENTRE = 0.3     # spread of the centre prior, as a share of the image
+MU = 0.1               # the paper's mu: smoothness also between patches of different colour
+SURE_OBJECT, LIKELY_OBJECT, SURE_BACKGROUND = 0.5, 0.25, 0.1  # where GrabCut starts from
+GRABCUT_STEPS = 2
+
+
+def background_saliency(lab: np.ndarray) -> np.ndarray:
+    """Robust background detection.
+
+    Args:
+        lab: (H, W, 3) float32, CIE-Lab.
+
+    Returns:
+        (H, W) float64 in 0..1, constant on each superpixel; all 0 for an image of one colour.
+    """
+    height, width = lab.shape[:2]
+    labels = slic(lab)                                                       # H x W, values 0..P-1
+    touch, border = adjacency(labels), on_border(labels)                     # P x P, P
+    y, x = np.mgrid[:height, :width]
+    pixels = np.column_stack([lab.reshape(-1, 3), (y.ravel() + 0.5) / height, (x.ravel() + 0.5) / width])
+    means = cluster_means(pixels, labels.ravel(), len(touch)).astype(np.float64)
+    d_app, d_spa = _distances(means[:, :3]), _distances(means[:, 3:])        # P x P
+    w_bg = background_weight(d_app, touch, border)
+
+    # What differs from the background around it is foreground (equation 6), more so near the centre.
+    contrast = (d_app * np.exp(-d_spa ** 2 / (2 * SIGMA_SPACE ** 2))) @ w_bg
+    centre = np.exp(-((means[:, 3:] - 0.5) ** 2).sum(axis=1) / (2 * SIGMA_CENTRE ** 2))
+    w_fg = stretch(contrast) * centre
+
+    # Minimise sum w_bg s^2 + sum w_fg (s - 1)^2 + sum w_ij (s_i - s_j)^2 (equation 9): a linear system.
+    reach = touch.astype(np.float32)
+    near = _linked(touch, border) | (reach @ reach > 0)                      # neighbours of neighbours too
+    w = np.where(near, np.exp(-d_app ** 2 / (2 * SIGMA_COLOUR ** 2)) + MU, 0.0)
+    np.fill_diagonal(w, 0.0)
+    system = np.diag(w_bg + w_fg + w.sum(axis=1) + 1e-6) - w
+    return stretch(np.linalg.solve(system, w_fg))[labels]
+
+
+def background_weight(d_app: np.ndarray, touch: np.ndarray, border: np.ndarray) -> np.ndarray:
+    """How surely a patch is background: the share of its region's outline that lies on the border.
+
+    Args:
+        d_app: (P, P) colour distances.
+        touch: (P, P) bool, which patches touch.
+        border: (P,) bool, which patches touch the border of the image.
+
+    Returns:
+        (P,) in 0..1: w_bg of equation 7.
+    """
+    nearest = np.where(touch, d_app, np.inf).min(axis=1)
+    free = nearest[np.isfinite(nearest)].mean() if touch.any() else 0.0      # small steps must not add up
+    step = np.maximum(d_app - free, 0) + 1e-5                                # 0 would mean 'no edge' to scipy
+    d_geo = shortest_path(np.where(_linked(touch, border), step, 0.0), directed=False)
+    same = np.exp(-d_geo ** 2 / (2 * SIGMA_COLOUR ** 2))                     # belongs to the same region
+    connectivity = same[:, border].sum(axis=1) / np.sqrt(same.sum(axis=1))   # border length / sqrt(area)
+    return 1 - np.exp(-connectivity ** 2 / (2 * SIGMA_BORDER ** 2))
+
+
+def grabcut(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
+    """Cut out the object that a saliency map points at.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        saliency: (H, W) in 0..1.
+
+    Returns:
+        (H, W) bool.
+    """
+    likely = saliency > LIKELY_OBJECT
+    if likely.all() or not likely.any():
+        return likely  # GrabCut needs some of both
+    state = np.where(likely, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    state[saliency > SURE_OBJECT] = cv2.GC_FGD
+    state[saliency < SURE_BACKGROUND] = cv2.GC_BGD
+    cv2.setRNGSeed(0)  # its colour models start at random: the same image must give the same mask
+    no_box = (0, 0, 1, 1)  # not read: the state says where to start
+    cv2.grabCut(image[..., ::-1].copy(), state, no_box, np.zeros((1, 65)), np.zeros((1, 65)), GRABCUT_STEPS,
+                cv2.GC_INIT_WITH_MASK)
+    return (state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD)
+
+
+def stretch(values: np.ndarray) -> np.ndarray:
+    """Stretch to 0..1; equal values become 0."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high - low > 1e-12 else np.zeros_like(values)
+
+
+class UnsupervisedSaliency:
+    """A mask source that needs nothing but the image (see ``saliency.sources.MaskSource``)."""
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1."""
+        return [self._predict(image) for image in images]
+
+    def _predict(self, image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        scale = min(1.0, SIDE / max(height, width))
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+        mask = grabcut(small, background_saliency(lab)).astype(np.float32)
+        return cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _distances(points: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(points[:, None] - points, axis=2)
+
+
+def _linked(touch: np.ndarray, border: np.ndarray) -> np.ndarray:
+    """Patches that touch, and all patches on the border: the background may be cut in pieces."""
+    linked = touch | np.outer(border, border)
+    np.fill_diagonal(linked, False)
+    return linked

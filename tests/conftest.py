@@ -1,0 +1,24 @@
+"""A tiny data set drawn by code, and quiet threads."""
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.synthetic import generate
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope='session')
+def db_root(tmp_path_factory) -> Path:
+    """Folder that holds the data set Shapes: 12 training and 6 validation images of 64 px."""
+    root = tmp_path_factory.mktemp('datasets')
+    generate(root / 'Shapes', train=12, val=6, size=64)
+    return root
+
+
+@pytest.fixture
+def shapes(db_root: Path, tmp_path: Path) -> Path:
+    """A private copy of the tiny data set, to break."""
+    import shutil
+    return Path(shutil.copytree(db_root / 'Shapes', tmp_path / 'db' / 'Shapes'))

@@ -1,0 +1,122 @@
+"""Reading the folder layout, and what is said when it is broken."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.voc import VOC_CLASSES, VOCSegmentation, read_classes, read_saliency
+from utils.errors import UserError
+
+
+def test_sample(shapes: Path) -> None:
+    data = VOCSegmentation(shapes, 'val', semseg=True, saliency='supervised_model')
+    sample = data[0]
+    height, width = sample['image'].shape[:2]
+    assert sample['image'].dtype == sample['semseg'].dtype == sample['sal'].dtype == np.uint8
+    assert sample['semseg'].shape == sample['sal'].shape == (height, width)
+    assert set(np.unique(sample['sal'])) <= {0, 1}
+    assert sample['id'] == data.ids[0]
+    assert len(data.classes) == len(read_classes(shapes)) == 8
+
+
+def test_voc_needs_no_class_list(tmp_path: Path) -> None:
+    assert read_classes(tmp_path) == VOC_CLASSES
+    assert len(VOC_CLASSES) == 21
+
+
+@pytest.mark.parametrize('content', ['classes: cat', 'classes: [a, a]', 'names: [a]', 'classes: [', ''])
+def test_bad_class_list(tmp_path: Path, content: str) -> None:
+    (tmp_path / 'dataset.yml').write_text(content)
+    with pytest.raises(UserError, match=r'dataset\.yml'):
+        read_classes(tmp_path)
+
+
+@pytest.mark.parametrize('stored', [[0, 255], [0, 1], [60, 200]])
+def test_saliency_is_binarised_at_half_of_its_range(tmp_path: Path, stored: list[int]) -> None:
+    path = tmp_path / 'mask.png'
+    Image.fromarray(np.array([stored, stored[::-1]], np.uint8)).save(path)
+    assert read_saliency(path).tolist() == [[0, 1], [1, 0]]
+
+
+def test_saliency_in_colour_and_in_one_bit(tmp_path: Path) -> None:
+    path = tmp_path / 'mask.png'
+    mask = np.array([[0, 255]], np.uint8)
+    Image.fromarray(mask).convert('RGBA').save(path)
+    assert read_saliency(path).tolist() == [[0, 1]]
+    Image.fromarray(mask).convert('1').save(path)
+    assert read_saliency(path).tolist() == [[0, 1]]
+    Image.fromarray(np.array([[0, 65535]], np.uint16)).save(path)
+    assert read_saliency(path).tolist() == [[0, 1]]
+
+
+def test_ground_truth_of_another_size_is_resized(shapes: Path) -> None:
+    data = VOCSegmentation(shapes, 'val', semseg=True)
+    path = shapes / 'SegmentationClass' / f'{data.ids[0]}.png'
+    image = Image.open(path)
+    image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)
+    assert data[0]['semseg'].shape == data[0]['image'].shape[:2]
+    assert np.array_equal(data[0]['semseg'], np.array(image))
+
+
+def test_trainaug_has_its_own_masks(shapes: Path) -> None:
+    assert VOCSegmentation(shapes, 'trainaug', semseg=True).semseg_folder == 'SegmentationClassAug'
+    assert VOCSegmentation(shapes, 'train', semseg=True).semseg_folder == 'SegmentationClass'
+
+
+def test_missing_parts_are_named(shapes: Path) -> None:
+    with pytest.raises(UserError, match='db_root'):
+        VOCSegmentation(shapes / 'nowhere', 'val')
+    with pytest.raises(UserError, match=r'sets.test\.txt'):
+        VOCSegmentation(shapes, 'test')
+    with pytest.raises(UserError, match='saliency_other'):
+        VOCSegmentation(shapes, 'val', saliency='other')
+    ids = VOCSegmentation(shapes, 'trainaug').ids
+    for name in ids[:7]:
+        (shapes / 'images' / f'{name}.jpg').unlink()
+    with pytest.raises(UserError, match=rf'7 of 12 IDs .* no image .*{ids[0]}, {ids[1]}.* and 2 more'):
+        VOCSegmentation(shapes, 'trainaug')
+    (shapes / 'SegmentationClass' / f'{ids[8]}.png').unlink()
+    with pytest.raises(UserError, match=f'no ground truth .*{ids[8]}'):
+        (shapes / 'sets' / 'train.txt').write_text(f'{ids[8]}\n')
+        VOCSegmentation(shapes, 'train', semseg=True)
+    (shapes / 'sets' / 'train.txt').write_text('\n')
+    with pytest.raises(UserError, match='empty'):
+        VOCSegmentation(shapes, 'train')
+
+
+def test_pretraining_leaves_out_and_counts(shapes: Path) -> None:
+    ids = VOCSegmentation(shapes, 'trainaug').ids
+    (shapes / 'images' / f'{ids[0]}.jpg').unlink()
+    (shapes / 'saliency_supervised_model' / f'{ids[1]}.png').unlink()
+    data = VOCSegmentation(shapes, 'trainaug', saliency='supervised_model', skip_without_saliency=True)
+    assert data.ids == ids[2:]
+    assert data.left_out == 2
+    for path in (shapes / 'saliency_supervised_model').iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match='none of the 12 IDs'):
+        VOCSegmentation(shapes, 'trainaug', saliency='supervised_model', skip_without_saliency=True)
+
+
+def test_corrupt_files_are_named(shapes: Path) -> None:
+    data = VOCSegmentation(shapes, 'val', semseg=True, saliency='supervised_model')
+    name = data.ids[0]
+    for path in (shapes / 'images' / f'{name}.jpg', shapes / 'SegmentationClass' / f'{name}.png',
+                 shapes / 'saliency_supervised_model' / f'{name}.png'):
+        whole = path.read_bytes()
+        for broken in (whole[:len(whole) // 2], b'', b'text'):
+            path.write_bytes(broken)
+            with pytest.raises(UserError, match=path.name):
+                data[0]
+        path.write_bytes(whole)
+    data[0]
+
+
+def test_class_id_outside_the_list(shapes: Path) -> None:
+    data = VOCSegmentation(shapes, 'val', semseg=True)
+    path = shapes / 'SegmentationClass' / f'{data.ids[0]}.png'
+    labels = np.array(Image.open(path))
+    labels[0, 0] = 8
+    Image.fromarray(labels).save(path)
+    with pytest.raises(UserError, match=rf'{path.name} holds class id 8, outside 0\.\.7'):
+        data[0]

@@ -1,0 +1,133 @@
+"""Loss, bank and prototypes against slow oracles written as loops."""
+import math
+
+import pytest
+import torch
+
+from models.prototypes import mask_prototypes, weighted_prototypes
+from models.segmentation import ContrastiveSegmentationModel
+from pretrain.losses import contrastive_loss, saliency_loss
+from pretrain.maskcontrast import MaskContrast
+
+
+def test_contrastive_loss_against_loops() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, bank, pixels = 3, 5, 40
+    logits = torch.randn(pixels, images + bank, generator=generator, dtype=torch.float64)
+    labels = torch.randint(images, (pixels,), generator=generator)
+    total = weights = 0.0
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        share = sum(1 for other in labels.tolist() if other == label) / pixels
+        weight = 1 / math.log(1.02 + share)
+        total += weight * (math.log(sum(math.exp(x) for x in row)) - row[label])
+        weights += weight
+    assert contrastive_loss(logits, labels, images).item() == pytest.approx(total / weights, rel=1e-12)
+
+
+def test_saliency_loss_against_loops() -> None:
+    scores, masks = [0.3, -1.2, 2.0, 0.1, -0.4], [1, 0, 1, 0, 0]
+    w = masks.count(0) / len(masks)
+    total = 0.0
+    for s, y in zip(scores, masks, strict=True):
+        p = 1 / (1 + math.exp(-s))
+        total += -w * math.log(p) if y else -(1 - w) * math.log(1 - p)
+    loss = saliency_loss(torch.tensor(scores), torch.tensor(masks))
+    assert loss.item() == pytest.approx(total / len(masks), rel=1e-6)
+
+
+def test_mask_prototypes_against_loops() -> None:
+    generator = torch.Generator().manual_seed(1)
+    embeddings = torch.randn(3, 4, 5, 6, generator=generator, dtype=torch.float64)
+    masks = torch.randint(2, (3, 5, 6), generator=generator)
+    masks[2] = 0
+    prototypes = mask_prototypes(embeddings, masks)
+    for b in range(3):
+        total = torch.zeros(4, dtype=torch.float64)
+        for y in range(5):
+            for x in range(6):
+                if masks[b, y, x]:
+                    total += embeddings[b, :, y, x] / embeddings[b, :, y, x].norm()
+        torch.testing.assert_close(prototypes[b], total / total.norm() if masks[b].any() else total)
+
+
+@pytest.mark.parametrize('size', [(32, 48), (30, 41)])
+def test_weighted_prototypes_equal_upsampling_first(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(2, 7, 4, 6, generator=generator, dtype=torch.float64)
+    weights = torch.rand(2, *size, generator=generator, dtype=torch.float64).mul(2).sub(1).clamp_min(0)
+    weights[1] = 0
+    large = torch.nn.functional.interpolate(features, size, mode='bilinear', align_corners=False)
+    expected = torch.nn.functional.normalize((large * weights[:, None]).sum((2, 3)), dim=1)
+    torch.testing.assert_close(weighted_prototypes(features, weights), expected)
+
+
+def method(K: int = 7, size: int = 32, batch: int = 3, **model) -> tuple[MaskContrast, list[torch.Tensor]]:
+    torch.manual_seed(0)
+    encoder = ContrastiveSegmentationModel('resnet18', 8, dropout=0.0, **model)
+    masks = torch.zeros(batch, size, size, dtype=torch.uint8)
+    masks[:, 4:20, 8:24] = 1
+    views = [torch.randn(batch, 3, size, size), masks, torch.randn(batch, 3, size, size), masks.flip(2)]
+    return MaskContrast(encoder, 8, K, m=0.9), views
+
+
+def test_bank_is_a_ring_that_wraps_around() -> None:
+    model, views = method(K=7)
+    model.train()
+    torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(7))
+    untouched = model.queue[:, 6].clone()
+    model(*views)
+    model(*views)
+    assert model.queue_ptr.item() == 6
+    assert torch.equal(model.queue[:, 6], untouched)
+    kept = model.queue.clone()
+    model(*views)
+    assert model.queue_ptr.item() == 2
+    assert torch.equal(model.queue[:, 2:6], kept[:, 2:6])
+    assert not torch.isclose(model.queue[:, [6, 0, 1]], kept[:, [6, 0, 1]]).all(0).any()
+    torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(7))
+
+
+def test_key_encoder_moves_before_it_is_used_and_has_no_gradient() -> None:
+    model, views = method()
+    model.train()
+    with torch.no_grad():
+        for parameter in model.model_q.parameters():
+            parameter.add_(1)
+    before = [p.clone() for p in model.model_k.parameters()]
+    output = model(*views)
+    for old, new, query in zip(before, model.model_k.parameters(), model.model_q.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * query)
+    contrastive_loss(output.logits, output.labels, 3).backward()
+    assert all(p.grad is None for p in model.model_k.parameters())
+    assert model.model_q.head.weight.grad.abs().sum() > 0
+
+
+def test_logits_hold_the_batch_first_and_the_bank_of_before() -> None:
+    model, views = method()
+    model.eval()
+    bank = model.queue.clone()
+    with torch.no_grad():
+        output = model(*views)
+        embedding, _ = model.model_q(views[0])
+        keys = mask_prototypes(model.model_k.embed(views[2]), views[3])
+    q = torch.nn.functional.normalize(embedding, dim=1).permute(0, 2, 3, 1)[views[1].bool()]
+    torch.testing.assert_close(output.logits, q @ torch.cat([keys.T, bank], 1) / 0.5)
+    assert output.labels.bincount().tolist() == [256, 256, 256]
+
+
+def test_one_image_trains() -> None:
+    model, views = method(batch=1)
+    model.train()
+    output = model(*views)
+    loss = contrastive_loss(output.logits, output.labels, 1) + saliency_loss(output.saliency, views[1])
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.model_q.parameters() if p.grad is not None)
+
+
+def test_without_upsampling_the_outputs_are_an_eighth() -> None:
+    model, views = method(upsample=False, use_classification_head=False)
+    views[1], views[3] = views[1][:, ::8, ::8], views[3][:, ::8, ::8]
+    output = model(*views)
+    assert output.saliency is None
+    assert len(output.logits) == views[1].sum()

@@ -1,0 +1,125 @@
+"""Mask sources around networks: how images go in, how maps come out, and what is refused."""
+import numpy as np
+import pytest
+import torch
+
+from models.basnet import BASNet
+from saliency.maps import image_map, network_input
+from saliency.sources import build_source
+from tests.golden_inputs import photo
+from utils.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp('basnet') / 'basnet.pth'
+    torch.save({f'module.{name}': value for name, value in BASNet().state_dict().items()}, path)
+    return path
+
+
+def test_network_input():
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[..., 0], image[..., 1] = 100, 50
+    values = network_input(image, (2, 2), mean=(0.5, 0.5, 0.5), scale=(0.5, 0.25, 1))
+    assert values.shape == (3, 2, 2)
+    np.testing.assert_allclose(values[:, 0, 0], [1, 0, -0.5])
+    values = network_input(image, (8, 8), (0, 0, 0), (1, 1, 1), divide_by_maximum=False)
+    np.testing.assert_allclose(values[:, 3, 3], [100 / 255, 50 / 255, 0], rtol=1e-6)
+    assert not network_input(np.zeros((4, 4, 3), np.uint8), (2, 2), (0, 0, 0), (1, 1, 1)).any()  # black
+
+
+def test_image_map_is_stretched_and_resized():
+    image = np.zeros((5, 9, 3), np.uint8)
+    out = image_map(np.array([[0.2, 0.4], [0.2, 0.3]], np.float32), image)
+    assert out.shape == (5, 9)
+    assert out.min() == 0
+    assert out.max() == 1
+    assert not image_map(np.full((2, 2), 0.7, np.float32), image).any()
+
+
+def test_basnet_masks_images_of_all_sizes(weights, monkeypatch):
+    monkeypatch.setattr('saliency.basnet.SIZE', (64, 64))
+    images = [photo('a', 40, 60), photo('b', 30, 20)]
+    maps = build_source('basnet', weights, device='cpu').predict(images)
+    for saliency, image in zip(maps, images, strict=True):
+        assert saliency.shape == image.shape[:2]
+        assert saliency.dtype == np.float32
+        assert 0 <= saliency.min() < saliency.max() <= 1
+
+
+def test_basnet_refuses_other_weights(tmp_path):
+    path = tmp_path / 'other.pth'
+    torch.save({'conv1.weight': torch.zeros(1), 'inconv.weight': torch.zeros(2)}, path)
+    with pytest.raises(UserError, match=r'missing: inconv.bias, .* more; unexpected: conv1.weight; '
+                                        r'of another shape: inconv.weight'):
+        build_source('basnet', path, device='cpu')
+    path.write_bytes(b'')
+    with pytest.raises(UserError, match='truncated or no checkpoint'):
+        build_source('basnet', path, device='cpu')
+
+
+def test_sources_name_what_is_missing(tmp_path):
+    for arguments, sentence in ((('basnet',), '--weights'), (('onnx',), '--weights'),
+                                (('onnx', tmp_path / 'a.onnx'), '--onnx-config'),
+                                (('unsupervised', tmp_path / 'a.pth'), 'no weights'),
+                                (('unsupervised', None, tmp_path / 'a.yml'), '--onnx-config'),
+                                (('magic',), 'basnet, onnx, unsupervised')):
+        with pytest.raises(UserError, match=sentence):
+            build_source(*arguments)
+
+
+CONFIG = 'input_size: [16, 24]\nmean: [0.5, 0.5, 0.5]\nscale: [1.0, 1.0, 1.0]\n'
+
+
+@pytest.fixture(params=['fixed', 'free'])
+def onnx_network(request, tmp_path):
+    """A network whose map is the first channel of its input."""
+    onnx = pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
+    batch = 1 if request.param == 'fixed' else 'N'
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    node = helper.make_node('Gather', ['image', 'channel'], ['map'], axis=1)
+    graph = helper.make_graph(
+        [node], 'first channel', [helper.make_tensor_value_info('image', kind, [batch, 3, 16, 24])],
+        [helper.make_tensor_value_info('map', kind, [batch, 1, 16, 24])],
+        [helper.make_tensor('channel', onnx.TensorProto.INT64, [1], [0])])
+    path = tmp_path / 'net.onnx'
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 13)], ir_version=8), path)
+    (tmp_path / 'net.yml').write_text(CONFIG)
+    return path
+
+
+def test_onnx_network(onnx_network):
+    images = [np.zeros((16, 24, 3), np.uint8), np.zeros((32, 48, 3), np.uint8)]
+    images[0][4:8, 4:8, 0] = images[1][8:16, 8:16, 0] = 200
+    small, large = build_source('onnx', onnx_network, onnx_network.with_suffix('.yml'), 'cpu').predict(images)
+    np.testing.assert_array_equal(small, images[0][..., 0] / np.float32(200))
+    assert large.shape == (32, 48)
+    assert large[12, 12] == 1
+
+
+def test_onnx_refuses_what_does_not_fit(onnx_network):
+    config = onnx_network.with_suffix('.yml')
+    config.write_text(CONFIG.replace('16, 24', '8, 8'))
+    with pytest.raises(UserError, match='set input_size'):
+        build_source('onnx', onnx_network, config, 'cpu').predict([np.zeros((9, 9, 3), np.uint8)])
+    onnx_network.write_bytes(b'nothing')
+    with pytest.raises(UserError, match='not an ONNX network'):
+        build_source('onnx', onnx_network, config, 'cpu')
+
+
+@pytest.mark.parametrize(('text', 'sentence'), [
+    ('input_size: [16, 24]\nmean: [0.5, 0.5, 0.5]\n', 'scale is missing'),
+    (CONFIG.replace('[16, 24]', '320'), 'input_size'),
+    (CONFIG.replace('[16, 24]', '[16, -1]'), 'input_size must be positive'),
+    (CONFIG.replace('[1.0, 1.0, 1.0]', '[1.0, 0.0]'), 'scale has 2 values instead of 3; .*scale must not hold 0'),
+    (CONFIG + 'means: 1\n', 'unknown key .*means'),
+])
+def test_onnx_config_mistakes(tmp_path, text, sentence):
+    from saliency.onnx_network import read_onnx_config
+    (tmp_path / 'net.yml').write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        read_onnx_config(tmp_path / 'net.yml')
+    with pytest.raises(UserError, match='does not exist'):
+        read_onnx_config(tmp_path / 'none.yml')

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+
+from saliency.postprocess import binarise
+from saliency.superpixels import adjacency, cluster_means, on_border, slic
+from saliency.unsupervised import UnsupervisedSaliency, background_weight, stretch
+from tests.golden_inputs import photo
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return (a & b).sum() / (a | b).sum()
+
+
+@pytest.mark.parametrize('size', [(120, 160), (300, 200), (600, 700)])
+def test_finds_an_object_on_a_background(size):
+    height, width = size
+    image = photo('unsupervised', height, width)
+    y, x = np.mgrid[:height, :width]
+    ellipse = ((y - height / 2) / (height / 3)) ** 2 + ((x - width / 2) / (width / 3)) ** 2 < 1
+    saliency, = UnsupervisedSaliency().predict([image])
+    assert saliency.shape == size
+    assert saliency.dtype == np.float32
+    assert 0 <= saliency.min() <= saliency.max() <= 1
+    assert iou(binarise(saliency), ellipse) > 0.95
+
+
+def test_is_deterministic():
+    image, source = photo('again', 90, 70), UnsupervisedSaliency()
+    first, second = source.predict([image, image])
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 3), (1, 40), (500, 2), (7, 7)])
+def test_tiny_and_narrow_images(size):
+    for image in (np.full((*size, 3), 128, np.uint8), photo('tiny', *size)):
+        assert UnsupervisedSaliency().predict([image])[0].shape == size
+
+
+def test_one_colour_has_no_object():
+    assert binarise(UnsupervisedSaliency().predict([np.full((60, 80, 3), 90, np.uint8)])[0]) is None
+
+
+def test_slic_follows_colour():
+    lab = np.zeros((64, 80, 3), np.float32)
+    lab[20:50, 30:61, 0] = 80
+    labels = slic(lab, count=40)
+    assert sorted(np.unique(labels)) == list(range(labels.max() + 1))
+    assert 20 <= labels.max() + 1 <= 60
+    for label in range(labels.max() + 1):
+        assert np.ptp(lab[labels == label], axis=0).max() == 0  # no patch spans the edge
+
+
+def test_graph_of_patches():
+    labels = np.array([[0, 0, 1, 1], [0, 4, 4, 1], [2, 4, 4, 3], [2, 2, 3, 3]])
+    expected = np.ones((5, 5), bool) & ~np.eye(5, dtype=bool)
+    expected[[0, 3, 1, 2], [3, 0, 2, 1]] = False
+    np.testing.assert_array_equal(adjacency(labels), expected)
+    assert on_border(labels).tolist() == [True] * 4 + [False]
+    np.testing.assert_allclose(cluster_means(np.array([[1.0], [3.0], [5.0]]), np.array([0, 0, 2]), 3).ravel(),
+                               [2, 0, 5])
+
+
+def test_what_touches_the_border_a_lot_is_background():
+    side = 6
+    count = side * side
+    touch = adjacency(np.arange(count).reshape(side, side))
+    border = on_border(np.arange(count).reshape(side, side))
+    inside = np.zeros((side, side), bool)
+    inside[2:4, 2:6] = True  # an object that reaches the right border
+    colour = np.where(inside.ravel(), 100.0, 0.0)
+    weight = background_weight(np.abs(colour[:, None] - colour), touch, border)
+    assert weight[~inside.ravel()].min() > 2 * weight[inside.ravel()].max()
+
+
+def test_stretch():
+    np.testing.assert_allclose(stretch(np.array([2.0, 4.0, 3.0])), [0, 1, 0.5])
+    assert not stretch(np.full(3, 7.0)).any()
