@@ -77,8 +77,8 @@ def test_missing_parts_are_named(shapes: Path) -> None:
     with pytest.raises(UserError, match=rf'7 of 12 IDs .* no image .*{ids[0]}, {ids[1]}.* and 2 more'):
         VOCSegmentation(shapes, 'trainaug')
     (shapes / 'SegmentationClass' / f'{ids[8]}.png').unlink()
+    (shapes / 'sets' / 'train.txt').write_text(f'{ids[8]}\n')
     with pytest.raises(UserError, match=f'no ground truth .*{ids[8]}'):
-        (shapes / 'sets' / 'train.txt').write_text(f'{ids[8]}\n')
         VOCSegmentation(shapes, 'train', semseg=True)
     (shapes / 'sets' / 'train.txt').write_text('\n')
     with pytest.raises(UserError, match='empty'):

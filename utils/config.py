@@ -198,6 +198,7 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
 def save_config(config: Mapping[str, Any], output_dir: str | Path) -> Path:
     """Write ``config.yml`` in output_dir, or make sure that the one there says the same.
 
+    A folder that holds nothing but a config and a log, of a start that failed, takes the new config.
     Keys of ``IGNORED`` may differ; the file stays as it was first written. Call it in one process only.
 
     Raises:
@@ -205,7 +206,7 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path) -> Path:
     """
     path = Path(output_dir) / 'config.yml'
     new = as_dict(config)
-    if path.exists():
+    if path.exists() and any(child.name not in ('config.yml', 'log.txt') for child in path.parent.iterdir()):
         try:
             old = yaml.safe_load(path.read_text(encoding='utf-8'))
         except (yaml.YAMLError, UnicodeDecodeError):

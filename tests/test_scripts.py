@@ -1,0 +1,250 @@
+"""The five scripts as users run them: end to end on a tiny set, from both working directories, and on bad input."""
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segmentation.embedding import embed_split
+from utils.errors import run_script
+from utils.pictures import PALETTE
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = {'pretrain.main': 'pretrain', 'segmentation.linear_finetune': 'linear_finetune',
+           'segmentation.eval': 'linear_finetune', 'segmentation.kmeans': 'kmeans',
+           'segmentation.retrieval': 'retrieval'}
+SMALL = {'pretrain.main': ['epochs=2', 'train_batch_size=4', 'augmentation_kwargs.size=32', 'log_every=1'],
+         'segmentation.linear_finetune': ['epochs=2', 'train_batch_size=4', 'train_size=32', 'val_size=32',
+                                          'scheduler=constant'],
+         'segmentation.kmeans': ['num_clusters=3', 'num_seeds=2', 'val_size=32', 'saliency=supervised_model'],
+         'segmentation.retrieval': ['val_size=32', 'saliency=supervised_model']}
+SMALL['segmentation.eval'] = SMALL['segmentation.linear_finetune']
+
+
+class Runner:
+    """Runs scripts in this process on one data set and one results folder."""
+
+    def __init__(self, db_root: Path, root_dir: Path) -> None:
+        self.db_root, self.root_dir = db_root, root_dir
+
+    def arguments(self, script: str, *overrides: str) -> list[str]:
+        return ['--config_env', 'configs/demo/env.yml', '--config_exp', f'configs/demo/{CONFIGS[script]}.yml', '--set',
+                f'db_root={self.db_root}', f'root_dir={self.root_dir}', 'num_workers=0', *SMALL[script], *overrides]
+
+    def __call__(self, script: str, *overrides: str, flags: tuple[str, ...] = ()) -> None:
+        importlib.import_module(script).main([*self.arguments(script, *overrides), *flags])
+
+    def fails(self, script: str, *overrides: str, flags: tuple[str, ...] = (), capsys=None) -> str:
+        """Run what must end in one sentence and exit code 2; returns the sentence."""
+        with pytest.raises(SystemExit) as ended:
+            run_script(lambda: self(script, *overrides, flags=flags))
+        assert ended.value.code == 2
+        message = capsys.readouterr().err.strip()
+        assert message.startswith('error: ')
+        assert 'Traceback' not in message
+        return message
+
+
+@pytest.fixture(scope='module')
+def run(db_root: Path, tmp_path_factory) -> Runner:
+    """A runner whose results folder holds a short pretraining."""
+    runner = Runner(db_root, tmp_path_factory.mktemp('results'))
+    runner('pretrain.main')
+    return runner
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / 'results.json').read_text())
+
+
+def test_pretraining_leaves_a_released_checkpoint(run: Runner) -> None:
+    folder = run.root_dir / 'pretrain'
+    state = torch.load(folder / 'checkpoint.pth.tar', weights_only=True)
+    assert state['epoch'] == 2
+    assert state['config']['moco_kwargs']['K'] == 64
+    assert {name.split('.')[1] for name in state['model']} == {'model_q', 'model_k', 'queue', 'queue_ptr'}
+    assert state['model']['module.queue_ptr'].item() == 24
+    assert list((folder / 'tensorboard').iterdir())
+    assert '0 of its IDs have no image or no mask' in (folder / 'log.txt').read_text()
+
+
+def test_pretraining_resumes_where_it_stopped(run: Runner, capsys) -> None:
+    run('pretrain.main', 'output_dir=whole', 'epochs=3', 'model_kwargs.dropout=0.5')
+    run('pretrain.main', 'output_dir=parts', 'epochs=3', 'model_kwargs.dropout=0.5')
+    folder = run.root_dir / 'parts'
+    state = torch.load(folder / 'checkpoint.pth.tar', weights_only=True)
+    assert state['epoch'] == 3
+    # take it back to the second epoch by training two epochs of three in a run that is cut off
+    (folder / 'checkpoint.pth.tar').unlink()
+    main = importlib.import_module('pretrain.main')
+    whole, calls = main.save_training, []
+
+    def cut_off(*args, **kwargs):
+        whole(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    main.save_training = cut_off
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run('pretrain.main', 'output_dir=parts', 'epochs=3', 'model_kwargs.dropout=0.5')
+    finally:
+        main.save_training = whole
+    run('pretrain.main', 'output_dir=parts', 'epochs=3', 'model_kwargs.dropout=0.5')
+    assert 'Resuming after epoch 2' in capsys.readouterr().out
+    first, second = (torch.load(run.root_dir / name / 'checkpoint.pth.tar', weights_only=True)['model']
+                     for name in ('whole', 'parts'))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_zero_epochs_write_the_initial_weights(run: Runner) -> None:
+    run('pretrain.main', 'epochs=0', 'output_dir=before')
+    initial = torch.load(run.root_dir / 'before' / 'checkpoint.pth.tar', weights_only=True)['model']
+    trained = torch.load(run.root_dir / 'pretrain' / 'checkpoint.pth.tar', weights_only=True)['model']
+    assert initial.keys() == trained.keys()
+    assert not torch.equal(initial['module.model_q.head.weight'], trained['module.model_q.head.weight'])
+    keys = [name for name in initial if 'model_q' in name]
+    assert all(torch.equal(initial[name], initial[name.replace('model_q', 'model_k')]) for name in keys)
+
+
+def test_linear_classifier_and_eval_agree(run: Runner, capsys) -> None:
+    run('segmentation.linear_finetune')
+    folder = run.root_dir / 'linear_finetune'
+    printed = capsys.readouterr().out
+    figures = results(folder)['linear']
+    assert f'mIoU is {figures["mIoU"]:.2f}\n' in printed
+    for name, value in figures['IoU'].items():
+        assert f'IoU class {name} is {value:.2f}\n' in printed
+    run('segmentation.eval', 'output_dir=eval', 'num_visualizations=2',
+        flags=('--state-dict', str(folder / 'best_model.pth.tar'), '--crf-postprocess'))
+    evaluated = results(run.root_dir / 'eval')
+    assert evaluated['linear'] == figures
+    assert len(list((run.root_dir / 'eval' / 'visualizations').iterdir())) == 2
+    assert len(list((run.root_dir / 'eval' / 'predictions_crf').iterdir())) == 6
+    # the score is that of the PNGs against the original masks
+    hits, union = np.zeros(8), np.zeros(8)
+    for path in (folder / 'predictions').iterdir():
+        prediction = Image.open(path)
+        assert prediction.mode == 'P'
+        assert prediction.getpalette()[:24] == PALETTE[:8].ravel().tolist()
+        truth = np.array(Image.open(run.db_root / 'Shapes' / 'SegmentationClass' / path.name))
+        for c in range(8):
+            a, b, valid = np.array(prediction) == c, truth == c, truth != 255
+            hits[c] += (a & b & valid).sum()
+            union[c] += ((a | b) & valid).sum()
+    assert figures['mIoU'] == pytest.approx(100 * np.mean(hits / union.clip(1)))
+
+
+def test_kmeans(run: Runner, capsys) -> None:
+    run('segmentation.kmeans', flags=('--num_seeds', '3'))
+    folder = run.root_dir / 'kmeans'
+    entry = results(folder)['kmeans']
+    assert len(entry['runs']) == 3
+    assert entry['mIoU'] == pytest.approx(np.mean([one['mIoU'] for one in entry['runs']]))
+    printed = capsys.readouterr().out
+    assert len(re.findall('^mIoU is', printed, re.MULTILINE)) == 4
+    assert printed.rindex(f'mIoU is {entry["mIoU"]:.2f}') > printed.index('Mean of 3 runs')
+    # run 0 again from the label maps on disk
+    hits, union = np.zeros(8), np.zeros(8)
+    for path in (folder / 'predictions').iterdir():
+        prediction = np.array(Image.open(path))
+        truth = np.array(Image.open(run.db_root / 'Shapes' / 'SegmentationClass' / path.name))
+        for c in range(8):
+            a, b, valid = prediction == c, truth == c, truth != 255
+            hits[c] += (a & b & valid).sum()
+            union[c] += ((a | b) & valid).sum()
+    assert entry['runs'][0]['mIoU'] == pytest.approx(100 * np.mean(hits / union.clip(1)))
+
+
+def test_retrieval_leaves_ignored_classes_out(run: Runner, capsys) -> None:
+    run('segmentation.retrieval')
+    assert list(results(run.root_dir / 'retrieval')['retrieval']['IoU'])[0] == 'background'
+    run('segmentation.retrieval', 'ignore_classes=[star, ball]', 'output_dir=ignoring')
+    entry = results(run.root_dir / 'ignoring')['retrieval']
+    assert len(entry['IoU']) == 5
+    assert not {'background', 'star', 'ball'} & entry['IoU'].keys()
+
+
+def test_a_batch_of_one_image(run: Runner) -> None:
+    run('pretrain.main', 'output_dir=one', 'train_batch_size=1', 'epochs=1')
+    run('segmentation.linear_finetune', 'output_dir=lone', 'train_batch_size=1', 'val_batch_size=1', 'epochs=1',
+        'freeze_batchnorm=none')
+    run('segmentation.retrieval', 'output_dir=rone', 'val_batch_size=1')
+    entry = results(run.root_dir / 'rone')['retrieval']
+    assert entry['mIoU'] == pytest.approx(results(run.root_dir / 'retrieval')['retrieval']['mIoU'], abs=5)
+
+
+@pytest.mark.parametrize('folder', ['.', 'script'])
+def test_from_both_working_directories(run: Runner, folder: str) -> None:
+    for script in ('segmentation.kmeans', 'pretrain.main'):
+        path = ROOT / (script.replace('.', '/') + '.py')
+        directory = ROOT if folder == '.' else path.parent
+        arguments = run.arguments(script, f'output_dir=from_{len(folder)}_{path.stem}',
+                                  *(['epochs=0'] * ('main' in script)))
+        shown = os.path.relpath(path, directory)
+        done = subprocess.run([sys.executable, shown, *arguments], cwd=directory, capture_output=True, text=True,
+                              timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert not re.search('Traceback|Error', done.stderr)
+
+
+def test_bad_input_to_any_script(run: Runner, capsys, tmp_path: Path) -> None:
+    def fails(*overrides: str, script: str = 'pretrain.main', flags: tuple[str, ...] = ()) -> str:
+        return run.fails(script, f'output_dir={tmp_path / "out"}', *overrides, flags=flags, capsys=capsys)
+
+    assert 'did you mean' in fails('epoch=3').lower() or 'epochs' in fails('epoch=3')
+    assert 'db_root' in fails('db_root=/path/to/datasets')
+    assert 'nowhere' in fails('db_root=/nowhere')
+    assert 'K' in fails('moco_kwargs.K=3')
+    assert 'larger than the data set' in fails('train_batch_size=40')
+    if not torch.cuda.is_available():
+        assert 'no CUDA device' in fails('device=cuda')
+    assert not (tmp_path / 'out' / 'checkpoint.pth.tar').exists()
+    state = run.root_dir / 'pretrain' / 'checkpoint.pth.tar'
+    assert 'linear_finetune.py' in fails(script='segmentation.eval', flags=('--state-dict', str(state)))
+    assert 'does not exist' in fails(script='segmentation.eval', flags=('--state-dict', '/nowhere.pth'))
+    assert 'no file' in fails('pretraining=nowhere.pth', script='segmentation.kmeans')
+    assert '6 images cannot form' in fails('num_clusters=7', script='segmentation.kmeans')
+    assert 'ignore_classes names cat' in fails('ignore_classes=[cat]', script='segmentation.retrieval')
+
+
+def test_another_config_does_not_write_over_results(run: Runner, capsys) -> None:
+    before = (run.root_dir / 'pretrain' / 'checkpoint.pth.tar').stat().st_mtime_ns
+    assert 'seed' in run.fails('pretrain.main', 'seed=5', capsys=capsys)
+    assert (run.root_dir / 'pretrain' / 'checkpoint.pth.tar').stat().st_mtime_ns == before
+
+
+def test_a_corrupt_image_in_a_worker_is_one_sentence(run: Runner, shapes: Path, tmp_path: Path) -> None:
+    for path in (shapes / 'images').iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    private = Runner(shapes.parent, tmp_path / 'results')
+    arguments = private.arguments('pretrain.main', 'num_workers=2')
+    done = subprocess.run([sys.executable, str(ROOT / 'pretrain' / 'main.py'), *arguments], capture_output=True,
+                          text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r'^error: image file \S+\.jpg is corrupt or truncated', done.stderr, re.MULTILINE)
+    assert 'Traceback' not in done.stderr
+
+
+def test_masks_that_are_empty_everywhere(run: Runner, shapes: Path, tmp_path: Path, capsys) -> None:
+    for path in (shapes / 'saliency_supervised_model').iterdir():
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(path)
+    private = Runner(shapes.parent, tmp_path / 'results')
+    assert 'look empty' in private.fails('pretrain.main', capsys=capsys)
+    trained = f'pretraining={run.root_dir / "pretrain" / "checkpoint.pth.tar"}'
+    assert 'none of the 6 images has a mask' in private.fails('segmentation.kmeans', trained, capsys=capsys)
+    assert 'none of the 12 images has a mask' in private.fails('segmentation.retrieval', trained, capsys=capsys)
+
+
+def test_importing_a_script_does_nothing() -> None:
+    for script in CONFIGS:
+        importlib.import_module(script)
+    assert callable(embed_split)
