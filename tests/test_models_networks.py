@@ -1,0 +1,79 @@
+"""Backbone and decoder: strides, dilations, shapes, and the shortcuts against plain convolutions."""
+import pytest
+import torch
+from torch import nn
+
+from models.deeplab import DilatedConv2d, PooledBatchNorm, deeplab_decoder
+from models.resnet import DilatedResNet
+from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
+
+
+@pytest.mark.parametrize(('name', 'channels'), [('resnet18', 512), ('resnet50', 2048)])
+def test_output_stride_and_dilations(name: str, channels: int) -> None:
+    backbone = DilatedResNet(name).eval()
+    assert backbone.out_channels == channels
+    assert backbone(torch.zeros(1, 3, 64, 40)).shape == (1, channels, 8, 5)
+    for stage, dilation in (('layer1', 1), ('layer2', 1), ('layer3', 2), ('layer4', 4)):
+        rates = [conv.dilation[0] for conv in backbone.get_submodule(stage).modules()
+                 if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3)]
+        assert rates == [max(dilation // 2, 1)] + [dilation] * (len(rates) - 1)
+
+
+@pytest.mark.parametrize('size', [(8, 8), (12, 30), (13, 5), (40, 12), (1, 1)])
+def test_dilated_convolution_equals_the_plain_one(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    ours = DilatedConv2d(3, 4, 3, padding=12, dilation=12, bias=False).double()
+    plain = nn.Conv2d(3, 4, 3, padding=12, dilation=12, bias=False).double()
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), plain(x))
+    for conv in (ours, plain):
+        conv(x).square().sum().backward()
+    torch.testing.assert_close(ours.weight.grad, plain.weight.grad)
+
+
+def test_decoder_is_torchvisions() -> None:
+    decoder = deeplab_decoder(16, dropout=0.3)
+    rates = [branch[0].dilation[0] for branch in decoder[0].convs[1:4]]
+    assert rates == [12, 24, 36]
+    assert decoder[0].project[3].p == 0.3
+    assert decoder.eval()(torch.zeros(2, 16, 6, 7)).shape == (2, 256, 6, 7)
+
+
+def test_pooled_batch_norm_differs_for_a_single_value_alone() -> None:
+    torch.manual_seed(0)
+    ours, plain = PooledBatchNorm(5).train(), nn.BatchNorm2d(5).train()
+    x = torch.randn(3, 5, 1, 1)
+    assert torch.equal(ours(x), plain(x))
+    assert torch.equal(ours.running_mean, plain.running_mean)
+    before = ours.running_var.clone()
+    one = ours(x[:1])
+    assert torch.equal(ours.running_var, before)
+    assert one.isfinite().all()
+
+
+def test_shapes_of_the_encoder() -> None:
+    model = ContrastiveSegmentationModel('resnet18', 16).eval()
+    x = torch.randn(2, 3, 40, 56)
+    embedding, scores = model(x)
+    assert embedding.shape == (2, 16, 40, 56)
+    assert scores.shape == (2, 40, 56)
+    torch.testing.assert_close(model.embed(x), embedding)
+    maps = model.maps(x)
+    assert {name: tuple(value.shape) for name, value in maps.items()} == {
+        'backbone': (2, 512, 5, 7), 'embedding': (2, 16, 5, 7), 'saliency': (2, 1, 5, 7)}
+    small = ContrastiveSegmentationModel('resnet18', 16, upsample=False, use_classification_head=False).eval()
+    embedding, scores = small(x)
+    assert embedding.shape == (2, 16, 5, 7)
+    assert scores is None
+
+
+def test_what_the_linear_model_trains() -> None:
+    model = LinearSegmentationModel('resnet18', 5)
+    model.freeze_all_but_classifier()
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ['decoder.4.weight', 'decoder.4.bias']
+    for mode, backbone, decoder in (('all', False, False), ('backbone', False, True), ('none', True, True)):
+        model.set_train_mode(mode)
+        assert model.backbone.bn1.training is backbone
+        assert model.decoder[2].training is decoder
+    assert model(torch.zeros(1, 3, 24, 32)).shape == (1, 5, 24, 32)

@@ -1,0 +1,73 @@
+"""Confusion matrix, IoU, running means, results and pictures."""
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils.metrics import Mean, confusion_matrix, iou_of
+from utils.pictures import montage, panel, save_label_map, voc_palette
+from utils.results import iou_entry, log_iou, save_results
+
+
+def test_confusion_and_iou_against_loops() -> None:
+    draw = np.random.default_rng(0)
+    truth, prediction = draw.integers(0, 5, (20, 30)), draw.integers(0, 4, (20, 30))
+    truth[truth == 4] = 255
+    expected = np.zeros((5, 5), int)
+    for t, q in zip(truth.ravel(), prediction.ravel(), strict=True):
+        if t != 255:
+            expected[t, q] += 1
+    confusion = confusion_matrix(truth.astype(np.uint8), prediction.astype(np.uint8), 5)
+    assert np.array_equal(confusion, expected)
+    iou = iou_of(confusion)
+    for c in range(4):
+        hits = expected[c, c]
+        assert iou[c] == pytest.approx(hits / (expected[c].sum() + expected[:, c].sum() - hits))
+    assert iou[4] == 0
+
+
+def test_running_means() -> None:
+    mean = Mean()
+    assert mean.read() == {}
+    for value in (1.0, 3.0):
+        mean.update(loss=torch.tensor(value, requires_grad=True), accuracy=torch.tensor(value / 2))
+    assert mean.read() == {'loss': 2.0, 'accuracy': 1.0}
+    mean.reset()
+    assert mean.read() == {}
+
+
+def test_results_print_in_the_published_form(caplog, tmp_path: Path) -> None:
+    iou = np.array([0.9095, 0.83777])
+    with caplog.at_level(logging.INFO):
+        log_iou(iou, ['background', 'aeroplane'])
+    assert caplog.messages == ['mIoU is 87.36', 'IoU class background is 90.95', 'IoU class aeroplane is 83.78']
+    save_results({'linear': iou_entry(iou, ['background', 'aeroplane'])}, tmp_path)
+    save_results({'kmeans': {'mIoU': 1}}, tmp_path)
+    stored = json.loads((tmp_path / 'results.json').read_text())
+    assert stored['linear']['IoU']['aeroplane'] == pytest.approx(83.777)
+    assert stored['kmeans'] == {'mIoU': 1}
+    assert [path.name for path in tmp_path.iterdir()] == ['results.json']
+
+
+def test_palette_is_vocs(tmp_path: Path) -> None:
+    palette = voc_palette()
+    assert palette[[0, 1, 2, 3, 20, 255]].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0],
+                                                       [0, 64, 128], [224, 224, 192]]
+    labels = np.array([[0, 20], [255, 1]], np.uint8)
+    save_label_map(labels, tmp_path / 'map.png')
+    stored = Image.open(tmp_path / 'map.png')
+    assert stored.mode == 'P'
+    assert np.array_equal(np.array(stored), labels)
+    assert np.array_equal(np.array(stored.convert('RGB')), palette[labels])
+
+
+def test_panel_and_montage() -> None:
+    image, labels = np.full((20, 30, 3), 7, np.uint8), np.ones((20, 30), np.uint8)
+    joined = np.array(panel([image, labels], ['image', 'truth']))
+    assert joined[-1, 0].tolist() == [7, 7, 7]
+    assert joined[-1, -1].tolist() == [128, 0, 0]
+    assert montage([joined] * 3, 2).size == (2 * joined.shape[1] + 8, 2 * joined.shape[0] + 8)
