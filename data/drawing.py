@@ -163,7 +163,7 @@ def _fill(polygon: Array, height: int, width: int) -> Array:
 def _pose(rng: Generator, height: int, width: int, low: float, high: float) -> Array:
     """Homography (3 x 3) from an object's own square -1..1 to pixels; its extent is low..high of the shorter side."""
     radius = min(height, width) * rng.uniform(low, high) / 2
-    angle, stretch, shear = rng.uniform(-0.4, 0.4), rng.uniform(0.88, 1.13), rng.uniform(-0.12, 0.12)
+    angle, stretch, shear = rng.uniform(-0.3, 0.3), rng.uniform(0.92, 1.09), rng.uniform(-0.08, 0.08)
     flip = rng.choice([-1.0, 1.0])
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     form = np.array([[flip * stretch, shear, 0], [0, 1 / stretch, 0], [*rng.uniform(-0.1, 0.1, 2), 1]])
@@ -222,7 +222,7 @@ def draw(rng: Generator, size: int, kind: int) -> tuple[Array, Array]:
     height, width = (size, short) if rng.random() < 0.3 else (short, size)
     canvas = _background(rng, height, width)
     labels = np.zeros((height, width), np.uint8)
-    objects = [(kind, _pose(rng, height, width, 0.65, 0.95))]
+    objects = [(kind, _pose(rng, height, width, 0.75, 0.9))]
     if rng.random() < 0.1:  # a smaller one behind it, where it hides least
         poses = [_pose(rng, height, width, 0.4, 0.55) for _ in range(8)]
         far = max(poses, key=lambda pose: np.hypot(*(pose - objects[0][1])[:2, 2]))
