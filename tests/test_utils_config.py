@@ -328,6 +328,7 @@ def test_save_config_writes_once_and_accepts_the_same(load, tmp_path):
     path = save_config(config, tmp_path / 'new' / 'run')
     assert [p.name for p in path.parent.iterdir()] == ['config.yml']
     assert yaml.safe_load(path.read_text()) == as_dict(config)
+    (path.parent / 'results.json').touch()
     before = path.read_text()
     again = load(MINIMAL, overrides=['optimizer_kwargs.weight_decay=0.00001', 'num_workers=0', 'device=cpu',
                                      'log_every=1', 'root_dir=/elsewhere', 'db_root=/d'])
@@ -337,6 +338,7 @@ def test_save_config_writes_once_and_accepts_the_same(load, tmp_path):
 
 def test_save_config_shows_what_differs(load, tmp_path):
     save_config(load(MINIMAL), tmp_path / 'run')
+    (tmp_path / 'run' / 'results.json').touch()
     other = load(MINIMAL, overrides=['optimizer_kwargs.lr=0.01', 'epochs=2', 'saliency=other', 'num_workers=0'])
     with pytest.raises(UserError) as caught:
         save_config(other, tmp_path / 'run')
@@ -348,11 +350,19 @@ def test_save_config_shows_what_differs(load, tmp_path):
 
 def test_save_config_with_another_schema_or_a_broken_file(load, tmp_path):
     save_config(load(MINIMAL), tmp_path / 'run')
+    (tmp_path / 'run' / 'results.json').touch()
     with pytest.raises(UserError, match='num_clusters: "absent" -> 20'):
         save_config(load('pretraining: a.pth\n', Kmeans), tmp_path / 'run')
     (tmp_path / 'run' / 'config.yml').write_text('[')
     with pytest.raises(UserError, match='config.yml cannot be read; choose another output_dir'):
         save_config(load(MINIMAL), tmp_path / 'run')
+
+
+def test_save_config_takes_the_place_of_a_start_that_failed(load, tmp_path):
+    save_config(load(MINIMAL), tmp_path / 'run')
+    (tmp_path / 'run' / 'log.txt').touch()
+    path = save_config(load(MINIMAL, overrides=['epochs=2']), tmp_path / 'run')
+    assert yaml.safe_load(path.read_text())['epochs'] == 2
 
 
 # --- finding files
