@@ -213,7 +213,7 @@ def draw(rng: Generator, size: int, kind: int) -> tuple[Array, Array]:
     Args:
         rng: where all the randomness comes from.
         size: longest side in pixels; the shorter one is 70 to 100 % of it.
-        kind: class (1..) of the main object. One image in ten has a second object, of any class.
+        kind: class (1..) of the main object. One image in twenty-five has a second object, of any class.
 
     Returns:
         image, H x W x 3 uint8 RGB; labels, H x W uint8, 0 = background, without void.
@@ -223,7 +223,7 @@ def draw(rng: Generator, size: int, kind: int) -> tuple[Array, Array]:
     canvas = _background(rng, height, width)
     labels = np.zeros((height, width), np.uint8)
     objects = [(kind, _pose(rng, height, width, 0.75, 0.9))]
-    if rng.random() < 0.1:  # a smaller one behind it, where it hides least
+    if rng.random() < 0.04:  # a smaller one behind it, where it hides least
         poses = [_pose(rng, height, width, 0.4, 0.55) for _ in range(8)]
         far = max(poses, key=lambda pose: np.hypot(*(pose - objects[0][1])[:2, 2]))
         objects.insert(0, (int(rng.integers(1, len(CLASSES))), far))

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 from data.drawing import CLASSES, KINDS, draw, smooth_noise
 from utils.errors import UserError, run_script
 
-VERSION = 1  # raise it when the same parameters draw other images
+VERSION = 2  # raise it when the same parameters draw other images
 VOID = 255
 
 Array = np.ndarray
