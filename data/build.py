@@ -75,10 +75,13 @@ def linear_loader(p: Any) -> tuple[DataLoader, SeededSampler]:
     return _train_loader(p, base, SeededDataset(base))
 
 
-def evaluation_loader(p: Any, db_name: str, split: str,
-                      saliency: str | None = None) -> tuple[DataLoader, VOCSegmentation]:
-    """All images of a split in order, with ground truth (and masks) at their own size; no image is dropped."""
-    base = VOCSegmentation(dataset_root(p, db_name), split, semseg=True, saliency=saliency,
+def evaluation_loader(p: Any, db_name: str, split: str, saliency: str | None = None,
+                      semseg: bool = True) -> tuple[DataLoader, VOCSegmentation]:
+    """All images of a split in order, with ground truth (and masks) at their own size; no image is dropped.
+
+    Without ``semseg`` the split needs no ground truth.
+    """
+    base = VOCSegmentation(dataset_root(p, db_name), split, semseg=semseg, saliency=saliency,
                            transform=EvaluationTransform(p.val_size))
-    log.info('Evaluating on %d images of %s %s', len(base), db_name, split)
+    log.info('%s %d images of %s %s', 'Evaluating on' if semseg else 'Fitting to', len(base), db_name, split)
     return _loader(p, base, p.val_batch_size), base

@@ -36,12 +36,12 @@ def weighted_prototypes(features: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         features: (B, D, h, w), not normalised per pixel.
-        weights: (B, H, W), the weight of each pixel: 0 outside the mask.
+        weights: (B, H, W), the weight of each pixel: 0 outside the mask; or (B, O, H, W) for O masks an image.
 
     Returns:
-        (B, D): normalise(sum over pixels of weight * resized feature); zero where all weights are 0.
+        (B, D) or (B, O, D): normalise(sum over pixels of weight * resized feature); zero where all weights are 0.
     """
-    rows = upsampling_matrix(features.shape[2], weights.shape[1], features)  # H x h
-    columns = upsampling_matrix(features.shape[3], weights.shape[2], features)  # W x w
-    small = rows.T @ weights.to(features.dtype) @ columns  # B x h x w
-    return F.normalize(torch.einsum('bdhw,bhw->bd', features, small), dim=1)
+    rows = upsampling_matrix(features.shape[2], weights.shape[-2], features)  # H x h
+    columns = upsampling_matrix(features.shape[3], weights.shape[-1], features)  # W x w
+    small = rows.T @ weights.to(features.dtype) @ columns  # B x (O x) h x w
+    return F.normalize(torch.einsum('bdhw,b...hw->b...d', features, small), dim=-1)

@@ -1,41 +1,59 @@
-"""K-means on prototypes, and the match of its clusters to classes."""
+"""K-means on prototypes, the match of its clusters to classes, and its figures."""
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import entropy
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 
 from utils.errors import UserError
+from utils.metrics import iou_of
 
 DIMENSIONS = 32
 
 
-def whiten(prototypes: np.ndarray, seed: int) -> np.ndarray:
-    """PCA with whitening: (N, D) -> (N, min(32, N, D))."""
-    return PCA(min(DIMENSIONS, *prototypes.shape), whiten=True, random_state=seed).fit_transform(prototypes)
+def whiten(prototypes: np.ndarray, seed: int, fit: np.ndarray | None = None) -> np.ndarray:
+    """PCA with whitening: (N, D) -> (N, min(32, M, D)), fitted on the (M, D) ``fit`` or on the prototypes."""
+    fit = prototypes if fit is None else fit
+    pca = PCA(min(DIMENSIONS, *fit.shape), whiten=True, random_state=seed)
+    return pca.fit_transform(prototypes) if fit is prototypes else pca.fit(fit).transform(prototypes)
 
 
-def kmeans(points: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
-    """Mini-batch K-means (batch 1000, 3 starts): (N, D) -> (N,) cluster ids.
+def kmeans(points: np.ndarray, num_clusters: int, seed: int, fit: np.ndarray | None = None,
+           unit: str = 'images') -> np.ndarray:
+    """Mini-batch K-means (batch 1000, 3 starts).
+
+    Args:
+        points: (N, D).
+        fit: (M, D) points that it is fitted on; the ones of ``points`` by default.
+        unit: what a point is, for the message.
+
+    Returns:
+        (N,) cluster ids.
 
     Raises:
-        UserError: there are fewer points than clusters.
+        UserError: there are fewer points to fit on than clusters.
     """
-    if len(points) < num_clusters:
-        raise UserError(f'{len(points)} images cannot form num_clusters {num_clusters}; lower num_clusters or take a '
+    fit = points if fit is None else fit
+    if len(fit) < num_clusters:
+        raise UserError(f'{len(fit)} {unit} cannot form num_clusters {num_clusters}; lower num_clusters or take a '
                         'larger split.')
-    return MiniBatchKMeans(num_clusters, batch_size=1000, n_init=3, random_state=seed).fit_predict(points)
+    model = MiniBatchKMeans(num_clusters, batch_size=1000, n_init=3, random_state=seed)
+    return model.fit_predict(points) if fit is points else model.fit(fit).predict(points)
 
 
 def cluster_confusion(inside: np.ndarray, outside: np.ndarray, clusters: np.ndarray, num_clusters: int) -> np.ndarray:
-    """The confusion matrix of a clustering, from each image's histograms.
+    """The confusion matrix of a clustering, from histograms.
 
-    All pixels of an image's mask carry its cluster + 1 and the rest 0, so what its ground truth holds
-    inside and outside the mask is all that any clustering needs.
+    All pixels of an object carry its cluster + 1 and the rest 0, so what the ground truth holds inside
+    the objects and outside is all that any clustering needs.
 
     Args:
-        inside, outside: (N, classes) pixels of each class inside and outside each image's mask.
+        inside: (N, classes) pixels of each class inside each object.
+        outside: (M, classes) pixels of each class outside the objects of each image.
         clusters: (N,) ids in 0..num_clusters-1.
 
     Returns:
@@ -53,21 +71,23 @@ def iou_matrix(confusion: np.ndarray) -> np.ndarray:
     return np.divide(confusion, union, out=np.zeros(confusion.shape), where=union > 0)
 
 
-def match_clusters(confusion: np.ndarray) -> np.ndarray:
+def match_clusters(confusion: np.ndarray, matching: str = 'majority') -> np.ndarray:
     """The class of each cluster.
 
-    One to one by the assignment of greatest total IoU; with more clusters than classes each cluster
-    takes the class of highest IoU.
+    One to one by the assignment of greatest total IoU. With more clusters than classes, 'majority' gives
+    each cluster the class of highest IoU; 'hungarian' is the assignment in which a class may take up to
+    ceil(clusters / classes) clusters.
 
     Returns:
         (clusters,) class ids.
     """
     iou = iou_matrix(confusion)
-    if confusion.shape[1] > confusion.shape[0]:
+    num_classes, num_clusters = iou.shape
+    if num_clusters > num_classes and matching == 'majority':
         return iou.argmax(0)
-    classes, clusters = linear_sum_assignment(iou, maximize=True)
-    mapping = np.empty(confusion.shape[1], np.int64)
-    mapping[clusters] = classes
+    rows, clusters = linear_sum_assignment(np.tile(iou, (-(-num_clusters // num_classes), 1)), maximize=True)
+    mapping = np.empty(num_clusters, np.int64)
+    mapping[clusters] = rows % num_classes
     return mapping
 
 
@@ -76,3 +96,46 @@ def merge_clusters(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
     merged = np.zeros((confusion.shape[0],) * 2, np.int64)
     np.add.at(merged.T, mapping, confusion.T)
     return merged
+
+
+def normalized_mutual_information(contingency: np.ndarray) -> float:
+    """NMI (arithmetic mean of the entropies), 0..1, from pixel counts (classes, clusters)."""
+    if np.count_nonzero(contingency) <= 1:  # one class and one cluster
+        return 1.0
+    apart = entropy(contingency.sum(0)) + entropy(contingency.sum(1))
+    return float(2 * (apart - entropy(contingency.ravel())) / apart)
+
+
+def adjusted_rand_index(contingency: np.ndarray) -> float:
+    """ARI, at most 1, from pixel counts (classes, clusters); in Python integers, whose pairs cannot overflow."""
+    def pairs(counts: np.ndarray) -> int:
+        return sum(n * (n - 1) // 2 for n in counts.ravel().tolist())
+
+    together, by_class, by_cluster, every = map(pairs, (contingency, contingency.sum(1), contingency.sum(0),
+                                                        contingency.sum()))
+    if by_class == by_cluster == together:  # the same partition
+        return 1.0
+    # (together - expected) / (mean - expected), expected = by_class * by_cluster / every, all times 2 * every
+    expected = 2 * by_class * by_cluster
+    return (2 * together * every - expected) / ((by_class + by_cluster) * every - expected)
+
+
+@dataclass
+class ClusterScores:
+    """The figures of one run, 0..1 each: IoU of every class, and the scalars by their printed names."""
+    iou: np.ndarray
+    scalars: dict[str, float]
+
+
+def score_clusters(confusion: np.ndarray, mapping: np.ndarray) -> ClusterScores:
+    """mIoU and pixel accuracy of the mapped clusters; NMI and ARI of the clusters themselves.
+
+    Args:
+        confusion: (classes, clusters) counts of valid pixels, the background's column included.
+        mapping: (clusters,) class ids.
+    """
+    merged = merge_clusters(confusion, mapping)
+    iou = iou_of(merged)
+    return ClusterScores(iou, {
+        'mIoU': float(iou.mean()), 'accuracy': float(np.trace(merged) / max(1, merged.sum())),
+        'NMI': normalized_mutual_information(confusion), 'ARI': adjusted_rand_index(confusion)})

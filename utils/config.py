@@ -18,7 +18,7 @@ from utils.strict_yaml import StrictReader
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACEHOLDER = '/path/to'
 # Keys that do not change results, so that a run may continue with others.
-IGNORED = ('num_workers', 'device', 'log_every', 'num_visualizations', 'val_batch_size',
+IGNORED = ('num_workers', 'crf_workers', 'device', 'log_every', 'num_visualizations', 'val_batch_size',
            'root_dir', 'db_root', 'output_dir', 'config_name')
 
 
@@ -177,20 +177,24 @@ def _increasing(pair: Sequence[float]) -> bool:
 # keys, what a value must satisfy, and how to say that
 RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ('val_size train_size val_batch_size train_batch_size moco_kwargs.K model_kwargs.ndim num_clusters num_seeds '
-     'log_every augmentation_kwargs.size crf_kwargs.iterations', lambda v: v >= 1, '1 or more'),
+     'num_neighbours log_every augmentation_kwargs.size crf_kwargs.iterations', lambda v: v >= 1, '1 or more'),
     ('epochs num_workers num_visualizations optimizer_kwargs.weight_decay crf_kwargs.pos_w crf_kwargs.bi_w',
      lambda v: v >= 0, '0 or more'),
     ('moco_kwargs.T optimizer_kwargs.lr scheduler_kwargs.lr_decay_rate crf_kwargs.pos_xy_std crf_kwargs.bi_xy_std '
      'crf_kwargs.bi_rgb_std', lambda v: v > 0, 'a number above 0'),
     ('moco_kwargs.m augmentation_kwargs.jitter_probability augmentation_kwargs.grey_probability '
      'augmentation_kwargs.flip_probability', lambda v: 0 <= v <= 1, 'a number from 0 to 1'),
-    ('optimizer_kwargs.momentum model_kwargs.dropout', lambda v: 0 <= v < 1, 'a number from 0 to below 1'),
+    ('crf_workers', lambda v: v is None or v >= 0, '0 or more'),
+    ('optimizer_kwargs.momentum model_kwargs.dropout crf_kwargs.min_probability', lambda v: 0 <= v < 1,
+     'a number from 0 to below 1'),
     ('seed', lambda v: 0 <= v < 2 ** 31, 'a whole number from 0 to 2147483647'),
     ('scheduler_kwargs.lr_decay_epochs', lambda v: all(e >= 0 for e in v), 'epochs of 0 or more'),
     ('augmentation_kwargs.scale', lambda v: _increasing(v) and v[1] <= 1, 'two increasing numbers above 0, up to 1'),
     ('augmentation_kwargs.ratio', _increasing, 'two increasing numbers above 0'),
     ('augmentation_kwargs.jitter', lambda v: len(v) == 4 and min(v) >= 0 and v[3] <= 0.5,
      'four numbers of 0 or more, the last (hue) at most 0.5'),
+    ('overclustering', lambda v: all(k >= 1 for k in v), 'numbers of clusters of 1 or more'),
+    ('min_component', lambda v: 0 < v <= 1, 'a share of the image above 0, up to 1'),
     ('border_label', lambda v: v in (0, 255), '0 or 255'),
 ]
 

@@ -50,3 +50,12 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
     temporary.write_text(text)
     temporary.replace(path)
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> Path:
+    """Write arrays as an .npz file through a temporary one beside it and a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{os.getpid()}.{path.name}')
+    np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    temporary.replace(path)
+    return path

@@ -123,6 +123,7 @@ class CrfKwargs:
     bi_xy_std: float = key(67.0, 'bilateral kernel: spatial standard deviation, pixels')
     bi_rgb_std: float = key(3.0, 'bilateral kernel: colour standard deviation, grey levels')
     bi_w: float = key(4.0, 'bilateral kernel: weight')
+    min_probability: float = key(0.0, 'leave out classes that are less probable than this in every pixel; 0 is exact')
 
 
 @dataclass(kw_only=True)
@@ -144,6 +145,7 @@ class LinearFinetune(Common, Training, Evaluation):
     border_label: int = key(0, 'label of the border that the affine map leaves: 0 as published, 255 to ignore it')
     freeze_batchnorm: str = key('all', 'what runs in eval mode while training', ('all', 'backbone', 'none'))
     crf_kwargs: CrfKwargs = key(CrfKwargs, 'the fully connected CRF of --crf-postprocess')
+    crf_workers: int | None = key(None, 'processes of the CRF; 0 runs it in the main process; default: one a CPU core')
 
 
 @dataclass(kw_only=True)
@@ -151,12 +153,18 @@ class Prototypes(Common, Evaluation):
     """Keys shared by the protocols on prototypes."""
     features: str = key('embedding', 'what is pooled over the mask', ('embedding', 'backbone'))
     saliency: str = key('network', 'masks: predicted by the network, or read from saliency_<name>/ of the data set')
+    components: bool = key(False, 'each connected component of a mask is an object of its own (an extension)')
+    min_component: float = key(0.01, 'components: share of the image below which a component is dropped')
 
 
 @dataclass(kw_only=True)
 class Kmeans(Prototypes):
     """segmentation/kmeans.py"""
     num_clusters: int = key(20, 'clusters of the foreground objects')
+    overclustering: list[int] = key([], 'further numbers of clusters, one line of figures each')
+    matching: str = key('majority', 'more clusters than classes: each takes its best class, or the assignment gives '
+                                    'every class an equal share of clusters', ('majority', 'hungarian'))
+    fit_split: str | None = key(None, 'list of image IDs that PCA and K-means are fitted on; default: val_split')
     num_seeds: int = key(5, 'runs of K-means, with random_state seed, seed + 1, ...')
 
 
@@ -165,4 +173,6 @@ class Retrieval(Prototypes):
     """segmentation/retrieval.py"""
     memory_db_name: str = key('VOCSegmentation', 'folder of the data set that fills the memory')
     memory_split: str = key('trainaug', 'list of image IDs that fills the memory: sets/<name>.txt')
+    memory: str | None = key(None, 'path of a memory.npz of an earlier run, used instead of memory_split')
+    num_neighbours: int = key(1, 'nearest entries of the memory that vote on the class of an object')
     ignore_classes: list[str] = key([], 'classes to treat as void; background is then left out of the mean')

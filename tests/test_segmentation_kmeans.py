@@ -1,0 +1,322 @@
+"""K-means: figures worked out by hand on flat colours, and slow loops over pixels as oracles."""
+import json
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+from models.segmentation import resize
+from segmentation import kmeans as script
+from segmentation.clustering import (
+    adjusted_rand_index,
+    cluster_confusion,
+    kmeans,
+    match_clusters,
+    merge_clusters,
+    normalized_mutual_information,
+    score_clusters,
+    whiten,
+)
+from segmentation.embedding import embed_split, split_mask
+from tests.colours import (
+    MIDDLE,
+    SIDE,
+    ColourModel,
+    arguments,
+    loader_of,
+    random_blobs,
+    slow_confusion,
+    write_image,
+    write_lists,
+)
+from utils.errors import UserError
+from utils.metrics import iou_of
+
+CPU = torch.device('cpu')
+WIDE = (slice(8, 24), slice(4, 28))  # 384 pixels: MIDDLE and 128 more
+HALVES = ((slice(8, 24), slice(0, 12)), (slice(8, 24), slice(20, 32)))  # 192 pixels each, apart
+
+
+def colours(folder: Path) -> Path:
+    """Two val images a class; the masks of red take in 128 background pixels, 64 of a green object are void."""
+    root = folder / 'Colours'
+    for label, name in ((1, 'red'), (2, 'green'), (3, 'blue')):
+        write_image(root, f'{name}_0', [(label, MIDDLE)], [WIDE] if label == 1 else None,
+                    void=(slice(8, 16), slice(8, 16)) if label == 2 else None)
+        write_image(root, f'{name}_1', [(label, MIDDLE)])
+    write_lists(root, val=[f'{name}_{i}' for name in ('red', 'green', 'blue') for i in range(2)])
+    return root
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch):
+    """run(overrides, flags=...): the script on tmp_path/Colours with the stand-in network; returns results.json."""
+    monkeypatch.setattr(script, 'build_prototype_model', lambda p: ColourModel())
+
+    def run(*overrides: str, flags: tuple[str, ...] = (), masks: str = 'supervised_model') -> dict:
+        script.main([*arguments('kmeans', tmp_path, f'saliency={masks}', 'num_clusters=3', 'num_seeds=2', *overrides),
+                     *flags])
+        return json.loads((tmp_path / 'results' / 'kmeans' / 'results.json').read_text())
+    return run
+
+
+def test_figures_by_hand(run, tmp_path: Path, capsys) -> None:
+    root = colours(tmp_path)
+    entry = run()['kmeans']
+    # red: 512 hits, 128 false; background: 4608 pixels of which 128 are called red; the rest is right
+    expected = {'background': 4480 / 4608, 'red': 512 / 640, 'green': 1, 'blue': 1}
+    assert entry['IoU'] == {name: pytest.approx(100 * value) for name, value in expected.items()}
+    assert entry['mIoU'] == pytest.approx(25 * sum(expected.values()))
+    assert entry['accuracy'] == pytest.approx(100 * (6144 - 64 - 128) / (6144 - 64))  # 64 void
+    truths = np.concatenate([np.array(Image.open(root / 'SegmentationClass' / f'{name}.png')).ravel()
+                             for name in (root / 'sets' / 'val.txt').read_text().split()])
+    clusters = np.concatenate([np.array(Image.open(tmp_path / 'results' / 'kmeans' / 'predictions' / f'{name}.png'))
+                               .ravel() for name in (root / 'sets' / 'val.txt').read_text().split()])
+    valid = truths != 255
+    assert entry['NMI'] == pytest.approx(100 * normalized_mutual_info_score(truths[valid], clusters[valid]))
+    assert entry['ARI'] == pytest.approx(100 * adjusted_rand_score(truths[valid], clusters[valid]))
+    assert len(entry['runs']) == 2
+    assert {entry[name] for name in ('std', 'accuracy_std', 'NMI_std', 'ARI_std')} == {0}
+    assert set(entry['IoU_std'].values()) == {0}
+    printed = capsys.readouterr().out
+    for line in ('mIoU is 94.31', 'IoU class red is 80.00', 'Standard deviation of the mIoU is 0.00',
+                 'Pixel accuracy is 97.89 (standard deviation 0.00)'):
+        assert f'{line}\n' in printed
+    saved = np.load(tmp_path / 'results' / 'kmeans' / 'prototypes.npz')
+    np.testing.assert_allclose(np.linalg.norm(saved['prototypes'], axis=1), 1, rtol=1e-5)
+    assert saved['ids'].tolist()[2] == 'green_0'
+    assert saved['image'].tolist() == list(range(6))
+
+
+def test_masks_of_the_network(run, tmp_path: Path) -> None:
+    colours(tmp_path)
+    # the scores' 1/8 grid: 4 of 16 cells are bright; at 32 pixels more than 0.5 is the middle box, corners excepted
+    entry = run(masks='network')['kmeans']
+    score = torch.zeros(1, 1, 4, 4)
+    score[:, :, 1:3, 1:3] = 1
+    seen = (resize(score, (SIDE, SIDE)) > 0.5).sum().item()
+    assert entry['IoU']['red'] == pytest.approx(100 * seen / 256)
+    assert entry['IoU']['background'] == pytest.approx(100 * 4608 / (4608 + 6 * (256 - seen) - (
+        64 - int((resize(score, (SIDE, SIDE))[0, 0, 8:16, 8:16] > 0.5).sum()))))
+
+
+def test_overclustering_prints_a_line_a_count(run, tmp_path: Path, capsys) -> None:
+    colours(tmp_path)
+    results = run(flags=('--num_clusters', '3', '4', '6'))
+    assert [point['num_clusters'] for point in results['overclustering']] == [3, 4, 6]
+    assert results['kmeans']['num_clusters'] == 3
+    for point in results['overclustering']:  # clusters stay pure, so that only NMI and ARI fall
+        assert point['mIoU'] == pytest.approx(results['kmeans']['mIoU'])
+        assert point['accuracy'] == pytest.approx(results['kmeans']['accuracy'])
+        assert set(point) >= {'num_clusters', 'mIoU', 'std', 'accuracy', 'NMI', 'ARI'}
+    assert results['overclustering'][2]['ARI'] < results['overclustering'][0]['ARI']
+    printed = capsys.readouterr().out
+    assert [line.split(':')[0] for line in printed.splitlines() if ' clusters: mIoU 94.31' in line] == [
+        '3 clusters', '4 clusters', '6 clusters']
+    assert printed.count('\nmIoU is') == 3  # two runs and their mean, of the first count only
+
+
+def test_one_count_as_a_flag(run, tmp_path: Path) -> None:
+    colours(tmp_path)
+    results = run('overclustering=[3, 4]', flags=('--num_clusters', '4'))
+    assert results['kmeans']['num_clusters'] == 4
+    assert 'overclustering' not in results
+
+
+def test_components_are_objects_of_their_own(run, tmp_path: Path) -> None:
+    root = tmp_path / 'Colours'
+    speck = (slice(0, 2), slice(14, 18))  # 8 pixels, under 1%
+    for i in range(2):
+        write_image(root, f'rg_{i}', [(1, HALVES[0]), (2, HALVES[1])], [*HALVES, speck])
+        write_image(root, f'b_{i}', [(3, MIDDLE)])
+    write_image(root, 'empty', [(1, speck)], [])
+    write_lists(root, val=['rg_0', 'b_0', 'rg_1', 'empty', 'b_1'])
+    whole = run('output_dir=kmeans')['kmeans']
+    for path in (tmp_path / 'results' / 'kmeans').glob('*.*'):
+        path.unlink()
+    entry = run('components=true', flags=('--num_clusters', '3'))['kmeans']
+    # only the 8 red pixels of the image without a mask are missed
+    assert entry['IoU'] == {'background': pytest.approx(100 * (1 - 8 / (5 * 1024 - 2 * 384 - 2 * 256))),
+                            'red': pytest.approx(100 * 384 / 392), 'green': 100, 'blue': 100}
+    # one cluster a mask: red or green gets all of 768 pixels of which half are its own; 16 pixels of specks are wrong
+    assert max(whole['IoU']['red'], whole['IoU']['green']) == pytest.approx(100 * 384 / (768 + 16), abs=0.6)
+    assert min(whole['IoU']['red'], whole['IoU']['green']) == 0
+    saved = np.load(tmp_path / 'results' / 'kmeans' / 'prototypes.npz')
+    assert saved['image'].tolist() == [0, 0, 1, 2, 2, 4]
+    painted = np.array(Image.open(tmp_path / 'results' / 'kmeans' / 'predictions' / 'rg_1.png'))
+    truth = np.array(Image.open(root / 'SegmentationClass' / 'rg_1.png'))
+    np.testing.assert_array_equal(painted, truth)
+
+
+def test_fitted_on_another_split(run, tmp_path: Path) -> None:
+    root = colours(tmp_path)
+    for i in range(5):  # no ground truth: fitting needs none
+        write_image(root, f'train_{i}', [(1 + i % 3, MIDDLE)], truth=False)
+    names = (root / 'sets' / 'val.txt').read_text().split()
+    write_lists(root, val=names, train=[f'train_{i}' for i in range(5)])
+    entry = run('fit_split=train')['kmeans']
+    assert entry['mIoU'] == pytest.approx(25 * (4480 / 4608 + 512 / 640 + 2))  # as when fitted on val
+    with pytest.raises(UserError, match='^5 images cannot form num_clusters 6; '):
+        run('fit_split=train', 'num_clusters=6', f'output_dir={tmp_path}/other')
+
+
+def test_transfer_to_a_data_set_of_other_classes(run, tmp_path: Path) -> None:
+    other = tmp_path / 'Others'
+    for i in range(6):
+        write_image(other, f'image_{i}', [(1 + i % 3, MIDDLE)])
+    write_lists(other, ('nothing', 'warm', 'fresh', 'cold', 'absent'), test=[f'image_{i}' for i in range(6)])
+    entry = run('val_db_name=Others', 'val_split=test')['kmeans']
+    assert entry['IoU'] == {'nothing': 100, 'warm': 100, 'fresh': 100, 'cold': 100, 'absent': 0}
+    assert entry['mIoU'] == 80
+
+
+def test_kmeans_of_other_points_than_it_was_fitted_on() -> None:
+    fit = np.array([[0.0], [0.1], [10.0], [10.1]])
+    a, b, c = kmeans(np.array([[4.0], [6.0], [0.0]]), 2, 0, fit)
+    assert a == c != b
+    draw = np.random.default_rng(0)
+    train, val = draw.standard_normal((50, 6)), draw.standard_normal((9, 6))
+    centred = train - train.mean(0)
+    np.testing.assert_allclose(np.cov(whiten(train, 0).T), np.eye(6), atol=1e-10)
+    projected = whiten(val, 0, train)  # Mahalanobis distances to the mean of train
+    expected = np.einsum('ni,ij,nj->n', val - train.mean(0), np.linalg.inv(np.cov(centred.T)), val - train.mean(0))
+    np.testing.assert_allclose((projected ** 2).sum(1), expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize('min_component', [None, 0.03])
+@pytest.mark.parametrize('num_clusters', [4, 9])
+def test_confusion_match_and_miou_equal_the_slow_way(min_component: float | None, num_clusters: int) -> None:
+    draw = np.random.default_rng(num_clusters)
+    truths, masks = random_blobs(draw, 7, 5)
+    masks[3][:] = 0
+    split = embed_split(ColourModel(), loader_of(truths, masks, draw), CPU, 5, from_network=False, keep_masks=True,
+                        min_component=min_component)
+    clusters = draw.integers(0, num_clusters, len(split))
+    painted = [split.paint(i, clusters + 1, 0) for i in range(7)]
+    if min_component is None:
+        assert split.image.tolist() == list(range(7))
+        for i in range(7):
+            np.testing.assert_array_equal(painted[i], masks[i] * (clusters[i] + 1))
+    expected = slow_confusion(truths, painted, 5, num_clusters + 1)
+    confusion = cluster_confusion(split.inside, split.outside, clusters, num_clusters)
+    np.testing.assert_array_equal(confusion, expected)
+
+    iou = np.zeros(expected.shape)
+    for c in range(5):
+        for k in range(num_clusters + 1):
+            union = expected[c].sum() + expected[:, k].sum() - expected[c, k]
+            iou[c, k] = expected[c, k] / union if union else 0
+    if num_clusters == 4:
+        best = max(permutations(range(5)), key=lambda classes: sum(iou[c, k] for k, c in enumerate(classes)))
+    else:
+        best = tuple(max(range(5), key=lambda c: (iou[c, k], -c)) for k in range(num_clusters + 1))
+    mapping = match_clusters(confusion)
+    assert sum(iou[c, k] for k, c in enumerate(mapping)) == pytest.approx(sum(iou[c, k] for k, c in enumerate(best)))
+    if num_clusters == 9:
+        assert tuple(mapping) == best
+    mapped = slow_confusion(truths, [mapping[p] for p in painted], 5, 5)
+    np.testing.assert_array_equal(merge_clusters(confusion, mapping), mapped)
+    scores = score_clusters(confusion, mapping)
+    slow = [mapped[c, c] / (mapped[c].sum() + mapped[:, c].sum() - mapped[c, c]) for c in range(5)]
+    np.testing.assert_allclose(scores.iou, slow, rtol=1e-12)
+    assert scores.scalars['mIoU'] == pytest.approx(np.mean(slow))
+    assert scores.scalars['accuracy'] == pytest.approx(np.trace(mapped) / mapped.sum())
+
+
+@pytest.mark.parametrize('from_network', [True, False])
+def test_prototypes_equal_the_plain_way(from_network: bool) -> None:
+    draw = np.random.default_rng(1)
+    truths, masks = random_blobs(draw, 4, 5)
+    loader = loader_of(truths, masks, draw)
+    split = embed_split(ColourModel(), loader, CPU, 5, from_network=from_network, min_component=0.02)
+    expected = []
+    for batch in loader:
+        maps = ColourModel().maps(batch['image'])
+        embedding, scores = (resize(maps[name], (SIDE, SIDE)) for name in ('embedding', 'saliency'))
+        for i, mask in enumerate(batch['sal']):
+            seen = (scores[i, 0] > 0.5).numpy().astype(np.uint8) if from_network else mask
+            objects, count = split_mask(seen, 0.02)
+            rows, columns = (np.arange(SIDE) * side // SIDE for side in objects.shape)  # nearest
+            small = objects[rows][:, columns]
+            for k in range(1, count + 1):
+                weights = torch.from_numpy(small == k) * (scores[i, 0] if from_network else 1)
+                summed = (embedding[i] * weights).sum((1, 2))
+                expected.append((summed / summed.norm()).numpy())
+    assert len(split) == len(expected) > 4
+    np.testing.assert_allclose(split.prototypes, expected, atol=1e-5)
+
+
+def test_split_mask_by_hand() -> None:
+    mask = np.array([[1, 1, 0, 0, 1],
+                     [0, 0, 1, 0, 0],
+                     [0, 0, 0, 0, 1],
+                     [1, 0, 0, 1, 1]], np.uint8)
+    objects, count = split_mask(mask, 0.1)  # of 20 pixels: 2 or more
+    assert count == 2
+    np.testing.assert_array_equal(objects, [[1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 2], [0, 0, 0, 2, 2]])
+    objects, count = split_mask(mask, 0.05)
+    assert count == 4
+    assert len(np.unique(objects)) == 5
+    assert split_mask(np.zeros((3, 3), np.uint8), 0.01)[1] == 0
+    assert split_mask(mask)[1] == 1
+
+
+def test_hungarian_gives_each_class_its_share() -> None:
+    # 4 clusters of class 0, which majority gives all to it; class 1 is in none of them the most
+    confusion = np.array([[50, 40, 30, 30], [1, 2, 10, 15]])
+    assert match_clusters(confusion).tolist() == [0, 0, 0, 1]
+    mapping = match_clusters(confusion, 'hungarian')
+    assert np.bincount(mapping).tolist() == [2, 2]
+    assert mapping.tolist() == [0, 0, 1, 1]
+    square = np.array([[5, 9], [8, 1]])
+    assert match_clusters(square, 'hungarian').tolist() == match_clusters(square).tolist() == [1, 0]
+
+
+def test_nmi_and_ari_from_a_contingency_table() -> None:
+    draw = np.random.default_rng(0)
+    truth = draw.integers(0, 5, 4000)
+    clusters = np.where(draw.random(4000) < 0.5, truth, draw.integers(0, 9, 4000))
+    table = np.zeros((5, 9), np.int64)
+    np.add.at(table, (truth, clusters), 1)
+    assert normalized_mutual_information(table) == pytest.approx(normalized_mutual_info_score(truth, clusters))
+    assert adjusted_rand_index(table) == pytest.approx(adjusted_rand_score(truth, clusters))
+    huge = table * 10 ** 9  # pairs of 4e12 pixels are beyond 64 bits
+    assert normalized_mutual_information(huge) == pytest.approx(normalized_mutual_information(table))
+    assert adjusted_rand_index(huge) == pytest.approx(adjusted_rand_index(table), abs=1e-3)
+    same, one_cluster = np.diag([3, 4]), np.array([[5, 0], [5, 0]])
+    assert (normalized_mutual_information(same), adjusted_rand_index(same)) == (1, 1)
+    assert (normalized_mutual_information(one_cluster), adjusted_rand_index(one_cluster)) == (0, 0)
+
+
+def test_deviation_over_runs() -> None:
+    tables = [np.array([[8, 2], [0, 10]]), np.array([[10, 0], [0, 10]])]
+    runs = [score_clusters(table, np.arange(2)) for table in tables]
+    entry = script.summary(runs, 1)
+    first = np.mean(iou_of(tables[0]))
+    assert entry['mIoU'] == pytest.approx(50 * (first + 1))
+    assert entry['std'] == pytest.approx(50 * (1 - first))
+    assert entry['accuracy'] == pytest.approx(95)
+    assert entry['accuracy_std'] == pytest.approx(5)
+
+
+def test_one_sentence_each(run, tmp_path: Path) -> None:
+    root = colours(tmp_path)
+    with pytest.raises(UserError, match='^6 images cannot form num_clusters 7; lower num_clusters'):
+        run(flags=('--num_clusters', '3', '7'))
+    with pytest.raises(UserError, match='^6 objects cannot form num_clusters 8; '):
+        run('components=true', 'num_clusters=8', f'output_dir={tmp_path}/components')
+    for path in (root / 'saliency_supervised_model').iterdir():
+        Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(path)
+    for components in ('false', 'true'):
+        with pytest.raises(UserError, match='^none of the 6 images has a mask; '):
+            run(f'components={components}', f'output_dir={tmp_path}/empty_{components}')
+    for override, expected in (('min_component=0', 'min_component is 0.0; expected a share'),
+                               ('overclustering=[0]', 'expected numbers of clusters of 1 or more'),
+                               ('num_clusters=0', 'num_clusters is 0; expected 1 or more'),
+                               ('matching=best', 'expected one of majority, hungarian')):
+        with pytest.raises(UserError, match=expected):
+            run(override)

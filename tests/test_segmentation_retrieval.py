@@ -1,0 +1,256 @@
+"""Retrieval: figures worked out by hand on flat colours, exact search against sorting, saved memories."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+import models.build
+from models.weights import Weights
+from segmentation import kmeans as kmeans_script
+from segmentation import memory_bank
+from segmentation import retrieval as script
+from segmentation.embedding import embed_split
+from segmentation.memory_bank import MemoryBank, fill_memory, load_memory, retrieval_confusion
+from tests.colours import (
+    CLASSES,
+    MIDDLE,
+    ColourModel,
+    arguments,
+    loader_of,
+    random_blobs,
+    slow_confusion,
+    write_image,
+    write_lists,
+)
+from utils.errors import UserError
+from utils.metrics import iou_of
+
+LEFT, RIGHT = (slice(8, 24), slice(0, 12)), (slice(8, 24), slice(20, 32))  # 192 pixels each
+
+
+def colours(folder: Path) -> Path:
+    """Memory: red, red, green, blue, and blue whose mask is mostly background. Val: red, green, blue."""
+    root = folder / 'Colours'
+    for name, label in (('train_0', 1), ('train_1', 1), ('train_2', 2), ('train_3', 3), ('val_0', 1), ('val_1', 2),
+                        ('val_2', 3)):
+        write_image(root, name, [(label, MIDDLE)])
+    write_image(root, 'train_4', [(3, MIDDLE)], [(slice(0, 32), slice(0, 9))])
+    write_image(root, 'train_5', [], [])  # nothing to remember
+    write_lists(root, train=[f'train_{i}' for i in range(6)], val=[f'val_{i}' for i in range(3)])
+    return root
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch):
+    """run(overrides, flags=...): the script on tmp_path/Colours with the stand-in network; returns its folder."""
+    monkeypatch.setattr(script, 'build_prototype_model', lambda p: ColourModel(p.model_kwargs.ndim))
+
+    def run(*overrides: str, flags: tuple[str, ...] = (), output: str = 'out') -> Path:
+        script.main([*arguments('retrieval', tmp_path, 'memory_db_name=Colours', 'saliency=supervised_model',
+                                'model_kwargs.ndim=2', f'output_dir={output}', *overrides), *flags])
+        return tmp_path / 'results' / output
+    return run
+
+
+def entry_of(folder: Path) -> dict:
+    return json.loads((folder / 'results.json').read_text())['retrieval']
+
+
+def bank_of(prototypes, labels, classes=('background', 'a', 'b', 'c')) -> MemoryBank:
+    return MemoryBank(np.array(prototypes, np.float32), np.array(labels), np.array(['x'] * len(labels)), classes)
+
+
+def test_figures_by_hand(run, tmp_path: Path, capsys) -> None:
+    colours(tmp_path)
+    folder = run()
+    entry = entry_of(folder)
+    assert entry['IoU'] == dict.fromkeys(CLASSES, 100)
+    assert (entry['mIoU'], entry['memory'], entry['num_neighbours']) == (100, 5, 1)
+    assert 'mIoU is 100.00\nIoU class background is 100.00\n' in capsys.readouterr().out
+    saved = np.load(folder / 'memory.npz')
+    assert saved['labels'].tolist() == [1, 1, 2, 3, 3]
+    assert saved['images'].tolist() == [f'train_{i}' for i in range(5)]
+    # all five entries vote: two reds, two blues, one green. Red and blue stay right, as the nearer of the two pairs
+    entry = entry_of(run('num_neighbours=5', output='five'))
+    assert (entry['num_neighbours'], entry['IoU']['green'], entry['IoU']['background']) == (5, 0, 100)
+    # green's object goes to red or blue, which then holds 512 pixels of which 256 are right
+    assert sorted(entry['IoU'].values()) == [0, 50, 100, 100]
+
+
+def test_ignored_classes_are_void(run, tmp_path: Path) -> None:
+    colours(tmp_path)
+    folder = run('ignore_classes=[blue]', output='ignoring')
+    assert entry_of(folder)['IoU'] == {'red': 100, 'green': 100}
+    assert np.load(folder / 'memory.npz')['labels'].tolist() == [1, 1, 2]
+
+
+def test_a_saved_memory_gives_the_same(run, tmp_path: Path, capsys) -> None:
+    root = colours(tmp_path)
+    memory = run() / 'memory.npz'
+    write_lists(root, val=['val_0', 'val_1', 'val_2'], train=['nothing'])  # not even looked at
+    again = run(flags=('--memory', str(memory)), output='again')
+    assert entry_of(again) == entry_of(memory.parent)
+    assert not (again / 'memory.npz').exists()
+    assert (again / 'neighbours.png').is_file()
+    assert 'The memory holds 5 objects of dimension 2 (embedding of ' in capsys.readouterr().out
+
+
+def test_a_saved_memory_that_does_not_fit(run, tmp_path: Path) -> None:
+    root = colours(tmp_path)
+    flags = ('--memory', str(run() / 'memory.npz'))
+    with pytest.raises(UserError, match='^queries of dimension 3 do not fit a memory of dimension 2; '):
+        run('model_kwargs.ndim=3', flags=flags, output='other')
+    with pytest.raises(UserError, match='was filled with ignore_classes none, not blue; '):
+        run('ignore_classes=[blue]', flags=flags, output='ignoring')
+    write_lists(root, ('background', 'warm', 'green', 'blue'), val=['val_0'])
+    with pytest.raises(UserError, match='filled with classes background, red, green, blue, not background, warm'):
+        run(flags=flags, output='classes')
+    broken = tmp_path / 'broken.npz'
+    broken.write_bytes(Path(flags[1]).read_bytes()[:300])
+    with pytest.raises(UserError, match='is no memory.npz of retrieval.py, or damaged; '):
+        run(flags=('--memory', str(broken)), output='broken')
+    with pytest.raises(UserError, match='^no file .*nowhere.npz'):
+        run(flags=('--memory', 'nowhere.npz'), output='nowhere')
+
+
+def test_transfer_between_data_sets(run, tmp_path: Path) -> None:
+    colours(tmp_path)
+    other = tmp_path / 'Other'
+    write_image(other, 'a', [(2, MIDDLE)])
+    write_image(other, 'b', [(1, LEFT)])
+    write_lists(other, test=['a', 'b'])
+    entry = entry_of(run('val_db_name=Other', 'val_split=test'))
+    assert entry['IoU'] == {'background': 100, 'red': 100, 'green': 100, 'blue': 0}  # blue is in neither
+    write_lists(other, ('background', 'one', 'two', 'three'), test=['a', 'b'])
+    with pytest.raises(UserError, match='^Colours and Other have different classes'):
+        run('val_db_name=Other', 'val_split=test', output='classes')
+
+
+def test_components(run, tmp_path: Path) -> None:
+    root = colours(tmp_path)
+    write_image(root, 'val_0', [(1, LEFT), (2, RIGHT)])
+    entry = entry_of(run('components=true'))
+    assert entry['IoU'] == dict.fromkeys(CLASSES, 100)
+    whole = entry_of(run(output='whole'))  # one class for both: 192 of each, and green or red is wrong
+    assert whole['mIoU'] < 90
+
+
+def test_contact_sheet(run, tmp_path: Path) -> None:
+    colours(tmp_path)
+    sheet = np.array(Image.open(run('num_visualizations=2') / 'neighbours.png')).astype(int)
+    # two rows of a query and five neighbours, 128 pixels each; 4 apart, 8 between rows, captions of 18
+    assert sheet.shape == (2 * (128 + 18) + 8, 6 * 128 + 5 * 4, 3)
+    for row, channel in ((0, 0), (1, 2)):  # red and blue: query and nearest neighbour
+        y = row * (128 + 18 + 8) + 18 + 64
+        for column in (0, 1):
+            assert sheet[y, column * 132 + 64].argmax() == channel
+            assert sheet[y, column * 132 + 64].max() > 200
+    query = sheet[18:146, :128]
+    yellow = (query[..., 0] > 250) & (query[..., 1] > 250) & (query[..., 2] < 5)
+    assert 300 < yellow.sum() < 450  # the outline of a square that fills most of the crop
+    assert not (run('num_visualizations=0', output='none') / 'neighbours.png').exists()
+
+
+def test_search_equals_sorting_all_cosines(monkeypatch) -> None:
+    monkeypatch.setattr(memory_bank, 'QUERIES', 4)
+    monkeypatch.setattr(memory_bank, 'ENTRIES', 7)
+    draw = np.random.default_rng(0)
+    memory, queries = draw.standard_normal((50, 6)), draw.standard_normal((9, 6))
+    memory, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (memory, queries))
+    bank = bank_of(memory, draw.integers(1, 4, 50))
+    order = np.argsort(-(queries @ memory.T), 1)
+    for k in (1, 3, 12, 50):
+        np.testing.assert_array_equal(bank.search(queries.astype(np.float32), k), order[:, :k])
+    assert bank.search(queries.astype(np.float32), 99).shape == (9, 50)
+    np.testing.assert_array_equal(bank.nearest(queries.astype(np.float32)), bank.labels[order[:, 0]])
+
+
+def test_equal_cosines_take_the_first_entry() -> None:
+    bank = bank_of([[1, 0], [0, 1], [0, 1]], [1, 2, 3])
+    assert bank.nearest(np.array([[0, 1]], np.float32)).tolist() == [2]
+
+
+def test_votes_by_hand() -> None:
+    bank = bank_of(np.eye(6), [1, 2, 2, 3, 3, 1])
+    assert bank.vote(np.array([[0, 1, 2], [0, 1, 3], [3, 1, 2]])).tolist() == [2, 1, 2]  # majority; nearest of three
+    assert bank.vote(np.array([[0, 3, 1, 2, 4]])).tolist() == [3]  # 3 and 2 twice each, 3 is nearer than 2
+    assert bank.vote(np.array([[5]])).tolist() == [1]
+
+
+@pytest.mark.parametrize('min_component', [None, 0.03])
+def test_confusion_and_miou_equal_the_slow_way(min_component: float | None) -> None:
+    draw = np.random.default_rng(2)
+    truths, masks = random_blobs(draw, 6, 5)
+    masks[1][:] = 0
+    split = embed_split(ColourModel(3), loader_of(truths, masks, draw), torch.device('cpu'), 5, from_network=False,
+                        keep_masks=True, min_component=min_component)
+    names = [f'image_{i}' for i in range(6)]
+    bank = fill_memory(split, names, ('background', *'abcd'))
+    expected = []  # class of each object that enters: most pixels, the higher of equals
+    for index in range(len(split)):
+        inside = truths[split.image[index]][split.mask(index)]
+        votes = [(int((inside == c).sum()), c) for c in range(1, 5)]
+        if max(votes)[0]:
+            expected.append((max(votes)[1], names[split.image[index]]))
+    assert list(zip(bank.labels.tolist(), bank.images.tolist(), strict=True)) == expected
+    predicted = draw.integers(1, 5, len(split))
+    slow = slow_confusion(truths, [split.paint(i, predicted, 0) for i in range(6)], 5, 5)
+    confusion = retrieval_confusion(split, predicted)
+    np.testing.assert_array_equal(confusion, slow)
+    assert iou_of(confusion).mean() == pytest.approx(
+        np.mean([slow[c, c] / (slow[c].sum() + slow[:, c].sum() - slow[c, c]) for c in range(5)]))
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    bank = bank_of([[1, 0], [0, 1]], [1, 3])
+    bank.ignored, bank.made_by, bank.db_name = ('b',), 'embedding', 'Toy'
+    bank.save(tmp_path / 'memory.npz')
+    assert [path.name for path in tmp_path.iterdir()] == ['memory.npz']
+    loaded = load_memory(tmp_path / 'memory.npz', bank.classes, ['b'])
+    np.testing.assert_array_equal(loaded.prototypes, bank.prototypes)
+    np.testing.assert_array_equal(loaded.labels, bank.labels)
+    assert (loaded.classes, loaded.ignored) == (bank.classes, ('b',))
+    assert (loaded.made_by, loaded.db_name) == ('embedding', 'Toy')
+    np.savez(tmp_path / 'code.npz', **{**vars(bank), 'made_by': np.array([print], object)})
+    with pytest.raises(UserError, match='damaged'):  # nothing is unpickled
+        load_memory(tmp_path / 'code.npz', bank.classes, ['b'])
+
+
+def test_one_sentence_each(run, tmp_path: Path) -> None:
+    root = colours(tmp_path)
+    with pytest.raises(UserError, match='num_neighbours is 0; expected 1 or more'):
+        run('num_neighbours=0')
+    for i in range(6):
+        write_image(root, f'train_{i}', [], [MIDDLE])
+    with pytest.raises(UserError, match='^no mask of the memory split covers a labelled object; '):
+        run(output='unlabelled')
+    for i in range(6):
+        write_image(root, f'train_{i}', [(1, MIDDLE)], [])
+    with pytest.raises(UserError, match='^none of the 6 images has a mask; '):
+        run(output='maskless')
+
+
+@pytest.mark.parametrize('pretraining', ['imagenet_classification', 'imagenet_moco'])
+def test_plain_backbones_as_baselines(pretraining: str, tmp_path: Path, monkeypatch) -> None:
+    colours(tmp_path)
+    torch.manual_seed(0)
+    state = torchvision.models.resnet18().state_dict()
+    without_fc = {name: value for name, value in state.items() if not name.startswith('fc.')}
+    monkeypatch.setattr(models.build, 'imagenet_weights', lambda name: Weights('backbone', without_fc, name))
+    torch.save({'state_dict': {f'module.encoder_q.{name}': value for name, value in state.items()}},
+               tmp_path / 'moco.pth')
+    keys = ['features=backbone', 'saliency=supervised_model', f'pretraining={pretraining}',
+            f'moco_state_dict={tmp_path / "moco.pth"}']
+    script.main(arguments('retrieval', tmp_path, 'memory_db_name=Colours', *keys))
+    entry = entry_of(tmp_path / 'results' / 'retrieval')
+    assert entry['IoU']['background'] == 100  # the masks are exact
+    assert np.load(tmp_path / 'results' / 'retrieval' / 'memory.npz')['prototypes'].shape == (5, 512)
+    kmeans_script.main(arguments('kmeans', tmp_path, *keys, 'num_clusters=2', 'num_seeds=1'))
+    results = json.loads((tmp_path / 'results' / 'kmeans' / 'results.json').read_text())
+    assert results['kmeans']['IoU']['background'] == 100
+    prototypes = np.load(tmp_path / 'results' / 'kmeans' / 'prototypes.npz')['prototypes']
+    assert prototypes.shape == (3, 512)

@@ -1,0 +1,68 @@
+"""Work beside the network: threads that finish its results, and processes for what Python runs on one core."""
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar('Item')
+Result = TypeVar('Result')
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int,
+               limit: int) -> Iterator[Result]:
+    """``map`` in threads: ``items`` goes on (e.g. a network) while its earlier results are worked on.
+
+    Args:
+        function: called with each item in one of the threads.
+        items: iterated in the calling thread.
+        limit: items in flight at most; at the limit ``items`` waits.
+
+    Returns:
+        The results, in order. What ``function`` raises ends the iteration with that error.
+    """
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= limit:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def process_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that start when they are first needed, on one core each.
+
+    They are spawned: forked copies of a process with threads or a CUDA device may hang.
+    """
+    return ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _start_worker)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """Wait until the main process is gone: killed, it cannot tell its workers, who would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
