@@ -2,13 +2,21 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from models.segmentation import resize
 from utils.errors import UserError
+from utils.parallel import process_pool
+
+Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (image, logits) -> label map
 
 
 def require_crf() -> None:
@@ -18,8 +26,9 @@ def require_crf() -> None:
                         'pip install pydensecrf2.')
 
 
-def dense_crf(image: np.ndarray, logits: Tensor, iterations: int = 10, pos_xy_std: float = 1, pos_w: float = 3,
-              bi_xy_std: float = 67, bi_rgb_std: float = 3, bi_w: float = 4) -> np.ndarray:
+def dense_crf(image: np.ndarray, logits: Tensor | np.ndarray, iterations: int = 10, pos_xy_std: float = 1,
+              pos_w: float = 3, bi_xy_std: float = 67, bi_rgb_std: float = 3, bi_w: float = 4,
+              min_probability: float = 0) -> np.ndarray:
     """Refine a segmentation with the image's colours.
 
     Args:
@@ -28,6 +37,8 @@ def dense_crf(image: np.ndarray, logits: Tensor, iterations: int = 10, pos_xy_st
         iterations: of the mean field.
         pos_xy_std, pos_w: Gaussian kernel: standard deviation in pixels, weight.
         bi_xy_std, bi_rgb_std, bi_w: bilateral kernel: standard deviations in pixels and grey levels, weight.
+        min_probability: leave out classes whose probability is below it in every pixel; 0 keeps all (exact).
+            The mean field normalises over what is left. The library works on four classes at a time.
 
     Returns:
         (H, W) uint8 class ids.
@@ -39,10 +50,49 @@ def dense_crf(image: np.ndarray, logits: Tensor, iterations: int = 10, pos_xy_st
     from pydensecrf.densecrf import DenseCRF2D
     from pydensecrf.utils import unary_from_softmax
     height, width = image.shape[:2]
-    probabilities = torch.softmax(resize(logits[None].float(), (height, width))[0], 0).cpu().numpy()
-    crf = DenseCRF2D(width, height, len(probabilities))
+    resized = F.interpolate(torch.as_tensor(logits)[None].float(), (height, width), mode='bilinear')[0]
+    probabilities = torch.softmax(resized, 0).cpu().numpy()  # classes x H x W
+    highest = probabilities.max((1, 2))
+    kept = np.flatnonzero(highest >= min(min_probability, highest.max()))
+    if len(kept) == 1:
+        return np.full((height, width), kept[0], np.uint8)
+    if len(kept) < len(probabilities):
+        probabilities = probabilities[kept]
+    crf = DenseCRF2D(width, height, len(kept))
     crf.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probabilities)))
     crf.addPairwiseGaussian(sxy=pos_xy_std, compat=pos_w)
     crf.addPairwiseBilateral(sxy=bi_xy_std, srgb=bi_rgb_std, rgbim=np.ascontiguousarray(image), compat=bi_w)
-    marginals = np.array(crf.inference(iterations)).reshape(len(probabilities), height, width)
-    return marginals.argmax(0).astype(np.uint8)
+    marginals = np.array(crf.inference(iterations))  # classes x pixels, a pixel's classes side by side
+    return kept.astype(np.uint8)[marginals.argmax(0)].reshape(height, width)
+
+
+@contextmanager
+def crf_in_workers(crf: Mapping[str, Any], workers: int) -> Iterator[Refine]:
+    """A function (image, logits) -> label map that runs ``dense_crf`` in worker processes, on one core each.
+
+    It returns when the label map is there: call it from several threads to keep several workers busy.
+
+    Args:
+        crf: keyword arguments of ``dense_crf``.
+        workers: processes; 0 runs the CRF in this one.
+
+    Raises:
+        UserError: a worker was killed. What ``dense_crf`` raises in a worker is raised here.
+    """
+    refine = partial(dense_crf, **crf)
+    if workers == 0:
+        yield refine
+        return
+    pool = process_pool(workers)
+
+    def in_worker(*arguments: np.ndarray) -> np.ndarray:
+        try:
+            return pool.submit(refine, *arguments).result()
+        except BrokenProcessPool as error:
+            raise UserError('a process of the CRF was killed, probably for lack of memory; start again with fewer '
+                            'crf_workers.') from error
+
+    try:
+        yield in_worker
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,15 @@ from torch.utils.data import DataLoader
 from data.transforms import resize_mask
 from data.voc import VOID, VOCSegmentation
 from models.segmentation import LinearSegmentationModel
+from segmentation.crf import Refine
 from utils.errors import UserError
 from utils.logger import progress
 from utils.metrics import Mean, confusion_matrix
+from utils.parallel import in_threads
 from utils.pictures import panel, save_image, save_label_map
 from utils.runtime import to_device
 
 log = logging.getLogger(__name__)
-Refine = Callable[[np.ndarray, Tensor], np.ndarray]  # (image, logits) -> label map, e.g. the CRF
 
 
 def segmentation_loss(logits: Tensor, semseg: Tensor) -> Tensor:
@@ -69,37 +71,68 @@ def validate(model: LinearSegmentationModel, loader: DataLoader, device: torch.d
     return confusion
 
 
+@dataclass
+class NetworkOutput:
+    """What the network says of one image, and the ground truth."""
+    index: int  # in the data set
+    name: str  # the image's ID
+    semseg: np.ndarray  # (H, W) uint8
+    labels: np.ndarray  # (S, S) uint8, argmax at the network's size
+    logits: np.ndarray | None  # (classes, S, S) float32, if they are to be refined
+
+
 @torch.inference_mode()
-def predict(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmentation, device: torch.device,
-            output_dir: Path, num_visualizations: int, refine: Refine | None = None) -> dict[str, np.ndarray]:
-    """Predict every image at its own size, write the label maps, draw the first few.
-
-    Argmax maps are resized (nearest) to the image and written to ``predictions/``, refined ones to
-    ``predictions_crf/``; ``visualizations/`` holds image | ground truth | prediction (| after CRF).
-
-    Returns:
-        confusion matrices against the original masks: 'linear', and 'linear_crf' with ``refine``.
-    """
+def run_network(model: LinearSegmentationModel, loader: DataLoader, device: torch.device,
+                keep_logits: bool) -> Iterator[NetworkOutput]:
+    """The network's outputs, image by image."""
     model.eval()
-    num_classes = len(dataset.classes)
-    folders = {'linear': 'predictions'} | ({'linear_crf': 'predictions_crf'} if refine is not None else {})
-    confusions = {task: np.zeros((num_classes, num_classes), np.int64) for task in folders}
     index = 0
     for batch in progress(loader, 'prediction'):
         logits = model(to_device(batch['image'], device))
         labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
-        for i, semseg in enumerate(batch['semseg']):
-            maps = {'linear': resize_mask(labels[i], semseg.shape[1], semseg.shape[0])}
-            draw = index < num_visualizations
-            image = dataset.load(index)['image'] if draw or refine is not None else semseg
-            if refine is not None:
-                maps['linear_crf'] = refine(image, logits[i].cpu())
-            for task, prediction in maps.items():
-                confusions[task] += confusion_matrix(semseg, prediction, num_classes)
-                save_label_map(prediction, output_dir / folders[task] / f'{batch["id"][i]}.png')
-            if draw:
-                captions = ['image', 'ground truth', 'prediction', 'after CRF'][:2 + len(maps)]
-                save_image(panel([image, semseg, *maps.values()], captions),
-                           output_dir / 'visualizations' / f'{batch["id"][i]}.png')
+        for i, (name, semseg) in enumerate(zip(batch['id'], batch['semseg'], strict=True)):
+            kept = logits[i].float().cpu().contiguous().numpy() if keep_logits else None
+            yield NetworkOutput(index, name, semseg, labels[i], kept)
             index += 1
+
+
+def predict(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmentation, device: torch.device,
+            output_dir: Path, num_visualizations: int, refine: Refine | None = None,
+            threads: int = 2) -> dict[str, np.ndarray]:
+    """Predict every image at its own size, write the label maps, draw the first few.
+
+    Argmax maps are resized (nearest) to the image and written to ``predictions/``, refined ones to
+    ``predictions_crf/``; ``visualizations/`` holds image | ground truth | prediction (| after CRF).
+    All that is after the network runs in threads beside it.
+
+    Args:
+        refine: makes a label map of an image and its logits, e.g. the CRF; called in the threads.
+        threads: how many images are worked on at a time.
+
+    Returns:
+        confusion matrices against the original masks: 'linear', and 'linear_crf' with ``refine``.
+    """
+    num_classes = len(dataset.classes)
+    folders = {'linear': 'predictions'} | ({'linear_crf': 'predictions_crf'} if refine is not None else {})
+
+    def finish(output: NetworkOutput) -> dict[str, np.ndarray]:
+        semseg = output.semseg
+        maps = {'linear': resize_mask(output.labels, semseg.shape[1], semseg.shape[0])}
+        draw = output.index < num_visualizations
+        image = dataset.load(output.index)['image'] if draw or refine is not None else semseg
+        if refine is not None and output.logits is not None:
+            maps['linear_crf'] = refine(image, output.logits)
+        for task, prediction in maps.items():
+            save_label_map(prediction, output_dir / folders[task] / f'{output.name}.png')
+        if draw:
+            captions = ['image', 'ground truth', 'prediction', 'after CRF'][:2 + len(maps)]
+            save_image(panel([image, semseg, *maps.values()], captions),
+                       output_dir / 'visualizations' / f'{output.name}.png')
+        return {task: confusion_matrix(semseg, prediction, num_classes) for task, prediction in maps.items()}
+
+    confusions = {task: np.zeros((num_classes, num_classes), np.int64) for task in folders}
+    outputs = run_network(model, loader, device, refine is not None)
+    for counts in in_threads(finish, outputs, threads, threads + (loader.batch_size or 1)):
+        for task, confusion in counts.items():
+            confusions[task] += confusion
     return confusions

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     load_strict(model, read_weights(best_path))
     score(model, val_loader, dataset, device, Path(p.output_dir), p.num_visualizations,
-          p.crf_kwargs if args.crf_postprocess else None)
+          p.crf_kwargs if args.crf_postprocess else None, p.crf_workers)
 
 
 if __name__ == '__main__':

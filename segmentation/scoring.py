@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +12,31 @@ from torch.utils.data import DataLoader
 
 from data.voc import VOCSegmentation
 from models.segmentation import LinearSegmentationModel
-from segmentation.crf import dense_crf
+from segmentation.crf import crf_in_workers
 from segmentation.engine import predict
 from utils.metrics import iou_of
+from utils.parallel import available_cores
 from utils.results import iou_entry, log_iou, save_results
 
 log = logging.getLogger(__name__)
 
 
 def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmentation, device: torch.device,
-          output_dir: Path, num_visualizations: int, crf: Mapping[str, Any] | None) -> None:
+          output_dir: Path, num_visualizations: int, crf: Mapping[str, Any] | None, crf_workers: int | None) -> None:
     """Predict the split at the images' own sizes, print the figures and write results.json.
 
     Args:
         crf: keyword arguments of ``dense_crf``, or None for no CRF. With it the printed figure is that
             after the CRF; the one before it is logged and kept too.
+        crf_workers: processes of the CRF, 0 for none of its own, None for one a CPU core.
 
     Raises:
-        UserError: the CRF is asked for and pydensecrf is not installed.
+        UserError: the CRF is asked for and pydensecrf is not installed, or one of its processes was killed.
     """
-    refine = None if crf is None else partial(dense_crf, **crf)
-    confusions = predict(model, loader, dataset, device, output_dir, num_visualizations, refine)
+    workers = available_cores() if crf_workers is None else crf_workers
+    with nullcontext() if crf is None else crf_in_workers(crf, workers) as refine:
+        threads = 2 if crf is None else max(2, 2 * workers)  # while one image is refined, the next waits
+        confusions = predict(model, loader, dataset, device, output_dir, num_visualizations, refine, threads)
     results = {task: iou_of(confusion) for task, confusion in confusions.items()}
     if crf is not None:
         log.info('Without the CRF: mIoU %.2f; with it:', 100 * results['linear'].mean())
