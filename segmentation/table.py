@@ -1,27 +1,43 @@
-"""One table of several runs: a row a protocol, a column a model, mIoU in percent.
+"""One table of several runs, a row a protocol, a column a model, in percent; and plots of the same.
 
     python segmentation/table.py --column before results/demo/kmeans_before \\
-        --column after results/demo/kmeans --output results/demo
+        --column after results/demo/kmeans --output results/demo [--per-class]
+
+Reads each run's results.json. Writes table.md, table.csv, classes.png (bars per class) and, where a run
+of K-means has it, overclustering.png (mIoU over the number of clusters).
 """
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import numpy as np
 from PIL import Image
 
+from segmentation.charts import class_bars, cluster_curves
 from utils.errors import UserError, run_script
 from utils.pictures import montage, save_image
 from utils.results import write_text
 
 TASKS = {'linear': 'Linear classifier', 'linear_crf': 'Linear classifier + CRF', 'kmeans': 'K-means',
-         'retrieval': 'Retrieval'}
+         'retrieval': 'Retrieval', 'offline': 'Label maps on disk'}  # others stand under their own names
+CURVE = 'overclustering'  # a list of {num_clusters, mIoU, std, ...}
+Column = dict[str, Any]  # {task: its entry in results.json}
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+    protocol: str
+    figure: str  # mIoU, or IoU and a class
+    cells: list[tuple[float, float | None] | None]  # of each column: percent and standard deviation over runs
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -29,45 +45,118 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--column', nargs='+', action='append', required=True, metavar=('NAME', 'DIR'),
                         help='name of a column and the output directories of its runs; of several runs of one '
                              'protocol the best counts')
-    parser.add_argument('--output', type=Path, required=True, help='folder for table.md and pictures.png')
+    parser.add_argument('--output', type=Path, required=True, help='folder for the tables and pictures')
+    parser.add_argument('--per-class', action='store_true', help='also a row a class')
     parser.add_argument('--pictures', type=Path, help='folder of PNGs to join into pictures.png')
     return parser.parse_args(argv)
 
 
-def read_column(folders: Sequence[str]) -> dict[str, float]:
-    """{task: best mIoU} over the results.json of the folders. Raises UserError when one is missing."""
-    best: dict[str, float] = {}
+def best_miou(entry: Any) -> float:
+    """The mIoU of an entry, or the highest of a curve."""
+    return max(point['mIoU'] for point in entry) if isinstance(entry, list) else entry['mIoU']
+
+
+def read_column(folders: Sequence[str]) -> Column:
+    """The entries of the results.json of the folders; of several of one task that of the best mIoU.
+
+    Raises:
+        UserError: one is missing or is no results.json.
+    """
+    best: Column = {}
     for folder in folders:
         path = Path(folder) / 'results.json'
         if not path.is_file():
             raise UserError(f'{path} does not exist; run the protocol whose output directory this is first.')
-        for task, entry in json.loads(path.read_text()).items():
-            best[task] = max(best.get(task, 0.0), entry['mIoU'])
+        try:
+            for task, entry in json.loads(path.read_text()).items():
+                if best_miou(entry) >= (best_miou(best[task]) if task in best else 0):
+                    best[task] = entry
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            raise UserError(f'{path} does not hold the results of a protocol; run it again.') from error
     return best
 
 
-def markdown(columns: dict[str, dict[str, float]]) -> str:
-    """Table of the tasks that any column has."""
-    tasks = [task for task in TASKS if any(task in column for column in columns.values())]
-    rows = [['mIoU, %', *columns], ['---'] + ['---:'] * len(columns)]
-    rows += [[TASKS[task], *(f'{column[task]:.2f}' if task in column else '-' for column in columns.values())]
-             for task in tasks]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return '\n'.join('| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + ' |'
-                     for row in rows) + '\n'
+def read_columns(columns: Sequence[Sequence[str]]) -> dict[str, Column]:
+    """{name: column} of (name, folders...). Raises UserError for a name without folders or given twice."""
+    read: dict[str, Column] = {}
+    for name, *folders in columns:
+        if not folders:
+            raise UserError(f'--column {name} has no folder; give the output directories of its runs after the name.')
+        if name in read:
+            raise UserError(f'--column {name} is given twice; give all its folders after one.')
+        read[name] = read_column(folders)
+    return read
+
+
+def task_names(columns: dict[str, Column]) -> dict[str, str]:
+    """{task: its name in the table} of the tasks that any column has."""
+    present = dict.fromkeys(task for column in columns.values() for task in column if task != CURVE)
+    return {task: TASKS.get(task, task) for task in (*(t for t in TASKS if t in present),
+                                                     *(t for t in present if t not in TASKS))}
+
+
+def rows_of(columns: dict[str, Column], per_class: bool) -> list[Row]:
+    """The rows of the table; a cell is None where a column lacks the figure."""
+    rows = []
+    for task, protocol in task_names(columns).items():
+        entries = [column.get(task, {}) for column in columns.values()]
+        rows.append(Row(protocol, 'mIoU', [(e['mIoU'], e.get('std')) if e else None for e in entries]))
+        for name in dict.fromkeys(name for e in entries for name in e.get('IoU', {})) if per_class else ():
+            rows.append(Row(protocol, f'IoU {name}', [
+                (e['IoU'][name], e.get('IoU_std', {}).get(name)) if name in e.get('IoU', {}) else None
+                for e in entries]))
+    curves = [{point['num_clusters']: point for point in column.get(CURVE, [])} for column in columns.values()]
+    for count in sorted({count for curve in curves for count in curve}):
+        rows.append(Row(f'{TASKS["kmeans"]}, {count} clusters', 'mIoU', [
+            (curve[count]['mIoU'], curve[count].get('std')) if count in curve else None for curve in curves]))
+    return rows
+
+
+def markdown(columns: dict[str, Column], per_class: bool = False) -> str:
+    """The table in Markdown: two decimals, and +- the standard deviation over runs where there is one."""
+    def cell(value: tuple[float, float | None] | None) -> str:
+        if value is None:
+            return '-'
+        return f'{value[0]:.2f}' + ('' if value[1] is None else f' ± {value[1]:.2f}')
+
+    lines = [['%', 'figure', *columns], ['---', '---'] + ['---:'] * len(columns)]
+    lines += [[row.protocol, row.figure, *map(cell, row.cells)] for row in rows_of(columns, per_class)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return '\n'.join('| ' + ' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + ' |'
+                     for line in lines) + '\n'
+
+
+def csv_table(columns: dict[str, Column], per_class: bool = False) -> str:
+    """The same as CSV, in full precision; a column's standard deviations stand in a column of their own."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['protocol', 'figure', *(name + suffix for name in columns for suffix in ('', ' std'))])
+    for row in rows_of(columns, per_class):
+        writer.writerow([row.protocol, row.figure, *(value for cell in row.cells for value in cell or (None, None))])
+    return text.getvalue()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    table = markdown({name: read_column(folders) for name, *folders in args.column})
+    columns = read_columns(args.column)
+    table = markdown(columns, args.per_class)
     write_text(args.output / 'table.md', table)
+    write_text(args.output / 'table.csv', csv_table(columns, args.per_class))
     print(table)
+    bars = {name: {column: entries[task] for column, entries in columns.items() if 'IoU' in entries.get(task, {})}
+            for task, name in task_names(columns).items()}
+    bars = {name: entries for name, entries in bars.items() if entries}
+    pictures = {'classes.png': class_bars(bars)} if bars else {}
+    if curves := {name: column[CURVE] for name, column in columns.items() if CURVE in column}:
+        pictures['overclustering.png'] = cluster_curves(curves)
     if args.pictures is not None:
         panels = [np.array(Image.open(path).convert('RGB')) for path in sorted(args.pictures.glob('*.png'))]
         if not panels:
             raise UserError(f'no PNG in {args.pictures}; give the visualizations/ folder of a run.')
-        save_image(montage(panels, 2), args.output / 'pictures.png')
-        print(f'Pictures: {args.output / "pictures.png"}')
+        pictures['pictures.png'] = montage(panels, 2)
+    for name, picture in pictures.items():
+        save_image(picture, args.output / name)
+    print(f'Written to {args.output}: {", ".join(["table.md", "table.csv", *pictures])}')
 
 
 if __name__ == '__main__':

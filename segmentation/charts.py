@@ -1,0 +1,84 @@
+"""Plots of figures of several runs: bars per class and curves over the number of clusters."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; markers and hatches tell them apart in grey
+COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#000000')
+MARKERS = 'osD^vPX*'
+HATCHES = ('', '//', '..', 'xx')
+
+
+def class_bars(tasks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Image.Image:
+    """Bars of the IoU of each class, a panel a task.
+
+    Args:
+        tasks: {title: {column: entry}}; an entry holds 'IoU' {class: percent} and may hold 'IoU_std'.
+            A class that a column lacks has no bar.
+    """
+    most = max(len(_classes(columns)) for columns in tasks.values())
+    figure = Figure(figsize=(2 + 0.55 * most, 3.6 * len(tasks)), layout='constrained')
+    for axes, (title, columns) in zip(figure.subplots(len(tasks), squeeze=False)[:, 0], tasks.items(), strict=True):
+        names = _classes(columns)
+        width = 0.8 / len(columns)
+        for i, (column, entry) in enumerate(columns.items()):
+            places = np.arange(len(names)) + (i - (len(columns) - 1) / 2) * width
+            heights = [entry['IoU'].get(name, np.nan) for name in names]
+            spread = entry.get('IoU_std')
+            axes.bar(places, heights, width, label=column, color=COLOURS[i % len(COLOURS)], edgecolor='white',
+                     linewidth=0.3, hatch=HATCHES[i // len(COLOURS) % len(HATCHES)], capsize=1.5,
+                     yerr=None if spread is None else [spread.get(name, 0) for name in names],
+                     error_kw={'elinewidth': 0.7})
+        axes.set_xticks(np.arange(len(names)), names, rotation=45, ha='right')
+        axes.set_xlabel('class')
+        axes.set_ylabel('IoU, %')
+        axes.set_ylim(0, 100)
+        _finish(axes, title)
+    return _draw(figure)
+
+
+def cluster_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Image.Image:
+    """mIoU over the number of clusters, a line a column.
+
+    Args:
+        curves: {column: points}; a point holds 'num_clusters', 'mIoU' in percent and may hold its 'std'.
+    """
+    figure = Figure(figsize=(6, 4), layout='constrained')
+    axes = figure.subplots()
+    for i, (column, points) in enumerate(curves.items()):
+        ordered = sorted(points, key=lambda point: point['num_clusters'])
+        axes.errorbar([point['num_clusters'] for point in ordered], [point['mIoU'] for point in ordered],
+                      [point.get('std', 0) for point in ordered], label=column, capsize=3,
+                      color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)])
+    axes.set_xlabel('number of clusters')
+    axes.set_ylabel('mIoU, %')
+    axes.set_ylim(bottom=0)
+    _finish(axes, 'Over-clustering')
+    return _draw(figure)
+
+
+def _classes(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The classes of any column, in their order."""
+    return list(dict.fromkeys(name for entry in columns.values() for name in entry['IoU']))
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title)
+    axes.grid(axis='y', alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.02)
+    axes.legend(fontsize='small')
+
+
+def _draw(figure: Figure) -> Image.Image:
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(120)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')

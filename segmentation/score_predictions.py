@@ -1,0 +1,89 @@
+"""Score label maps on disk, of this project or any other, against a split.
+
+    python segmentation/score_predictions.py --config_env configs/env.yml \\
+        --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml \\
+        [--predictions FOLDER]
+
+A label map is a PNG of class ids in one channel, ID.png, of the size of its image.
+"""
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
+
+import numpy as np
+
+from data.build import dataset_root
+from data.voc import VOCSegmentation, read_image
+from utils.config import add_config_arguments, load_config
+from utils.errors import UserError, name_some, run_script
+from utils.logger import progress
+from utils.metrics import confusion_matrix, iou_of
+from utils.parallel import available_cores, in_threads
+from utils.results import iou_entry, log_iou, save_results
+from utils.runtime import prepare
+from utils.schema import LinearFinetune
+
+log = logging.getLogger(__name__)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument('--predictions', type=Path,
+                        help='folder of the label maps; default: predictions/ of the output directory')
+    return parser.parse_args(argv)
+
+
+def offline_confusion(dataset: VOCSegmentation, folder: Path) -> np.ndarray:
+    """(classes, classes) confusion matrix of the label maps of a folder.
+
+    Raises:
+        UserError: the folder lacks maps, or one is unreadable, of another size, or holds a wrong class id.
+    """
+    if not folder.is_dir():
+        raise UserError(f'prediction folder {folder} does not exist; give it with --predictions.')
+    present = {path.name for path in folder.iterdir()}
+    missing = [name for name in dataset.ids if f'{name}.png' not in present]
+    if missing:
+        raise UserError(f'{len(missing)} of {len(dataset)} images of {dataset.split} have no prediction in {folder}: '
+                        f'{name_some(missing)}; predict them too.')
+    num_classes = len(dataset.classes)
+
+    def score(index: int) -> np.ndarray:
+        path = folder / f'{dataset.ids[index]}.png'
+        truth, prediction = dataset.load(index)['semseg'], read_image(path, None)
+        if prediction.shape != truth.shape:
+            raise UserError(f'prediction {path} has shape {prediction.shape}, its ground truth {truth.shape}; store '
+                            'class ids in one channel at the size of the image.')
+        if prediction.max() >= num_classes:
+            raise UserError(f'prediction {path} holds class id {prediction.max()}, outside 0..{num_classes - 1}; '
+                            'predict every pixel as one of the classes.')
+        return confusion_matrix(truth, prediction.astype(np.uint8), num_classes)
+
+    total = np.zeros((num_classes, num_classes), np.int64)
+    threads = available_cores()
+    for confusion in in_threads(score, progress(range(len(dataset)), 'scoring'), threads, 2 * threads):
+        total += confusion
+    return total
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
+    prepare(p)
+    dataset = VOCSegmentation(dataset_root(p, p.val_db_name), p.val_split, semseg=True)
+    folder = args.predictions or Path(p.output_dir) / 'predictions'
+    iou = iou_of(offline_confusion(dataset, folder))
+    log.info('%d label maps of %s against %s %s', len(dataset), folder, p.val_db_name, p.val_split)
+    log_iou(iou, dataset.classes)
+    log.info('Results: %s', save_results({'offline': iou_entry(iou, dataset.classes)}, Path(p.output_dir)))
+
+
+if __name__ == '__main__':
+    run_script(main)

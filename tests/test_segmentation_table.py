@@ -1,0 +1,109 @@
+"""Tables and plots of several runs, and the score of label maps on disk."""
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segmentation import score_predictions, table
+from utils.errors import UserError
+from utils.metrics import confusion_matrix
+from utils.pictures import save_label_map
+
+
+def write(folder: Path, **entries) -> str:
+    folder.mkdir(parents=True)
+    (folder / 'results.json').write_text(json.dumps(entries))
+    return str(folder)
+
+
+@pytest.fixture
+def columns(tmp_path: Path) -> list[str]:
+    """Arguments of a table of two columns."""
+    curve = [{'num_clusters': n, 'mIoU': miou, 'std': 0.5, 'NMI': 3.0} for n, miou in ((50, 30.0), (21, 20.0))]
+    first = write(tmp_path / 'a', overclustering=curve, kmeans={
+        'mIoU': 20.0, 'std': 1.0, 'runs': [],
+        'IoU': {'background': 30.0, 'cat': 10.0}, 'IoU_std': {'background': 0.25, 'cat': 2.0}})
+    worse = write(tmp_path / 'b', kmeans={'mIoU': 10.0, 'IoU': {'background': 20.0, 'cat': 0.0}})
+    second = write(tmp_path / 'c', linear={'mIoU': 45.678, 'IoU': {'background': 90.0, 'cat': 1.356}},
+                   retrieval={'mIoU': 7.0, 'IoU': {'cat': 7.0}}, other={'mIoU': 1.0})
+    return ['--column', 'one', worse, first, '--column', 'two', second, '--output', str(tmp_path / 'out')]
+
+
+def test_table(columns: list[str], tmp_path: Path, capsys) -> None:
+    table.main(columns)
+    text = (tmp_path / 'out' / 'table.md').read_text()
+    assert text in capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines()]
+    assert lines == [['%', 'figure', 'one', 'two'], ['---', '---', '---:', '---:'],
+                     ['Linear classifier', 'mIoU', '-', '45.68'],
+                     ['K-means', 'mIoU', '20.00 ± 1.00', '-'],
+                     ['Retrieval', 'mIoU', '-', '7.00'],
+                     ['other', 'mIoU', '-', '1.00'],
+                     ['K-means, 21 clusters', 'mIoU', '20.00 ± 0.50', '-'],
+                     ['K-means, 50 clusters', 'mIoU', '30.00 ± 0.50', '-']]
+    for name in ('classes.png', 'overclustering.png'):
+        assert np.asarray(Image.open(tmp_path / 'out' / name)).std() > 0
+    assert not (tmp_path / 'out' / 'pictures.png').exists()
+
+
+def test_rows_per_class_and_csv(columns: list[str], tmp_path: Path) -> None:
+    table.main([*columns, '--per-class'])
+    rows = list(csv.DictReader((tmp_path / 'out' / 'table.csv').open()))
+    assert rows[1] == {'protocol': 'Linear classifier', 'figure': 'IoU background', 'one': '', 'one std': '',
+                       'two': '90.0', 'two std': ''}
+    cat = next(row for row in rows if row['protocol'] == 'K-means' and row['figure'] == 'IoU cat')
+    assert (cat['one'], cat['one std'], cat['two']) == ('10.0', '2.0', '')
+    assert '| K-means              | IoU cat        | 10.00 ± 2.00 |' in (tmp_path / 'out' / 'table.md').read_text()
+
+
+def test_mistakes_are_one_sentence(columns: list[str], tmp_path: Path) -> None:
+    for arguments, said in ((['--column', 'x', str(tmp_path / 'none')], 'does not exist'),
+                            (['--column', 'x'], 'no folder'),
+                            (['--column', 'x', str(tmp_path / 'a'), '--column', 'x', str(tmp_path / 'b')], 'twice'),
+                            (['--column', 'x', write(tmp_path / 'd', kmeans=3)], 'run it again'),
+                            ([*columns[:2], *columns[2:4], '--pictures', str(tmp_path)], 'no PNG')):
+        with pytest.raises(UserError, match=said):
+            table.main([*arguments, '--output', str(tmp_path / 'out')])
+
+
+def test_confusion_matrix_of_bytes_is_that_of_whole_numbers() -> None:
+    draw = np.random.default_rng(0)
+    truth, prediction = (draw.integers(0, 5, (30, 40)).astype(np.uint8) for _ in range(2))
+    truth[:3], prediction[:2] = 255, 200  # what is predicted of void does not matter
+    counts = confusion_matrix(truth, prediction, 5)
+    np.testing.assert_array_equal(counts, confusion_matrix(truth.astype(np.int64), prediction.astype(np.int64), 5))
+    assert counts.sum() == 27 * 40
+    assert confusion_matrix(truth, prediction, 5, 7).shape == (5, 7)
+    prediction[9] = 5
+    with pytest.raises(ValueError, match='outside'):
+        confusion_matrix(truth, prediction, 5)
+
+
+def test_label_maps_on_disk(shapes: Path, tmp_path: Path) -> None:
+    arguments = ['--config_env', 'configs/demo/env.yml', '--config_exp', 'configs/demo/linear_finetune.yml',
+                 '--predictions', str(tmp_path / 'maps'), '--set', f'db_root={shapes.parent}', f'root_dir={tmp_path}']
+
+    def fails(said: str) -> None:
+        with pytest.raises(UserError, match=said):
+            score_predictions.main(arguments)
+
+    fails('does not exist')
+    (tmp_path / 'maps').mkdir()
+    names = (shapes / 'sets' / 'val.txt').read_text().split()
+    truths = {name: np.array(Image.open(shapes / 'SegmentationClass' / f'{name}.png')) for name in names}
+    for name, truth in truths.items():
+        fails(f' of 6 images of val have no prediction in .*{name}')
+        save_label_map(np.where(truth == 255, 0, truth), tmp_path / 'maps' / f'{name}.png')
+    score_predictions.main(arguments)
+    entry = json.loads((tmp_path / 'linear_finetune' / 'results.json').read_text())['offline']
+    present = np.unique(np.concatenate([truth.ravel() for truth in truths.values()]))
+    assert sorted(entry['IoU'].values())[-1] == 100
+    assert sum(value == 100 for value in entry['IoU'].values()) == len(present[present < 255])
+    path = tmp_path / 'maps' / f'{names[0]}.png'
+    save_label_map(np.full(truths[names[0]].shape, 8), path)
+    fails('class id 8, outside 0..7')
+    save_label_map(np.zeros((64, 99)), path)
+    fails(r'has shape \(64, 99\)')
