@@ -68,7 +68,7 @@ def test_pretraining_leaves_a_released_checkpoint(run: Runner) -> None:
     folder = run.root_dir / 'pretrain'
     state = torch.load(folder / 'checkpoint.pth.tar', weights_only=True)
     assert state['epoch'] == 2
-    assert state['config']['moco_kwargs']['K'] == 64
+    assert state['config']['moco_kwargs']['K'] == 40
     assert {name.split('.')[1] for name in state['model']} == {'model_q', 'model_k', 'queue', 'queue_ptr'}
     assert state['model']['module.queue_ptr'].item() == 24
     assert list((folder / 'tensorboard').iterdir())
@@ -198,16 +198,16 @@ def test_from_both_working_directories(run: Runner, folder: str) -> None:
 
 def test_bad_input_to_any_script(run: Runner, capsys, tmp_path: Path) -> None:
     def fails(*overrides: str, script: str = 'pretrain.main', flags: tuple[str, ...] = ()) -> str:
-        return run.fails(script, f'output_dir={tmp_path / "out"}', *overrides, flags=flags, capsys=capsys)
+        return run.fails(script, f'output_dir={tmp_path / script}', *overrides, flags=flags, capsys=capsys)
 
     assert 'did you mean' in fails('epoch=3').lower() or 'epochs' in fails('epoch=3')
     assert 'db_root' in fails('db_root=/path/to/datasets')
     assert 'nowhere' in fails('db_root=/nowhere')
     assert 'K' in fails('moco_kwargs.K=3')
-    assert 'larger than the data set' in fails('train_batch_size=40')
+    assert 'larger than the data set' in fails('train_batch_size=20')
     if not torch.cuda.is_available():
         assert 'no CUDA device' in fails('device=cuda')
-    assert not (tmp_path / 'out' / 'checkpoint.pth.tar').exists()
+    assert not (tmp_path / 'pretrain.main' / 'checkpoint.pth.tar').exists()
     state = run.root_dir / 'pretrain' / 'checkpoint.pth.tar'
     assert 'linear_finetune.py' in fails(script='segmentation.eval', flags=('--state-dict', str(state)))
     assert 'does not exist' in fails(script='segmentation.eval', flags=('--state-dict', '/nowhere.pth'))
