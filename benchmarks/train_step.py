@@ -68,7 +68,7 @@ class PlainMaskContrast(nn.Module):
             key, _ = self.k(b['key'])
             key = F.normalize(key, dim=1) * b['key_mask'][:, None]
             prototypes = F.normalize(key.sum((2, 3)), dim=1)
-        logits = torch.cat([q @ prototypes.T, q @ self.queue], 1) / self.T
+        logits = torch.cat([q @ prototypes.T, q @ self.queue.clone()], 1) / self.T
         self.queue[:, self.pointer:self.pointer + batch] = prototypes.T
         self.pointer = (self.pointer + batch) % self.queue.shape[1]
         share = F.one_hot(labels, logits.shape[1]).float().mean(0)
