@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from data.drawing import CLASSES, KINDS, draw, smooth_noise
 from utils.errors import UserError, run_script
+from utils.pictures import PALETTE
 
 VERSION = 2  # raise it when the same parameters draw other images
 VOID = 255
@@ -68,12 +69,6 @@ def rough_mask(rng: Generator, mask: Array) -> Array:
         soft = np.maximum(soft, spread(0.08, 0.25, border if len(border) else inside))
     soft = cv2.GaussianBlur(soft, (0, 0), size * rng.uniform(0.01, 0.03))
     return soft + 0.3 * smooth_noise(rng, height, width, int(rng.integers(6, 14)))[..., 0] > 0.5
-
-
-def _voc_palette() -> list[int]:
-    """The 256 colours of VOC's mask files: bits of the index, spread over the channels from the highest bit down."""
-    return [sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
-            for index in range(256) for channel in range(3)]
 
 
 def generate(root: Path, train: int, val: int, size: int = 128, seed: int = 0) -> Path:
@@ -133,7 +128,6 @@ def _write(root: Path, recipe: dict[str, int]) -> None:
                'saliency_unsupervised_model', 'sets')
     for folder in folders:
         (root / folder).mkdir(parents=True)
-    palette = _voc_palette()
     for number, split in enumerate(('train', 'val')):
         ids = [f'{split}_{index:06d}' for index in range(recipe[split])]
         for index, name in enumerate(ids):
@@ -143,7 +137,7 @@ def _write(root: Path, recipe: dict[str, int]) -> None:
             rough = rough_mask(rng, labels > 0)
             Image.fromarray(image).save(root / 'images' / f'{name}.jpg', quality=92)
             coloured = Image.fromarray(truth).convert('P')
-            coloured.putpalette(palette)
+            coloured.putpalette(PALETTE.tobytes())
             coloured.save(root / 'SegmentationClass' / f'{name}.png')
             if split == 'train':
                 Image.fromarray(truth).save(root / 'SegmentationClassAug' / f'{name}.png')
