@@ -14,6 +14,7 @@ from data.pairs import PairDataset, SeededDataset, SeededSampler
 from data.transforms import EvaluationTransform, LinearTrainTransform, contrastive_view
 from data.voc import Sample, VOCSegmentation
 from utils.errors import UserError
+from utils.interrupt import guard_worker
 
 log = logging.getLogger(__name__)
 DOWNLOADABLE = 'VOCSegmentation'
@@ -31,15 +32,18 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
             else [s[key] for s in samples] for key in samples[0]}
 
 
-def _one_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
     import cv2
+    guard_worker()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 
 
 def _loader(p: Any, dataset: Dataset, batch_size: int, **kwargs: Any) -> DataLoader:
+    # with a generator of its own a loader takes no number from the one that training draws from
     return DataLoader(dataset, batch_size, num_workers=p.num_workers, persistent_workers=p.num_workers > 0,
-                      pin_memory=torch.cuda.is_available(), collate_fn=collate, worker_init_fn=_one_thread, **kwargs)
+                      pin_memory=torch.cuda.is_available(), collate_fn=collate, worker_init_fn=_start_worker,
+                      generator=torch.Generator(), **kwargs)
 
 
 def _train_loader(p: Any, base: VOCSegmentation, dataset: Dataset) -> tuple[DataLoader, SeededSampler]:

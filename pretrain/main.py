@@ -20,14 +20,14 @@ from torch.utils.tensorboard import SummaryWriter
 from data.build import pretrain_loader
 from models.build import build_contrastive_model
 from models.resnet import freeze_layers
-from pretrain.engine import train_one_epoch
+from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
-from utils.checkpoint import resume_training, save_training
 from utils.config import add_config_arguments, load_config
 from utils.errors import run_script
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
 from utils.runtime import place, prepare
 from utils.schema import Pretrain
+from utils.training import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -51,27 +51,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         freeze_layers(model.model_k.backbone)
     place(model, device)
     optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs)
-    first = resume_training(path, model, optimizer)['epoch']
-
     writer = SummaryWriter(Path(p.output_dir) / 'tensorboard')
+    trainer = Trainer(path, model, optimizer, loader, sampler, p, writer, p.log_every, p.checkpoint_every)
+
     if p.epochs == 0:
-        save_training(path, model, optimizer, 0, p)
+        trainer.save()
         log.info('epochs is 0: the initial weights are in %s', path)
-    for epoch in range(first, p.epochs):
-        start = time.perf_counter()
-        lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
-        set_learning_rate(optimizer, lr)
-        sampler.epoch = epoch
-
-        def write(step: int, means: dict[str, float]) -> None:
-            for name, value in means.items():
-                writer.add_scalar(f'train/{name}', value, step)
-
-        means = train_one_epoch(model, loader, optimizer, device, epoch, p.log_every, write)
-        writer.add_scalar('train/lr', lr, epoch)
-        save_training(path, model, optimizer, epoch + 1, p)
-        log.info('Epoch %d of %d: loss %.4f, lr %.5f, %.0f s', epoch + 1, p.epochs, means['loss'], lr,
-                 time.perf_counter() - start)
+    with trainer:
+        for epoch in range(trainer.epoch, p.epochs):
+            start = time.perf_counter()
+            lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
+            set_learning_rate(optimizer, lr)
+            model.train()
+            means = trainer.train_one_epoch(lambda batch: compute_losses(model, batch, device))
+            trainer.finish_epoch()
+            writer.add_scalar('train/lr', lr, epoch)
+            log.info('Epoch %d of %d: loss %.4f, lr %.5f, %.0f s', epoch + 1, p.epochs, means['loss'], lr,
+                     time.perf_counter() - start)
     writer.close()
     log.info('Pretraining is complete: %s', path)
 

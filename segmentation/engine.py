@@ -1,11 +1,10 @@
-"""Training, validation and prediction of the linear model."""
+"""Training loss, validation and prediction of the linear model."""
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +16,11 @@ from data.transforms import resize_mask
 from data.voc import VOID, VOCSegmentation
 from models.segmentation import LinearSegmentationModel
 from segmentation.crf import Refine
-from utils.errors import UserError
 from utils.logger import progress
-from utils.metrics import Mean, confusion_matrix
+from utils.metrics import confusion_matrix
 from utils.parallel import in_threads
 from utils.pictures import panel, save_image, save_label_map
 from utils.runtime import to_device
-
-log = logging.getLogger(__name__)
 
 
 def segmentation_loss(logits: Tensor, semseg: Tensor) -> Tensor:
@@ -32,30 +28,10 @@ def segmentation_loss(logits: Tensor, semseg: Tensor) -> Tensor:
     return F.cross_entropy(logits, semseg, ignore_index=VOID)
 
 
-def train_one_epoch(model: LinearSegmentationModel, loader: DataLoader, optimizer: torch.optim.Optimizer,
-                    device: torch.device, epoch: int, freeze_batchnorm: str, log_every: int) -> float:
-    """One pass over the training split; returns the mean loss.
-
-    Raises:
-        UserError: the loss is not finite.
-    """
-    model.set_train_mode(freeze_batchnorm)
-    steps, total, recent = len(loader), Mean(), Mean()
-    for step, batch in enumerate(progress(loader, f'epoch {epoch}', steps), 1):
-        logits = model(to_device(batch['image'], device))
-        loss = segmentation_loss(logits, batch['semseg'].to(device, non_blocking=True))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total.update(loss=loss)
-        recent.update(loss=loss)
-        if step % log_every == 0 or step == steps:
-            mean = recent.read()['loss']
-            recent.reset()
-            if not math.isfinite(mean):
-                raise UserError(f'the loss is {mean} at epoch {epoch}, step {step}; lower optimizer_kwargs.lr.')
-            log.info('epoch %d step %d/%d  loss %.4f', epoch, step, steps, mean)
-    return total.read()['loss']
+def compute_losses(model: LinearSegmentationModel, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """The 'loss' of one batch of the training split, with gradient."""
+    logits = model(to_device(batch['image'], device))
+    return {'loss': segmentation_loss(logits, batch['semseg'].to(device, non_blocking=True))}
 
 
 @torch.inference_mode()

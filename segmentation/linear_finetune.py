@@ -21,15 +21,16 @@ from data.build import evaluation_loader, linear_loader
 from models.build import build_linear_model
 from models.weights import load_strict, read_weights
 from segmentation.crf import require_crf
-from segmentation.engine import train_one_epoch, validate
+from segmentation.engine import compute_losses, validate
 from segmentation.scoring import score
-from utils.checkpoint import resume_training, save_checkpoint, save_training
+from utils.checkpoint import save_checkpoint
 from utils.config import add_config_arguments, load_config
 from utils.errors import run_script
 from utils.metrics import iou_of
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
 from utils.runtime import place, prepare
 from utils.schema import LinearFinetune
+from utils.training import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -56,27 +57,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     place(model, device)
     model.freeze_all_but_classifier()
     optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs)
-    state = resume_training(checkpoint, model, optimizer)
-    best = state.get('best_miou', -1.0)
-
     writer = SummaryWriter(Path(p.output_dir) / 'tensorboard')
+    trainer = Trainer(checkpoint, model, optimizer, train_loader, sampler, p, writer, p.log_every, p.checkpoint_every)
+    best = trainer.extra.get('best_miou', -1.0)
+
     if p.epochs == 0:
         save_checkpoint(model.state_dict(), best_path)
-    for epoch in range(state['epoch'], p.epochs):
-        start = time.perf_counter()
-        lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
-        set_learning_rate(optimizer, lr)
-        sampler.epoch = epoch
-        loss = train_one_epoch(model, train_loader, optimizer, device, epoch, p.freeze_batchnorm, p.log_every)
-        miou = float(iou_of(validate(model, val_loader, device, len(classes))).mean())
-        if miou > best:
-            best = miou
-            save_checkpoint(model.state_dict(), best_path)
-        save_training(checkpoint, model, optimizer, epoch + 1, p, best_miou=best)
-        for name, value in (('train/loss', loss), ('train/lr', lr), ('val/miou', 100 * miou)):
-            writer.add_scalar(name, value, epoch)
-        log.info('Epoch %d of %d: loss %.4f, mIoU at %d px %.2f (best %.2f), lr %.5f, %.0f s', epoch + 1, p.epochs,
-                 loss, p.val_size, 100 * miou, 100 * best, lr, time.perf_counter() - start)
+    with trainer:
+        for epoch in range(trainer.epoch, p.epochs):
+            start = time.perf_counter()
+            lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
+            set_learning_rate(optimizer, lr)
+            model.set_train_mode(p.freeze_batchnorm)
+            means = trainer.train_one_epoch(lambda batch: compute_losses(model, batch, device))
+            with trainer.at_once():
+                miou = float(iou_of(validate(model, val_loader, device, len(classes))).mean())
+            if miou > best:
+                best = miou
+                save_checkpoint(model.state_dict(), best_path)
+            trainer.finish_epoch(best_miou=best)
+            for name, value in (('train/lr', lr), ('val/miou', 100 * miou)):
+                writer.add_scalar(name, value, epoch)
+            log.info('Epoch %d of %d: loss %.4f, mIoU at %d px %.2f (best %.2f), lr %.5f, %.0f s', epoch + 1, p.epochs,
+                     means['loss'], p.val_size, 100 * miou, 100 * best, lr, time.perf_counter() - start)
     writer.close()
 
     load_strict(model, read_weights(best_path))

@@ -75,36 +75,6 @@ def test_pretraining_leaves_a_released_checkpoint(run: Runner) -> None:
     assert '0 of its IDs have no image or no mask' in (folder / 'log.txt').read_text()
 
 
-def test_pretraining_resumes_where_it_stopped(run: Runner, capsys) -> None:
-    run('pretrain.main', 'output_dir=whole', 'epochs=3', 'model_kwargs.dropout=0.5')
-    run('pretrain.main', 'output_dir=parts', 'epochs=3', 'model_kwargs.dropout=0.5')
-    folder = run.root_dir / 'parts'
-    state = torch.load(folder / 'checkpoint.pth.tar', weights_only=True)
-    assert state['epoch'] == 3
-    # take it back to the second epoch by training two epochs of three in a run that is cut off
-    (folder / 'checkpoint.pth.tar').unlink()
-    main = importlib.import_module('pretrain.main')
-    whole, calls = main.save_training, []
-
-    def cut_off(*args, **kwargs):
-        whole(*args, **kwargs)
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    main.save_training = cut_off
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run('pretrain.main', 'output_dir=parts', 'epochs=3', 'model_kwargs.dropout=0.5')
-    finally:
-        main.save_training = whole
-    run('pretrain.main', 'output_dir=parts', 'epochs=3', 'model_kwargs.dropout=0.5')
-    assert 'Resuming after epoch 2' in capsys.readouterr().out
-    first, second = (torch.load(run.root_dir / name / 'checkpoint.pth.tar', weights_only=True)['model']
-                     for name in ('whole', 'parts'))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
 def test_zero_epochs_write_the_initial_weights(run: Runner) -> None:
     run('pretrain.main', 'epochs=0', 'output_dir=before')
     initial = torch.load(run.root_dir / 'before' / 'checkpoint.pth.tar', weights_only=True)['model']

@@ -1,40 +1,61 @@
 """Checkpoints on disk: written whole or not at all, read as data and never as code."""
 from __future__ import annotations
 
+import io
 import logging
 import os
 import pickle
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils import distributed
 from utils.config import as_dict
-from utils.errors import UserError
+from utils.errors import CANNOT_WRITE, UserError
 
 log = logging.getLogger(__name__)
 PREFIX = 'module.'
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write to a temporary file beside ``path``, flush it to disk, then rename: never half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
-    temporary = Path(name)
+    """Write to a temporary file beside ``path``, flush it to disk, then rename: never half a file.
+
+    Raises:
+        UserError: the disk is full or cannot be written to; the file of before, if any, is as it was.
+    """
+    buffer = io.BytesIO()  # torch.save into a file would hide that the disk is full behind another error
+    torch.save(state, buffer)
+    temporary = path.with_name(f'.{path.name}.unfinished')
     try:
-        with os.fdopen(handle, 'wb') as file:
-            torch.save(state, file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open('wb') as file:
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+        _flush_folder(path.parent)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+            good = ', and the last good one is still there' if path.is_file() else ''
+            raise UserError(f'cannot write checkpoint {path} ({error.strerror}){good}; free some space or allow '
+                            'writing there, and start again.') from error
         raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the file system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        log.debug('folder %s cannot be flushed', folder)
+    finally:
+        os.close(handle)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -60,37 +81,66 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, config: Mapping,
-                  **more: Any) -> None:
-    """Write what a training run needs to go on: weights, optimiser, finished epochs, random state, config.
+def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: Mapping,
+                  **progress: Any) -> None:
+    """Write what a training run needs to go on, bit for bit on a CPU. All processes call it; the main one writes.
 
-    The entry 'model' has the names of the released checkpoints, each behind 'module.'.
+    Args:
+        progress: further entries, such as 'epoch' and 'step'.
+
+    The entry 'model' has the names of the released checkpoints, each behind 'module.'; 'rng' holds the
+    random states of all processes, by rank. All randomness of training is PyTorch's.
+
+    Raises:
+        UserError: a weight is not finite, or the file cannot be written; the checkpoint of before stays.
     """
+    states = distributed.gather_objects(_random_state())
     if not distributed.is_main():
         return
-    save_checkpoint({'model': {PREFIX + name: value for name, value in model.state_dict().items()},
-                     'optimizer': optimizer.state_dict(), 'epoch': epoch, 'rng': torch.get_rng_state(),
-                     'config': as_dict(config), **more}, path)
+    weights = model.state_dict()
+    if not all(bool(value.isfinite().all()) for value in weights.values()):
+        good = f'; {path} is the last good checkpoint' if path.is_file() else ''
+        raise UserError(f'weights are no longer finite, and are not saved{good}: lower optimizer_kwargs.lr in another '
+                        'output_dir.')
+    save_checkpoint({'model': {PREFIX + name: value for name, value in weights.items()},
+                     'optimizer': optimizer.state_dict(), 'rng': states, 'config': as_dict(config), **progress}, path)
 
 
 def resume_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Take a run up where ``save_training`` left it.
 
     Returns:
-        the checkpoint's other entries; 'epoch' is the number of finished epochs, 0 without a checkpoint.
+        the checkpoint's other entries; none without a checkpoint.
 
     Raises:
         UserError: the checkpoint cannot be read, or belongs to another model.
     """
     if not path.is_file():
-        return {'epoch': 0}
+        return {}
     state = load_checkpoint(path)
     try:
         model.load_state_dict({name.removeprefix(PREFIX): value for name, value in state.pop('model').items()})
         optimizer.load_state_dict(state.pop('optimizer'))
-        torch.set_rng_state(state.pop('rng'))
-    except (KeyError, RuntimeError, ValueError) as error:
+        _restore_random_state(state.pop('rng'))
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise UserError(f'checkpoint {path} does not belong to this run ({str(error).splitlines()[0]}); '
                         'choose another output_dir or delete it.') from error
-    log.info('Resuming after epoch %d from %s', state['epoch'], path)
     return state
+
+
+def _random_state() -> dict[str, Tensor]:
+    state = {'cpu': torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state['cuda'] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore_random_state(states: list[dict[str, Tensor]]) -> None:
+    if len(states) != distributed.world_size():
+        log.warning('The checkpoint is of %d processes and this run has %d: it goes on, with other random numbers',
+                    len(states), distributed.world_size())
+        return
+    state = states[distributed.rank()]
+    torch.set_rng_state(state['cpu'])
+    if 'cuda' in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state['cuda'])

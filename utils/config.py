@@ -18,8 +18,8 @@ from utils.strict_yaml import StrictReader
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACEHOLDER = '/path/to'
 # Keys that do not change results, so that a run may continue with others.
-IGNORED = ('num_workers', 'crf_workers', 'device', 'log_every', 'num_visualizations', 'val_batch_size',
-           'root_dir', 'db_root', 'output_dir', 'config_name')
+IGNORED = ('num_workers', 'crf_workers', 'device', 'log_every', 'checkpoint_every', 'num_visualizations',
+           'val_batch_size', 'root_dir', 'db_root', 'output_dir', 'config_name')
 
 
 class Config(EasyDict):
@@ -184,6 +184,7 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
      'crf_kwargs.bi_rgb_std', lambda v: v > 0, 'a number above 0'),
     ('moco_kwargs.m augmentation_kwargs.jitter_probability augmentation_kwargs.grey_probability '
      'augmentation_kwargs.flip_probability', lambda v: 0 <= v <= 1, 'a number from 0 to 1'),
+    ('checkpoint_every', lambda v: v >= 0, '0 or more'),
     ('crf_workers', lambda v: v is None or v >= 0, '0 or more'),
     ('optimizer_kwargs.momentum model_kwargs.dropout crf_kwargs.min_probability', lambda v: 0 <= v < 1,
      'a number from 0 to below 1'),
@@ -210,7 +211,7 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path) -> Path:
     """
     path = Path(output_dir) / 'config.yml'
     new = as_dict(config)
-    if path.exists() and any(child.name not in ('config.yml', 'log.txt') for child in path.parent.iterdir()):
+    if path.exists() and any(child.name not in ('config.yml', 'log.txt', '.lock') for child in path.parent.iterdir()):
         try:
             old = yaml.safe_load(path.read_text(encoding='utf-8'))
         except (yaml.YAMLError, UnicodeDecodeError):

@@ -1,6 +1,8 @@
 """One helper that hides whether there are several processes: for one, everything is an identity."""
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -29,6 +31,29 @@ def all_gather(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether ``flag`` holds in any process; asked of the CPU, so that no GPU is waited for."""
+    if world_size() == 1:
+        return flag
+    votes = torch.tensor(int(flag))
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes.item())
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """A small Python value of each process, in the order of ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    any_process(False)
 
 
 def shuffle(x: Tensor) -> tuple[Tensor, Tensor | None]:

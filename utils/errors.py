@@ -5,7 +5,11 @@ import errno
 import sys
 from collections.abc import Callable, Sequence
 
+from utils.interrupt import StoppedError, handled, stop
+
 EXIT_USER_ERROR = 2
+EXIT_STOPPED = 75  # by a signal (EX_TEMPFAIL): the same command goes on, and a scheduler may start it again
+CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -27,20 +31,22 @@ def name_some(names: Sequence[str], limit: int = 5) -> str:
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main(); user errors end in one sentence on stderr and exit code 2.
 
-    A full or unwritable disk counts as a user error. Anything unexpected keeps its traceback.
+    A full or unwritable disk counts as a user error. SIGTERM and SIGINT end in one sentence and exit code
+    75, at once or when the script is ready. Anything unexpected keeps its traceback.
     """
     try:
-        main()
+        with handled(stop):
+            main()
     except UserError as error:
         _end(sentence(error))
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(EXIT_STOPPED) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+        if error.errno not in CANNOT_WRITE:
             raise
         place = f' ({error.filename})' if error.filename else ''
         _end(f'cannot write: {error.strerror}{place}; free some space or choose another output_dir.')
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def _end(message: str) -> None:

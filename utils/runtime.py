@@ -1,7 +1,9 @@
 """The device and the random state of a run."""
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from utils.errors import UserError
 from utils.logger import setup_logging
 
 log = logging.getLogger(__name__)
+LOCK = '.lock'
 
 
 def pick_device(name: str) -> torch.device:
@@ -48,6 +51,23 @@ def to_device(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device, non_blocking=True, memory_format=torch.channels_last)
 
 
+def lock(output_dir: Path) -> None:
+    """Keep other runs out of the output directory until this process ends.
+
+    Raises:
+        UserError: another run is at work there.
+    """
+    handle = os.open(output_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)  # open until the process ends, and the lock too
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loader workers, unlike flock's
+    except (BlockingIOError, PermissionError) as error:
+        os.close(handle)
+        raise UserError(f'another run is writing to {output_dir}; wait for its end, stop it, or choose another '
+                        'output_dir.') from error
+    except OSError as error:
+        log.warning('%s cannot be locked (%s): start no second run there', output_dir, error.strerror)
+
+
 def prepare(p: Any) -> torch.device:
     """Ready the output directory, the log, the random state and the device of a run.
 
@@ -55,11 +75,12 @@ def prepare(p: Any) -> torch.device:
         p: the config.
 
     Raises:
-        UserError: the output directory was made with another config, or the device is not there.
+        UserError: the output directory was made with another config or is in use, or the device is not there.
     """
     device = pick_device(p.device)
     output_dir = Path(p.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
+    lock(output_dir)
     save_config(p, output_dir)
     setup_logging(output_dir)
     seed_everything(p.seed)

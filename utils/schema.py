@@ -102,6 +102,7 @@ class Training:
     scheduler: str = key('poly', 'learning rate over the epochs', ('poly', 'step', 'cosine', 'constant'))
     scheduler_kwargs: SchedulerKwargs = key(SchedulerKwargs, 'the schedule')
     log_every: int = key(25, 'steps between two lines of the log')
+    checkpoint_every: int = key(0, 'steps between two checkpoints within an epoch; 0: only after each epoch')
 
 
 @dataclass(kw_only=True)

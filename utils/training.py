@@ -1,0 +1,159 @@
+"""The loop behind every script that trains: it saves, resumes, and stops when it is asked to."""
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from utils import distributed
+from utils.checkpoint import resume_training, save_training
+from utils.errors import UserError, name_some
+from utils.interrupt import handled, stop
+from utils.logger import progress
+from utils.metrics import Mean
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains epoch by epoch and loses no work.
+
+    What is in the checkpoint is taken up: ``epoch`` is the number of finished epochs, ``step`` that of
+    the steps done of the next one, and ``extra`` what a script keeps besides. While it is entered,
+    SIGTERM and SIGINT let the step be finished and saved, then raise StoppedError.
+
+    Args:
+        path: the checkpoint.
+        loader: a whole epoch in batches, whose 'id' names their images; ``sampler`` is its order.
+        config: written into the checkpoint.
+        writer: gets the means of the losses at each line of the log.
+        log_every: steps between two lines.
+        checkpoint_every: steps between two checkpoints within an epoch; 0 leaves it to the epoch's end.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or belongs to another model.
+    """
+
+    def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader,
+                 sampler: Any, config: Mapping[str, Any], writer: SummaryWriter, log_every: int,
+                 checkpoint_every: int) -> None:
+        self.path, self.model, self.optimizer, self.loader, self.sampler = path, model, optimizer, loader, sampler
+        self.config, self.writer = config, writer
+        self.log_every, self.checkpoint_every = log_every, checkpoint_every
+        state = resume_training(path, model, optimizer)
+        if state:
+            log.info('Resuming after epoch %d and %d steps from %s', state['epoch'], state['step'], path)
+        self.epoch, self.step, self.extra = state.get('epoch', 0), state.get('step', 0), state.get('extra', {})
+        self.recent = Mean()  # since the last line of the log
+        self.recent.sums, self.recent.count = state.get('recent', ({}, 0))
+        self._unchecked: list[tuple[int, Sequence[str], Tensor]] = []  # step, images, loss
+        self._signal: int | None = None
+
+    def __enter__(self) -> Trainer:
+        self._noting = handled(self._note)
+        self._noting.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        self._noting.__exit__(kind, error, traceback)
+        if kind is None and self._asked_to_stop():
+            stop(self._signal)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+
+    def _asked_to_stop(self) -> bool:
+        """Whether a signal came to any process; every process asks at the same step."""
+        return distributed.any_process(self._signal is not None)
+
+    def train_one_epoch(self, compute_losses: Callable[[dict[str, Any]], dict[str, Tensor]]) -> dict[str, float]:
+        """One pass over the loader, or what is left of it.
+
+        Args:
+            compute_losses: maps a batch to 'loss', with its gradient, and what else to log.
+
+        Returns:
+            the means of the last steps that were logged.
+
+        Raises:
+            UserError: the loss is not finite, or the checkpoint cannot be written.
+            StoppedError: a signal came, and the run is saved.
+        """
+        self.sampler.epoch, self.sampler.start = self.epoch, self.step * (self.loader.batch_size or 1)
+        steps = self.step + len(self.loader)
+        for batch in progress(self.loader, f'epoch {self.epoch}', steps, self.step):
+            losses = compute_losses(batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            losses['loss'].backward()
+            self.optimizer.step()
+            self.step += 1
+            self._unchecked.append((self.step, batch['id'], losses['loss'].detach()))
+            self.recent.update(**losses)
+            if self.step % self.log_every == 0 or self.step == steps:
+                self._log(steps)
+            asked = self._asked_to_stop()
+            if asked or (self.checkpoint_every and self.step % self.checkpoint_every == 0 and self.step < steps):
+                self._check()
+                self.save()
+            if asked:
+                stop(self._signal)
+        return self.recent.read()
+
+    def _log(self, steps: int) -> None:
+        self._check()
+        means = self.recent.read()
+        for name, value in means.items():
+            self.writer.add_scalar(f'train/{name}', value, self.epoch * steps + self.step)
+        log.info('epoch %d step %d/%d  %s', self.epoch, self.step, steps,
+                 '  '.join(f'{name} {value:.4f}' for name, value in means.items()))
+        if self.step < steps:
+            self.recent.reset()
+
+    def _check(self) -> None:
+        """Read the losses since the last check, the one time that the device is waited for.
+
+        Raises:
+            UserError: one is not finite; the same sentence in all processes.
+        """
+        values = torch.stack([loss for *_, loss in self._unchecked]).tolist() if self._unchecked else []
+        wrong = [(step, str(value), list(ids)) for (step, ids, _), value in zip(self._unchecked, values, strict=True)
+                 if not math.isfinite(value)]
+        self._unchecked = []
+        found = [entry for of_process in distributed.gather_objects(wrong[:1]) for entry in of_process]
+        if found:
+            step, value, ids = min(found)
+            good = (f'{self.path} is the last good checkpoint' if self.path.is_file() else 'there is no checkpoint yet')
+            raise UserError(f'the loss is {value} at epoch {self.epoch}, step {step}, images {name_some(ids, 16)}; '
+                            f'{good}: look at these images, or lower optimizer_kwargs.lr in another output_dir.')
+
+    def finish_epoch(self, **extra: Any) -> None:
+        """Count the epoch as done, and save; ``extra`` replaces entries of ``self.extra``."""
+        self.extra.update(extra)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.recent.reset()
+        self.save()
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        save_training(self.path, self.model, self.optimizer, self.config, epoch=self.epoch, step=self.step,
+                      recent=(self.recent.sums, self.recent.count), extra=self.extra)
+        distributed.barrier()  # nobody leaves while it is being written
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Save, then a block that a signal ends at once: an evaluation, which can be done again."""
+        self.save()
+        with handled(stop):
+            if self._signal is not None:
+                stop(self._signal)
+            yield
