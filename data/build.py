@@ -13,6 +13,7 @@ from data.download import ensure_dataset
 from data.pairs import PairDataset, SeededDataset, SeededSampler
 from data.transforms import EvaluationTransform, LinearTrainTransform, contrastive_view
 from data.voc import Sample, VOCSegmentation
+from utils import distributed
 from utils.errors import UserError
 from utils.interrupt import guard_worker
 
@@ -23,7 +24,10 @@ DOWNLOADABLE = 'VOCSegmentation'
 def dataset_root(p: Any, name: str) -> Path:
     """Folder of a data set; VOC is downloaded when it is absent."""
     root = Path(p.db_root) / name
-    return ensure_dataset(root) if name == DOWNLOADABLE else root
+    if name != DOWNLOADABLE:
+        return root
+    with distributed.main_first():
+        return ensure_dataset(root)
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
@@ -50,8 +54,12 @@ def _train_loader(p: Any, base: VOCSegmentation, dataset: Dataset) -> tuple[Data
     if p.train_batch_size > len(base):
         raise UserError(f'train_batch_size {p.train_batch_size} is larger than the data set: {base.root.name} '
                         f'{base.split} has {len(base)} usable images; lower it or add images.')
-    sampler = SeededSampler(len(base), p.seed)
-    return _loader(p, dataset, p.train_batch_size, sampler=sampler, drop_last=True), sampler
+    processes = distributed.world_size()
+    if p.train_batch_size % processes:
+        raise UserError(f'train_batch_size {p.train_batch_size} cannot be split over {processes} processes; take a '
+                        'multiple of their number.')
+    sampler = SeededSampler(len(base), p.seed, p.train_batch_size, distributed.rank(), processes)
+    return _loader(p, dataset, p.train_batch_size // processes, sampler=sampler, drop_last=True), sampler
 
 
 def pretrain_loader(p: Any) -> tuple[DataLoader, SeededSampler]:
@@ -83,9 +91,11 @@ def evaluation_loader(p: Any, db_name: str, split: str, saliency: str | None = N
                       semseg: bool = True) -> tuple[DataLoader, VOCSegmentation]:
     """All images of a split in order, with ground truth (and masks) at their own size; no image is dropped.
 
-    Without ``semseg`` the split needs no ground truth.
+    Without ``semseg`` the split needs no ground truth. Several processes take the batches in turn, the
+    same batches that one process has, so that each image comes up once and with the same neighbours.
     """
     base = VOCSegmentation(dataset_root(p, db_name), split, semseg=semseg, saliency=saliency,
                            transform=EvaluationTransform(p.val_size))
     log.info('%s %d images of %s %s', 'Evaluating on' if semseg else 'Fitting to', len(base), db_name, split)
-    return _loader(p, base, p.val_batch_size), base
+    share = [i for i in range(len(base)) if i // p.val_batch_size % distributed.world_size() == distributed.rank()]
+    return _loader(p, base, p.val_batch_size, sampler=share), base

@@ -28,22 +28,32 @@ class SeededSampler(Sampler):
     Args:
         length: number of samples.
         seed: seed of the run.
+        batch: images a step, over all processes together.
+        rank, world_size: this process takes its share of each batch, so that all of them together
+            see what one process would see; the last incomplete batch is left out then.
 
-    Set ``epoch`` (and ``start``, the number of samples to pass over) before iterating.
+    Set ``epoch`` (and ``start``, the number of samples of all processes to pass over) before iterating.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
+    def __init__(self, length: int, seed: int, batch: int = 1, rank: int = 0, world_size: int = 1) -> None:
         self.length, self.seed = length, seed
+        self.batch, self.rank, self.world_size = batch, rank, world_size
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
-        return self.length - self.start
+        left = self.length - self.start
+        return left if self.world_size == 1 else left // self.batch * (self.batch // self.world_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         order = torch.randperm(self.length, generator=generator)
         seeds = torch.randint(SEED_RANGE, (self.length,), generator=generator)
-        return iter(list(zip(order.tolist(), seeds.tolist(), strict=True))[self.start:])
+        items = list(zip(order.tolist(), seeds.tolist(), strict=True))[self.start:]
+        if self.world_size == 1:
+            return iter(items)
+        share = self.batch // self.world_size
+        batches = len(items) // self.batch
+        return (items[step * self.batch + self.rank * share + i] for step in range(batches) for i in range(share))
 
 
 class PairDataset(Dataset):

@@ -3,26 +3,39 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pretrain.losses import accuracy, contrastive_loss, saliency_loss
-from pretrain.maskcontrast import MaskContrast
-from utils.runtime import to_device
+from pretrain.losses import accuracy, chunked_contrastive_loss, contrastive_loss, saliency_loss
+from utils.distributed import unwrap
+from utils.precision import Precision
 
 REDUCTION = 8  # of the masks, when the network's outputs are not upsampled
+CHUNK = 32768
 
 
-def compute_losses(model: MaskContrast, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """Forward one batch of pairs: 'loss' (with gradient), 'contrastive', 'saliency', 'accuracy', 'foreground'."""
-    im_q, im_k = (to_device(batch[view], device) for view in ('query', 'key'))
-    mask_q, mask_k = (batch[view + '_mask'].to(device, non_blocking=True) for view in ('query', 'key'))
-    if not model.model_q.upsample:
+def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision,
+                   chunk: int = CHUNK) -> dict[str, Tensor]:
+    """Forward one batch of pairs: 'loss' (with gradient), 'contrastive', 'saliency', 'accuracy', 'foreground'.
+
+    Args:
+        model: MaskContrast, or what ``distributed.parallel`` made of it.
+        precision: how the networks compute; losses are in float32 or float64 always.
+        chunk: pixels of the contrastive loss at a time; 0 holds all of its logits in memory.
+    """
+    im_q, im_k = (precision.images(batch[view]) for view in ('query', 'key'))
+    mask_q, mask_k = (batch[view + '_mask'].to(precision.device, non_blocking=True) for view in ('query', 'key'))
+    if not unwrap(model).model_q.upsample:
         mask_q, mask_k = (mask[:, ::REDUCTION, ::REDUCTION] for mask in (mask_q, mask_k))  # nearest
-    output = model(im_q, mask_q, im_k, mask_k)
-    contrastive = contrastive_loss(output.logits, output.labels, len(im_q))
+    with precision.autocast():
+        output = model(im_q, mask_q, im_k, mask_k)
+    if chunk:
+        contrastive, top1 = chunked_contrastive_loss(output.q, output.columns, output.labels, output.prototypes,
+                                                     output.T, chunk)
+    else:
+        logits = output.logits
+        contrastive, top1 = contrastive_loss(logits, output.labels, output.prototypes), accuracy(logits, output.labels)
     losses = {'loss': contrastive, 'contrastive': contrastive,
-              'accuracy': accuracy(output.logits.detach(), output.labels), 'foreground': mask_q.float().mean()}
+              'accuracy': top1, 'foreground': mask_q.float().mean()}
     if output.saliency is not None:
         losses['saliency'] = saliency_loss(output.saliency, mask_q)
         losses['loss'] = contrastive + losses['saliency']

@@ -1,6 +1,8 @@
 """The two losses of pretraining."""
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,6 +44,52 @@ def contrastive_loss(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor
     """
     weight = class_weights(labels, num_classes, logits.shape[1]).to(logits.dtype)
     return F.cross_entropy(logits, labels, weight=weight)
+
+
+class _Chunked(torch.autograd.Function):
+    """The loss and its gradient with respect to q, computed together, a chunk of pixels at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, columns: Tensor, labels: Tensor, weight: Tensor, T: float,
+                chunk: int) -> tuple[Tensor, Tensor]:
+        gradient = torch.empty_like(q)  # P x dim
+        loss, hits = q.new_zeros(()), torch.zeros((), dtype=torch.long, device=q.device)
+        total = weight[labels].sum()
+        for rows, label, out in zip(q.split(chunk), labels.split(chunk), gradient.split(chunk), strict=True):
+            logits = rows @ columns / T  # chunk x (B + K)
+            hits += (logits.argmax(1) == label).sum()
+            logarithms = F.log_softmax(logits, 1)
+            share = (weight[label] / total)[:, None]  # chunk x 1
+            picked = label[:, None]
+            loss -= (logarithms.gather(1, picked) * share).sum()
+            slope = logarithms.exp_().mul_(share).scatter_add_(1, picked, -share)  # d loss / d logits
+            torch.matmul(slope, columns.T / T, out=out)
+        ctx.save_for_backward(gradient)
+        accuracy = hits / len(q)
+        ctx.mark_non_differentiable(accuracy)
+        return loss, accuracy
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, = ctx.saved_tensors
+        return gradient * slope, None, None, None, None, None
+
+
+def chunked_contrastive_loss(q: Tensor, columns: Tensor, labels: Tensor, num_classes: int, T: float,
+                             chunk: int) -> tuple[Tensor, Tensor]:
+    """``contrastive_loss`` of q @ columns / T, and its ``accuracy``, with the logits of ``chunk`` pixels at a time.
+
+    The columns have no gradient, so the gradient with respect to q is known as soon as the logits are, and
+    P x dim numbers are kept for the backward pass in place of P x (B + K).
+
+    Args:
+        q: P x dim unit embeddings.
+        columns: dim x (B + K), without gradient.
+        labels: P, in 0..B-1.
+        num_classes: B.
+    """
+    weight = class_weights(labels, num_classes, columns.shape[1]).to(q.dtype)
+    return _Chunked.apply(q, columns, labels, weight, T, chunk)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,17 +15,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import logging
 
-from torch.utils.tensorboard import SummaryWriter
-
 from data.build import pretrain_loader
 from models.build import build_contrastive_model
 from models.resnet import freeze_layers
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
+from utils import distributed
 from utils.config import add_config_arguments, load_config
 from utils.errors import run_script
+from utils.launch import add_process_arguments, start_processes
+from utils.logger import scalar_writer
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
-from utils.runtime import place, prepare
+from utils.precision import Precision
+from utils.runtime import prepare, seed_process, synchronise_batchnorm
 from utils.schema import Pretrain
 from utils.training import Trainer
 
@@ -35,24 +37,37 @@ log = logging.getLogger(__name__)
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
+    add_process_arguments(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     p = load_config(args.config_env, args.config_exp, Pretrain, args.overrides)
+    if start_processes(args.nproc, p.device, __file__, argv):
+        return
     device = prepare(p)
     path = Path(p.output_dir) / 'checkpoint.pth.tar'
 
     loader, sampler = pretrain_loader(p)
-    model = MaskContrast(build_contrastive_model(p), p.model_kwargs.ndim, **p.moco_kwargs)
+    model = MaskContrast(build_contrastive_model(p), p.model_kwargs.ndim, **p.moco_kwargs,
+                         gather_prototypes=p.gather_prototypes)
+    if p.sync_batchnorm:
+        model = synchronise_batchnorm(model, device)
     if p.freeze_layers:
         freeze_layers(model.model_q.backbone)
         freeze_layers(model.model_k.backbone)
-    place(model, device)
+    precision = Precision(device, p.precision, p.tf32, p.channels_last)
+    precision.place(model)
+    if p.compile:
+        for encoder in (model.model_q, model.model_k):
+            encoder.backbone.compile()
+            encoder.decoder.compile()
+    trained = distributed.parallel(model, device)
+    seed_process(p.seed)
     optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs)
-    writer = SummaryWriter(Path(p.output_dir) / 'tensorboard')
-    trainer = Trainer(path, model, optimizer, loader, sampler, p, writer, p.log_every, p.checkpoint_every)
+    writer = scalar_writer(Path(p.output_dir))
+    trainer = Trainer(path, model, optimizer, precision, loader, sampler, p, writer, p.log_every, p.checkpoint_every)
 
     if p.epochs == 0:
         trainer.save()
@@ -63,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
             set_learning_rate(optimizer, lr)
             model.train()
-            means = trainer.train_one_epoch(lambda batch: compute_losses(model, batch, device))
+            means = trainer.train_one_epoch(lambda batch: compute_losses(trained, batch, precision, p.loss_chunk))
             trainer.finish_epoch()
             writer.add_scalar('train/lr', lr, epoch)
             log.info('Epoch %d of %d: loss %.4f, lr %.5f, %.0f s', epoch + 1, p.epochs, means['loss'], lr,

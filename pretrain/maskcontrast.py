@@ -15,12 +15,21 @@ from torch.nn import functional as F
 from models.prototypes import mask_prototypes
 from models.segmentation import ContrastiveSegmentationModel
 from utils import distributed
+from utils.precision import full
 
 
 class Output(NamedTuple):
-    logits: Tensor  # P x (B + K): each foreground pixel against B prototypes and K bank entries, over T
+    q: Tensor  # P x dim: unit embeddings of the foreground pixels
+    columns: Tensor  # dim x (B + K): B prototypes and K bank entries, without gradient
+    T: float
     labels: Tensor  # P: the index of the pixel's own image, 0..B-1
     saliency: Tensor | None  # B x H x W raw scores
+    prototypes: int  # B
+
+    @property
+    def logits(self) -> Tensor:
+        """P x (B + K): each foreground pixel against B prototypes and K bank entries, over T."""
+        return self.q @ self.columns / self.T
 
 
 class MaskContrast(nn.Module):
@@ -32,14 +41,17 @@ class MaskContrast(nn.Module):
         K: prototypes in the bank.
         m: momentum of the key encoder.
         T: softmax temperature.
+        gather_prototypes: a departure from the paper: contrast with the prototypes of the batches of all
+            processes; B below is then the global batch.
     """
 
     queue: Tensor
     queue_ptr: Tensor
 
     def __init__(self, encoder: ContrastiveSegmentationModel, dim: int = 32, K: int = 128, m: float = 0.999,
-                 T: float = 0.5) -> None:
+                 T: float = 0.5, gather_prototypes: bool = False) -> None:
         super().__init__()
+        self.gather_prototypes = gather_prototypes
         self.K, self.m, self.T = K, m, T
         self.model_q = encoder
         self.model_k = copy.deepcopy(encoder)
@@ -48,7 +60,7 @@ class MaskContrast(nn.Module):
         self.register_buffer('queue_ptr', torch.zeros(1, dtype=torch.long))
 
     def forward(self, im_q: Tensor, mask_q: Tensor, im_k: Tensor, mask_k: Tensor) -> Output:
-        """One step: logits of the query pixels; moves the key encoder and fills the bank.
+        """One step: the query pixels and what they are compared with; moves the key encoder and fills the bank.
 
         Args:
             im_q, im_k: (B, 3, H, W) two views of each image.
@@ -56,16 +68,18 @@ class MaskContrast(nn.Module):
         """
         embedding, saliency = self.model_q(im_q)  # B x dim x H x W, B x H x W
         image, row, column = mask_q.nonzero(as_tuple=True)  # P each
-        q = F.normalize(embedding[image, :, row, column], dim=1)  # P x dim
+        q = F.normalize(full(embedding[image, :, row, column]), dim=1)  # P x dim
 
         with torch.no_grad():
             self._momentum_update()
             prototypes = self._key_prototypes(im_k, mask_k)  # B x dim
+            everyone = distributed.all_gather(prototypes)  # (B * processes) x dim
+            if self.gather_prototypes:
+                prototypes, image = everyone, image + distributed.rank() * len(im_q)
 
         columns = torch.cat([prototypes.T, self.queue.clone()], dim=1)  # dim x (B + K)
-        logits = q @ columns / self.T  # P x (B + K)
-        self._enqueue(prototypes)
-        return Output(logits, image, saliency)
+        self._enqueue(everyone)
+        return Output(q, columns, self.T, image, None if saliency is None else full(saliency), len(prototypes))
 
     @torch.no_grad()
     def _momentum_update(self) -> None:
@@ -82,14 +96,14 @@ class MaskContrast(nn.Module):
         The key batch is shuffled over all processes before the encoder and restored behind it, so
         that BatchNorm statistics tell nothing about which key belongs to which query.
         """
-        im_k, restore = distributed.shuffle(im_k)
-        embedding = distributed.unshuffle(self.model_k.embed(im_k), restore)  # B x dim x H x W
-        return mask_prototypes(embedding, mask_k)
+        order = distributed.random_order(len(im_k), im_k.device)
+        embedding = self.model_k.embed(distributed.shuffle(im_k, order))  # B x dim x H x W, of other images
+        with torch.autocast(im_k.device.type, enabled=False):
+            return distributed.unshuffle(mask_prototypes(full(embedding), distributed.shuffle(mask_k, order)), order)
 
     @torch.no_grad()
-    def _enqueue(self, prototypes: Tensor) -> None:
-        """Write the prototypes of all processes over the oldest of the bank; the ring wraps around."""
-        keys = distributed.all_gather(prototypes)  # (B * processes) x dim
+    def _enqueue(self, keys: Tensor) -> None:
+        """Write the prototypes of all processes, (B * processes) x dim, over the oldest; the ring wraps around."""
         start = int(self.queue_ptr)
         slots = (start + torch.arange(len(keys), device=keys.device)) % self.K
         self.queue[:, slots] = keys.T.to(self.queue.dtype)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from data.transforms import resize_mask
 from data.voc import VOID
 from models.prototypes import weighted_prototypes
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, resize
+from utils import distributed
 from utils.errors import UserError
 from utils.logger import progress
 from utils.runtime import to_device
@@ -89,7 +91,7 @@ def object_histograms(objects: np.ndarray, count: int, semseg: np.ndarray, num_c
 def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: DataLoader, device: torch.device,
                 num_classes: int, features: str = 'embedding', from_network: bool = True, keep_masks: bool = False,
                 min_component: float | None = None) -> EmbeddedSplit:
-    """Run the network once over a split (paper, section 4.2).
+    """Run the network once over a split (paper, section 4.2); processes share its batches, and each gets the whole.
 
     Args:
         model: has ``maps(images)``, see ContrastiveSegmentationModel.
@@ -105,7 +107,7 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Dat
     Raises:
         UserError: no image has a mask.
     """
-    prototypes, inside, outside, packed, shapes, counts = [], [], [], [], [], []
+    batches = []
     for batch in progress(loader, 'embedding'):
         images = to_device(batch['image'], device)
         maps = model.maps(images)
@@ -115,6 +117,7 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Dat
             masks = (scores[:, 0] > THRESHOLD).to(torch.uint8).cpu().numpy()
         else:
             scores, masks = images.new_ones(len(images), 1, 1, 1), batch['sal']
+        prototypes, inside, outside, packed, shapes, counts = [], [], [], [], [], []
         semsegs = batch.get('semseg') or [np.full(shape, VOID, np.uint8) for shape in batch['shape']]
         for i, (mask, semseg) in enumerate(zip(masks, semsegs, strict=True)):
             objects, count = split_mask(mask, min_component)
@@ -130,7 +133,11 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Dat
             shapes.append(semseg.shape)
             if keep_masks:
                 packed += [np.packbits(objects == k) for k in range(1, count + 1)]
-    split = EmbeddedSplit(torch.cat(prototypes).cpu().numpy(), np.concatenate(inside), np.stack(outside), packed,
+        batches.append((torch.cat(prototypes).cpu().numpy(), np.concatenate(inside), np.stack(outside), packed, shapes,
+                        counts))
+    columns = list(zip(*distributed.interleave(batches), strict=True))
+    joined, shapes, counts = np.concatenate(columns[0]), list(chain(*columns[4])), list(chain(*columns[5]))
+    split = EmbeddedSplit(joined, np.concatenate(columns[1]), np.concatenate(columns[2]), list(chain(*columns[3])),
                           shapes, np.repeat(np.arange(len(shapes)), counts))
     if not split.prototypes.any():
         raise UserError(f'none of the {len(shapes)} images has a mask; check the saliency masks, or train the saliency '

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -16,10 +16,12 @@ from data.transforms import resize_mask
 from data.voc import VOID, VOCSegmentation
 from models.segmentation import LinearSegmentationModel
 from segmentation.crf import Refine
+from utils import distributed
 from utils.logger import progress
 from utils.metrics import confusion_matrix
 from utils.parallel import in_threads
 from utils.pictures import panel, save_image, save_label_map
+from utils.precision import Precision, full
 from utils.runtime import to_device
 
 
@@ -28,15 +30,23 @@ def segmentation_loss(logits: Tensor, semseg: Tensor) -> Tensor:
     return F.cross_entropy(logits, semseg, ignore_index=VOID)
 
 
-def compute_losses(model: LinearSegmentationModel, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """The 'loss' of one batch of the training split, with gradient."""
-    logits = model(to_device(batch['image'], device))
-    return {'loss': segmentation_loss(logits, batch['semseg'].to(device, non_blocking=True))}
+def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision) -> dict[str, Tensor]:
+    """The 'loss' of one batch of the training split, with gradient.
+
+    Args:
+        model: LinearSegmentationModel, or what ``distributed.parallel`` made of it.
+    """
+    with precision.autocast():
+        logits = model(precision.images(batch['image']))
+    return {'loss': segmentation_loss(full(logits), batch['semseg'].to(precision.device, non_blocking=True))}
 
 
 @torch.inference_mode()
 def validate(model: LinearSegmentationModel, loader: DataLoader, device: torch.device, num_classes: int) -> np.ndarray:
-    """Confusion matrix at the network's input size; the ground truth is resized to it (nearest)."""
+    """Confusion matrix at the network's input size; the ground truth is resized to it (nearest).
+
+    Each process counts the images of its own loader; the counts are added up.
+    """
     model.eval()
     confusion = np.zeros((num_classes, num_classes), np.int64)
     for batch in progress(loader, 'validation'):
@@ -44,13 +54,12 @@ def validate(model: LinearSegmentationModel, loader: DataLoader, device: torch.d
         for prediction, semseg in zip(predictions, batch['semseg'], strict=True):
             small = resize_mask(semseg, prediction.shape[1], prediction.shape[0])
             confusion += confusion_matrix(small, prediction, num_classes)
-    return confusion
+    return np.sum(distributed.gather_objects(confusion), axis=0)
 
 
 @dataclass
 class NetworkOutput:
     """What the network says of one image, and the ground truth."""
-    index: int  # in the data set
     name: str  # the image's ID
     semseg: np.ndarray  # (H, W) uint8
     labels: np.ndarray  # (S, S) uint8, argmax at the network's size
@@ -62,14 +71,12 @@ def run_network(model: LinearSegmentationModel, loader: DataLoader, device: torc
                 keep_logits: bool) -> Iterator[NetworkOutput]:
     """The network's outputs, image by image."""
     model.eval()
-    index = 0
     for batch in progress(loader, 'prediction'):
         logits = model(to_device(batch['image'], device))
         labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
         for i, (name, semseg) in enumerate(zip(batch['id'], batch['semseg'], strict=True)):
             kept = logits[i].float().cpu().contiguous().numpy() if keep_logits else None
-            yield NetworkOutput(index, name, semseg, labels[i], kept)
-            index += 1
+            yield NetworkOutput(name, semseg, labels[i], kept)
 
 
 def predict(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmentation, device: torch.device,
@@ -79,7 +86,7 @@ def predict(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegm
 
     Argmax maps are resized (nearest) to the image and written to ``predictions/``, refined ones to
     ``predictions_crf/``; ``visualizations/`` holds image | ground truth | prediction (| after CRF).
-    All that is after the network runs in threads beside it.
+    All that is after the network runs in threads beside it. Several processes share the images.
 
     Args:
         refine: makes a label map of an image and its logits, e.g. the CRF; called in the threads.
@@ -89,13 +96,15 @@ def predict(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegm
         confusion matrices against the original masks: 'linear', and 'linear_crf' with ``refine``.
     """
     num_classes = len(dataset.classes)
+    number = {name: index for index, name in enumerate(dataset.ids)}
     folders = {'linear': 'predictions'} | ({'linear_crf': 'predictions_crf'} if refine is not None else {})
 
     def finish(output: NetworkOutput) -> dict[str, np.ndarray]:
         semseg = output.semseg
         maps = {'linear': resize_mask(output.labels, semseg.shape[1], semseg.shape[0])}
-        draw = output.index < num_visualizations
-        image = dataset.load(output.index)['image'] if draw or refine is not None else semseg
+        index = number[output.name]
+        draw = index < num_visualizations
+        image = dataset.load(index)['image'] if draw or refine is not None else semseg
         if refine is not None and output.logits is not None:
             maps['linear_crf'] = refine(image, output.logits)
         for task, prediction in maps.items():
@@ -111,4 +120,4 @@ def predict(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegm
     for counts in in_threads(finish, outputs, threads, threads + (loader.batch_size or 1)):
         for task, confusion in counts.items():
             confusions[task] += confusion
-    return confusions
+    return {task: np.sum(distributed.gather_objects(confusion), axis=0) for task, confusion in confusions.items()}

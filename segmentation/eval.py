@@ -19,6 +19,7 @@ from segmentation.crf import require_crf
 from segmentation.scoring import score
 from utils.config import add_config_arguments, load_config
 from utils.errors import run_script
+from utils.launch import add_process_arguments, start_processes
 from utils.runtime import place, prepare
 from utils.schema import LinearFinetune
 
@@ -26,6 +27,7 @@ from utils.schema import LinearFinetune
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
+    add_process_arguments(parser)
     parser.add_argument('--state-dict', required=True,
                         help='weights of the linear model, e.g. best_model.pth.tar of linear_finetune.py')
     parser.add_argument('--crf-postprocess', action='store_true', help='refine the predictions with a CRF')
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
     if args.crf_postprocess:
         require_crf()
+    if start_processes(args.nproc, p.device, __file__, argv):
+        return
     device = prepare(p)
 
     loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split)

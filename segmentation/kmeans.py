@@ -23,8 +23,10 @@ from data.voc import VOCSegmentation
 from models.build import build_prototype_model
 from segmentation.clustering import ClusterScores, cluster_confusion, kmeans, match_clusters, score_clusters, whiten
 from segmentation.embedding import EmbeddedSplit, embed_split
+from utils import distributed
 from utils.config import add_config_arguments, load_config
 from utils.errors import run_script
+from utils.launch import add_process_arguments, start_processes
 from utils.pictures import panel, save_image, save_label_map
 from utils.results import iou_entry, log_iou, save_arrays, save_results
 from utils.runtime import place, prepare
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
+    add_process_arguments(parser)
     parser.add_argument('--num_seeds', type=int, help='runs of K-means; overrides the key of the config')
     parser.add_argument('--num_clusters', type=int, nargs='+', metavar='K',
                         help='clusters; several numbers print the over-clustering curve, a line each')
@@ -77,6 +80,8 @@ def summary(runs: Sequence[ClusterScores], num_clusters: int) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     p = load_config(args.config_env, args.config_exp, Kmeans, args.overrides)
+    if start_processes(args.nproc, p.device, __file__, argv):
+        return
     device = prepare(p)
 
     from_network = p.saliency == 'network'
@@ -90,12 +95,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     split = embed_split(model, loader, device, len(classes), keep_masks=True, **options)
     log.info('%d objects in %d images; %d have a mask', len(split), len(dataset),
              np.count_nonzero(split.prototypes.any(1)))
-    save_arrays(Path(p.output_dir) / 'prototypes.npz', prototypes=split.prototypes, image=split.image,
-                ids=np.array(dataset.ids))
     fit_prototypes = None
     if p.fit_split not in (None, p.val_split):
         fit_loader, _ = evaluation_loader(p, p.val_db_name, p.fit_split, masks, semseg=False)
         fit_prototypes = embed_split(model, fit_loader, device, len(classes), **options).prototypes
+    if not distributed.is_main():
+        return
+    save_arrays(Path(p.output_dir) / 'prototypes.npz', prototypes=split.prototypes, image=split.image,
+                ids=np.array(dataset.ids))
 
     # all of K-means at once: what cannot be clustered fails before anything is printed
     points = whiten(split.prototypes, p.seed, fit_prototypes)

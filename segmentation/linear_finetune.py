@@ -15,20 +15,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import logging
 
-from torch.utils.tensorboard import SummaryWriter
-
 from data.build import evaluation_loader, linear_loader
 from models.build import build_linear_model
 from models.weights import load_strict, read_weights
 from segmentation.crf import require_crf
 from segmentation.engine import compute_losses, validate
 from segmentation.scoring import score
+from utils import distributed
 from utils.checkpoint import save_checkpoint
 from utils.config import add_config_arguments, load_config
 from utils.errors import run_script
+from utils.launch import add_process_arguments, start_processes
+from utils.logger import scalar_writer
 from utils.metrics import iou_of
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
-from utils.runtime import place, prepare
+from utils.precision import Precision
+from utils.runtime import prepare, seed_process
 from utils.schema import LinearFinetune
 from utils.training import Trainer
 
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
+    add_process_arguments(parser)
     parser.add_argument('--crf-postprocess', action='store_true', help='refine the final predictions with a CRF')
     return parser.parse_args(argv)
 
@@ -47,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
     if args.crf_postprocess:
         require_crf()
+    if start_processes(args.nproc, p.device, __file__, argv):
+        return
     device = prepare(p)
     checkpoint, best_path = (Path(p.output_dir) / name for name in ('checkpoint.pth.tar', 'best_model.pth.tar'))
 
@@ -54,14 +59,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     val_loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split)
     classes = dataset.classes
     model = build_linear_model(p, len(classes))
-    place(model, device)
+    precision = Precision(device, p.precision, p.tf32, p.channels_last)
+    precision.place(model)
+    if p.compile:
+        model.compile()
     model.freeze_all_but_classifier()
+    trained = distributed.parallel(model, device)
+    seed_process(p.seed)
     optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs)
-    writer = SummaryWriter(Path(p.output_dir) / 'tensorboard')
-    trainer = Trainer(checkpoint, model, optimizer, train_loader, sampler, p, writer, p.log_every, p.checkpoint_every)
+    writer = scalar_writer(Path(p.output_dir))
+    trainer = Trainer(checkpoint, model, optimizer, precision, train_loader, sampler, p, writer, p.log_every,
+                      p.checkpoint_every)
     best = trainer.extra.get('best_miou', -1.0)
 
-    if p.epochs == 0:
+    if p.epochs == 0 and distributed.is_main():
         save_checkpoint(model.state_dict(), best_path)
     with trainer:
         for epoch in range(trainer.epoch, p.epochs):
@@ -69,12 +80,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
             set_learning_rate(optimizer, lr)
             model.set_train_mode(p.freeze_batchnorm)
-            means = trainer.train_one_epoch(lambda batch: compute_losses(model, batch, device))
+            means = trainer.train_one_epoch(lambda batch: compute_losses(trained, batch, precision))
             with trainer.at_once():
                 miou = float(iou_of(validate(model, val_loader, device, len(classes))).mean())
             if miou > best:
                 best = miou
-                save_checkpoint(model.state_dict(), best_path)
+                if distributed.is_main():
+                    save_checkpoint(model.state_dict(), best_path)
             trainer.finish_epoch(best_miou=best)
             for name, value in (('train/lr', lr), ('val/miou', 100 * miou)):
                 writer.add_scalar(name, value, epoch)
@@ -82,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                      means['loss'], p.val_size, 100 * miou, 100 * best, lr, time.perf_counter() - start)
     writer.close()
 
+    distributed.barrier()  # the best model is written
     load_strict(model, read_weights(best_path))
     score(model, val_loader, dataset, device, Path(p.output_dir), p.num_visualizations,
           p.crf_kwargs if args.crf_postprocess else None, p.crf_workers)

@@ -26,8 +26,10 @@ from models.build import build_prototype_model
 from segmentation.embedding import EmbeddedSplit, embed_split
 from segmentation.memory_bank import MemoryBank, fill_memory, load_memory, retrieval_confusion
 from segmentation.neighbours import evenly, neighbour_sheet
+from utils import distributed
 from utils.config import add_config_arguments, load_config, resolve_path
 from utils.errors import UserError, run_script
+from utils.launch import add_process_arguments, start_processes
 from utils.metrics import iou_of
 from utils.pictures import save_image
 from utils.results import iou_entry, log_iou, save_results
@@ -41,6 +43,7 @@ SHOWN = 5  # neighbours in a row of neighbours.png, or more if more vote
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
+    add_process_arguments(parser)
     parser.add_argument('--memory', metavar='PATH', help='memory.npz of an earlier run, used instead of memory_split')
     args = parser.parse_args(argv)
     if args.memory is not None:
@@ -72,6 +75,8 @@ def write_sheet(p: Any, val: EmbeddedSplit, val_set: VOCSegmentation, predicted:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     p = load_config(args.config_env, args.config_exp, Retrieval, args.overrides)
+    if start_processes(args.nproc, p.device, __file__, argv):
+        return
     device = prepare(p)
 
     from_network = p.saliency == 'network'
@@ -101,9 +106,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if p.memory is None:
         made_by = f'{p.features} of {p.pretraining} on {p.memory_db_name} {p.memory_split}, masks: {p.saliency}'
         bank = fill_memory(embed(memory_loader), memory_set.ids, classes, p.ignore_classes, p.memory_db_name, made_by)
-        bank.save(Path(p.output_dir) / 'memory.npz')
+        if distributed.is_main():
+            bank.save(Path(p.output_dir) / 'memory.npz')
     log.info('The memory holds %d objects of dimension %d (%s)', len(bank), bank.prototypes.shape[1], bank.made_by)
     val = embed(val_loader, keep_masks=True)
+    if not distributed.is_main():
+        return
     predicted = bank.nearest(val.prototypes, p.num_neighbours)
     iou = iou_of(retrieval_confusion(val, predicted))
     scored = [i for i in kept if i > 0] if p.ignore_classes else kept

@@ -14,6 +14,7 @@ from data.voc import VOCSegmentation
 from models.segmentation import LinearSegmentationModel
 from segmentation.crf import crf_in_workers
 from segmentation.engine import predict
+from utils import distributed
 from utils.metrics import iou_of
 from utils.parallel import available_cores
 from utils.results import iou_entry, log_iou, save_results
@@ -40,6 +41,8 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmen
     results = {task: iou_of(confusion) for task, confusion in confusions.items()}
     if crf is not None:
         log.info('Without the CRF: mIoU %.2f; with it:', 100 * results['linear'].mean())
+    if not distributed.is_main():
+        return
     log_iou(results['linear' if crf is None else 'linear_crf'], dataset.classes)
     path = save_results({task: iou_entry(iou, dataset.classes) for task, iou in results.items()}, output_dir)
     log.info('Results: %s; label maps: %s; pictures: %s', path, output_dir / 'predictions',

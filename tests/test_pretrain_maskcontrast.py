@@ -6,7 +6,7 @@ import torch
 
 from models.prototypes import mask_prototypes, weighted_prototypes
 from models.segmentation import ContrastiveSegmentationModel
-from pretrain.losses import contrastive_loss, saliency_loss
+from pretrain.losses import accuracy, chunked_contrastive_loss, contrastive_loss, saliency_loss
 from pretrain.maskcontrast import MaskContrast
 
 
@@ -22,6 +22,24 @@ def test_contrastive_loss_against_loops() -> None:
         total += weight * (math.log(sum(math.exp(x) for x in row)) - row[label])
         weights += weight
     assert contrastive_loss(logits, labels, images).item() == pytest.approx(total / weights, rel=1e-12)
+
+
+@pytest.mark.parametrize('chunk', [1, 7, 40, 1000])
+def test_chunked_loss_equals_the_plain_one(chunk: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    images, bank, pixels, dim = 3, 5, 40, 6
+    q, columns = (torch.nn.functional.normalize(torch.randn(n, dim, generator=generator, dtype=torch.float64), dim=1)
+                  for n in (pixels, images + bank))
+    labels = torch.randint(images, (pixels,), generator=generator)
+    first, second = q.clone().requires_grad_(), q.clone().requires_grad_()
+    logits = first @ columns.T / 0.5
+    plain = contrastive_loss(logits, labels, images)
+    chunked, top1 = chunked_contrastive_loss(second, columns.T, labels, images, 0.5, chunk)
+    (3 * plain).backward()
+    (3 * chunked).backward()
+    torch.testing.assert_close(chunked, plain, rtol=1e-12, atol=0)
+    torch.testing.assert_close(second.grad, first.grad, rtol=1e-10, atol=1e-14)
+    assert top1 == accuracy(logits, labels)
 
 
 def test_saliency_loss_against_loops() -> None:

@@ -32,6 +32,7 @@ from tests.test_scripts import Runner
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError, run_script
 from utils.interrupt import StoppedError
+from utils.precision import Precision
 from utils.training import Trainer
 
 KILLS = int(os.environ.get('MASKCONTRAST_KILLS', 0))
@@ -221,8 +222,8 @@ class Small:
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1, momentum=0.9)
         sampler = SeededSampler(2 * STEPS, 0)
         loader = DataLoader(self, 2, sampler=sampler, collate_fn=collate, generator=torch.Generator())
-        self.trainer = Trainer(self.path, self.model, self.optimizer, loader, sampler, {}, SummaryWriter(folder / 'tb'),
-                               log_every, checkpoint_every)
+        self.trainer = Trainer(self.path, self.model, self.optimizer, Precision(torch.device('cpu')), loader, sampler,
+                               {}, SummaryWriter(folder / 'tb'), log_every, checkpoint_every)
 
     def __getitem__(self, item: tuple[int, int]) -> dict:
         return {'x': torch.tensor([1.0, item[0], item[1] % 7]) / 7, 'id': f'image{item[0]}'}

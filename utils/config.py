@@ -184,7 +184,7 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
      'crf_kwargs.bi_rgb_std', lambda v: v > 0, 'a number above 0'),
     ('moco_kwargs.m augmentation_kwargs.jitter_probability augmentation_kwargs.grey_probability '
      'augmentation_kwargs.flip_probability', lambda v: 0 <= v <= 1, 'a number from 0 to 1'),
-    ('checkpoint_every', lambda v: v >= 0, '0 or more'),
+    ('checkpoint_every loss_chunk', lambda v: v >= 0, '0 or more'),
     ('crf_workers', lambda v: v is None or v >= 0, '0 or more'),
     ('optimizer_kwargs.momentum model_kwargs.dropout crf_kwargs.min_probability', lambda v: 0 <= v < 1,
      'a number from 0 to below 1'),

@@ -1,11 +1,54 @@
 """One helper that hides whether there are several processes: for one, everything is an identity."""
 from __future__ import annotations
 
-from typing import Any
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Item = TypeVar('Item')
+
+TIMEOUT = timedelta(hours=2)  # the main process may download a data set meanwhile; a dead process is noticed at once
+
+
+def join(use_cuda: bool) -> None:
+    """Join the job that torchrun, or ``utils.launch``, has started this process for, if any.
+
+    GPUs talk by NCCL; what lives on the CPU, such as the request to stop, by gloo.
+    """
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1 or is_initialized():
+        return
+    if use_cuda:
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group('cpu:gloo,cuda:nccl' if use_cuda else 'gloo', timeout=TIMEOUT)
+
+
+def leave() -> None:
+    """Leave the job at the end of a script."""
+    if is_initialized():
+        dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """The number of this process on its machine."""
+    return int(os.environ.get('LOCAL_RANK', 0))
+
+
+def first_to_fail() -> bool:
+    """Whether this process is the one that tells the user why the job ends; the others end silently."""
+    if is_initialized():
+        try:
+            return dist.distributed_c10d._get_default_store().add('failed', 1) == 1
+        except RuntimeError:  # the store went down with its machine
+            return False
+    return os.environ.get('RANK', '0') == '0'
 
 
 def is_initialized() -> bool:
@@ -51,28 +94,64 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
+def interleave(items: list[Item]) -> list[Item]:
+    """Undo that the processes took items in turn: those of all, in order, on every process."""
+    parts = gather_objects(items)
+    return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
+
+
 def barrier() -> None:
     """Wait for all processes."""
     any_process(False)
 
 
-def shuffle(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Exchange the images of all processes at random.
+@contextmanager
+def main_first() -> Iterator[None]:
+    """A block that the main process runs before the others, such as a download."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
 
-    Returns:
-        this process's share of the shuffled batch, and what ``unshuffle`` needs to restore the order.
-        One process keeps its batch: its BatchNorm sees the same images in any order.
+
+def parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module as the main process has it, with gradients averaged over processes; BatchNorm is each one's own."""
+    if world_size() == 1:
+        return module
+    for value in module.state_dict().values():
+        dist.broadcast(value, src=0)
+    warnings.filterwarnings('ignore', 'Grad strides do not match')  # of 1x1 kernels, where order means nothing
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)  # a new name of broadcast_buffers, which older PyTorch lacks
+        return DistributedDataParallel(module, [device] if device.type == 'cuda' else None, broadcast_buffers=False,
+                                       gradient_as_bucket_view=True)
+
+
+def unwrap(module: nn.Module) -> Any:
+    """The module that was given to ``parallel``."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def random_order(batch: int, device: torch.device) -> Tensor | None:
+    """One random order of the images of all processes, or None for one process.
+
+    One process keeps its batch: its BatchNorm sees the same images in any order.
     """
     if world_size() == 1:
-        return x, None
-    everything = all_gather(x)
-    order = torch.randperm(len(everything), device=x.device)
+        return None
+    order = torch.randperm(batch * world_size(), device=device)
     dist.broadcast(order, src=0)
-    return everything[order.view(world_size(), -1)[rank()]], order.argsort()
+    return order
 
 
-def unshuffle(x: Tensor, restore: Tensor | None) -> Tensor:
-    """Undo ``shuffle`` on what was computed from its share."""
-    if restore is None:
+def shuffle(x: Tensor, order: Tensor | None) -> Tensor:
+    """(B, ...) of each process -> this process's share of all of it in ``order``."""
+    if order is None:
         return x
-    return all_gather(x)[restore.view(world_size(), -1)[rank()]]
+    return all_gather(x)[order.view(world_size(), -1)[rank()]]
+
+
+def unshuffle(x: Tensor, order: Tensor | None) -> Tensor:
+    """Undo ``shuffle`` on what was computed from its share."""
+    return shuffle(x, None if order is None else order.argsort())

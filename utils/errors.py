@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 
+from utils import distributed
 from utils.interrupt import StoppedError, handled, stop
 
 EXIT_USER_ERROR = 2
@@ -32,11 +34,24 @@ def run_script(main: Callable[[], None]) -> None:
     """Run a script's main(); user errors end in one sentence on stderr and exit code 2.
 
     A full or unwritable disk counts as a user error. SIGTERM and SIGINT end in one sentence and exit code
-    75, at once or when the script is ready. Anything unexpected keeps its traceback.
+    75, at once or when the script is ready. Anything unexpected keeps its traceback. Of several processes
+    the first that fails speaks for all.
     """
     try:
         with handled(stop):
             main()
+        distributed.leave()
+    except (Exception, StoppedError) as error:
+        if not distributed.first_to_fail():
+            sys.stdout.flush()
+            os._exit(EXIT_STOPPED if isinstance(error, StoppedError) else
+                     EXIT_USER_ERROR if isinstance(error, UserError) else 1)  # nothing waits for dead processes
+        _report(error)
+
+
+def _report(failure: BaseException) -> None:
+    try:
+        raise failure
     except UserError as error:
         _end(sentence(error))
     except StoppedError as error:

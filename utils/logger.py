@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -36,6 +36,22 @@ def setup_logging(output_dir: Path) -> None:
         file = logging.FileHandler(output_dir / 'log.txt')
         file.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))
         root.addHandler(file)
+
+
+def scalar_writer(output_dir: Path) -> Any:
+    """A TensorBoard writer in the main process; elsewhere one that writes nothing."""
+    if not distributed.is_main():
+        return _NoWriter()
+    from torch.utils.tensorboard import SummaryWriter
+    return SummaryWriter(output_dir / 'tensorboard')
+
+
+class _NoWriter:
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def progress(items: Iterable[Item], description: str, total: int | None = None, initial: int = 0) -> Iterable[Item]:

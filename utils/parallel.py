@@ -17,8 +17,9 @@ Result = TypeVar('Result')
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    """CPU cores that this process may use: its share of them, beside others of one job on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int,

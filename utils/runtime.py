@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils import distributed
 from utils.config import save_config
 from utils.errors import UserError
 from utils.logger import setup_logging
@@ -39,6 +40,25 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2 ** 32)
     torch.manual_seed(seed)
+
+
+def seed_process(seed: int) -> None:
+    """Once all processes hold the same weights, give each its own dropout."""
+    if distributed.world_size() > 1:
+        torch.manual_seed(seed + distributed.rank())
+
+
+def synchronise_batchnorm(module: nn.Module, device: torch.device) -> Any:
+    """Turn BatchNorm into SyncBatchNorm, whose statistics are those of all processes.
+
+    Raises:
+        UserError: several processes on CPUs, where PyTorch has none.
+    """
+    if distributed.world_size() == 1:
+        return module
+    if device.type != 'cuda':
+        raise UserError('sync_batchnorm needs GPUs; set sync_batchnorm: false to train on CPUs.')
+    return nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
 
 def place(module: nn.Module, device: torch.device) -> None:
@@ -69,7 +89,7 @@ def lock(output_dir: Path) -> None:
 
 
 def prepare(p: Any) -> torch.device:
-    """Ready the output directory, the log, the random state and the device of a run.
+    """Join the other processes, if any, and ready the output directory, the log, the random state and the device.
 
     Args:
         p: the config.
@@ -78,11 +98,17 @@ def prepare(p: Any) -> torch.device:
         UserError: the output directory was made with another config or is in use, or the device is not there.
     """
     device = pick_device(p.device)
+    distributed.join(device.type == 'cuda')
+    if device.type == 'cuda' and distributed.world_size() > 1:
+        device = torch.device('cuda', distributed.local_rank())
     output_dir = Path(p.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    lock(output_dir)
-    save_config(p, output_dir)
+    with distributed.main_first():
+        if distributed.is_main():
+            output_dir.mkdir(parents=True, exist_ok=True)
+            lock(output_dir)
+            save_config(p, output_dir)
     setup_logging(output_dir)
     seed_everything(p.seed)
-    log.info('Output: %s; device: %s', output_dir, device)
+    log.info('Output: %s; device: %s%s', output_dir, device,
+             f'; {distributed.world_size()} processes' if distributed.world_size() > 1 else '')
     return device

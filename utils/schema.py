@@ -102,6 +102,10 @@ class Training:
     scheduler: str = key('poly', 'learning rate over the epochs', ('poly', 'step', 'cosine', 'constant'))
     scheduler_kwargs: SchedulerKwargs = key(SchedulerKwargs, 'the schedule')
     log_every: int = key(25, 'steps between two lines of the log')
+    precision: str = key('fp32', 'number format of the networks: bf16 and fp16 by autocast', ('fp32', 'bf16', 'fp16'))
+    tf32: bool = key(True, 'GPU: float32 products with factors rounded to 10 bits, several times faster')
+    channels_last: bool = key(True, 'memory order of images and weights that convolutions run faster in')
+    compile: bool = key(False, 'torch.compile of the networks: needs a C++ compiler, and minutes at the start')
     checkpoint_every: int = key(0, 'steps between two checkpoints within an epoch; 0: only after each epoch')
 
 
@@ -111,6 +115,9 @@ class Pretrain(Common, Training):
     train_db_name: str = key('VOCSegmentation', 'folder of the data set under db_root')
     train_split: str = key('trainaug', 'list of image IDs: sets/<name>.txt')
     saliency: str = key('supervised_model', SALIENCY_HELP)
+    loss_chunk: int = key(32768, 'pixels of the contrastive loss at a time; 0 holds all logits in memory')
+    sync_batchnorm: bool = key(False, 'BatchNorm over all processes (a departure: the method has it per process)')
+    gather_prototypes: bool = key(False, 'contrast with the prototypes of all processes (a departure: only its own)')
     freeze_layers: bool = key(False, 'freeze conv1, bn1, layer1 and layer2 of both encoders')
     moco_kwargs: MocoKwargs = key(MocoKwargs, 'the memory bank and the momentum encoder')
     augmentation_kwargs: AugmentationKwargs = key(AugmentationKwargs, 'the random views')

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 
 from utils import distributed
 from utils.checkpoint import resume_training, save_training
@@ -20,6 +19,7 @@ from utils.errors import UserError, name_some
 from utils.interrupt import handled, stop
 from utils.logger import progress
 from utils.metrics import Mean
+from utils.precision import Precision
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ class Trainer:
 
     Args:
         path: the checkpoint.
+        precision: takes the steps of the optimiser.
         loader: a whole epoch in batches, whose 'id' names their images; ``sampler`` is its order.
         config: written into the checkpoint.
         writer: gets the means of the losses at each line of the log.
@@ -43,14 +44,15 @@ class Trainer:
         UserError: the checkpoint cannot be read, or belongs to another model.
     """
 
-    def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader,
-                 sampler: Any, config: Mapping[str, Any], writer: SummaryWriter, log_every: int,
+    def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision,
+                 loader: DataLoader, sampler: Any, config: Mapping[str, Any], writer: Any, log_every: int,
                  checkpoint_every: int) -> None:
-        self.path, self.model, self.optimizer, self.loader, self.sampler = path, model, optimizer, loader, sampler
-        self.config, self.writer = config, writer
+        self.path, self.model, self.optimizer, self.precision = path, model, optimizer, precision
+        self.loader, self.sampler, self.config, self.writer = loader, sampler, config, writer
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         state = resume_training(path, model, optimizer)
         if state:
+            precision.scaler.load_state_dict(state.get('scaler', {}))
             log.info('Resuming after epoch %d and %d steps from %s', state['epoch'], state['step'], path)
         self.epoch, self.step, self.extra = state.get('epoch', 0), state.get('step', 0), state.get('extra', {})
         self.recent = Mean()  # since the last line of the log
@@ -89,15 +91,14 @@ class Trainer:
             UserError: the loss is not finite, or the checkpoint cannot be written.
             StoppedError: a signal came, and the run is saved.
         """
-        self.sampler.epoch, self.sampler.start = self.epoch, self.step * (self.loader.batch_size or 1)
+        batch = self.loader.batch_size or 1
+        self.sampler.epoch, self.sampler.start = self.epoch, self.step * batch * distributed.world_size()
         steps = self.step + len(self.loader)
-        for batch in progress(self.loader, f'epoch {self.epoch}', steps, self.step):
-            losses = compute_losses(batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            losses['loss'].backward()
-            self.optimizer.step()
+        for images in progress(self.loader, f'epoch {self.epoch}', steps, self.step):
+            losses = compute_losses(images)
+            self.precision.step(losses['loss'], self.optimizer)
             self.step += 1
-            self._unchecked.append((self.step, batch['id'], losses['loss'].detach()))
+            self._unchecked.append((self.step, images['id'], losses['loss'].detach()))
             self.recent.update(**losses)
             if self.step % self.log_every == 0 or self.step == steps:
                 self._log(steps)
@@ -146,7 +147,8 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint."""
         save_training(self.path, self.model, self.optimizer, self.config, epoch=self.epoch, step=self.step,
-                      recent=(self.recent.sums, self.recent.count), extra=self.extra)
+                      recent=(self.recent.sums, self.recent.count), extra=self.extra,
+                      scaler=self.precision.scaler.state_dict())
         distributed.barrier()  # nobody leaves while it is being written
 
     @contextmanager

@@ -1,0 +1,66 @@
+"""From one command to many processes, by PyTorch's own elastic launcher."""
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import uuid
+from argparse import ArgumentParser
+from collections.abc import Sequence
+
+import torch
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from utils.errors import EXIT_STOPPED, UserError
+
+
+def add_process_arguments(parser: ArgumentParser) -> None:
+    """Add --nproc to a script's arguments."""
+    parser.add_argument('--nproc', type=int, metavar='N',
+                        help='processes to start (default: one for each visible GPU, or one on the CPU)')
+
+
+def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[str] | None) -> bool:
+    """Run the script in as many processes as the machine has GPUs, if that is more than one.
+
+    Args:
+        nproc: a number that is asked for; None counts the visible GPUs.
+        device: the config's device, 'auto', 'cpu' or 'cuda'.
+        script: file of the script; it runs again in each process, which finds RANK and WORLD_SIZE set.
+        argv: its arguments; None takes those of this process.
+
+    Returns:
+        False if this process is to do the work: it is one of a job already, or one is enough.
+
+    Raises:
+        UserError: the number does not fit the machine, or the job.
+        SystemExit: a process failed, with its exit code; it has said why itself.
+    """
+    if nproc is not None and nproc < 1:
+        raise UserError(f'--nproc is {nproc}; expected 1 or more.')
+    if 'RANK' in os.environ:
+        return False
+    gpus = torch.cuda.device_count() if device != 'cpu' else 0
+    count = nproc or max(1, gpus)
+    if gpus and count > gpus:
+        raise UserError(f'--nproc is {count}, but {gpus} GPUs are visible; lower it, or set device=cpu.')
+    if count == 1:
+        return False
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // count)))
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, max_restarts=0,
+                          rdzv_backend='c10d', rdzv_endpoint='localhost:0', monitor_interval=0.2)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        elastic_launch(config, sys.executable)('-u', script, *arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            print(f'error: process {rank} of {count} was ended by {name}, and the others with it; the same command '
+                  'goes on from the last checkpoint', file=sys.stderr)
+        raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from None
+    except SignalException:
+        raise SystemExit(EXIT_STOPPED) from None
+    return True
