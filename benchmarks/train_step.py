@@ -1,17 +1,26 @@
-"""Time of one pretraining step, beside the plainest version of the same mathematics.
+"""Time and peak memory of one pretraining step, beside the plainest version of the same mathematics.
 
     python benchmarks/train_step.py [--backbone resnet18] [--batch 16] [--size 96] [--steps 7]
+        [--precision fp32 bf16] [--compile] [--device cpu]
 
-Both train on the same pairs in one process, in turn, step by step; the medians and their ratio are printed.
+All train on the same pairs in one process, in turn, step by step; medians are printed, and the median of
+the ratios step by step. Memory is measured in a process for each (on a GPU: as PyTorch allots it). Then a
+step is taken apart, and set beside the time in which one loader worker makes its pairs from 500 px JPEGs.
 """
 from __future__ import annotations
 
 import argparse
 import copy
+import multiprocessing
+import resource
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
@@ -21,11 +30,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
+from data.pairs import PairDataset
+from data.synthetic import generate
+from data.transforms import contrastive_view
+from data.voc import VOCSegmentation
 from models.resnet import DilatedResNet
 from models.segmentation import ContrastiveSegmentationModel
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
-from utils.runtime import place
+from utils.optim import build_optimizer
+from utils.precision import DTYPES, Precision
 
 Batch = dict[str, Tensor]
 
@@ -49,18 +63,20 @@ class PlainEncoder(nn.Module):
 class PlainMaskContrast(nn.Module):
     """The method written down line by line, both losses included."""
 
+    queue: Tensor
+
     def __init__(self, backbone: str, dim: int, K: int, m: float = 0.999, T: float = 0.5) -> None:
         super().__init__()
         self.m, self.T = m, T
         self.q, self.pointer = PlainEncoder(backbone, dim), 0
         self.k = copy.deepcopy(self.q).requires_grad_(False)
-        self.queue = F.normalize(torch.randn(dim, K), dim=0)
+        self.register_buffer('queue', F.normalize(torch.randn(dim, K), dim=0))
 
     def forward(self, b: Batch) -> Tensor:
         mask, batch = b['query_mask'].bool(), len(b['query'])
         embedding, saliency = self.q(b['query'])
         embedding = F.normalize(embedding, dim=1).permute(0, 2, 3, 1)  # B x H x W x dim
-        labels = torch.arange(batch)[:, None, None].expand_as(mask)[mask]
+        labels = torch.arange(batch, device=mask.device)[:, None, None].expand_as(mask)[mask]
         q = embedding[mask]  # P x dim
         with torch.no_grad():
             for k, p in zip(self.k.parameters(), self.q.parameters(), strict=True):
@@ -79,20 +95,116 @@ class PlainMaskContrast(nn.Module):
         return contrastive + (w * y * bce + (1 - w) * (1 - y) * bce).mean()
 
 
-def make_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], float]:
-    """A function that takes one SGD step and returns its seconds."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.004, momentum=0.9)
+class Way:
+    """One way to take a training step.
 
-    def step() -> float:
+    Args:
+        name: 'plain', or the precision of this project's way.
+    """
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        self.name, self.device = name, torch.device(args.device)
+        torch.manual_seed(0)
+        self.batch = draw_batch(args.batch, args.size, self.device)
+        K, dim = 8 * args.batch, 32
+        self.model: nn.Module
+        if name == 'plain':
+            self.precision = Precision(self.device, tf32=False)
+            self.model = PlainMaskContrast(args.backbone, dim, K).to(self.device)
+        else:
+            self.precision = Precision(self.device, name)
+            self.model = MaskContrast(ContrastiveSegmentationModel(args.backbone, dim), dim, K)
+            self.precision.place(self.model)
+            if args.compile:
+                for encoder in (self.model.model_q, self.model.model_k):
+                    encoder.backbone.compile()
+                    encoder.decoder.compile()
+        self.model.train()
+        self.optimizer = build_optimizer('sgd', self.model.parameters(), lr=0.004, momentum=0.9, weight_decay=1e-4)
+
+    def loss(self) -> Tensor:
+        if self.name == 'plain':
+            return self.model(self.batch)
+        return compute_losses(self.model, self.batch, self.precision)['loss']
+
+    def step(self) -> float:
+        """One step of SGD; returns its seconds."""
+        if self.device.type == 'cuda':  # a switch of the whole process
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.name != 'plain'
+        self.wait()
         start = time.perf_counter()
-        value = loss()
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        value.item()
+        self.precision.step(self.loss(), self.optimizer)
+        self.wait()
         return time.perf_counter() - start
 
-    return step
+    def wait(self) -> None:
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize()
+
+    def taken_apart(self) -> dict[str, float]:
+        """Seconds of the parts of one step of this project's way."""
+        parts: dict[str, float] = defaultdict(float)
+
+        @contextmanager
+        def part(name: str) -> Iterator[None]:
+            self.wait()
+            start = time.perf_counter()
+            yield
+            self.wait()
+            parts[name] += time.perf_counter() - start
+
+        def timed(function: Callable, name: str) -> Callable:
+            def call(*args: object, **kwargs: object) -> object:
+                with part(name):
+                    return function(*args, **kwargs)
+            return call
+
+        query, key = self.model.model_q, self.model.model_k
+        query.forward, key.embed = timed(query.forward, 'query forward'), timed(key.embed, 'key forward')
+        with part('losses, bank and momentum'):
+            loss = self.loss()
+        del query.forward, key.embed
+        parts['losses, bank and momentum'] -= parts['query forward'] + parts['key forward']
+        with part('backward'):
+            self.precision.scaler.scale(loss).backward()
+        with part('optimizer'):
+            self.precision.scaler.step(self.optimizer)
+        self.precision.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return dict(parts)
+
+
+def draw_batch(count: int, size: int, device: torch.device) -> Batch:
+    """Noise with a square object in the middle of each view."""
+    edge = size // 4
+    masks = torch.zeros(count, size, size, dtype=torch.uint8)
+    masks[:, edge:3 * edge, edge:3 * edge] = 1
+    views = {name: torch.randn(count, 3, size, size) for name in ('query', 'key')}
+    return {name: value.to(device) for name, value in ({**views, 'query_mask': masks, 'key_mask': masks}).items()}
+
+
+def peak_memory(name: str, args: argparse.Namespace) -> float:
+    """MB at the peak of three steps; called in a new process."""
+    torch.set_num_threads(args.threads)
+    way = Way(name, args)
+    for _ in range(3):
+        way.step()
+    if args.device == 'cuda':
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def input_seconds(count: int, size: int) -> float:
+    """Seconds in which one process makes ``count`` pairs from drawn 500 px JPEGs."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = VOCSegmentation(generate(Path(folder) / 'drawn', 8, 1, 500), 'train', saliency='supervised_model')
+        pairs = PairDataset(base, contrastive_view(size=size))
+        for index in range(8):
+            pairs[index, index]
+        start = time.perf_counter()
+        for index in range(count):
+            pairs[index % 8, index]
+        return time.perf_counter() - start
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -102,32 +214,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--size', type=int, default=96)
     parser.add_argument('--steps', type=int, default=7)
     parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--precision', nargs='+', default=['fp32'], choices=list(DTYPES))
+    parser.add_argument('--compile', action='store_true', help="torch.compile in this project's way")
+    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    K, dim, edge = 8 * args.batch, 32, args.size // 4
-    masks = torch.zeros(args.batch, args.size, args.size, dtype=torch.uint8)
-    masks[:, edge:3 * edge, edge:3 * edge] = 1
-    views = {name: torch.randn(args.batch, 3, args.size, args.size) for name in ('query', 'key')}
-    batch = {**views, 'query_mask': masks, 'key_mask': masks}
+    names = ['plain', *args.precision]
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), max_tasks_per_child=1) as pool:
+        memory = {name: pool.submit(peak_memory, name, args).result() for name in names}  # while this one is small
 
-    plain = PlainMaskContrast(args.backbone, dim, K).train()
-    ours = MaskContrast(ContrastiveSegmentationModel(args.backbone, dim), dim, K).train()
-    place(ours, torch.device('cpu'))
-    steps = {'plain': make_step(plain, lambda: plain(batch)),
-             'this project': make_step(ours, lambda: compute_losses(ours, batch, torch.device('cpu'))['loss'])}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    torch.set_num_threads(args.threads)
+    ways = [Way(name, args) for name in names]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for count in range(args.steps + 2):
-        for name, step in steps.items():
-            taken = step()
+        for way in ways:
+            taken = way.step()
             if count >= 2:  # the first two warm up
-                seconds[name].append(taken)
-    print(f'{args.backbone}, {args.batch} pairs at {args.size} px, fp32, {args.threads} threads, '
-          f'torch {torch.__version__}, median of {args.steps} steps')
+                seconds[way.name].append(taken)
+    apart = [ways[1].taken_apart() for _ in range(args.steps)]
+
+    machine = torch.cuda.get_device_name() if args.device == 'cuda' else f'{args.threads} threads'
+    print(f'{args.backbone}, {args.batch} pairs at {args.size} px, {machine}, torch {torch.__version__}, '
+          f'median of {args.steps} steps')
+    print(f'{"":<22}{"ms a step":>10}{"plain / it":>12}{"peak MB":>10}{"of plain":>10}')
     for name, taken in seconds.items():
-        print(f'{name:<14}{statistics.median(taken):8.3f} s a step')
-    ratios = [a / b for a, b in zip(seconds['plain'], seconds['this project'], strict=True)]
-    print(f'plain / this project: {statistics.median(ratios):.2f}')
+        ratio = statistics.median(a / b for a, b in zip(seconds['plain'], taken, strict=True))
+        title = 'plain, fp32' if name == 'plain' else f'this project, {name}'
+        print(f'{title:<22}{1000 * statistics.median(taken):10.1f}{ratio:12.2f}{memory[name]:10.0f}'
+              f'{memory[name] / memory["plain"]:10.0%}')
+    print(f'parts of a step, {args.precision[0]}, ms:')
+    for part in apart[0]:
+        print(f'  {part:<28}{1000 * statistics.median(parts[part] for parts in apart):8.1f}')
+    print(f'  {"(its pairs, one worker)":<28}{1000 * input_seconds(args.batch, args.size):8.1f}')
 
 
 if __name__ == '__main__':
