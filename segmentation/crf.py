@@ -68,10 +68,12 @@ def dense_crf(image: np.ndarray, logits: Tensor | np.ndarray, iterations: int = 
     if min_probability == 0:
         field = crf.inference(iterations)
     else:
+        blur = partial(cv2.GaussianBlur, ksize=(0, 0), sigmaX=pos_xy_std, borderType=cv2.BORDER_CONSTANT)
+        norm = 1 / np.sqrt(blur(np.ones((height, width), np.float32)))  # symmetric, as the library's
         field, *buffers = crf.startInference()
         for _ in range(iterations):  # the Gaussian kernel's message joins the unary energy of the next step
             planes = np.ascontiguousarray(field).reshape(-1, height, width)
-            message = np.stack([cv2.GaussianBlur(plane, (0, 0), pos_xy_std) for plane in planes])
+            message = np.stack([norm * blur(norm * plane) for plane in planes])
             crf.setUnaryEnergy(unary - pos_w * message.reshape(unary.shape))
             crf.stepInference(field, *buffers)
     marginals = np.array(field)  # classes x pixels, a pixel's classes side by side
