@@ -1,20 +1,17 @@
 """Training on a share of the labels, of the whole network or the classifier alone, on a set worked out by hand."""
-import json
 from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 
-import models.build
 from data.voc import random_share
 from models.segmentation import LinearSegmentationModel
-from models.weights import Weights, identify, load_strict
+from models.weights import identify, load_strict
 from segmentation import eval as eval_script
 from segmentation import linear_finetune as script
-from tests.colours import MIDDLE, arguments, write_image, write_lists
+from tests.colours import MIDDLE, plain_backbone, results, runner, write_image, write_lists
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.optim import build_optimizer, set_learning_rate
@@ -22,6 +19,7 @@ from utils.optim import build_optimizer, set_learning_rate
 LETTERS = list('abcdefgh')
 # the order of: for n in a b c d e f g h; do printf 0/$n | sha256sum; done
 RANKED = list('gfcbedah')
+TRAINING = ('train_db_name=Colours', 'train_size=32', 'train_batch_size=4')
 
 
 class GreyModel(LinearSegmentationModel):
@@ -49,13 +47,7 @@ def colours(folder: Path) -> Path:
 def run(tmp_path: Path, monkeypatch):
     """run(overrides, output=...): the script on tmp_path/Colours with the stand-in network; returns its folder."""
     monkeypatch.setattr(script, 'build_linear_model', lambda p, num_classes: GreyModel())
-
-    def run(*overrides: str, output: str = 'out') -> Path:
-        script.main(arguments('linear_finetune', tmp_path, 'train_db_name=Colours', 'train_size=32', 'border_label=0',
-                              'train_batch_size=4', 'epochs=6', 'scheduler=constant', f'output_dir={output}',
-                              *overrides))
-        return tmp_path / 'results' / output
-    return run
+    return runner(script, 'linear_finetune', tmp_path, *TRAINING, 'epochs=6', 'scheduler=constant')
 
 
 def test_a_share_by_hand() -> None:
@@ -77,12 +69,10 @@ def test_the_whole_network_learns_from_half_of_the_labels(run, tmp_path: Path) -
     colours(tmp_path)
     finetuned = run('label_share=0.5', 'network_lr_factor=1', 'optimizer_kwargs.lr=0.3', output='finetuned')
     assert (finetuned / 'labelled.txt').read_text() == 'b\nc\nf\ng\n'
-    entry = json.loads((finetuned / 'results.json').read_text())['finetuned']
-    assert entry['IoU'] == {'background': 100, 'red': 100}
+    assert results(finetuned)['finetuned']['IoU'] == {'background': 100, 'red': 100}
     # the classifier alone sees grey everywhere: background, which is 768 of 1024 pixels
     linear = run('label_share=0.5', 'optimizer_kwargs.lr=0.3', output='linear')
-    entry = json.loads((linear / 'results.json').read_text())['linear']
-    assert entry['IoU'] == {'background': 75, 'red': 0}
+    assert results(linear)['linear']['IoU'] == {'background': 75, 'red': 0}
     before = GreyModel().state_dict()
     for folder, changed in ((finetuned, True), (linear, False)):
         state = load_checkpoint(folder / 'best_model.pth.tar')
@@ -118,25 +108,17 @@ def test_the_network_learns_at_its_multiple_of_the_rate() -> None:
 def test_plain_backbones_as_baselines(pretraining: str, tmp_path: Path, monkeypatch) -> None:
     root = colours(tmp_path)
     write_lists(root, ('background', 'red'), train=RANKED[:4])
-    torch.manual_seed(0)
-    state = torchvision.models.resnet18().state_dict()
-    without_fc = {name: value for name, value in state.items() if not name.startswith('fc.')}
-    monkeypatch.setattr(models.build, 'imagenet_weights', lambda name: Weights('backbone', without_fc, name))
-    torch.save({'state_dict': {f'module.encoder_q.{name}': value for name, value in state.items()}},
-               tmp_path / 'moco.pth')
-    common = arguments('linear_finetune', tmp_path, 'train_db_name=Colours', 'train_size=32', 'train_batch_size=4',
-                       f'pretraining={pretraining}', f'moco_state_dict={tmp_path / "moco.pth"}')
+    state, weights = plain_backbone(tmp_path, pretraining, monkeypatch)
+    run = runner(script, 'linear_finetune', tmp_path, *TRAINING, *weights)
     with pytest.raises(UserError, match=f'^pretraining: {pretraining} holds no trained decoder, .* features: backbone'):
-        script.main([*common, 'output_dir=decoder'])
-    script.main([*common, 'features=backbone'])
-    folder = tmp_path / 'results' / 'linear_finetune'
-    best = identify(load_checkpoint(folder / 'best_model.pth.tar'), 'best')
+        run('features=decoder', output='decoder')
+    best_path = run() / 'best_model.pth.tar'
+    best = identify(load_checkpoint(best_path), 'best')
     assert best.kind == 'linear'
-    assert all(torch.equal(best.state[f'backbone.{name}'], value) for name, value in without_fc.items())
+    assert all(torch.equal(best.state[f'backbone.{name}'], value) for name, value in state.items())
     assert best.state['decoder.4.weight'].shape == (2, 512, 1, 1)
     assert not [name for name in best.state if not name.startswith(('backbone.', 'decoder.4.'))]
     load_strict(LinearSegmentationModel('resnet18', 2, features='backbone'), best)
-    eval_script.main([*common, 'features=backbone', 'output_dir=eval', '--state-dict',
-                      str(folder / 'best_model.pth.tar')])
-    figures = [json.loads((path / 'results.json').read_text())['linear'] for path in (folder, folder.parent / 'eval')]
-    assert figures[0] == figures[1]
+    evaluate = runner(eval_script, 'linear_finetune', tmp_path, *TRAINING, *weights)
+    evaluated = evaluate(output='eval', flags=['--state-dict', str(best_path)])
+    assert results(evaluated) == results(best_path.parent)

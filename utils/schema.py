@@ -123,8 +123,8 @@ class CrfKwargs:
     bi_xy_std: float = key(67.0, 'bilateral kernel: spatial standard deviation, pixels')
     bi_rgb_std: float = key(3.0, 'bilateral kernel: colour standard deviation, grey levels')
     bi_w: float = key(4.0, 'bilateral kernel: weight')
-    min_probability: float = key(0.0, 'leave out classes less probable than this in every pixel, and blur in place of the '
-                                        'Gaussian kernel: over three times the speed; 0 is exact')
+    min_probability: float = key(0.0, 'leave out classes less probable than this in every pixel, and blur in place of '
+                                      'the Gaussian kernel: over three times the speed; 0 is exact')
 
 
 @dataclass(kw_only=True)
