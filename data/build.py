@@ -79,12 +79,14 @@ def pretrain_loader(p: Any) -> tuple[DataLoader, SeededSampler]:
     return _train_loader(p, base, PairDataset(base, contrastive_view(**augmentation)))
 
 
-def linear_loader(p: Any) -> tuple[DataLoader, SeededSampler]:
-    """Augmented images with ground truth for the linear classifier; errors as ``pretrain_loader``."""
+def linear_loader(p: Any) -> tuple[DataLoader, SeededSampler, list[str]]:
+    """Augmented images with ground truth for the linear classifier, and their IDs; errors as ``pretrain_loader``."""
     base = VOCSegmentation(dataset_root(p, p.train_db_name), p.train_split, semseg=True,
-                           transform=LinearTrainTransform(p.train_size, p.border_label))
-    log.info('Training on %d images of %s %s', len(base), p.train_db_name, p.train_split)
-    return _train_loader(p, base, SeededDataset(base))
+                           transform=LinearTrainTransform(p.train_size, p.border_label),
+                           share=p.label_share, seed=p.label_seed)
+    log.info('Training on %d images of %s %s (label_share %g)', len(base), p.train_db_name, p.train_split,
+             p.label_share)
+    return *_train_loader(p, base, SeededDataset(base)), base.ids
 
 
 def evaluation_loader(p: Any, db_name: str, split: str, saliency: str | None = None,

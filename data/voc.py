@@ -1,7 +1,8 @@
 """Images with their ground truth and saliency masks, in the VOC folder layout."""
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,25 @@ def read_ids(root: Path, split: str) -> list[str]:
     return ids
 
 
+def random_share(ids: Sequence[str], share: float, seed: int) -> list[str]:
+    """A fixed random share of image IDs, in their order.
+
+    The IDs of smallest SHA-256 of 'seed/ID' are kept: the same ones on every machine, whatever the order of the
+    list, and a smaller share is part of a larger one.
+
+    Args:
+        share: in (0, 1]; round(share * number of IDs) are kept.
+
+    Raises:
+        UserError: that is no image.
+    """
+    count = round(share * len(ids))
+    if count == 0:
+        raise UserError(f'label_share {share} of {len(ids)} images is less than one image; raise it.')
+    kept = set(sorted(ids, key=lambda name: hashlib.sha256(f'{seed}/{name}'.encode()).digest())[:count])
+    return [name for name in ids if name in kept]
+
+
 def read_image(path: Path, mode: str | None = 'RGB') -> np.ndarray:
     """Read an image file: (H, W, 3) uint8 for mode 'RGB'; mode None keeps the stored values (class ids).
 
@@ -90,6 +110,7 @@ class VOCSegmentation(Dataset):
         skip_without_saliency: leave out IDs without image or mask and count them in ``left_out``;
             otherwise they are an error.
         transform: applied to each sample.
+        share, seed: keep this share of the IDs, see ``random_share``; the others need no files.
 
     A sample is a dict: 'image' (H, W, 3) uint8; 'semseg' (H, W) uint8 with class ids, 255 = void;
     'sal' (H, W) uint8 in {0, 1}, at the image's size; 'id'.
@@ -99,9 +120,10 @@ class VOCSegmentation(Dataset):
     """
 
     def __init__(self, root: Path, split: str, semseg: bool = False, saliency: str | None = None,
-                 skip_without_saliency: bool = False, transform: Callable[[Sample], Sample] | None = None) -> None:
+                 skip_without_saliency: bool = False, transform: Callable[[Sample], Sample] | None = None,
+                 share: float = 1, seed: int = 0) -> None:
         self.root, self.split, self.transform = root, split, transform
-        self.ids = read_ids(root, split)
+        self.ids = random_share(read_ids(root, split), share, seed)
         self.classes = read_classes(root)
         self.semseg_folder = 'SegmentationClassAug' if split == 'trainaug' else 'SegmentationClass'
         self.saliency_folder = f'saliency_{saliency}'

@@ -76,14 +76,14 @@ def build_linear_model(p: Any, num_classes: int, state_dict: str | None = None) 
     """The linear model: backbone and decoder of ``pretraining`` under a new classifier, or a trained one.
 
     Args:
-        p: config with backbone, pretraining and model_kwargs.
+        p: config with backbone, pretraining, features, network_lr_factor and model_kwargs.
         num_classes: classes, background included.
         state_dict: path of a trained linear model, used instead of ``pretraining``.
 
     Raises:
-        UserError: the weights do not cover the model, or are of another kind.
+        UserError: the weights do not cover the model, or are of another kind; or the decoder would stay random.
     """
-    model = LinearSegmentationModel(p.backbone, num_classes, p.model_kwargs.dropout)
+    model = LinearSegmentationModel(p.backbone, num_classes, p.model_kwargs.dropout, p.features)
     if state_dict is not None:
         weights = read_weights(Path(state_dict))
         if weights.kind != 'linear':
@@ -93,13 +93,17 @@ def build_linear_model(p: Any, num_classes: int, state_dict: str | None = None) 
         load_strict(model, weights)
         return model
     start = initial_weights(p)
+    plain = p.features == 'backbone'
+    if (start is None or start.kind == 'backbone') and not plain and p.network_lr_factor == 0:
+        raise UserError(f'pretraining: {p.pretraining} holds no trained decoder, and a linear classifier trains none; '
+                        'set features: backbone, or network_lr_factor above 0 to train the whole network.')
     if start is None:
         return model
     if start.kind == 'backbone':
         load_strict(model.backbone, start)
         return model
-    kept = {name: value for name, value in start.state.items()
-            if not name.startswith((*HEADS, CLASSIFIER))}
+    dropped = (*HEADS, 'decoder.' if plain else CLASSIFIER)
+    kept = {name: value for name, value in start.state.items() if not name.startswith(dropped)}
     kept |= {name: value for name, value in model.state_dict().items() if name.startswith(CLASSIFIER)}
     load_strict(model, Weights(start.kind, kept, start.source))
     return model

@@ -1,6 +1,7 @@
 """The two networks of the method: the contrastive encoder and the linear segmentation model."""
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -82,20 +83,23 @@ class LinearSegmentationModel(nn.Module):
         backbone: resnet18 or resnet50.
         num_classes: number of classes, background included.
         dropout: dropout at the end of the ASPP.
+        features: what the classifier reads, 'decoder', or 'backbone' for a network without decoder.
     """
 
-    def __init__(self, backbone: str = 'resnet50', num_classes: int = 21, dropout: float = 0.5) -> None:
+    def __init__(self, backbone: str = 'resnet50', num_classes: int = 21, dropout: float = 0.5,
+                 features: str = 'decoder') -> None:
         super().__init__()
         self.backbone = DilatedResNet(backbone)
-        self.decoder = deeplab_decoder(self.backbone.out_channels, dropout)
-        classifier = nn.Conv2d(CHANNELS, num_classes, 1)
+        plain = features == 'backbone'
+        classifier = nn.Conv2d(self.backbone.out_channels if plain else CHANNELS, num_classes, 1)
         nn.init.normal_(classifier.weight, 0, 0.01)
         nn.init.zeros_(classifier.bias)  # type: ignore[arg-type]
-        self.decoder.append(classifier)
+        layers = [] if plain else list(deeplab_decoder(self.backbone.out_channels, dropout).named_children())
+        self.decoder = nn.Sequential(OrderedDict([*layers, ('4', classifier)]))
 
     @property
     def classifier(self) -> nn.Conv2d:
-        classifier = self.decoder[4]
+        classifier = self.decoder[-1]
         assert isinstance(classifier, nn.Conv2d)
         return classifier
 
@@ -107,6 +111,11 @@ class LinearSegmentationModel(nn.Module):
         """Only the classifier keeps its gradient."""
         self.requires_grad_(False)
         self.classifier.requires_grad_(True)
+
+    def network_parameters(self) -> list[nn.Parameter]:
+        """The parameters below the classifier."""
+        own = set(self.classifier.parameters())
+        return [parameter for parameter in self.parameters() if parameter not in own]
 
     def set_train_mode(self, freeze_batchnorm: str) -> None:
         """Train mode, except for what ``freeze_batchnorm`` ('all', 'backbone', 'none') keeps in eval mode."""

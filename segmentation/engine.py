@@ -93,20 +93,20 @@ def predict(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegm
         threads: how many images are worked on at a time.
 
     Returns:
-        confusion matrices against the original masks: 'linear', and 'linear_crf' with ``refine``.
+        confusion matrices against the original masks: 'network', and 'crf' with ``refine``.
     """
     num_classes = len(dataset.classes)
     number = {name: index for index, name in enumerate(dataset.ids)}
-    folders = {'linear': 'predictions'} | ({'linear_crf': 'predictions_crf'} if refine is not None else {})
+    folders = {'network': 'predictions'} | ({'crf': 'predictions_crf'} if refine is not None else {})
 
     def finish(output: NetworkOutput) -> dict[str, np.ndarray]:
         semseg = output.semseg
-        maps = {'linear': resize_mask(output.labels, semseg.shape[1], semseg.shape[0])}
+        maps = {'network': resize_mask(output.labels, semseg.shape[1], semseg.shape[0])}
         index = number[output.name]
         draw = index < num_visualizations
         image = dataset.load(index)['image'] if draw or refine is not None else semseg
         if refine is not None and output.logits is not None:
-            maps['linear_crf'] = refine(image, output.logits)
+            maps['crf'] = refine(image, output.logits)
         for task, prediction in maps.items():
             save_label_map(prediction, output_dir / folders[task] / f'{output.name}.png')
         if draw:

@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = build_linear_model(p, len(dataset.classes), args.state_dict)
     place(model, device)
     score(model, loader, dataset, device, Path(p.output_dir), p.num_visualizations,
-          p.crf_kwargs if args.crf_postprocess else None, p.crf_workers)
+          p.crf_kwargs if args.crf_postprocess else None, p.crf_workers,
+          'finetuned' if p.network_lr_factor else 'linear')
 
 
 if __name__ == '__main__':

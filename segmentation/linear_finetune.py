@@ -1,7 +1,9 @@
-"""Linear classifier: train a 1x1 convolution on frozen pixel embeddings, then score it.
+"""Linear classifier: train a 1x1 convolution on frozen pixel embeddings, or the whole network with it; then score it.
 
     python segmentation/linear_finetune.py --config_env configs/env.yml \\
         --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml [--crf-postprocess]
+
+Configs in configs/finetune train the whole network on a share of the labels.
 """
 from __future__ import annotations
 
@@ -30,6 +32,7 @@ from utils.logger import scalar_writer
 from utils.metrics import iou_of
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
 from utils.precision import Precision
+from utils.results import write_text
 from utils.runtime import prepare, seed_process
 from utils.schema import LinearFinetune
 from utils.training import Trainer
@@ -55,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = prepare(p)
     checkpoint, best_path = (Path(p.output_dir) / name for name in ('checkpoint.pth.tar', 'best_model.pth.tar'))
 
-    train_loader, sampler = linear_loader(p)
+    train_loader, sampler, labelled = linear_loader(p)
     val_loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split)
     classes = dataset.classes
     model = build_linear_model(p, len(classes))
@@ -63,15 +66,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     precision.place(model)
     if p.compile:
         model.compile()
-    model.freeze_all_but_classifier()
+    optimizer = build_optimizer(p.optimizer, model.classifier.parameters(), **p.optimizer_kwargs)
+    if p.network_lr_factor == 0:
+        model.freeze_all_but_classifier()
+    else:
+        optimizer.add_param_group({'params': model.network_parameters(), 'lr_factor': p.network_lr_factor})
     trained = distributed.parallel(model, device)
     seed_process(p.seed)
-    optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs)
     writer = scalar_writer(Path(p.output_dir))
     trainer = Trainer(checkpoint, model, optimizer, precision, train_loader, sampler, p, writer, p.log_every,
                       p.checkpoint_every)
     best = trainer.extra.get('best_miou', -1.0)
 
+    if distributed.is_main():
+        write_text(Path(p.output_dir) / 'labelled.txt', '\n'.join(labelled) + '\n')
     if p.epochs == 0 and distributed.is_main():
         save_checkpoint(model.state_dict(), best_path)
     with trainer:
@@ -97,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     distributed.barrier()  # the best model is written
     load_strict(model, read_weights(best_path))
     score(model, val_loader, dataset, device, Path(p.output_dir), p.num_visualizations,
-          p.crf_kwargs if args.crf_postprocess else None, p.crf_workers)
+          p.crf_kwargs if args.crf_postprocess else None, p.crf_workers,
+          'finetuned' if p.network_lr_factor else 'linear')
 
 
 if __name__ == '__main__':

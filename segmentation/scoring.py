@@ -23,13 +23,15 @@ log = logging.getLogger(__name__)
 
 
 def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmentation, device: torch.device,
-          output_dir: Path, num_visualizations: int, crf: Mapping[str, Any] | None, crf_workers: int | None) -> None:
+          output_dir: Path, num_visualizations: int, crf: Mapping[str, Any] | None, crf_workers: int | None,
+          task: str = 'linear') -> None:
     """Predict the split at the images' own sizes, print the figures and write results.json.
 
     Args:
         crf: keyword arguments of ``dense_crf``, or None for no CRF. With it the printed figure is that
             after the CRF; the one before it is logged and kept too.
         crf_workers: processes of the CRF, 0 for none of its own, None for one a CPU core.
+        task: name of the entry in results.json; that after the CRF is <task>_crf.
 
     Raises:
         UserError: the CRF is asked for and pydensecrf is not installed, or one of its processes was killed.
@@ -38,12 +40,13 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmen
     with nullcontext() if crf is None else crf_in_workers(crf, workers) as refine:
         threads = 2 if crf is None else max(2, 2 * workers)  # while one image is refined, the next waits
         confusions = predict(model, loader, dataset, device, output_dir, num_visualizations, refine, threads)
-    results = {task: iou_of(confusion) for task, confusion in confusions.items()}
+    results = {step: iou_of(confusion) for step, confusion in confusions.items()}
     if crf is not None:
-        log.info('Without the CRF: mIoU %.2f; with it:', 100 * results['linear'].mean())
+        log.info('Without the CRF: mIoU %.2f; with it:', 100 * results['network'].mean())
     if not distributed.is_main():
         return
-    log_iou(results['linear' if crf is None else 'linear_crf'], dataset.classes)
-    path = save_results({task: iou_entry(iou, dataset.classes) for task, iou in results.items()}, output_dir)
+    log_iou(results['network' if crf is None else 'crf'], dataset.classes)
+    names = {'network': task, 'crf': f'{task}_crf'}
+    path = save_results({names[step]: iou_entry(iou, dataset.classes) for step, iou in results.items()}, output_dir)
     log.info('Results: %s; label maps: %s; pictures: %s', path, output_dir / 'predictions',
              output_dir / 'visualizations')

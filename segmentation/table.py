@@ -27,8 +27,9 @@ from utils.errors import UserError, run_script
 from utils.pictures import montage, save_image
 from utils.results import write_text
 
-TASKS = {'linear': 'Linear classifier', 'linear_crf': 'Linear classifier + CRF', 'kmeans': 'K-means',
-         'retrieval': 'Retrieval', 'offline': 'Label maps on disk'}  # others stand under their own names
+TASKS = {'linear': 'Linear classifier', 'linear_crf': 'Linear classifier + CRF', 'finetuned': 'Fine-tuned',
+         'finetuned_crf': 'Fine-tuned + CRF', 'kmeans': 'K-means', 'retrieval': 'Retrieval',
+         'offline': 'Label maps on disk'}  # others stand under their own names
 CURVE = 'overclustering'  # a list of {num_clusters, mIoU, std, ...}
 Column = dict[str, Any]  # {task: its entry in results.json}
 

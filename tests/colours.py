@@ -1,13 +1,20 @@
 """A tiny data set of flat colours and a stand-in for the network, so that figures can be worked out by hand."""
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import pytest
 import torch
+import torchvision
 import yaml
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import models.build
+from models.weights import Weights
 
 SIDE = 32
 CLASSES = ('background', 'red', 'green', 'blue')
@@ -65,6 +72,30 @@ def arguments(task: str, folder: Path, *overrides: str) -> list[str]:
     return ['--config_env', 'configs/demo/env.yml', '--config_exp', f'configs/demo/{task}.yml', '--set',
             f'db_root={folder}', f'root_dir={folder / "results"}', 'num_workers=0', f'val_size={SIDE}',
             'val_db_name=Colours', 'device=cpu', 'val_batch_size=4', *overrides]
+
+
+def runner(script: ModuleType, task: str, folder: Path, *fixed: str) -> Callable[..., Path]:
+    """run(*overrides, flags=(), output='out'): the script with these and the fixed overrides; returns its folder."""
+    def run(*overrides: str, flags: Sequence[str] = (), output: str = 'out') -> Path:
+        script.main([*arguments(task, folder, f'output_dir={output}', *fixed, *overrides), *flags])
+        return folder / 'results' / output
+    return run
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / 'results.json').read_text())
+
+
+def plain_backbone(folder: Path, pretraining: str,
+                   monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Tensor], list[str]]:
+    """A random ResNet-18 in the place of ImageNet's or MoCo's weights: its state, and the overrides that take it."""
+    torch.manual_seed(0)
+    whole = torchvision.models.resnet18().state_dict()
+    state = {name: value for name, value in whole.items() if not name.startswith('fc.')}
+    monkeypatch.setattr(models.build, 'imagenet_weights', lambda name: Weights('backbone', state, name))
+    torch.save({'state_dict': {f'module.encoder_q.{name}': value for name, value in whole.items()}},
+               folder / 'moco.pth')
+    return state, ['features=backbone', f'pretraining={pretraining}', f'moco_state_dict={folder / "moco.pth"}']
 
 
 def slow_confusion(truths: Sequence[np.ndarray], predictions: Sequence[np.ndarray], rows: int,

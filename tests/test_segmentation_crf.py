@@ -51,7 +51,17 @@ def test_min_probability_leaves_out_what_is_nowhere() -> None:
     few = dense_crf(image, logits, min_probability=0.2)
     assert set(np.unique(few)) <= {2, 5, 9}
     assert np.mean(few == exact) > 0.99
-    np.testing.assert_array_equal(dense_crf(image, logits, min_probability=1e-9), exact)
+
+
+@pytest.mark.parametrize('std', [1, 2])
+def test_the_blur_that_stands_in_for_the_small_kernel(std: int) -> None:
+    image, logits = photo('crf/noise', HEIGHT, WIDTH), generator('crf/noise').standard_normal((4, HEIGHT, WIDTH))
+    options = {'pos_xy_std': std, 'bi_w': 0}  # this kernel alone, on noise: as many pixels as can be depend on it
+    exact = dense_crf(image, logits, **options)
+    assert np.mean(dense_crf(image, logits, **options, min_probability=1e-9) == exact) > 0.985
+    assert np.mean(dense_crf(image, logits, **options, min_probability=1e-9, pos_w=0) == exact) < 0.95
+    np.testing.assert_array_equal(dense_crf(image, logits, min_probability=1e-9, pos_w=0),
+                                  dense_crf(image, logits, pos_w=0))
 
 
 def test_min_probability_with_one_class_or_none_left() -> None:

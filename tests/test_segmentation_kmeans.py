@@ -1,5 +1,4 @@
 """K-means: figures worked out by hand on flat colours, and slow loops over pixels as oracles."""
-import json
 from itertools import permutations
 from pathlib import Path
 
@@ -26,9 +25,10 @@ from tests.colours import (
     MIDDLE,
     SIDE,
     ColourModel,
-    arguments,
     loader_of,
     random_blobs,
+    results,
+    runner,
     slow_confusion,
     write_image,
     write_lists,
@@ -56,11 +56,10 @@ def colours(folder: Path) -> Path:
 def run(tmp_path: Path, monkeypatch):
     """run(overrides, flags=...): the script on tmp_path/Colours with the stand-in network; returns results.json."""
     monkeypatch.setattr(script, 'build_prototype_model', lambda p: ColourModel())
+    start = runner(script, 'kmeans', tmp_path, 'num_clusters=3', 'num_seeds=2')
 
     def run(*overrides: str, flags: tuple[str, ...] = (), masks: str = 'supervised_model') -> dict:
-        script.main([*arguments('kmeans', tmp_path, f'saliency={masks}', 'num_clusters=3', 'num_seeds=2', *overrides),
-                     *flags])
-        return json.loads((tmp_path / 'results' / 'kmeans' / 'results.json').read_text())
+        return results(start(f'saliency={masks}', *overrides, flags=flags, output='kmeans'))
     return run
 
 
@@ -106,14 +105,14 @@ def test_masks_of_the_network(run, tmp_path: Path) -> None:
 
 def test_overclustering_prints_a_line_a_count(run, tmp_path: Path, capsys) -> None:
     colours(tmp_path)
-    results = run(flags=('--num_clusters', '3', '4', '6'))
-    assert [point['num_clusters'] for point in results['overclustering']] == [3, 4, 6]
-    assert results['kmeans']['num_clusters'] == 3
-    for point in results['overclustering']:  # clusters stay pure, so that only NMI and ARI fall
-        assert point['mIoU'] == pytest.approx(results['kmeans']['mIoU'])
-        assert point['accuracy'] == pytest.approx(results['kmeans']['accuracy'])
+    entries = run(flags=('--num_clusters', '3', '4', '6'))
+    assert [point['num_clusters'] for point in entries['overclustering']] == [3, 4, 6]
+    assert entries['kmeans']['num_clusters'] == 3
+    for point in entries['overclustering']:  # clusters stay pure, so that only NMI and ARI fall
+        assert point['mIoU'] == pytest.approx(entries['kmeans']['mIoU'])
+        assert point['accuracy'] == pytest.approx(entries['kmeans']['accuracy'])
         assert set(point) >= {'num_clusters', 'mIoU', 'std', 'accuracy', 'NMI', 'ARI'}
-    assert results['overclustering'][2]['ARI'] < results['overclustering'][0]['ARI']
+    assert entries['overclustering'][2]['ARI'] < entries['overclustering'][0]['ARI']
     printed = capsys.readouterr().out
     assert [line.split(':')[0] for line in printed.splitlines() if ' clusters: mIoU 94.31' in line] == [
         '3 clusters', '4 clusters', '6 clusters']
@@ -122,9 +121,9 @@ def test_overclustering_prints_a_line_a_count(run, tmp_path: Path, capsys) -> No
 
 def test_one_count_as_a_flag(run, tmp_path: Path) -> None:
     colours(tmp_path)
-    results = run('overclustering=[3, 4]', flags=('--num_clusters', '4'))
-    assert results['kmeans']['num_clusters'] == 4
-    assert 'overclustering' not in results
+    entries = run('overclustering=[3, 4]', flags=('--num_clusters', '4'))
+    assert entries['kmeans']['num_clusters'] == 4
+    assert 'overclustering' not in entries
 
 
 def test_components_are_objects_of_their_own(run, tmp_path: Path) -> None:

@@ -1,15 +1,11 @@
 """Retrieval: figures worked out by hand on flat colours, exact search against sorting, saved memories."""
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
 
-import models.build
-from models.weights import Weights
 from segmentation import kmeans as kmeans_script
 from segmentation import memory_bank
 from segmentation import retrieval as script
@@ -19,9 +15,11 @@ from tests.colours import (
     CLASSES,
     MIDDLE,
     ColourModel,
-    arguments,
     loader_of,
+    plain_backbone,
     random_blobs,
+    results,
+    runner,
     slow_confusion,
     write_image,
     write_lists,
@@ -48,16 +46,12 @@ def colours(folder: Path) -> Path:
 def run(tmp_path: Path, monkeypatch):
     """run(overrides, flags=...): the script on tmp_path/Colours with the stand-in network; returns its folder."""
     monkeypatch.setattr(script, 'build_prototype_model', lambda p: ColourModel(p.model_kwargs.ndim))
-
-    def run(*overrides: str, flags: tuple[str, ...] = (), output: str = 'out') -> Path:
-        script.main([*arguments('retrieval', tmp_path, 'memory_db_name=Colours', 'saliency=supervised_model',
-                                'model_kwargs.ndim=2', f'output_dir={output}', *overrides), *flags])
-        return tmp_path / 'results' / output
-    return run
+    return runner(script, 'retrieval', tmp_path, 'memory_db_name=Colours', 'saliency=supervised_model',
+                  'model_kwargs.ndim=2')
 
 
 def entry_of(folder: Path) -> dict:
-    return json.loads((folder / 'results.json').read_text())['retrieval']
+    return results(folder)['retrieval']
 
 
 def bank_of(prototypes, labels, classes=('background', 'a', 'b', 'c')) -> MemoryBank:
@@ -237,20 +231,11 @@ def test_one_sentence_each(run, tmp_path: Path) -> None:
 @pytest.mark.parametrize('pretraining', ['imagenet_classification', 'imagenet_moco'])
 def test_plain_backbones_as_baselines(pretraining: str, tmp_path: Path, monkeypatch) -> None:
     colours(tmp_path)
-    torch.manual_seed(0)
-    state = torchvision.models.resnet18().state_dict()
-    without_fc = {name: value for name, value in state.items() if not name.startswith('fc.')}
-    monkeypatch.setattr(models.build, 'imagenet_weights', lambda name: Weights('backbone', without_fc, name))
-    torch.save({'state_dict': {f'module.encoder_q.{name}': value for name, value in state.items()}},
-               tmp_path / 'moco.pth')
-    keys = ['features=backbone', 'saliency=supervised_model', f'pretraining={pretraining}',
-            f'moco_state_dict={tmp_path / "moco.pth"}']
-    script.main(arguments('retrieval', tmp_path, 'memory_db_name=Colours', *keys))
-    entry = entry_of(tmp_path / 'results' / 'retrieval')
-    assert entry['IoU']['background'] == 100  # the masks are exact
-    assert np.load(tmp_path / 'results' / 'retrieval' / 'memory.npz')['prototypes'].shape == (5, 512)
-    kmeans_script.main(arguments('kmeans', tmp_path, *keys, 'num_clusters=2', 'num_seeds=1'))
-    results = json.loads((tmp_path / 'results' / 'kmeans' / 'results.json').read_text())
-    assert results['kmeans']['IoU']['background'] == 100
-    prototypes = np.load(tmp_path / 'results' / 'kmeans' / 'prototypes.npz')['prototypes']
-    assert prototypes.shape == (3, 512)
+    _, weights = plain_backbone(tmp_path, pretraining, monkeypatch)
+    folder = runner(script, 'retrieval', tmp_path, 'memory_db_name=Colours', *weights)('saliency=supervised_model')
+    assert entry_of(folder)['IoU']['background'] == 100  # the masks are exact
+    assert np.load(folder / 'memory.npz')['prototypes'].shape == (5, 512)
+    run = runner(kmeans_script, 'kmeans', tmp_path, 'num_clusters=2', 'num_seeds=1', *weights)
+    folder = run('saliency=supervised_model', output='kmeans')
+    assert results(folder)['kmeans']['IoU']['background'] == 100
+    assert np.load(folder / 'prototypes.npz')['prototypes'].shape == (3, 512)

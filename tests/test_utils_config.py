@@ -25,7 +25,8 @@ from utils.schema import Env, Kmeans, LinearFinetune, Pretrain, Retrieval
 from utils.strict_yaml import schema_keys
 
 CONFIGS = REPOSITORY / 'configs'
-SCHEMAS = {'linear_finetune': LinearFinetune, 'kmeans': Kmeans, 'retrieval': Retrieval, 'configs': Pretrain}
+SCHEMAS = {'linear_finetune': LinearFinetune, 'finetune': LinearFinetune, 'kmeans': Kmeans, 'retrieval': Retrieval,
+           'configs': Pretrain}
 SHIPPED = sorted(path for path in CONFIGS.rglob('*.yml')
                  if path.parent.name in SCHEMAS and path != CONFIGS / 'env.yml')
 MINIMAL = 'pretraining: none\nepochs: 1\ntrain_batch_size: 2\n'

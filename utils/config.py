@@ -178,8 +178,9 @@ def _increasing(pair: Sequence[float]) -> bool:
 RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ('val_size train_size val_batch_size train_batch_size moco_kwargs.K model_kwargs.ndim num_clusters num_seeds '
      'num_neighbours log_every augmentation_kwargs.size crf_kwargs.iterations', lambda v: v >= 1, '1 or more'),
-    ('epochs num_workers num_visualizations optimizer_kwargs.weight_decay crf_kwargs.pos_w crf_kwargs.bi_w',
-     lambda v: v >= 0, '0 or more'),
+    ('epochs num_workers num_visualizations optimizer_kwargs.weight_decay crf_kwargs.pos_w crf_kwargs.bi_w label_seed '
+     'network_lr_factor', lambda v: v >= 0, '0 or more'),
+    ('label_share', lambda v: 0 < v <= 1, 'a share above 0, up to 1'),
     ('moco_kwargs.T optimizer_kwargs.lr scheduler_kwargs.lr_decay_rate crf_kwargs.pos_xy_std crf_kwargs.bi_xy_std '
      'crf_kwargs.bi_rgb_std', lambda v: v > 0, 'a number above 0'),
     ('moco_kwargs.m augmentation_kwargs.jitter_probability augmentation_kwargs.grey_probability '

@@ -46,5 +46,6 @@ def build_optimizer(name: str, parameters: Iterable[nn.Parameter], lr: float, mo
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of every parameter group; a group with a 'lr_factor' takes that multiple of it."""
     for group in optimizer.param_groups:
-        group['lr'] = lr
+        group['lr'] = lr * group.get('lr_factor', 1)

@@ -131,7 +131,8 @@ class CrfKwargs:
     bi_xy_std: float = key(67.0, 'bilateral kernel: spatial standard deviation, pixels')
     bi_rgb_std: float = key(3.0, 'bilateral kernel: colour standard deviation, grey levels')
     bi_w: float = key(4.0, 'bilateral kernel: weight')
-    min_probability: float = key(0.0, 'leave out classes that are less probable than this in every pixel; 0 is exact')
+    min_probability: float = key(0.0, 'leave out classes less probable than this in every pixel, and blur in place of '
+                                      'the Gaussian kernel: over three times the speed; 0 is exact')
 
 
 @dataclass(kw_only=True)
@@ -150,7 +151,13 @@ class LinearFinetune(Common, Training, Evaluation):
     train_db_name: str = key('VOCSegmentation', 'folder of the data set under db_root')
     train_split: str = key('trainaug', 'list of image IDs to train on: sets/<name>.txt')
     train_size: int = key(512, 'side to which training images are resized, pixels')
+    label_share: float = key(1.0, 'share of train_split that is trained on, above 0; drawn once for all by label_seed')
+    label_seed: int = key(0, 'which images that share holds; with one seed a smaller share is part of a larger one')
     border_label: int = key(0, 'label of the border that the affine map leaves: 0 as published, 255 to ignore it')
+    features: str = key('decoder', 'what the classifier reads; plain backbones have no trained decoder',
+                        ('decoder', 'backbone'))
+    network_lr_factor: float = key(0.0, 'learning rate of what is below the classifier, as a multiple of '
+                                        'optimizer_kwargs.lr; 0 freezes it')
     freeze_batchnorm: str = key('all', 'what runs in eval mode while training', ('all', 'backbone', 'none'))
     crf_kwargs: CrfKwargs = key(CrfKwargs, 'the fully connected CRF of --crf-postprocess')
     crf_workers: int | None = key(None, 'processes of the CRF; 0 runs it in the main process; default: one a CPU core')

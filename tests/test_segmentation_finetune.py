@@ -1,0 +1,124 @@
+"""Training on a share of the labels, of the whole network or the classifier alone, on a set worked out by hand."""
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from data.voc import random_share
+from models.segmentation import LinearSegmentationModel
+from models.weights import identify, load_strict
+from segmentation import eval as eval_script
+from segmentation import linear_finetune as script
+from tests.colours import MIDDLE, plain_backbone, results, runner, write_image, write_lists
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
+from utils.optim import build_optimizer, set_learning_rate
+
+LETTERS = list('abcdefgh')
+# the order of: for n in a b c d e f g h; do printf 0/$n | sha256sum; done
+RANKED = list('gfcbedah')
+TRAINING = ('train_db_name=Colours', 'train_size=32', 'train_batch_size=4')
+
+
+class GreyModel(LinearSegmentationModel):
+    """A 1x1 convolution that sees no colour at first, under a classifier that can therefore tell nothing apart."""
+
+    def __init__(self, *_) -> None:
+        nn.Module.__init__(self)
+        torch.manual_seed(0)
+        self.backbone, self.decoder = nn.Conv2d(3, 8, 1), nn.Sequential(OrderedDict({'4': nn.Conv2d(8, 2, 1)}))
+        nn.init.zeros_(self.backbone.weight)
+
+
+def colours(folder: Path) -> Path:
+    """Eight training images, of which only some have a ground truth, and three val images; objects are red."""
+    root = folder / 'Colours'
+    for name in LETTERS:
+        write_image(root, name, [(1, MIDDLE)], truth=name in RANKED[:4])
+    for i in range(3):
+        write_image(root, f'val_{i}', [(1, MIDDLE)])
+    write_lists(root, ('background', 'red'), train=LETTERS, val=[f'val_{i}' for i in range(3)])
+    return root
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch):
+    """run(overrides, output=...): the script on tmp_path/Colours with the stand-in network; returns its folder."""
+    monkeypatch.setattr(script, 'build_linear_model', lambda p, num_classes: GreyModel())
+    return runner(script, 'linear_finetune', tmp_path, *TRAINING, 'epochs=6', 'scheduler=constant')
+
+
+def test_a_share_by_hand() -> None:
+    assert random_share(LETTERS, 0.25, 0) == ['f', 'g']
+    assert random_share(LETTERS, 0.5, 0) == ['b', 'c', 'f', 'g']
+    assert random_share(LETTERS, 1, 0) == LETTERS
+    assert random_share(LETTERS[::-1], 0.25, 0) == ['g', 'f']  # the same images, in the list's order
+    assert random_share(LETTERS, 0.25, 1) == ['d', 'g']
+    ids = [f'2007_{i:06}' for i in range(10582)]
+    shares = [random_share(ids, share, 0) for share in (0.01, 0.02, 0.05, 0.125)]
+    assert list(map(len, shares)) == [106, 212, 529, 1323]
+    for smaller, larger in zip(shares, shares[1:], strict=False):
+        assert set(smaller) < set(larger)
+    with pytest.raises(UserError, match='^label_share 0.05 of 8 images is less than one image; raise it.$'):
+        random_share(LETTERS, 0.05, 0)
+
+
+def test_the_whole_network_learns_from_half_of_the_labels(run, tmp_path: Path) -> None:
+    colours(tmp_path)
+    finetuned = run('label_share=0.5', 'network_lr_factor=1', 'optimizer_kwargs.lr=0.3', output='finetuned')
+    assert (finetuned / 'labelled.txt').read_text() == 'b\nc\nf\ng\n'
+    assert results(finetuned)['finetuned']['IoU'] == {'background': 100, 'red': 100}
+    # the classifier alone sees grey everywhere: background, which is 768 of 1024 pixels
+    linear = run('label_share=0.5', 'optimizer_kwargs.lr=0.3', output='linear')
+    assert results(linear)['linear']['IoU'] == {'background': 75, 'red': 0}
+    before = GreyModel().state_dict()
+    for folder, changed in ((finetuned, True), (linear, False)):
+        state = load_checkpoint(folder / 'best_model.pth.tar')
+        assert torch.equal(state['backbone.weight'], before['backbone.weight']) is not changed
+        assert not torch.equal(state['decoder.4.weight'], before['decoder.4.weight'])
+
+
+def test_one_sentence_each(run, tmp_path: Path) -> None:
+    colours(tmp_path)
+    for share in ('0', '-0.1', '1.5'):
+        with pytest.raises(UserError, match=r'label_share is .*; expected a share above 0, up to 1'):
+            run(f'label_share={share}')
+    with pytest.raises(UserError, match='^label_share 0.01 of 8 images is less than one image; '):
+        run('label_share=0.01')
+    with pytest.raises(UserError, match='^train_batch_size 4 is larger than the data set: Colours train has 2 '):
+        run('label_share=0.25')
+    with pytest.raises(UserError, match='^4 of 8 IDs of train have no ground truth in .*: a, d, e, h; '):
+        run()
+    with pytest.raises(UserError, match='network_lr_factor is -1.0; expected 0 or more'):
+        run('network_lr_factor=-1')
+
+
+def test_the_network_learns_at_its_multiple_of_the_rate() -> None:
+    model = GreyModel()
+    optimizer = build_optimizer('sgd', model.classifier.parameters(), lr=1)
+    optimizer.add_param_group({'params': model.network_parameters(), 'lr_factor': 0.1})
+    set_learning_rate(optimizer, 0.5)
+    assert [(group['lr'], len(group['params'])) for group in optimizer.param_groups] == [(0.5, 2), (0.05, 2)]
+    assert {id(q) for group in optimizer.param_groups for q in group['params']} == set(map(id, model.parameters()))
+
+
+@pytest.mark.parametrize('pretraining', ['imagenet_classification', 'imagenet_moco'])
+def test_plain_backbones_as_baselines(pretraining: str, tmp_path: Path, monkeypatch) -> None:
+    root = colours(tmp_path)
+    write_lists(root, ('background', 'red'), train=RANKED[:4])
+    state, weights = plain_backbone(tmp_path, pretraining, monkeypatch)
+    run = runner(script, 'linear_finetune', tmp_path, *TRAINING, *weights)
+    with pytest.raises(UserError, match=f'^pretraining: {pretraining} holds no trained decoder, .* features: backbone'):
+        run('features=decoder', output='decoder')
+    best_path = run() / 'best_model.pth.tar'
+    best = identify(load_checkpoint(best_path), 'best')
+    assert best.kind == 'linear'
+    assert all(torch.equal(best.state[f'backbone.{name}'], value) for name, value in state.items())
+    assert best.state['decoder.4.weight'].shape == (2, 512, 1, 1)
+    assert not [name for name in best.state if not name.startswith(('backbone.', 'decoder.4.'))]
+    load_strict(LinearSegmentationModel('resnet18', 2, features='backbone'), best)
+    evaluate = runner(eval_script, 'linear_finetune', tmp_path, *TRAINING, *weights)
+    evaluated = evaluate(output='eval', flags=['--state-dict', str(best_path)])
+    assert results(evaluated) == results(best_path.parent)
