@@ -1,4 +1,5 @@
 """Two processes against one that simulates them step by step, and scripts in several processes."""
+import json
 import os
 import re
 import signal
@@ -230,12 +231,33 @@ def test_one_dead_process_ends_the_others(runner: Runner) -> None:
     assert not any(Path(f'/proc/{pid}').exists() for pid in pids)
 
 
-def test_the_linear_classifier_in_two_processes(runner: Runner) -> None:
-    code, out, err = finish(start(*command(runner, 'segmentation/linear_finetune.py', 'output_dir=linear',
-                                           'num_visualizations=0'), '--nproc', '2'))
+def test_evaluation_in_two_processes_is_that_of_one(runner: Runner) -> None:
+    linear = command(runner, 'segmentation/linear_finetune.py', 'output_dir=linear', 'network_lr_factor=0.1')
+    code, out, err = finish(start(*linear, '--nproc', '2'))
     assert code == 0, err
     assert len(re.findall('^mIoU is', out, re.MULTILINE)) == 1
-    assert len(list((runner.root_dir / 'linear' / 'predictions').iterdir())) == 6
+    two = json.loads((runner.root_dir / 'linear' / 'results.json').read_text())
+    best = runner.root_dir / 'linear' / 'best_model.pth.tar'
+    runner('segmentation.eval', 'pretraining=none', 'output_dir=one', 'network_lr_factor=0.1',
+           flags=('--state-dict', str(best)))
+    assert json.loads((runner.root_dir / 'one' / 'results.json').read_text()) == two
+    maps = sorted((runner.root_dir / 'one' / 'predictions').iterdir())
+    assert len(maps) == 6
+    assert all(path.read_bytes() == (runner.root_dir / 'linear' / 'predictions' / path.name).read_bytes()
+               for path in maps)
+
+    options = ('pretraining=none', 'features=backbone', 'saliency=supervised_model', 'val_batch_size=4')  # 4 and 2
+    prototypes = []
+    for processes in ('1', '2'):  # each with one thread, for the same rounding
+        code, _, err = finish(start(str(ROOT / 'segmentation/kmeans.py'), *runner.arguments(
+            'segmentation.kmeans', *options, f'output_dir=kmeans{processes}'), '--nproc', processes))
+        assert code == 0, err
+        with np.load(runner.root_dir / f'kmeans{processes}' / 'prototypes.npz') as file:
+            prototypes.append(file['prototypes'])
+    assert len(prototypes[0]) == 6
+    assert (prototypes[0] == prototypes[1]).all()
+    one, two = ((runner.root_dir / f'kmeans{count}' / 'results.json').read_text() for count in (1, 2))
+    assert one == two
 
 
 def test_a_mistake_is_told_once(runner: Runner) -> None:

@@ -38,8 +38,8 @@ from utils.training import Trainer
 KILLS = int(os.environ.get('MASKCONTRAST_KILLS', 0))
 # every step is saved, so that many kills meet a checkpoint that is being written
 KEYS = {'pretrain.main': ['epochs=2', 'checkpoint_every=1', 'model_kwargs.dropout=0.5'],
-        'segmentation.linear_finetune': ['epochs=2', 'checkpoint_every=1', 'pretraining=none', 'freeze_batchnorm=none',
-                                         'num_visualizations=0']}
+        'segmentation.linear_finetune': ['epochs=2', 'checkpoint_every=1', 'pretraining=none', 'network_lr_factor=0.1',
+                                         'freeze_batchnorm=none', 'num_visualizations=0']}
 FORKS = multiprocessing.get_context('forkserver')  # its server imports PyTorch once for all runs
 FORKS.set_forkserver_preload(['tests.test_utils_training', *KEYS])
 

@@ -1,6 +1,7 @@
 """From one command to many processes, by PyTorch's own elastic launcher."""
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -51,6 +52,7 @@ def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, max_restarts=0,
                           rdzv_backend='c10d', rdzv_endpoint='localhost:0', monitor_interval=0.2)
+    logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)  # the process says itself what is wrong
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         elastic_launch(config, sys.executable)('-u', script, *arguments)
