@@ -18,7 +18,7 @@ import logging
 
 import numpy as np
 
-from data.build import evaluation_loader
+from data.build import evaluation_loader, unlabelled_loader
 from data.voc import VOCSegmentation
 from models.build import build_prototype_model
 from segmentation.clustering import ClusterScores, cluster_confusion, kmeans, match_clusters, score_clusters, whiten
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 ids=np.array(dataset.ids))
     fit_prototypes = None
     if p.fit_split not in (None, p.val_split):
-        fit_loader, _ = evaluation_loader(p, p.val_db_name, p.fit_split, masks, semseg=False)
+        fit_loader, _ = unlabelled_loader(p, p.val_db_name, p.fit_split, masks)
         fit_prototypes = embed_split(model, fit_loader, device, len(classes), **options).prototypes
 
     # all of K-means at once: what cannot be clustered fails before anything is printed
