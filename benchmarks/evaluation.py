@@ -106,7 +106,7 @@ def kmeans_ours(images: int) -> tuple[float, list[np.ndarray]]:
     with watch:
         matrices, histograms, points = [], np.concatenate(inside), whiten(np.stack(prototypes), 1234)
         for run in range(RUNS):
-            clusters = kmeans(points, CLUSTERS, 1234 + run)
+            clusters = kmeans(points, CLUSTERS, 1234 + run).ids
             confusion = cluster_confusion(histograms, np.stack(outside), clusters, CLUSTERS)
             score_clusters(confusion, match_clusters(confusion))
             matrices.append(iou_matrix(confusion))
@@ -117,7 +117,7 @@ def kmeans_plain(images: int) -> tuple[float, list[np.ndarray]]:
     """The matching alone of one run: each class with each cluster over all pixels, as float32."""
     watch = Stopwatch()
     drawings = list(map(Drawing, range(images)))
-    clusters = kmeans(whiten(np.stack([d.prototype for d in drawings]), 1234), CLUSTERS, 1234)
+    clusters = kmeans(whiten(np.stack([d.prototype for d in drawings]), 1234), CLUSTERS, 1234).ids
     truth, predicted = (np.concatenate(maps).astype(np.float32) for maps in zip(*(
         (d.truth.ravel(), (resize_mask(d.mask, d.width, d.height) * (c + 1)).ravel())
         for d, c in zip(drawings, clusters, strict=True)), strict=True))

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.collate import default_collate
 
 from data.download import ensure_dataset
+from data.folder import FolderDataset, ImageSet, is_folder
 from data.pairs import PairDataset, SeededDataset, SeededSampler
 from data.transforms import EvaluationTransform, LinearTrainTransform, contrastive_view
 from data.voc import Sample, VOCSegmentation
@@ -28,6 +29,33 @@ def dataset_root(p: Any, name: str) -> Path:
         return root
     with distributed.main_first():
         return ensure_dataset(root)
+
+
+def has_ground_truth(p: Any, name: str) -> bool:
+    """Whether a data set has labels; a plain folder of images has none."""
+    return not is_folder(dataset_root(p, name))
+
+
+def labelled_root(p: Any, name: str) -> Path:
+    """Folder of a data set with ground truth. Raises UserError for a plain folder of images."""
+    root = dataset_root(p, name)
+    if is_folder(root):
+        raise UserError(f'{root} is a plain folder of images without ground truth (it has no sets/); kmeans.py '
+                        'clusters such a folder, everything else needs labels and lists.')
+    return root
+
+
+def _image_set(p: Any, name: str, split: str, saliency: str | None = None, skip: bool = False,
+               transform: Any = None) -> ImageSet:
+    """Images, with masks if ``saliency`` names some, of a plain folder or of the VOC layout."""
+    root = dataset_root(p, name)
+    if not is_folder(root):
+        return VOCSegmentation(root, split, saliency=saliency, skip_without_saliency=skip, transform=transform)
+    images, output = (root / 'images').resolve(), Path(p.output_dir).resolve()
+    if images in (output, *output.parents):
+        raise UserError(f'output_dir {output} lies inside {images}, so that results would be taken for images; '
+                        'choose another root_dir or output_dir.')
+    return FolderDataset(root, split, p.seed, saliency, transform)
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
@@ -50,7 +78,7 @@ def _loader(p: Any, dataset: Dataset, batch_size: int, **kwargs: Any) -> DataLoa
                       generator=torch.Generator(), **kwargs)
 
 
-def _train_loader(p: Any, base: VOCSegmentation, dataset: Dataset) -> tuple[DataLoader, SeededSampler]:
+def _train_loader(p: Any, base: ImageSet, dataset: Dataset) -> tuple[DataLoader, SeededSampler]:
     if p.train_batch_size > len(base):
         raise UserError(f'train_batch_size {p.train_batch_size} is larger than the data set: {base.root.name} '
                         f'{base.split} has {len(base)} usable images; lower it or add images.')
@@ -68,10 +96,9 @@ def pretrain_loader(p: Any) -> tuple[DataLoader, SeededSampler]:
     Raises:
         UserError: the data set is missing or incomplete, or smaller than the batch.
     """
-    base = VOCSegmentation(dataset_root(p, p.train_db_name), p.train_split, saliency=p.saliency,
-                           skip_without_saliency=True)
+    base = _image_set(p, p.train_db_name, p.train_split, p.saliency, skip=True)
     log.info('Pretraining on %d images of %s %s; %d of its IDs have no image or no mask in %s',
-             len(base), p.train_db_name, p.train_split, base.left_out, base.saliency_folder)
+             len(base), base.root.name, p.train_split, base.left_out, base.saliency_folder)
     augmentation = p.augmentation_kwargs
     size = augmentation.size
     if p.model_kwargs.upsample is False and size % 8:
@@ -81,7 +108,7 @@ def pretrain_loader(p: Any) -> tuple[DataLoader, SeededSampler]:
 
 def linear_loader(p: Any) -> tuple[DataLoader, SeededSampler, list[str]]:
     """Augmented images with ground truth for the linear classifier, and their IDs; errors as ``pretrain_loader``."""
-    base = VOCSegmentation(dataset_root(p, p.train_db_name), p.train_split, semseg=True,
+    base = VOCSegmentation(labelled_root(p, p.train_db_name), p.train_split, semseg=True,
                            transform=LinearTrainTransform(p.train_size, p.border_label),
                            share=p.label_share, seed=p.label_seed)
     log.info('Training on %d images of %s %s (label_share %g)', len(base), p.train_db_name, p.train_split,
@@ -89,15 +116,26 @@ def linear_loader(p: Any) -> tuple[DataLoader, SeededSampler, list[str]]:
     return *_train_loader(p, base, SeededDataset(base)), base.ids
 
 
-def evaluation_loader(p: Any, db_name: str, split: str, saliency: str | None = None,
-                      semseg: bool = True) -> tuple[DataLoader, VOCSegmentation]:
+def _in_turn(p: Any, base: ImageSet) -> DataLoader:
+    # the batches that one process has, each taken by one process: each image comes up once, with the same neighbours
+    share = [i for i in range(len(base)) if i // p.val_batch_size % distributed.world_size() == distributed.rank()]
+    return _loader(p, base, p.val_batch_size, sampler=share)
+
+
+def evaluation_loader(p: Any, db_name: str, split: str,
+                      saliency: str | None = None) -> tuple[DataLoader, VOCSegmentation]:
     """All images of a split in order, with ground truth (and masks) at their own size; no image is dropped.
 
-    Without ``semseg`` the split needs no ground truth. Several processes take the batches in turn, the
-    same batches that one process has, so that each image comes up once and with the same neighbours.
+    Several processes take the batches in turn.
     """
-    base = VOCSegmentation(dataset_root(p, db_name), split, semseg=semseg, saliency=saliency,
+    base = VOCSegmentation(labelled_root(p, db_name), split, semseg=True, saliency=saliency,
                            transform=EvaluationTransform(p.val_size))
-    log.info('%s %d images of %s %s', 'Evaluating on' if semseg else 'Fitting to', len(base), db_name, split)
-    share = [i for i in range(len(base)) if i // p.val_batch_size % distributed.world_size() == distributed.rank()]
-    return _loader(p, base, p.val_batch_size, sampler=share), base
+    log.info('Evaluating on %d images of %s %s', len(base), db_name, split)
+    return _in_turn(p, base), base
+
+
+def unlabelled_loader(p: Any, db_name: str, split: str, saliency: str | None = None) -> tuple[DataLoader, ImageSet]:
+    """The same of a split that needs no ground truth, of a plain folder too."""
+    base = _image_set(p, db_name, split, saliency, transform=EvaluationTransform(p.val_size))
+    log.info('%d images of %s %s', len(base), base.root.name, split)
+    return _in_turn(p, base), base

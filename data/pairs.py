@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
 
+from data.folder import ImageSet
 from data.transforms import seeded
 from data.voc import Sample, VOCSegmentation
 from utils.errors import UserError
@@ -72,7 +73,7 @@ class PairDataset(Dataset):
         UserError: 50 images in a row gave no such views.
     """
 
-    def __init__(self, base: VOCSegmentation, view: View) -> None:
+    def __init__(self, base: ImageSet, view: View) -> None:
         self.base, self.view = base, view
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ from utils.config import resolve_path
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
+BOTTLENECK = 'backbone.layer1.0.conv3.weight'  # ResNet-50 has it, ResNet-18 not
 
 
 def initial_weights(p: Any) -> Weights | None:
@@ -107,3 +108,21 @@ def build_linear_model(p: Any, num_classes: int, state_dict: str | None = None) 
     kept |= {name: value for name, value in model.state_dict().items() if name.startswith(CLASSIFIER)}
     load_strict(model, Weights(start.kind, kept, start.source))
     return model
+
+
+def trained_linear_model(weights: Weights, backbone: str | None = None) -> LinearSegmentationModel:
+    """The linear model of its weights, in eval mode; the number of classes is theirs.
+
+    Args:
+        backbone: its name; None for a ResNet, told from the weights.
+
+    Raises:
+        UserError: the weights are of another kind or do not cover the model.
+    """
+    if weights.kind != 'linear':
+        raise UserError(f'{weights.source} is a pretraining checkpoint or a plain backbone, which has no classes; run '
+                        'linear_finetune.py or kmeans.py on it and give the file that it writes.')
+    backbone = backbone or ('resnet50' if BOTTLENECK in weights.state else 'resnet18')
+    model = LinearSegmentationModel(backbone, len(weights.state[f'{CLASSIFIER}weight']))
+    load_strict(model, weights)
+    return model.eval()

@@ -1,6 +1,7 @@
 """Weights of checkpoints, by the names of the released ones; nothing is ever loaded in part."""
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,15 @@ def load_strict(module: nn.Module, weights: Weights) -> None:
         raise UserError(f'{weights.source} does not fit this model ({"; ".join(problems)}); check backbone and '
                         'model_kwargs, or give the checkpoint of this architecture.')
     module.load_state_dict(weights.state)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A SHA-256 of the weights by name, equal for equal weights wherever they lie."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
+        digest.update(value.cpu().contiguous().reshape(-1).numpy())
+    return digest.hexdigest()
 
 
 def imagenet_weights(backbone: str) -> Weights:

@@ -27,11 +27,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from saliency.files import find_images, mask_name, prepare_output, read_image, write_mask
+from data.files import find_images, mask_name, one_a_mask, prepare_output, read_image, write_mask
 from saliency.postprocess import binarise
-from saliency.report import check_settings, contact_sheet, write_report
+from saliency.report import contact_sheet
 from saliency.sources import METHODS, MaskSource, build_source
 from utils.errors import UserError, run_script
+from utils.report import check_settings, write_report
 
 Result = tuple[Path, str]  # an image, and why it has no mask: '' if it has one
 NO_OBJECT = 'no object: less than 1% of the image is salient'
@@ -142,14 +143,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 'onnx_config': args.onnx_config and str(args.onnx_config.resolve())}
     check_settings(args.output, settings)
 
-    first: dict[Path, Path] = {}  # mask -> the image that has it
-    left_out: dict[str, str] = {}
-    for name in names:
-        if first.setdefault(mask_name(name), name) != name:
-            left_out[name.as_posix()] = f'its mask would have the name of that of {first[mask_name(name)].name}'
-    done = [name for mask, name in first.items() if (args.output / mask).is_file()]
+    alone, doubles = one_a_mask(names)
+    left_out = {name.as_posix(): f'its mask would have the name of that of {owner.name}'
+                for name, owner in doubles.items()}
+    done = [name for name in alone if (args.output / mask_name(name)).is_file()]
     already = set(done)
-    todo = [name for name in first.values() if name not in already]
+    todo = [name for name in alone if name not in already]
 
     written: list[Path] = []
     if args.method == 'unsupervised' and args.workers > 0 and len(todo) > 1:
@@ -162,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             written.append(name)
 
-    text = write_report(args.output, settings, len(names), len(written), len(done), left_out)
+    text = write_report(args.output, settings, 'masks', len(names), len(written), len(done), left_out)
     if done or written:
         contact_sheet(args.images, sorted(done + written), args.output)
     print(text.partition('\n')[0] + f'; see {args.output / "report.txt"}')

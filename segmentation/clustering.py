@@ -1,4 +1,4 @@
-"""K-means on prototypes, the match of its clusters to classes, and its figures."""
+"""Whitening and K-means on prototypes, the match of its clusters to classes, and its figures."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from utils.errors import UserError
 from utils.metrics import iou_of
 
 DIMENSIONS = 32
+EMPTY = 1e-9  # share of the greatest variance below which a direction holds rounding alone
 
 
 def whiten(prototypes: np.ndarray, seed: int, fit: np.ndarray | None = None) -> np.ndarray:
@@ -22,17 +23,45 @@ def whiten(prototypes: np.ndarray, seed: int, fit: np.ndarray | None = None) -> 
     return pca.fit_transform(prototypes) if fit is prototypes else pca.fit(fit).transform(prototypes)
 
 
+@dataclass
+class Whitening:
+    """The map of ``whiten`` by itself, to be kept: (N, D) -> (N, d), (x - mean) @ projection.
+
+    mean: (D,) float64.
+    projection: (D, d) float64, d at most 32: directions in which the fitted points do not differ are left out,
+        for whitening would blow up nothing but rounding.
+    """
+    mean: np.ndarray
+    projection: np.ndarray
+
+    @classmethod
+    def fit(cls, prototypes: np.ndarray, seed: int) -> Whitening:
+        pca = PCA(min(DIMENSIONS, *prototypes.shape), random_state=seed).fit(prototypes.astype(np.float64))
+        variance = pca.explained_variance_
+        kept = max(1, int((variance > EMPTY * variance[0]).sum()))
+        scale = np.sqrt(np.maximum(variance[:kept], np.finfo(float).tiny))
+        return cls(pca.mean_, pca.components_[:kept].T / scale)
+
+    def __call__(self, prototypes: np.ndarray) -> np.ndarray:
+        return (prototypes - self.mean) @ self.projection
+
+
+@dataclass
+class Clustering:
+    """One run of K-means: ids (N,), the cluster of each point; centres (K, d); the sum of squared distances."""
+    ids: np.ndarray
+    centres: np.ndarray
+    inertia: float
+
+
 def kmeans(points: np.ndarray, num_clusters: int, seed: int, fit: np.ndarray | None = None,
-           unit: str = 'images') -> np.ndarray:
+           unit: str = 'images') -> Clustering:
     """Mini-batch K-means (batch 1000, 3 starts).
 
     Args:
         points: (N, D).
         fit: (M, D) points that it is fitted on; the ones of ``points`` by default.
         unit: what a point is, for the message.
-
-    Returns:
-        (N,) cluster ids.
 
     Raises:
         UserError: there are fewer points to fit on than clusters.
@@ -42,7 +71,8 @@ def kmeans(points: np.ndarray, num_clusters: int, seed: int, fit: np.ndarray | N
         raise UserError(f'{len(fit)} {unit} cannot form num_clusters {num_clusters}; lower num_clusters or take a '
                         'larger split.')
     model = MiniBatchKMeans(num_clusters, batch_size=1000, n_init=3, random_state=seed)
-    return model.fit_predict(points) if fit is points else model.fit(fit).predict(points)
+    ids = model.fit_predict(points) if fit is points else model.fit(fit).predict(points)
+    return Clustering(ids, model.cluster_centers_, float(model.inertia_))
 
 
 def cluster_confusion(inside: np.ndarray, outside: np.ndarray, clusters: np.ndarray, num_clusters: int) -> np.ndarray:

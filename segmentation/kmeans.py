@@ -3,12 +3,18 @@
     python segmentation/kmeans.py --config_env configs/env.yml \\
         --config_exp configs/kmeans/kmeans_VOCSegmentation_supervised_saliency.yml \\
         [--num_seeds 5] [--num_clusters 21 50 100 200 300 500]
+
+With ground truth clusters are matched to classes and scored. A plain folder of images has none: of several
+numbers of clusters (``--num_clusters 5-20``) the one of highest silhouette is taken, each cluster is drawn to
+clusters/, and clusters.yml takes names for them. Label maps go to predictions/, and what
+segmentation/predict.py needs for new images to clusters.pth.tar.
 """
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +23,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 import logging
 
 import numpy as np
+from torch.utils.data import DataLoader
 
-from data.build import evaluation_loader
-from data.voc import VOCSegmentation
+from data.build import evaluation_loader, has_ground_truth, unlabelled_loader
+from data.folder import ImageSet
 from models.build import build_prototype_model
-from segmentation.clustering import ClusterScores, cluster_confusion, kmeans, match_clusters, score_clusters, whiten
+from models.segmentation import BackboneModel, ContrastiveSegmentationModel
+from models.weights import fingerprint
+from segmentation.cluster_model import NAMES, ClusterModel, same_clusters, write_names
+from segmentation.clustering import (
+    ClusterScores,
+    Whitening,
+    cluster_confusion,
+    kmeans,
+    match_clusters,
+    score_clusters,
+    whiten,
+)
+from segmentation.discovery import discover, write_sheets
 from segmentation.embedding import EmbeddedSplit, embed_split
 from utils import distributed
-from utils.config import add_config_arguments, load_config
-from utils.errors import run_script
+from utils.config import add_config_arguments, as_dict, load_config
+from utils.errors import UserError, run_script
 from utils.launch import add_process_arguments, start_processes
+from utils.parallel import available_cores, in_threads
 from utils.pictures import panel, save_image, save_label_map
 from utils.results import iou_entry, log_iou, save_arrays, save_results
 from utils.runtime import place, prepare
@@ -35,37 +55,84 @@ from utils.schema import Kmeans
 log = logging.getLogger(__name__)
 
 
+Found = tuple[ClusterModel, np.ndarray, dict[str, Any]]  # clusters, (N,) label of each object, results.json
+
+
+def counts(text: str) -> list[int]:
+    """'7' -> [7], '5-8' -> [5, 6, 7, 8]. Raises UserError for anything else."""
+    first, dash, last = text.partition('-')
+    if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+        raise UserError(f'--num_clusters {text} is no number of clusters; give some, such as 12, or a range, such as '
+                        '5-20.')
+    return list(range(int(first), int(last or first) + 1))
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
     add_process_arguments(parser)
     parser.add_argument('--num_seeds', type=int, help='runs of K-means; overrides the key of the config')
-    parser.add_argument('--num_clusters', type=int, nargs='+', metavar='K',
-                        help='clusters; several numbers print the over-clustering curve, a line each')
+    parser.add_argument('--num_clusters', '--num-clusters', type=counts, nargs='+', metavar='K',
+                        help='clusters; several numbers, or a range such as 5-20, print the over-clustering curve, a '
+                             'line each, or without ground truth take the number of highest silhouette')
     args = parser.parse_args(argv)
     if args.num_seeds is not None:
         args.overrides.append(f'num_seeds={args.num_seeds}')
     if args.num_clusters is not None:
-        first, several = args.num_clusters[0], args.num_clusters if len(args.num_clusters) > 1 else []
-        args.overrides += [f'num_clusters={first}', f'overclustering={several}']
+        numbers = [count for several in args.num_clusters for count in several]
+        args.overrides += [f'num_clusters={numbers[0]}', f'overclustering={numbers if len(numbers) > 1 else []}']
     return args
 
 
-def write_predictions(p: Any, dataset: VOCSegmentation, split: EmbeddedSplit, rest: int, labels: np.ndarray) -> None:
-    """Label maps of one run to ``predictions/``, the first few images to ``visualizations/``.
+def write_predictions(p: Any, dataset: ImageSet, split: EmbeddedSplit, rest: int, labels: np.ndarray) -> None:
+    """Label maps of one run to ``predictions/``; with ground truth the first few images to ``visualizations/``.
 
     Args:
-        rest: class of the pixels outside the masks.
-        labels: (N,) class of each object.
+        rest: label of the pixels outside the masks.
+        labels: (N,) label of each object.
     """
     output_dir = Path(p.output_dir)
-    for index, name in enumerate(dataset.ids):
-        prediction = split.paint(index, labels, rest)
+
+    def write(index: int) -> None:
+        name, prediction = dataset.ids[index], split.paint(index, labels, rest)
         save_label_map(prediction, output_dir / 'predictions' / f'{name}.png')
-        if index < p.num_visualizations:
-            sample = dataset.load(index)
+        sample = dataset.load(index) if index < p.num_visualizations else {}
+        if 'semseg' in sample:
             save_image(panel([sample['image'], sample['semseg'], prediction], ['image', 'ground truth', 'K-means']),
                        output_dir / 'visualizations' / f'{name}.png')
+
+    cores = available_cores()
+    for _ in in_threads(write, range(len(dataset)), cores, 2 * cores):
+        pass
+
+
+def save_clusters(p: Any, model: ContrastiveSegmentationModel | BackboneModel, clusters: ClusterModel,
+                  sizes: Sequence[int]) -> None:
+    """Write clusters.pth.tar for predict.py; for clusters without classes also clusters.yml, for their names.
+
+    Args:
+        sizes: objects in each cluster.
+    """
+    if p.pretraining == 'none' or not isinstance(model, ContrastiveSegmentationModel) \
+            or model.classification_head is None:
+        log.info('No clusters.pth.tar: new images need a trained network that predicts their masks')
+        return
+    here = Path(p.pretraining)
+    network = {'backbone': p.backbone, 'model_kwargs': as_dict(p.model_kwargs), 'features': p.features,
+               'min_component': p.min_component if p.components else None, 'size': p.val_size,
+               'pretraining': str(here.resolve() if here.is_file() else here), 'root_dir': p.root_dir,
+               'fingerprint': fingerprint(model)}
+    path = Path(p.output_dir) / 'clusters.pth.tar'
+    names = path.with_name(NAMES)
+    if clusters.classes is None:
+        if names.is_file() and not same_clusters(path, clusters):
+            log.info('The clusters are not those of before: their names are now in %s',
+                     names.replace(names.with_stem('clusters_before')))
+        if not names.is_file():
+            write_names(names, sizes)
+        log.info('Names of the clusters, for you to edit: %s', names)
+    replace(clusters, network=network).save(path)
+    log.info('For new images: python segmentation/predict.py --model %s --images FOLDER --output FOLDER', path)
 
 
 def summary(runs: Sequence[ClusterScores], num_clusters: int) -> dict[str, Any]:
@@ -77,46 +144,26 @@ def summary(runs: Sequence[ClusterScores], num_clusters: int) -> dict[str, Any]:
     return entry
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
-    p = load_config(args.config_env, args.config_exp, Kmeans, args.overrides)
-    if start_processes(args.nproc, p.device, __file__, argv):
-        return
-    device = prepare(p)
+def evaluate(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None) -> Found:
+    """Match clusters to classes and score them, over all runs and numbers of clusters.
 
-    from_network = p.saliency == 'network'
-    masks = None if from_network else p.saliency
-    loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split, masks)
-    classes = dataset.classes
-    model = build_prototype_model(p)
-    place(model, device)
-    options = {'features': p.features, 'from_network': from_network,
-               'min_component': p.min_component if p.components else None}
-    split = embed_split(model, loader, device, len(classes), keep_masks=True, **options)
-    log.info('%d objects in %d images; %d have a mask', len(split), len(dataset),
-             np.count_nonzero(split.prototypes.any(1)))
-    fit_prototypes = None
-    if p.fit_split not in (None, p.val_split):
-        fit_loader, _ = evaluation_loader(p, p.val_db_name, p.fit_split, masks, semseg=False)
-        fit_prototypes = embed_split(model, fit_loader, device, len(classes), **options).prototypes
-    if not distributed.is_main():
-        return
-    save_arrays(Path(p.output_dir) / 'prototypes.npz', prototypes=split.prototypes, image=split.image,
-                ids=np.array(dataset.ids))
-
+    Args:
+        fit: (M, D) prototypes that K-means is fitted on; None: those of the split.
+    """
     # all of K-means at once: what cannot be clustered fails before anything is printed
-    points = whiten(split.prototypes, p.seed, fit_prototypes)
-    fit_points = None if fit_prototypes is None else whiten(fit_prototypes, p.seed)
+    points = whiten(split.prototypes, p.seed, fit)
+    fit_points = None if fit is None else whiten(fit, p.seed)
+    classes = dataset.classes
     results: dict[int, list[ClusterScores]] = {}
     for count in sorted({p.num_clusters, *p.overclustering}, reverse=True):
         results[count] = []
         for run in range(p.num_seeds):
-            clusters = kmeans(points, count, p.seed + run, fit_points, 'objects' if p.components else 'images')
-            confusion = cluster_confusion(split.inside, split.outside, clusters, count)
+            found = kmeans(points, count, p.seed + run, fit_points, 'objects' if p.components else 'images')
+            confusion = cluster_confusion(split.inside, split.outside, found.ids, count)
             mapping = match_clusters(confusion, p.matching)
             results[count].append(score_clusters(confusion, mapping))
             if run == 0 and count == p.num_clusters:
-                drawn = mapping[0], mapping[clusters + 1]
+                first, table = found, mapping
 
     runs = results[p.num_clusters]
     for run, scores in enumerate(runs):
@@ -133,14 +180,65 @@ def main(argv: Sequence[str] | None = None) -> None:
     for point in curve:
         log.info('%d clusters: mIoU %.2f (standard deviation %.2f), pixel accuracy %.2f, NMI %.2f, ARI %.2f',
                  *(point[name] for name in ('num_clusters', 'mIoU', 'std', 'accuracy', 'NMI', 'ARI')))
-    write_predictions(p, dataset, split, *drawn)
-    path = save_results({
+    whitening = Whitening.fit(split.prototypes if fit is None else fit, p.seed)
+    centres = first.centres[:, :whitening.projection.shape[1]]
+    return ClusterModel(whitening, centres, table, classes, {}), table[first.ids + 1], {
         'kmeans': {**iou_entry(iou, classes), **entry,
                    'IoU_std': {name: 100 * float(value) for name, value in zip(classes, deviation, strict=True)},
                    'runs': [{**iou_entry(run.iou, classes),
                              **{name: 100 * value for name, value in run.scalars.items()}} for run in runs]},
-        **({'overclustering': curve} if curve else {})}, Path(p.output_dir))
-    log.info('Results: %s', path)
+        **({'overclustering': curve} if curve else {})}
+
+
+def explore(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None) -> Found:
+    """Cluster what has no ground truth and draw each cluster; ``fit`` as in ``evaluate``."""
+    found = discover(split.prototypes, p.overclustering or [p.num_clusters], p.num_seeds, p.seed, fit)
+    number = len(found.centres)
+    if p.overclustering:
+        log.info('Taking %d clusters, whose silhouette is highest; --num_clusters N with --set output_dir=NAME takes '
+                 'another number', number)
+    log.info('Objects in each cluster: %s', ', '.join(f'{k}: {size}' for k, size in enumerate(found.sizes, 1)))
+    sheets = Path(p.output_dir) / 'clusters'
+    write_sheets(sheets, dataset, split, found)
+    log.info('Pictures of each cluster: %s', sheets)
+    silhouettes = {str(k): None if np.isnan(value) else value for k, value in found.silhouettes.items()}
+    return ClusterModel(found.whitening, found.centres, np.arange(number + 1), None, {}), found.ids + 1, {
+        'clusters': {'num_clusters': number, 'sizes': found.sizes, 'silhouette': silhouettes}}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    p = load_config(args.config_env, args.config_exp, Kmeans, args.overrides)
+    if start_processes(args.nproc, p.device, __file__, argv):
+        return
+    device = prepare(p)
+
+    labelled = has_ground_truth(p, p.val_db_name)
+    from_network = p.saliency == 'network'
+    masks = None if from_network else p.saliency
+    open_split: Callable[..., tuple[DataLoader, ImageSet]] = evaluation_loader if labelled else unlabelled_loader
+    loader, dataset = open_split(p, p.val_db_name, p.val_split, masks)
+    model = build_prototype_model(p)
+    place(model, device)
+    options = {'features': p.features, 'from_network': from_network,
+               'min_component': p.min_component if p.components else None}
+    split = embed_split(model, loader, device, len(dataset.classes), keep_masks=True, **options)
+    log.info('%d objects in %d images; %d have a mask', len(split), len(dataset),
+             np.count_nonzero(split.prototypes.any(1)))
+    fit = None
+    if p.fit_split not in (None, p.val_split):
+        fit_loader, _ = unlabelled_loader(p, p.val_db_name, p.fit_split, masks)
+        fit = embed_split(model, fit_loader, device, len(dataset.classes), **options).prototypes
+    if not distributed.is_main():
+        return
+    save_arrays(Path(p.output_dir) / 'prototypes.npz', prototypes=split.prototypes, image=split.image,
+                ids=np.array(dataset.ids))
+
+    clusters, labels, results = (evaluate if labelled else explore)(p, dataset, split, fit)
+    write_predictions(p, dataset, split, int(clusters.labels[0]), labels)
+    save_clusters(p, model, clusters, results.get('clusters', {}).get('sizes', []))
+    path = save_results(results, Path(p.output_dir))
+    log.info('Label maps: %s; results: %s', Path(p.output_dir) / 'predictions', path)
 
 
 if __name__ == '__main__':

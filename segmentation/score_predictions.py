@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import numpy as np
 
-from data.build import dataset_root
+from data.build import labelled_root
 from data.voc import VOCSegmentation, read_image
 from utils.config import add_config_arguments, load_config
 from utils.errors import UserError, name_some, run_script
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
     prepare(p)
-    dataset = VOCSegmentation(dataset_root(p, p.val_db_name), p.val_split, semseg=True)
+    dataset = VOCSegmentation(labelled_root(p, p.val_db_name), p.val_split, semseg=True)
     folder = args.predictions or Path(p.output_dir) / 'predictions'
     iou = iou_of(offline_confusion(dataset, folder))
     log.info('%d label maps of %s against %s %s', len(dataset), folder, p.val_db_name, p.val_split)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import saliency.predict as script
-from saliency.files import read_image
+from data.files import read_image
 from saliency.predict import main
 from saliency.report import contact_sheet
 from tests.golden_inputs import photo

@@ -175,7 +175,7 @@ def test_transfer_to_a_data_set_of_other_classes(run, tmp_path: Path) -> None:
 
 def test_kmeans_of_other_points_than_it_was_fitted_on() -> None:
     fit = np.array([[0.0], [0.1], [10.0], [10.1]])
-    a, b, c = kmeans(np.array([[4.0], [6.0], [0.0]]), 2, 0, fit)
+    a, b, c = kmeans(np.array([[4.0], [6.0], [0.0]]), 2, 0, fit).ids
     assert a == c != b
     draw = np.random.default_rng(0)
     train, val = draw.standard_normal((50, 6)), draw.standard_normal((9, 6))

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -65,4 +66,33 @@ def montage(images: Sequence[np.ndarray], columns: int, gap: int = 8) -> Image.I
     canvas = Image.new('RGB', (columns * width - gap, rows * height - gap), 'white')
     for index, image in enumerate(images):
         canvas.paste(Image.fromarray(image), (index % columns * width, index // columns * height))
+    return canvas
+
+
+def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) uint8 half covered by the colours of its labels (H, W); label 0 covers nothing."""
+    mixed = cv2.addWeighted(image, 0.5, PALETTE[labels], 0.5, 0)
+    np.copyto(mixed, image, where=(labels == 0)[..., None])
+    return mixed
+
+
+def thumbnail(image: np.ndarray, side: int) -> np.ndarray:
+    """An image (H, W, 3) uint8 made smaller so that its longer side is at most ``side``."""
+    scale = side / max(image.shape[:2])
+    size = [max(1, round(scale * length)) for length in image.shape[1::-1]]
+    return image if scale >= 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def legend(classes: Sequence[str], columns: int = 4) -> Image.Image:
+    """A square in the colour of each class beside its name; of classes of one name the first alone."""
+    labels = {name: label for label, name in reversed(list(enumerate(classes)))}
+    ruler = ImageDraw.Draw(Image.new('L', (1, 1)))
+    width = CAPTION + 10 + int(max(ruler.textlength(name) for name in classes))
+    rows = -(-len(labels) // columns)
+    canvas = Image.new('RGB', (min(columns, len(labels)) * width + 4, rows * CAPTION + 4), 'white')
+    draw = ImageDraw.Draw(canvas)
+    for place, (name, label) in enumerate(sorted(labels.items(), key=lambda item: item[1])):
+        x, y = place % columns * width + 4, place // columns * CAPTION + 4
+        draw.rectangle((x, y, x + CAPTION - 6, y + CAPTION - 6), tuple(PALETTE[label].tolist()), 'black')
+        draw.text((x + CAPTION, y), name, fill='black')
     return canvas

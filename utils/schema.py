@@ -113,7 +113,7 @@ class Training:
 class Pretrain(Common, Training):
     """pretrain/main.py"""
     train_db_name: str = key('VOCSegmentation', 'folder of the data set under db_root')
-    train_split: str = key('trainaug', 'list of image IDs: sets/<name>.txt')
+    train_split: str = key('trainaug', 'list of image IDs: sets/<name>.txt; all, train or val of a plain folder')
     saliency: str = key('supervised_model', SALIENCY_HELP)
     loss_chunk: int = key(32768, 'pixels of the contrastive loss at a time; 0 holds all logits in memory')
     sync_batchnorm: bool = key(False, 'BatchNorm over all processes (a departure: the method has it per process)')
@@ -176,7 +176,8 @@ class Prototypes(Common, Evaluation):
 class Kmeans(Prototypes):
     """segmentation/kmeans.py"""
     num_clusters: int = key(20, 'clusters of the foreground objects')
-    overclustering: list[int] = key([], 'further numbers of clusters, one line of figures each')
+    overclustering: list[int] = key([], 'further numbers of clusters, one line of figures each; without ground truth '
+                                         'the numbers of which that of highest silhouette is taken')
     matching: str = key('majority', 'more clusters than classes: each takes its best class, or the assignment gives '
                                     'every class an equal share of clusters', ('majority', 'hungarian'))
     fit_split: str | None = key(None, 'list of image IDs that PCA and K-means are fitted on; default: val_split')

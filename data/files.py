@@ -1,7 +1,8 @@
-"""Images in, masks out: finding, reading and writing the files."""
+"""Folders of images: finding and reading them, and a place for what is made of them."""
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from utils.errors import UserError
 from utils.pictures import save_image
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError)
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -20,31 +23,48 @@ def find_images(folder: Path) -> list[Path]:
         UserError: the folder is missing or holds no image.
     """
     if not folder.is_dir():
-        raise UserError(f'--images {folder} is not a folder; give the folder that holds the images.')
+        raise UserError(f'{folder} is not a folder; give the folder that holds the images.')
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith('.')]
         found += [(Path(parent) / name).relative_to(folder) for name in names
                   if not name.startswith('.') and Path(name).suffix.lower() in SUFFIXES]
     if not found:
-        raise UserError(f'--images {folder} holds no image ({", ".join(SUFFIXES)}); give the folder of the images.')
+        raise UserError(f'folder {folder} holds no image ({", ".join(SUFFIXES)}); give the folder of the images.')
     return sorted(found)
 
 
 def mask_name(image: Path) -> Path:
-    """The mask of an image, relative to the output folder: same place, .png."""
+    """The mask (or label map) of an image, relative to its folder: same place, .png."""
     return image.with_suffix('.png')
 
 
-def prepare_output(output: Path, images: Path) -> None:
+def one_a_mask(names: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
+    """Of images that would share a mask (a.jpg, a.webp) the first alone.
+
+    Returns:
+        the images that stay, and for each that goes the one that has its mask.
+    """
+    first: dict[Path, Path] = {}
+    for name in names:
+        first.setdefault(mask_name(name), name)
+    owners = {name: first[mask_name(name)] for name in names}
+    return list(first.values()), {name: owner for name, owner in owners.items() if owner != name}
+
+
+def prepare_output(output: Path, images: Path | None) -> None:
     """Make the output folder, and see that files can be written to it.
+
+    Args:
+        images: the folder that the images are taken from; None for a single file.
 
     Raises:
         UserError: it lies inside the folder of the images or around it, or cannot be written.
     """
-    inside, around = output.resolve(), images.resolve()
-    if inside == around or around in inside.parents or inside in around.parents:
-        raise UserError(f'--output {output} and --images {images} lie one inside the other, so that masks would be '
+    inside = output.resolve()
+    around = None if images is None else images.resolve()
+    if around is not None and (inside == around or around in inside.parents or inside in around.parents):
+        raise UserError(f'--output {output} and --images {images} lie one inside the other, so that results would be '
                         'taken for images; choose a folder elsewhere.')
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -77,8 +97,24 @@ def read_image(path: Path) -> np.ndarray:
                 image = image.convert('RGBA')
                 image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
             return np.array(image.convert('RGB'))
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
-        raise ValueError(' '.join(str(error).replace(str(path), path.name).split()) or type(error).__name__) from error
+    except BROKEN as error:
+        raise ValueError(_reason(error, path)) from error
+
+
+def probe_image(path: Path) -> tuple[int, int] | str:
+    """(height, width) of an image as it is seen, or why it cannot be read: all of the file is decoded once."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            image.draft('L', (1, 1))  # JPEG: an eighth of the size, which is quicker and needs the whole file too
+            image.load()
+            return (width, height) if image.getexif().get(ORIENTATION) in TURNED else (height, width)
+    except BROKEN as error:
+        return _reason(error, path)
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    return ' '.join(str(error).replace(str(path), path.name).split()) or type(error).__name__
 
 
 def write_mask(mask: np.ndarray, path: Path) -> None:

@@ -1,0 +1,166 @@
+"""A plain folder of photographs as a data set: no labels, no lists."""
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from data.files import find_images, mask_name, one_a_mask, probe_image, read_image
+from data.transforms import resize_mask
+from data.voc import Sample, VOCSegmentation, read_saliency
+from utils.errors import UserError, name_some
+from utils.logger import progress
+from utils.parallel import available_cores, in_threads
+
+log = logging.getLogger(__name__)
+SPLITS = ('all', 'train', 'val')
+VAL_SHARE = 0.1
+DAMAGED_SHARE, DAMAGED_FILES = 0.1, 10  # of a split may be damaged before it is an error: whichever is more
+OTHER_SHAPE = 0.05  # a mask may differ from its image by this in the ratio of its sides
+
+
+def is_folder(root: Path) -> bool:
+    """Whether a data set is a plain folder: it has neither lists of IDs nor ground truth."""
+    return root.is_dir() and not (root / 'sets').exists() and not (root / 'SegmentationClass').exists()
+
+
+def choose_split(names: Sequence[Path], split: str, seed: int) -> list[Path]:
+    """The images of a split: 'all', or a random tenth (at least one), 'val', and the rest, 'train'.
+
+    The draw depends on the seed and each name, so that a few new images move few of the others.
+
+    Raises:
+        UserError: another name, or a split without an image.
+    """
+    if split not in SPLITS:
+        raise UserError(f'a plain folder of images has the splits {", ".join(SPLITS)}, not {split}; choose one of '
+                        'them, or add lists in sets/.')
+    drawn = sorted(names, key=lambda name: hashlib.sha256(f'{seed} {name.as_posix()}'.encode()).digest())
+    val = set(drawn[:max(1, round(VAL_SHARE * len(names)))])
+    chosen = [name for name in names if split == 'all' or (name in val) == (split == 'val')]
+    if not chosen:
+        raise UserError(f'{len(names)} images are too few for split {split}; choose split all.')
+    return chosen
+
+
+class FolderDataset(Dataset):
+    """Photographs in ``root/images`` at any depth, with masks in ``root/saliency_<saliency>`` at the same place.
+
+    Images may be jpg, png or webp of any size, grey, transparent or turned by their EXIF orientation, see
+    ``data.files.read_image``. A mask is a PNG, as saliency/predict.py writes it. Every file is decoded once at
+    the start: damaged ones are named in the log and left out, as are images without a mask.
+
+    Args:
+        root: the data set's folder.
+        split: 'all', 'train' or 'val', see ``choose_split``.
+        seed: of the random split.
+        saliency: also read masks from saliency_<saliency>/.
+        transform: applied to each sample.
+
+    A sample is a dict: 'image' (H, W, 3) uint8; 'sal' (H, W) uint8 in {0, 1}; 'id', the relative path without
+    suffix.
+
+    Raises:
+        UserError: a folder is missing, no image has a mask, or more than a tenth of the files (and more than
+            10) are damaged or are masks of another shape than their image's.
+    """
+
+    classes = ('background',)
+
+    def __init__(self, root: Path, split: str = 'all', seed: int = 0, saliency: str | None = None,
+                 transform: Callable[[Sample], Sample] | None = None) -> None:
+        self.root, self.split, self.transform = root, split, transform
+        self.saliency_folder = f'saliency_{saliency}'
+        self.saliency = saliency is not None
+        if not (root / 'images').is_dir():
+            raise UserError(f'folder {root / "images"} does not exist; put the images there, or set db_root to the '
+                            'folder that holds images/.')
+        names, doubles = one_a_mask(find_images(root / 'images'))
+        if doubles:
+            log.info('%d images left out, whose names differ from those of others in the suffix alone: %s',
+                     len(doubles), name_some(sorted(map(str, doubles))))
+        chosen = choose_split(names, split, seed)
+        with_mask = self._with_mask(chosen, names) if self.saliency else chosen
+        self.names = self._sound(with_mask)
+        self.left_out = len(chosen) - len(self.names)
+        self.ids = [name.with_suffix('').as_posix() for name in self.names]
+
+    def _with_mask(self, names: Sequence[Path], every: Sequence[Path]) -> list[Path]:
+        """The images that have a mask."""
+        images, masks = self.root / 'images', self.root / self.saliency_folder
+        if not masks.is_dir():
+            raise UserError(f'folder {masks} does not exist; make the masks with saliency/predict.py --images '
+                            f'{images} --output {masks} --method unsupervised.')
+        present = {path.relative_to(masks) for path in masks.rglob('*.png') if not path.name.startswith('.')}
+        kept = [name for name in names if mask_name(name) in present]
+        missing = [mask_name(name).as_posix() for name in names if mask_name(name) not in present]
+        if not kept:
+            raise UserError(f'none of the {len(names)} images in {images} has its mask in {masks}: there is no '
+                            f'{name_some(missing)}; a mask needs the relative path of its image with .png.')
+        if missing:
+            log.info('%d of %d images have no mask in %s and are left out: there is no %s', len(missing), len(names),
+                     masks, name_some(missing))
+        strays = sorted(path.as_posix() for path in present - {mask_name(name) for name in every})
+        if strays:
+            log.info('%d masks in %s are of no image: %s', len(strays), masks, name_some(strays))
+        return kept
+
+    def _sound(self, names: Sequence[Path]) -> list[Path]:
+        """The images that can be read, with masks of their shape."""
+        threads = available_cores()
+        found = in_threads(self._problem, progress(names, 'looking at the images', len(names)), threads, 4 * threads)
+        problems = {name: problem for name, problem in zip(names, found, strict=True) if problem}
+        if not problems:
+            return list(names)
+        listed = name_some([f'{name.as_posix()} ({problem})' for name, problem in problems.items()], 3)
+        if len(problems) == len(names) or len(problems) > max(DAMAGED_FILES, DAMAGED_SHARE * len(names)):
+            raise UserError(f'{len(problems)} of {len(names)} images in {self.root / "images"} cannot be used: '
+                            f'{listed}; replace the files or take them out, and make the masks again.')
+        log.info('%d of %d images cannot be used and are left out: %s', len(problems), len(names), listed)
+        return [name for name in names if name not in problems]
+
+    def _problem(self, name: Path) -> str:
+        """Why an image cannot be used; '' if it can."""
+        shape = probe_image(self.root / 'images' / name)
+        if isinstance(shape, str) or not self.saliency:
+            return shape if isinstance(shape, str) else ''
+        mask = probe_image(self._mask_path(name))
+        if isinstance(mask, str):
+            return f'its mask: {mask}'
+        sides = sorted((shape[0] * mask[1], shape[1] * mask[0]))
+        if sides[1] - sides[0] > OTHER_SHAPE * sides[1] + max(shape):  # a smaller mask's sides are rounded
+            return f'its mask is {mask[1]} x {mask[0]}, the image {shape[1]} x {shape[0]}'
+        return ''
+
+    def _mask_path(self, name: Path) -> Path:
+        return self.root / self.saliency_folder / mask_name(name)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.load(index)
+        return sample if self.transform is None else self.transform(sample)
+
+    def image_path(self, index: int) -> Path:
+        return self.root / 'images' / self.names[index]
+
+    def load(self, index: int) -> Sample:
+        """Read one sample, without the transform. Raises UserError for a file that was damaged since the start."""
+        path = self.image_path(index)
+        try:
+            image = read_image(path)
+        except ValueError as error:
+            raise UserError(f'image file {path} can no longer be read ({error}); restore it or take it out of the '
+                            'folder.') from error
+        sample: Sample = {'id': self.ids[index], 'image': image}
+        if self.saliency:
+            mask, (height, width) = read_saliency(self._mask_path(self.names[index])), image.shape[:2]
+            sample['sal'] = mask if mask.shape == (height, width) else resize_mask(mask, width, height)
+        return sample
+
+
+ImageSet = VOCSegmentation | FolderDataset

@@ -1,0 +1,180 @@
+"""Segment images: label maps, overlays and a legend.
+
+    python segmentation/predict.py --images photos --output segmented --model results/own_images/kmeans/clusters.pth.tar
+    python segmentation/predict.py --images film.mp4 --output segmented --model PATH/best_model.pth.tar \\
+        [--crf-postprocess]
+
+--images is an image, a folder (subfolders count) or a video; --model is clusters.pth.tar of kmeans.py or
+best_model.pth.tar of linear_finetune.py. Label maps are palette PNGs of the images' own sizes, under the same
+names. Started again it goes on where it stopped. In Python: ``segmentation.segmenter.Segmenter``.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.files import prepare_output, read_image
+from data.frames import Frame, open_frames
+from segmentation.crf import Refine, crf_in_workers, require_crf
+from segmentation.segmenter import Output, Segmenter
+from utils.config import find_file
+from utils.errors import UserError, name_some, run_script
+from utils.logger import progress
+from utils.parallel import available_cores, in_threads
+from utils.pictures import legend, montage, overlay, save_image, save_label_map, thumbnail
+from utils.report import check_settings, write_report
+
+MAPS, OVERLAYS = 'predictions', 'overlays'
+SHOWN, COLUMNS, SIDE = 24, 6, 160  # of the contact sheet: overlays, overlays in a row, longer side in pixels
+
+
+class Item(NamedTuple):
+    """An image on its way: read, prepared for the network, then with the network's output."""
+    name: Path  # of its label map
+    image: np.ndarray | None
+    tensor: Tensor | None
+    reason: str = ''  # why it cannot be read
+    output: Output | None = None
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--images', type=Path, required=True, help='an image, a folder of images or a video')
+    parser.add_argument('--output', type=Path, required=True, help='folder for predictions/, overlays/ and the report')
+    parser.add_argument('--model', required=True, help='clusters.pth.tar or best_model.pth.tar')
+    parser.add_argument('--weights', type=Path,
+                        help='checkpoint of the pretraining that clusters.pth.tar was made with, if it was moved')
+    parser.add_argument('--crf-postprocess', action='store_true', help='refine the label maps with a CRF')
+    parser.add_argument('--batch-size', type=int, default=8, help='images a forward pass (default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=available_cores(),
+                        help='threads that read and write, and processes of the CRF (default: one a CPU core)')
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto', help='where the network runs')
+    args = parser.parse_args(argv)
+    for name, value in (('--workers', args.workers), ('--batch-size', args.batch_size)):
+        if value < 1:
+            raise UserError(f'{name} {value} is too small; give at least 1.')
+    return args
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_size: int, threads: int,
+            refine: Refine | None) -> Iterator[tuple[Path, str]]:
+    """Predict and write; reading, preparing and writing happen in threads beside the network.
+
+    Args:
+        threads: that read, and as many that write.
+        refine: the CRF, or None.
+
+    Returns:
+        the name of each label map, and why there is none: '' if there is.
+    """
+    def read(frame: Frame) -> Item:
+        name, load = frame
+        try:
+            image = load()
+        except ValueError as error:
+            return Item(name, None, None, str(error))
+        return Item(name, image, segmenter.prepare(image))
+
+    def stack(batch: list[Item]) -> tuple[list[Item], Tensor | None]:
+        tensors = [item.tensor for item in batch if item.tensor is not None]
+        images = torch.stack(tensors) if tensors else None
+        return batch, images.pin_memory() if images is not None and segmenter.device.type == 'cuda' else images
+
+    def predicted() -> Iterator[Item]:
+        ready = in_threads(read, frames, threads, threads + 2 * batch_size)
+        for batch, images in in_threads(stack, batches(ready, batch_size), 1, 2):
+            outputs = iter([] if images is None else segmenter.run(images, refine is not None))
+            yield from (item._replace(tensor=None, output=next(outputs)) if item.image is not None else item
+                        for item in batch)
+
+    def write(item: Item) -> tuple[Path, str]:
+        if item.image is None or item.output is None:
+            return item.name, item.reason
+        labels = segmenter.finish(item.image, item.output, refine)
+        save_image(Image.fromarray(overlay(item.image, labels)), output / OVERLAYS / item.name.with_suffix('.jpg'))
+        save_label_map(labels, output / MAPS / item.name)  # last: it says that the image is done
+        return item.name, ''
+
+    return in_threads(write, predicted(), threads, threads + batch_size)
+
+
+def contact_sheet(output: Path, names: Sequence[Path], classes: Sequence[str]) -> None:
+    """Up to 24 overlays, spread over ``names``, above the legend: contact_sheet.png."""
+    chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(SHOWN, len(names))).astype(int))]
+    pictures = [thumbnail(read_image(output / OVERLAYS / name.with_suffix('.jpg')), SIDE) for name in chosen]
+    above, below = montage(pictures, COLUMNS), legend(classes)
+    sheet = Image.new('RGB', (max(above.width, below.width), above.height + below.height), 'white')
+    sheet.paste(above, (0, 0))
+    sheet.paste(below, (0, above.height))
+    save_image(sheet, output / 'contact_sheet.png')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    if args.crf_postprocess:
+        require_crf()
+    folder, total, doubles, frames = open_frames(args.images)
+    model = find_file(args.model)
+    segmenter = Segmenter.load(model, args.device, args.weights)
+    prepare_output(args.output, folder)
+    classes = segmenter.classes
+    merged = [f'{label} in {classes.index(name)}' for label, name in enumerate(classes) if classes.index(name) != label]
+    settings = {'images': str(args.images.resolve()), 'model': sha256(model.read_bytes()).hexdigest()[:16],
+                'merged clusters': merged, 'crf': args.crf_postprocess}
+    check_settings(args.output, settings)
+    save_image(legend(classes), args.output / 'legend.png')
+
+    done: list[Path] = []
+
+    def todo() -> Iterator[Frame]:
+        for frame in progress(frames, 'prediction', total):
+            if (args.output / MAPS / frame[0]).is_file():
+                done.append(frame[0])
+            else:
+                yield frame
+
+    written: list[Path] = []
+    failed: dict[str, str] = {}
+    workers = args.workers if args.crf_postprocess else 0
+    with crf_in_workers({}, workers) if args.crf_postprocess else nullcontext() as refine:
+        threads = 2 * workers if workers else args.workers  # while one image is refined, the next waits
+        for name, reason in segment(segmenter, todo(), args.output, args.batch_size, threads, refine):
+            if reason:
+                failed[name.with_suffix('').as_posix()] = reason
+            else:
+                written.append(name)
+
+    left_out = failed | {name.as_posix(): f'its label map would have the name of that of {owner.name}'
+                         for name, owner in doubles.items()}
+    text = write_report(args.output, settings, 'label maps', len(done) + len(written) + len(left_out), len(written),
+                        len(done), left_out)
+    if done or written:
+        contact_sheet(args.output, sorted(done + written), classes)
+    if failed:
+        raise UserError(f'{len(failed)} of {len(failed) + len(done) + len(written)} images cannot be read: '
+                        f'{name_some([f"{name} ({reason})" for name, reason in failed.items()], 3)}; replace them and '
+                        f'start again, the label maps of the others are in {args.output / MAPS}.')
+    print(text.partition('\n')[0] + f'; see {args.output}')
+
+
+if __name__ == '__main__':
+    run_script(main)

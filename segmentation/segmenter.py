@@ -1,0 +1,193 @@
+"""A trained model as a function from an image to its label map.
+
+    from segmentation.segmenter import Segmenter
+    segment = Segmenter.load('results/kmeans/clusters.pth.tar')   # or best_model.pth.tar of linear_finetune.py
+    labels = segment(image)                                       # (H, W, 3) uint8 -> (H, W) class ids
+    names = segment.classes
+"""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from data.transforms import EvaluationTransform, resize_mask
+from data.voc import VOC_CLASSES, read_classes
+from models.build import build_prototype_model, trained_linear_model
+from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
+from models.weights import fingerprint, identify
+from segmentation.cluster_model import ClusterModel
+from segmentation.crf import Refine
+from segmentation.embedding import THRESHOLD, find_objects
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
+from utils.runtime import pick_device, place, to_device
+
+SIZE = 512  # side of the network's input, for weights that do not say
+FOREIGN = 20.0  # taken off the score of a label inside an object of another label
+
+
+class Output(NamedTuple):
+    """What the network says of one image, at its own size S."""
+    labels: np.ndarray  # (S, S) uint8
+    logits: np.ndarray | None  # (C, S, S) float32, if they are to be refined
+    channels: np.ndarray  # (C,) label of each channel of the logits
+
+
+class Segmenter(ABC):
+    """Images in, label maps out; safe to ``prepare`` and ``finish`` in threads beside ``run``.
+
+    classes: the name of each label.
+    """
+
+    def __init__(self, classes: tuple[str, ...], size: int, device: torch.device) -> None:
+        self.classes, self.size, self.device = classes, size, device
+        self.transform = EvaluationTransform(size)
+
+    @staticmethod
+    def load(path: str | Path, device: str = 'auto', weights: str | Path | None = None) -> Segmenter:
+        """From best_model.pth.tar of linear_finetune.py (or a released linear model) or clusters.pth.tar of kmeans.py.
+
+        Args:
+            device: 'auto', 'cpu' or 'cuda'.
+            weights: the pretraining checkpoint that the clusters were found with, if it was moved.
+
+        Raises:
+            UserError: a file is missing or is none of these, or the weights are of another network.
+        """
+        path, where = Path(path), pick_device(device)
+        checkpoint = load_checkpoint(path)
+        if ClusterModel.holds(checkpoint):
+            return ClusterSegmenter(ClusterModel.of(checkpoint).with_names_beside(path), str(path), where, weights)
+        if weights is not None:
+            raise UserError(f'{path} holds all of its weights; leave out --weights, which goes with the '
+                            'clusters.pth.tar of kmeans.py.')
+        run = _config_beside(path)
+        model = trained_linear_model(identify(checkpoint, str(path)), run.get('backbone'))
+        return LinearSegmenter(model, _classes_of(run, model.classifier.out_channels), int(run.get('val_size', SIZE)),
+                               where)
+
+    def __call__(self, image: np.ndarray, refine: Refine | None = None) -> np.ndarray:
+        """The label map of an image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            refine: makes a label map of the image and the logits, e.g. ``segmentation.crf.dense_crf``.
+
+        Returns:
+            (H, W) int32, indices of ``classes``.
+        """
+        output = self.run(self.prepare(image)[None], refine is not None)[0]
+        return self.finish(image, output, refine).astype(np.int32)
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 -> (3, S, S) float32, normalised."""
+        return self.transform({'image': image})['image']
+
+    @abstractmethod
+    def run(self, images: Tensor, keep_logits: bool = False) -> list[Output]:
+        """Run the network on a batch (B, 3, S, S)."""
+
+    @staticmethod
+    def finish(image: np.ndarray, output: Output, refine: Refine | None = None) -> np.ndarray:
+        """The label map at the image's own size, (H, W) uint8; refined with ``refine`` if logits were kept."""
+        if refine is None or output.logits is None:
+            return resize_mask(output.labels, image.shape[1], image.shape[0])
+        return output.channels[refine(image, output.logits)].astype(np.uint8)
+
+
+class LinearSegmenter(Segmenter):
+    """The linear model: the class of greatest logit."""
+
+    def __init__(self, model: LinearSegmentationModel, classes: tuple[str, ...], size: int,
+                 device: torch.device) -> None:
+        super().__init__(classes, size, device)
+        place(model, device)
+        self.model, self.channels = model, np.arange(len(classes))
+
+    @torch.inference_mode()
+    def run(self, images: Tensor, keep_logits: bool = False) -> list[Output]:
+        logits = self.model(to_device(images, self.device))  # B x C x S x S
+        labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
+        kept = logits.cpu().contiguous().numpy() if keep_logits else [None] * len(labels)
+        return [Output(*pair, self.channels) for pair in zip(labels, kept, strict=True)]
+
+
+class ClusterSegmenter(Segmenter):
+    """The clusters of K-means: each object the network sees takes the label of the nearest centre.
+
+    Args:
+        source: the file of the clusters, for messages.
+        weights: path of the network's checkpoint; None: where kmeans.py found it.
+    """
+
+    def __init__(self, clusters: ClusterModel, source: str, device: torch.device,
+                 weights: str | Path | None = None) -> None:
+        network = clusters.network
+        super().__init__(clusters.classes or (), network['size'], device)
+        config = {**network, 'saliency': 'network', 'pretraining': str(weights or network['pretraining'])}
+        model: ContrastiveSegmentationModel | BackboneModel = build_prototype_model(SimpleNamespace(**config))
+        if fingerprint(model) != network['fingerprint']:
+            raise UserError(f'{config["pretraining"]} holds the weights of another network than the one {source} was '
+                            'made with; give that one with --weights, or run kmeans.py again.')
+        place(model, device)
+        self.model, self.clusters = model, clusters
+
+    def run(self, images: Tensor, keep_logits: bool = False) -> list[Output]:
+        network = self.clusters.network
+        found = find_objects(self.model, to_device(images, self.device), network['features'],
+                             min_component=network['min_component'])
+        outputs = []
+        for objects in found:
+            rest = self.clusters.labels[0]
+            table = np.array([rest, *self.clusters.label(objects.prototypes.cpu().numpy())], np.uint8)
+            labels = table[objects.ids]
+            logits, channels = None, np.array([rest])
+            if keep_logits:
+                logits, channels = object_logits(labels, objects.ids, objects.scores.cpu().numpy(), rest)
+            outputs.append(Output(labels, logits, channels))
+        return outputs
+
+
+def object_logits(labels: np.ndarray, ids: np.ndarray, scores: np.ndarray, rest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits whose argmax is the label map of an image's objects, for a refinement of their outlines.
+
+    The background has the saliency threshold everywhere, a label the saliency score, less inside the
+    objects of other labels: outlines move, but no object takes another label than those in the image.
+
+    Args:
+        labels: (S, S) label map.
+        ids: (S, S) 0 outside, 1..n in the objects.
+        scores: (S, S) raw saliency scores.
+        rest: label of the background.
+
+    Returns:
+        (C, S, S) float32, and the label of each channel (C,), ``rest`` first.
+    """
+    channels = np.array([rest, *(label for label in np.unique(labels) if label != rest)])
+    logits = np.full((len(channels), *labels.shape), THRESHOLD, np.float32)
+    for channel, label in enumerate(channels[1:], 1):
+        logits[channel] = scores - FOREIGN * ((ids > 0) & (labels != label))
+    return logits, channels
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    """The config of the run that wrote a checkpoint, from its folder; {} if there is none."""
+    try:
+        config = yaml.safe_load(path.with_name('config.yml').read_text(encoding='utf-8'))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _classes_of(run: dict[str, Any], count: int) -> tuple[str, ...]:
+    """Names of a linear model's classes: of the data set it was scored on, else VOC's if there are as many."""
+    root = Path(run['db_root']) / run['val_db_name'] if {'db_root', 'val_db_name'} <= run.keys() else None
+    classes = read_classes(root) if root is not None and root.is_dir() else VOC_CLASSES
+    return classes if len(classes) == count else tuple(f'class_{label}' for label in range(count))

@@ -1,0 +1,195 @@
+"""A plain folder of images as a data set: every kind of file, random splits, and what is said of what does not fit."""
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from easydict import EasyDict
+from PIL import Image
+
+from data import build
+from data.files import probe_image, read_image
+from data.folder import FolderDataset, is_folder
+from data.pairs import PairDataset
+from data.transforms import contrastive_view
+from tests.golden_inputs import photo
+from utils.errors import UserError
+
+
+def write(root: Path, name: str, mask: bool = True, size: tuple[int, int] = (40, 60), **options) -> Path:
+    """An image of (height, width), and a mask of its left half as it is stored."""
+    path = root / 'images' / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(photo(name, *size)).save(path, **options)
+    if mask:
+        halves = np.zeros(size, np.uint8)
+        halves[:, :size[1] // 2] = 255
+        write_mask(root, name, halves)
+    return path
+
+
+def write_mask(root: Path, name: str, mask: np.ndarray) -> None:
+    path = (root / 'saliency_masks' / name).with_suffix('.png')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for i in range(20):
+        write(tmp_path, f'{"ab"[i % 2]}/{i:02}.jpg')
+    return tmp_path
+
+
+def test_every_kind_of_image(tmp_path: Path, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying, seen standing
+    write(tmp_path, 'deep/er/turned.jpg', mask=False, exif=exif)
+    standing = np.zeros((60, 40), np.uint8)
+    standing[:30] = 255
+    write_mask(tmp_path, 'deep/er/turned.jpg', standing)
+    write(tmp_path, 'photo.JPEG')
+    write(tmp_path, 'photo.webp', mask=False)  # would share a mask with photo.JPEG
+    write(tmp_path, 'a.b.webp', size=(30, 90))
+    Image.fromarray(photo('grey', 40, 60)).convert('L').save(write(tmp_path, 'grey.png'))
+    transparent = np.zeros((40, 60, 4), np.uint8)
+    transparent[10:20] = 9, 9, 9, 255
+    Image.fromarray(transparent).save(write(tmp_path, 'transparent.png'))
+    write_mask(tmp_path, 'photo.JPEG', np.eye(20, 30, dtype=np.uint8))  # half the size, stored as 0/1
+    data = FolderDataset(tmp_path, saliency='masks')
+    assert data.ids == ['a.b', 'deep/er/turned', 'grey', 'photo', 'transparent']
+    shapes = {sample['id']: sample['image'].shape for sample in data}
+    assert shapes == {'a.b': (30, 90, 3), 'deep/er/turned': (60, 40, 3), 'grey': (40, 60, 3), 'photo': (40, 60, 3),
+                      'transparent': (40, 60, 3)}
+    for sample in data:
+        assert sample['image'].dtype == sample['sal'].dtype == np.uint8
+        assert sample['sal'].shape == sample['image'].shape[:2]
+        assert set(np.unique(sample['sal'])) == {0, 1}
+    assert data[1]['sal'][:30].all()  # the mask of a turned image is upright
+    assert not data[1]['sal'][30:].any()
+    np.testing.assert_array_equal(data[1]['image'], np.rot90(read_pixels(tmp_path / 'images/deep/er/turned.jpg'), -1))
+    assert data[4]['image'][0, 0].tolist() == [255] * 3
+    assert 'differ from those of others in the suffix alone: photo.webp' in caplog.text
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def test_splits_are_random_and_stay_when_images_join(root: Path) -> None:
+    everything, train, val = (FolderDataset(root, split, 5).ids for split in ('all', 'train', 'val'))
+    assert len(everything) == 20
+    assert len(val) == 2
+    assert sorted(train + val) == everything == sorted(everything)
+    assert FolderDataset(root, 'val', 5).ids == val
+    draws = {tuple(FolderDataset(root, 'val', seed).ids) for seed in range(6)}
+    assert len(draws) > 3
+    write(root, 'c/new.jpg')
+    assert len(set(FolderDataset(root, 'val', 5).ids) & set(val)) >= 1
+    with pytest.raises(UserError, match='^a plain folder of images has the splits all, train, val, not trainaug; '):
+        FolderDataset(root, 'trainaug')
+    for path in sorted((root / 'images').rglob('*.jpg'))[1:]:
+        path.unlink()
+    assert len(FolderDataset(root, 'val')) == 1
+    with pytest.raises(UserError, match='^1 images are too few for split train'):
+        FolderDataset(root, 'train')
+
+
+def test_damaged_files_are_named_and_left_out(root: Path, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    broken = root / 'images' / 'a' / '04.jpg'
+    broken.write_bytes(broken.read_bytes()[:-200])  # its header is whole
+    assert isinstance(probe_image(broken), str)
+    mask = root / 'saliency_masks' / 'b' / '05.png'
+    mask.write_bytes(mask.read_bytes()[:60])
+    write_mask(root, 'a/06.jpg', np.full((60, 40), 255, np.uint8))  # lies where the image stands
+    data = FolderDataset(root, saliency='masks')
+    assert data.left_out == 3
+    assert not {'a/04', 'b/05', 'a/06'} & set(data.ids)
+    assert '3 of 20 images cannot be used and are left out: a/04.jpg (' in caplog.text
+    assert 'b/05.jpg (its mask: ' in caplog.text
+    assert 'a/06.jpg (its mask is 40 x 60, the image 60 x 40)' in caplog.text
+    assert len(FolderDataset(root)) == 19  # without masks only the image matters
+    for path in sorted((root / 'images').rglob('*.jpg'))[:11]:
+        path.write_bytes(b'nothing')
+    with pytest.raises(UserError, match=r'^1\d of 20 images in .*images cannot be used: a/00.jpg \(.* and \d+ more; '):
+        FolderDataset(root)
+
+
+def test_a_file_damaged_later_is_one_sentence(root: Path) -> None:
+    data = FolderDataset(root, saliency='masks')
+    data.image_path(0).write_bytes(b'nothing')
+    with pytest.raises(UserError, match=r'^image file \S+00.jpg can no longer be read \('):
+        data.load(0)
+
+
+def test_masks_that_do_not_match(root: Path, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    for i in range(0, 14, 2):
+        (root / 'saliency_masks' / 'a' / f'{i:02}.png').unlink()
+    write_mask(root, 'stray.png', np.zeros((4, 4), np.uint8))
+    data = FolderDataset(root, saliency='masks')
+    assert (len(data), data.left_out) == (13, 7)
+    assert '7 of 20 images have no mask' in caplog.text
+    assert 'there is no a/00.png, a/02.png, a/04.png, a/06.png, a/08.png and 2 more' in caplog.text
+    assert '1 masks in' in caplog.text
+    with pytest.raises(UserError, match=r'^folder \S+saliency_other does not exist; make the masks with saliency/pred'):
+        FolderDataset(root, saliency='other')
+    (root / 'saliency_masks').rename(root / 'saliency_moved')
+    (root / 'saliency_masks').mkdir()
+    with pytest.raises(UserError, match=r'^none of the 20 images in \S+ has its mask in \S+: there is no a/00.png.* '
+                                        'and 15 more; '):
+        FolderDataset(root, saliency='masks')
+
+
+def test_folders_that_are_none(tmp_path: Path, shapes: Path) -> None:
+    with pytest.raises(UserError, match=r'^folder \S+images does not exist; put the images there'):
+        FolderDataset(tmp_path)
+    (tmp_path / 'images').mkdir()
+    with pytest.raises(UserError, match=r'^folder \S+images holds no image'):
+        FolderDataset(tmp_path)
+    assert is_folder(tmp_path)
+    assert not is_folder(shapes)
+    assert not is_folder(tmp_path / 'nowhere')
+
+
+def test_pairs_and_loaders(root: Path, shapes: Path, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    pair = PairDataset(FolderDataset(root, saliency='masks'), contrastive_view(32, scale=(0.9, 1.0)))[3, 7]
+    assert pair['id'] == 'a/06'
+    assert pair['query'].shape == (3, 32, 32)
+    assert 0.3 < pair['query_mask'].float().mean() < 0.7
+    (root / 'images' / 'a' / '00.jpg').write_bytes(b'nothing')
+    p = EasyDict(db_root=str(root), train_db_name='.', train_split='all', saliency='masks', seed=1, num_workers=0,
+                 train_batch_size=4, augmentation_kwargs={'size': 32}, model_kwargs={'upsample': True}, val_size=24,
+                 val_batch_size=8, output_dir=str(root / 'results'))
+    loader, sampler = build.pretrain_loader(p)
+    assert len(sampler) == 19
+    assert torch.stack([batch['query'] for batch in loader]).shape == (4, 4, 3, 32, 32)
+    assert f'Pretraining on 19 images of {root.name} all; 1 of its IDs have no image or no mask' in caplog.text
+    batches = list(build.unlabelled_loader(p, '.', 'all')[0])
+    assert [len(batch['id']) for batch in batches] == [8, 8, 3]
+    assert batches[0]['shape'][0] == (40, 60)
+    assert 'semseg' not in batches[0]
+    assert not build.has_ground_truth(p, '.')
+    for call in (lambda: build.evaluation_loader(p, '.', 'all'), lambda: build.linear_loader(p)):
+        with pytest.raises(UserError, match='is a plain folder of images without ground truth'):
+            call()
+    inside = EasyDict(p, output_dir=str(root / 'images' / 'results'))
+    with pytest.raises(UserError, match=r'^output_dir \S+results lies inside \S+images, so that results would be'):
+        build.pretrain_loader(inside)
+    labelled = EasyDict(p, db_root=str(shapes.parent))
+    assert build.has_ground_truth(labelled, shapes.name)
+    with pytest.raises(UserError, match='db_root'):
+        build.unlabelled_loader(p, 'nowhere', 'all')
+
+
+def test_probe_sees_what_reading_sees(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    for name, options in (('a.jpg', {'exif': exif}), ('b.png', {}), ('c.webp', {})):
+        path = write(tmp_path, name, size=(33, 51), **options)
+        assert probe_image(path) == read_image(path).shape[:2]

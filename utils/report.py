@@ -1,0 +1,53 @@
+"""What came of a folder of images: report.json and report.txt beside the results."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.results import write_text
+
+REPORT = 'report.json'
+
+
+def check_settings(output: Path, settings: dict[str, Any]) -> None:
+    """See that what is in the output folder, if anything, was made in the same way; note how, if nothing is.
+
+    Raises:
+        UserError: it was made with another method or other weights.
+    """
+    path = output / REPORT
+    try:
+        before = json.loads(path.read_text())['settings']
+    except FileNotFoundError:
+        write_text(path, json.dumps({'settings': settings}, indent=2) + '\n')
+        return
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f'{path} is not a report of this script; move it away or choose another --output.') from None
+    changed = [f'{name} {before.get(name)} then, {value} now' for name, value in settings.items()
+               if before.get(name) != value]
+    if changed:
+        raise UserError(f'--output {output} was made with other settings ({"; ".join(changed)}); choose another '
+                        'folder or delete this one.')
+
+
+def write_report(output: Path, settings: dict[str, Any], what: str, images: int, written: int, existing: int,
+                 left_out: dict[str, str]) -> str:
+    """Write report.json and report.txt.
+
+    Args:
+        what: is made of each image: 'masks'.
+        images, written, existing: how many images were found, masks written now, masks there already.
+        left_out: image -> why it has no mask.
+
+    Returns:
+        the text of report.txt.
+    """
+    counts = {'images': images, f'{what}_written': written, f'{what}_existing': existing, 'left_out': left_out}
+    write_text(output / REPORT, json.dumps({'settings': settings, **counts}, indent=2) + '\n')
+    lines = [f'{images} images: {written} {what} written, {existing} there already, {len(left_out)} left out']
+    lines += [f'left out: {name}: {reason}' for name, reason in sorted(left_out.items())]
+    text = '\n'.join(lines) + '\n'
+    write_text(output / 'report.txt', text)
+    return text
