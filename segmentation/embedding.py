@@ -174,7 +174,8 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Dat
                         packed_shapes, shapes, counts))
     columns = list(zip(*distributed.interleave(batches), strict=True))
     packed, packed_shapes, shapes, counts = (list(chain(*column)) for column in columns[3:])
-    split = EmbeddedSplit(*(np.concatenate(column) for column in columns[:3]), packed, packed_shapes, shapes,
+    joined = [np.concatenate(column) for column in columns[:3]]
+    split = EmbeddedSplit(joined[0], joined[1], joined[2], packed, packed_shapes, shapes,
                           np.repeat(np.arange(len(shapes)), counts))
     if not split.prototypes.any():
         raise UserError(f'none of the {len(shapes)} images has a mask; check the saliency masks, or train the saliency '
