@@ -136,7 +136,6 @@ def test_killed_at_a_random_moment_and_resumed_a_run_ends_in_the_same_bits(runne
         assert equal(final_state(folder), expected)
         assert not list(folder.glob('.*.unfinished'))
         shutil.rmtree(folder)
-    assert 'Traceback' not in output.read_text()
     print(script, counts)
     assert counts['while writing'] or not KILLS
 
