@@ -32,7 +32,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from data.pairs import PairDataset
 from data.synthetic import generate
-from data.transforms import contrastive_view
+from data.views import ContrastiveView
 from data.voc import VOCSegmentation
 from models.resnet import DilatedResNet
 from models.segmentation import ContrastiveSegmentationModel
@@ -198,7 +198,7 @@ def input_seconds(count: int, size: int) -> float:
     """Seconds in which one process makes ``count`` pairs from drawn 500 px JPEGs."""
     with tempfile.TemporaryDirectory() as folder:
         base = VOCSegmentation(generate(Path(folder) / 'drawn', 8, 1, 500), 'train', saliency='supervised_model')
-        pairs = PairDataset(base, contrastive_view(size=size))
+        pairs = PairDataset(base, ContrastiveView(size=size))
         for index in range(8):
             pairs[index, index]
         start = time.perf_counter()

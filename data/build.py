@@ -9,14 +9,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.collate import default_collate
 
+from data.cache import SampleCache
 from data.download import ensure_dataset
 from data.folder import FolderDataset, ImageSet, is_folder
 from data.pairs import PairDataset, SeededDataset, SeededSampler
-from data.transforms import EvaluationTransform, LinearTrainTransform, contrastive_view
+from data.transforms import EvaluationTransform, LinearTrainTransform
+from data.views import ContrastiveView
 from data.voc import Sample, VOCSegmentation
 from utils import distributed
 from utils.errors import UserError
 from utils.interrupt import guard_worker
+from utils.runtime import pick_device
 
 log = logging.getLogger(__name__)
 DOWNLOADABLE = 'VOCSegmentation'
@@ -74,8 +77,8 @@ def _start_worker(_: int) -> None:
 def _loader(p: Any, dataset: Dataset, batch_size: int, **kwargs: Any) -> DataLoader:
     # with a generator of its own a loader takes no number from the one that training draws from
     return DataLoader(dataset, batch_size, num_workers=p.num_workers, persistent_workers=p.num_workers > 0,
-                      pin_memory=torch.cuda.is_available(), collate_fn=collate, worker_init_fn=_start_worker,
-                      generator=torch.Generator(), **kwargs)
+                      pin_memory=pick_device(p.device).type == 'cuda', collate_fn=collate,
+                      worker_init_fn=_start_worker, generator=torch.Generator(), **kwargs)
 
 
 def _train_loader(p: Any, base: ImageSet, dataset: Dataset) -> tuple[DataLoader, SeededSampler]:
@@ -86,6 +89,8 @@ def _train_loader(p: Any, base: ImageSet, dataset: Dataset) -> tuple[DataLoader,
     if p.train_batch_size % processes:
         raise UserError(f'train_batch_size {p.train_batch_size} cannot be split over {processes} processes; take a '
                         'multiple of their number.')
+    if p.cache == 'ram':
+        base.cache = SampleCache(base.load, len(base))
     sampler = SeededSampler(len(base), p.seed, p.train_batch_size, distributed.rank(), processes)
     return _loader(p, dataset, p.train_batch_size // processes, sampler=sampler, drop_last=True), sampler
 
@@ -103,7 +108,7 @@ def pretrain_loader(p: Any) -> tuple[DataLoader, SeededSampler]:
     size = augmentation.size
     if p.model_kwargs.upsample is False and size % 8:
         raise UserError(f'augmentation_kwargs.size {size} must be a multiple of 8 when upsample is off.')
-    return _train_loader(p, base, PairDataset(base, contrastive_view(**augmentation)))
+    return _train_loader(p, base, PairDataset(base, ContrastiveView(**augmentation)))
 
 
 def linear_loader(p: Any) -> tuple[DataLoader, SeededSampler, list[str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from data.cache import SampleCache
 from data.files import find_images, mask_name, one_a_mask, probe_image, read_image
 from data.transforms import resize_mask
 from data.voc import Sample, VOCSegmentation, read_saliency
@@ -75,6 +76,7 @@ class FolderDataset(Dataset):
         self.root, self.split, self.transform = root, split, transform
         self.saliency_folder = f'saliency_{saliency}'
         self.saliency = saliency is not None
+        self.cache: SampleCache | None = None  # of ``load``
         if not (root / 'images').is_dir():
             raise UserError(f'folder {root / "images"} does not exist; put the images there, or set db_root to the '
                             'folder that holds images/.')
@@ -150,6 +152,8 @@ class FolderDataset(Dataset):
 
     def load(self, index: int) -> Sample:
         """Read one sample, without the transform. Raises UserError for a file that was damaged since the start."""
+        if self.cache is not None:
+            return self.cache[index]
         path = self.image_path(index)
         try:
             image = read_image(path)

@@ -1,22 +1,22 @@
 """Query and key views of an image with their masks, drawn from a seed a sample."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+import cv2
+import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from torchvision import tv_tensors
 
 from data.folder import ImageSet
 from data.transforms import seeded
+from data.views import ContrastiveView
 from data.voc import Sample, VOCSegmentation
 from utils.errors import UserError
 
 MIN_FOREGROUND, MAX_FOREGROUND = 0.01, 0.99
 DRAWS = 3
 IMAGES = 50
-View = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 SEED_RANGE = 2 ** 62
 
 
@@ -64,7 +64,7 @@ class PairDataset(Dataset):
 
     Args:
         base: images with saliency masks.
-        view: maps (image, mask) to a random (view, mask).
+        view: the random view.
 
     An item is taken by (index, seed). It holds 'query' and 'key', (3, size, size) float32, with
     'query_mask' and 'key_mask', (size, size) uint8 in {0, 1}, and 'id'.
@@ -73,7 +73,7 @@ class PairDataset(Dataset):
         UserError: 50 images in a row gave no such views.
     """
 
-    def __init__(self, base: ImageSet, view: View) -> None:
+    def __init__(self, base: ImageSet, view: ContrastiveView) -> None:
         self.base, self.view = base, view
 
     def __len__(self) -> int:
@@ -93,21 +93,20 @@ class PairDataset(Dataset):
                         f'{self.base.root / self.base.saliency_folder} look empty or full: check them.')
 
     def _draw(self, sample: Sample) -> Sample | None:
-        if not sample['sal'].mean() > 0:
+        image, mask = sample['image'], sample['sal']
+        if not mask.any():
             return None
-        image = tv_tensors.Image(torch.from_numpy(sample['image']).permute(2, 0, 1))
-        mask = tv_tensors.Mask(torch.from_numpy(sample['sal']))
         for _ in range(DRAWS):
-            query, query_mask = self.view(image, mask)
-            key, key_mask = self.view(image, mask)
-            if _useful(query_mask) and _useful(key_mask):
-                return {'query': query.as_subclass(Tensor), 'query_mask': query_mask.as_subclass(Tensor),
-                        'key': key.as_subclass(Tensor), 'key_mask': key_mask.as_subclass(Tensor)}
+            draws = {name: self.view.draw(mask) for name in ('query', 'key')}
+            masks = {name: self.view.make_mask(mask, draw) for name, draw in draws.items()}
+            if all(map(_useful, masks.values())):
+                return {**{name: self.view.make_image(image, draw) for name, draw in draws.items()},
+                        **{f'{name}_mask': torch.from_numpy(view) for name, view in masks.items()}}
         return None
 
 
-def _useful(mask: Tensor) -> bool:
-    return MIN_FOREGROUND < mask.float().mean().item() < MAX_FOREGROUND
+def _useful(mask: np.ndarray) -> bool:
+    return MIN_FOREGROUND < cv2.countNonZero(mask) / mask.size < MAX_FOREGROUND
 
 
 class SeededDataset(Dataset):

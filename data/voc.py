@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import yaml
 from PIL import Image
 from torch.utils.data import Dataset
 
+from data.cache import SampleCache
 from utils.errors import UserError, name_some
 
 VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
@@ -72,6 +74,28 @@ def random_share(ids: Sequence[str], share: float, seed: int) -> list[str]:
     return [name for name in ids if name in kept]
 
 
+def _decode_jpeg(data: np.ndarray) -> np.ndarray | None:
+    """A sound JPEG file as (H, W, 3) uint8, by OpenCV: faster than Pillow, to the same pixels.
+
+    Args:
+        data: the file's bytes, uint8.
+
+    Returns:
+        None for a file of another kind, of several scans, without its end or with a stray marker (OpenCV would fill
+        up what follows it): Pillow reads it, or says what is wrong with it.
+    """
+    start = data.tobytes().find(b'\xff\xda') + 2  # of the scan; in it, only 0 or a restart marker follows 255
+    if data[:2].tobytes() != b'\xff\xd8' or start < 2 or data[-2:].tobytes() != b'\xff\xd9':
+        return None
+    following = data[start + 1:-1][data[start:-2] == 255]
+    if ((following != 0) & (following & 0xF8 != 0xD0)).any():
+        return None
+    try:
+        return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        return None
+
+
 def read_image(path: Path, mode: str | None = 'RGB') -> np.ndarray:
     """Read an image file: (H, W, 3) uint8 for mode 'RGB'; mode None keeps the stored values (class ids).
 
@@ -79,6 +103,10 @@ def read_image(path: Path, mode: str | None = 'RGB') -> np.ndarray:
         UserError: the file is missing, corrupt or truncated.
     """
     try:
+        if mode == 'RGB':
+            photograph = _decode_jpeg(np.fromfile(path, np.uint8))
+            if photograph is not None:
+                return photograph
         with Image.open(path) as image:
             return np.array(image if mode is None else image.convert(mode))
     except FileNotFoundError as error:
@@ -96,7 +124,7 @@ def read_saliency(path: Path) -> np.ndarray:
     if mask.ndim == 3:
         mask = read_image(path, 'L')
     highest = 1 if mask.max(initial=0) <= 1 else 255 if mask.max() <= 255 else 65535
-    return (mask > highest / 2).astype(np.uint8)
+    return (mask > highest // 2).view(np.uint8)
 
 
 class VOCSegmentation(Dataset):
@@ -129,6 +157,7 @@ class VOCSegmentation(Dataset):
         self.saliency_folder = f'saliency_{saliency}'
         self.semseg, self.saliency = semseg, saliency is not None
         self.left_out = 0
+        self.cache: SampleCache | None = None  # of ``load``
         if self.saliency and skip_without_saliency:
             kept = self._present('images', '.jpg') & self._present(self.saliency_folder, '.png')
             self.left_out = len(self.ids) - len(kept)
@@ -168,6 +197,8 @@ class VOCSegmentation(Dataset):
 
     def load(self, index: int) -> Sample:
         """Read one sample, without the transform. Raises UserError for a corrupt file or a class id out of range."""
+        if self.cache is not None:
+            return self.cache[index]
         name = self.ids[index]
         sample: Sample = {'id': name, 'image': read_image(self.image_path(index))}
         size = sample['image'].shape[:2]

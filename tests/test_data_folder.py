@@ -12,7 +12,7 @@ from data import build
 from data.files import probe_image, read_image
 from data.folder import FolderDataset, is_folder
 from data.pairs import PairDataset
-from data.transforms import contrastive_view
+from data.views import ContrastiveView
 from tests.golden_inputs import photo
 from utils.errors import UserError
 
@@ -158,7 +158,7 @@ def test_folders_that_are_none(tmp_path: Path, shapes: Path) -> None:
 
 def test_pairs_and_loaders(root: Path, shapes: Path, caplog) -> None:
     caplog.set_level(logging.INFO)
-    pair = PairDataset(FolderDataset(root, saliency='masks'), contrastive_view(32, scale=(0.9, 1.0)))[3, 7]
+    pair = PairDataset(FolderDataset(root, saliency='masks'), ContrastiveView(32, scale=(0.9, 1.0)))[3, 7]
     assert pair['id'] == 'a/06'
     assert pair['query'].shape == (3, 32, 32)
     assert 0.3 < pair['query_mask'].float().mean() < 0.7

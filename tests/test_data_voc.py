@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.voc import VOC_CLASSES, VOCSegmentation, read_classes, read_saliency
+from data.voc import VOC_CLASSES, VOCSegmentation, read_classes, read_image, read_saliency
 from utils.errors import UserError
 
 
@@ -110,6 +110,32 @@ def test_corrupt_files_are_named(shapes: Path) -> None:
                 data[0]
         path.write_bytes(whole)
     data[0]
+
+
+@pytest.mark.parametrize(('mode', 'options', 'levels'), [
+    ('RGB', {}, 0), ('RGB', {'progressive': True, 'subsampling': 0}, 0), ('L', {}, 0), ('CMYK', {}, 1)])
+def test_photographs_are_read_as_pillow_reads_them(tmp_path: Path, mode: str, options: dict, levels: int) -> None:
+    path = tmp_path / 'photo.jpg'
+    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation, which the masks know nothing of
+    Image.fromarray(noise).resize((97, 61)).convert(mode).save(path, exif=turned, **options)
+    expected = np.array(Image.open(path).convert('RGB'))
+    found = read_image(path)
+    assert found.shape == expected.shape == (61, 97, 3)
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(int) - expected).max() <= levels
+
+
+def test_a_photograph_with_a_stray_marker_is_corrupt(tmp_path: Path) -> None:
+    path = tmp_path / 'photo.jpg'
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path, quality=95)
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2:len(whole) // 2 + 2] = b'\xff\xc8'
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r'photo\.jpg is corrupt'):
+        read_image(path)
 
 
 def test_class_id_outside_the_list(shapes: Path) -> None:

@@ -18,8 +18,8 @@ from utils.strict_yaml import StrictReader
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACEHOLDER = '/path/to'
 # Keys that do not change results, so that a run may continue with others.
-IGNORED = ('num_workers', 'crf_workers', 'device', 'log_every', 'checkpoint_every', 'num_visualizations',
-           'val_batch_size', 'root_dir', 'db_root', 'output_dir', 'config_name')
+IGNORED = ('num_workers', 'cache', 'crf_workers', 'device', 'log_every', 'checkpoint_every',
+           'num_visualizations', 'val_batch_size', 'root_dir', 'db_root', 'output_dir', 'config_name')
 
 
 class Config(EasyDict):

@@ -8,11 +8,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 import cv2
 import torch
 
+CONTAINER = Path('/sys/fs/cgroup')
 Item = TypeVar('Item')
 Result = TypeVar('Result')
 
@@ -21,6 +24,26 @@ def available_cores() -> int:
     """CPU cores that this process may use: its share of them, beside others of one job on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take: its share of what is free, beside others of one job on this machine.
+
+    A container's limit counts, too. None where the system does not say (it is not Linux).
+    """
+    try:
+        free = 1024 * _numbers(Path('/proc/meminfo'))['MemAvailable:']
+    except (OSError, KeyError):
+        return None
+    with suppress(OSError, KeyError, ValueError):  # there is no container, or none with a limit
+        limit, used = int((CONTAINER / 'memory.max').read_text()), _numbers(CONTAINER / 'memory.stat')
+        free = min(free, max(0, limit - used['anon'] - used['shmem']))
+    return free // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The second word of each line by its first."""
+    return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines()) if len(words) > 1}
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int,

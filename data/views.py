@@ -1,0 +1,135 @@
+"""The random views of pretraining, drawn as torchvision draws them and made by OpenCV on 8 bit images."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from data.transforms import MEAN, STD
+
+GREY_WEIGHTS = np.array([[0.2989, 0.587, 0.114]], np.float32)  # of ITU-R BT.601, as torchvision rounds them
+CUT_OFF = -0.49997  # OpenCV rounds to 8 bits; less almost a half, it cuts the fraction off, as torchvision does
+SCALE = torch.tensor([1 / (255 * std) for std in STD]).view(3, 1, 1)
+SHIFT = torch.tensor([-mean / std for mean, std in zip(MEAN, STD, strict=True)]).view(3, 1, 1)
+JITTER = ('brightness', 'contrast', 'saturation', 'hue')  # numbered as in ColorJitter's order
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What is random in a view: the crop (top, left, height, width), the colour changes in their order, grey, flip."""
+    crop: tuple[int, int, int, int]
+    jitter: tuple[tuple[str, float], ...]
+    grey: bool
+    flip: bool
+
+
+class ContrastiveView:
+    """The random view of pretraining (paper, section 4.1; MoCo v2's augmentations without blur).
+
+    A view is drawn first and made afterwards, so that a mask without foreground costs no work on its image.
+    The same draws give what torchvision's v2 transforms on tensors give, to one grey level.
+
+    Args:
+        size: side of the square result, pixels.
+        scale, ratio: ranges of the crop's share of the area and of its aspect ratio.
+        jitter: how far brightness, contrast, saturation and hue may change.
+        jitter_probability, grey_probability, flip_probability: how often each happens.
+    """
+
+    def __init__(self, size: int = 224, scale: Sequence[float] = (0.2, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3),
+                 jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.1), jitter_probability: float = 0.8,
+                 grey_probability: float = 0.2, flip_probability: float = 0.5) -> None:
+        self.size = size
+        self.crop, self.jitter = v2.RandomResizedCrop(size, scale=scale, ratio=ratio), v2.ColorJitter(*jitter)
+        self.jitter_probability, self.grey_probability = jitter_probability, grey_probability
+        self.flip_probability = flip_probability
+
+    def draw(self, mask: Array) -> Draw:
+        """Draw a view of an image with this mask (H, W) from PyTorch's CPU generator."""
+        crop = self.crop.make_params([torch.from_numpy(mask)])
+        jitter: tuple[tuple[str, float], ...] = ()
+        if _happens(self.jitter_probability):
+            drawn = self.jitter.make_params([])
+            factors = [(name, drawn[f'{name}_factor']) for name in (JITTER[i] for i in drawn['fn_idx'].tolist())]
+            jitter = tuple((name, factor) for name, factor in factors if factor is not None)
+        return Draw((crop['top'], crop['left'], crop['height'], crop['width']), jitter,
+                    grey=_happens(self.grey_probability), flip=_happens(self.flip_probability))
+
+    def make_mask(self, mask: Array, draw: Draw) -> Array:
+        """The crop of a mask (H, W), resized (nearest) and flipped: (size, size)."""
+        top, left, height, width = draw.crop
+        steps = np.arange(self.size)
+        columns = left + (steps[::-1] if draw.flip else steps) * width // self.size
+        return mask[top + steps * height // self.size].take(columns, axis=1)
+
+    def make_image(self, image: Array, draw: Draw) -> Tensor:
+        """The view of an image (H, W, 3) uint8: (3, size, size) float32, normalised.
+
+        The crop comes first and the normalisation last; all between works on the small 8 bit image.
+        """
+        view = _resized_crop(image, draw.crop, self.size)
+        for name, factor in draw.jitter:
+            view = COLOUR[name](view, factor)
+        if draw.grey:
+            view = _three(_grey(view))
+        if draw.flip:
+            view = cv2.flip(view, 1)
+        planes = np.empty((3, self.size, self.size), np.uint8)
+        cv2.split(view, list(planes))
+        return torch.from_numpy(planes).float().mul_(SCALE).add_(SHIFT)
+
+
+def _happens(probability: float) -> bool:
+    return float(torch.rand(1)) < probability
+
+
+def _resized_crop(image: Array, crop: tuple[int, int, int, int], size: int) -> Array:
+    """Bilinear with antialiasing: (H, W, 3) uint8 -> (size, size, 3) uint8."""
+    top, left, height, width = crop
+    part = torch.from_numpy(image[top:top + height, left:left + width])
+    batch = part[None].permute(0, 3, 1, 2)  # 1 x 3 x h x w, channels last: the kernel made for it is fast
+    view = F.interpolate(batch, (size, size), mode='bilinear', antialias=True)
+    return np.ascontiguousarray(view[0].permute(1, 2, 0).numpy())
+
+
+def _grey(image: Array) -> Array:
+    """(H, W, 3) uint8 -> (H, W) uint8."""
+    return cv2.convertScaleAbs(cv2.transform(image.astype(np.float32), GREY_WEIGHTS), beta=CUT_OFF)
+
+
+def _three(grey: Array) -> Array:
+    """(H, W) -> (H, W, 3)"""
+    return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+
+
+def _brightness(image: Array, factor: float) -> Array:
+    return cv2.addWeighted(image, factor, image, 0, CUT_OFF)
+
+
+def _contrast(image: Array, factor: float) -> Array:
+    """Blend with the mean of the grey image."""
+    mean = cv2.mean(_grey(image))[0]
+    return cv2.addWeighted(image, factor, image, 0, (1 - factor) * mean + CUT_OFF)
+
+
+def _saturation(image: Array, factor: float) -> Array:
+    """Blend with the grey image."""
+    return cv2.addWeighted(image, factor, _three(_grey(image)), 1 - factor, CUT_OFF)
+
+
+def _hue(image: Array, factor: float) -> Array:
+    """Turn the hue by a share of the circle; in float32, for 8 bits hold the hue to a degree or two only."""
+    hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)  # hue in degrees, value in 0..255
+    hsv[..., 0] += 360 * (factor % 1)
+    rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)  # takes the hue modulo 360
+    return cv2.convertScaleAbs(rgb, alpha=255.999 / 255, beta=CUT_OFF)  # torchvision's way to 8 bits
+
+
+COLOUR = {'brightness': _brightness, 'contrast': _contrast, 'saturation': _saturation, 'hue': _hue}
