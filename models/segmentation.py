@@ -90,11 +90,11 @@ class LinearSegmentationModel(nn.Module):
                  features: str = 'decoder') -> None:
         super().__init__()
         self.backbone = DilatedResNet(backbone)
-        plain = features == 'backbone'
-        classifier = nn.Conv2d(self.backbone.out_channels if plain else CHANNELS, num_classes, 1)
+        plain, channels = features == 'backbone', self.backbone.out_channels
+        layers = [] if plain else list(deeplab_decoder(channels, dropout).named_children())
+        classifier = nn.Conv2d(channels if plain else CHANNELS, num_classes, 1)
         nn.init.normal_(classifier.weight, 0, 0.01)
         nn.init.zeros_(classifier.bias)  # type: ignore[arg-type]
-        layers = [] if plain else list(deeplab_decoder(self.backbone.out_channels, dropout).named_children())
         self.decoder = nn.Sequential(OrderedDict([*layers, ('4', classifier)]))
 
     @property
