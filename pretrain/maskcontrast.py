@@ -104,7 +104,6 @@ class MaskContrast(nn.Module):
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
         """Write the prototypes of all processes, (B * processes) x dim, over the oldest; the ring wraps around."""
-        start = int(self.queue_ptr)
-        slots = (start + torch.arange(len(keys), device=keys.device)) % self.K
+        slots = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % self.K
         self.queue[:, slots] = keys.T.to(self.queue.dtype)
-        self.queue_ptr[0] = (start + len(keys)) % self.K
+        self.queue_ptr.add_(len(keys)).remainder_(self.K)

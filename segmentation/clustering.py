@@ -36,11 +36,12 @@ class Whitening:
 
     @classmethod
     def fit(cls, prototypes: np.ndarray, seed: int) -> Whitening:
-        pca = PCA(min(DIMENSIONS, *prototypes.shape), random_state=seed).fit(prototypes.astype(np.float64))
+        with np.errstate(invalid='ignore'):  # the shares of a variance of 0, which are not used
+            pca = PCA(min(DIMENSIONS, *prototypes.shape), random_state=seed).fit(prototypes.astype(np.float64))
         variance = pca.explained_variance_
         kept = max(1, int((variance > EMPTY * variance[0]).sum()))
-        scale = np.sqrt(np.maximum(variance[:kept], np.finfo(float).tiny))
-        return cls(pca.mean_, pca.components_[:kept].T / scale)
+        scale = np.sqrt(np.where(variance > 0, variance, 1))  # 1: points that are all the same
+        return cls(pca.mean_, (pca.components_.T / scale)[:, :kept])
 
     def __call__(self, prototypes: np.ndarray) -> np.ndarray:
         return (prototypes - self.mean) @ self.projection

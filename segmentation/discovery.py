@@ -31,7 +31,7 @@ def best_run(points: np.ndarray, num_clusters: int, num_seeds: int, seed: int, f
 
 
 def silhouette(points: np.ndarray, clusters: np.ndarray, seed: int) -> float:
-    """Mean silhouette (Rousseeuw, 1987), -1..1, of 5,000 of the points; nan for one cluster or one a point."""
+    """Mean silhouette (Rousseeuw, 1987), -1..1, of at most 5,000 points; nan for one cluster or one a point."""
     if not 2 <= len(np.unique(clusters)) < len(points):
         return float('nan')
     return float(silhouette_score(points, clusters, sample_size=min(SAMPLE, len(points)), random_state=seed))
@@ -84,7 +84,8 @@ def discover(prototypes: np.ndarray, numbers: Sequence[int], num_seeds: int, see
     points, fit_points = whitening(prototypes[seen]), whitening(fit)
     runs = {number: best_run(points, number, num_seeds, seed, fit_points, 'objects with a mask')
             for number in sorted(set(numbers), reverse=True)}  # what cannot be clustered fails first
-    silhouettes = {number: silhouette(points, runs[number].ids, seed) for number in sorted(runs)}
+    # of the prototypes themselves: whitening makes the directions of noise as long as the others
+    silhouettes = {number: silhouette(prototypes[seen], runs[number].ids, seed) for number in sorted(runs)}
     for number, value in silhouettes.items():
         log.info('Silhouette of %d clusters is %.3f', number, value)
     best = runs[suggest(silhouettes)]

@@ -158,8 +158,8 @@ class ClusterSegmenter(Segmenter):
 def object_logits(labels: np.ndarray, ids: np.ndarray, scores: np.ndarray, rest: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits whose argmax is the label map of an image's objects, for a refinement of their outlines.
 
-    The background has the saliency threshold everywhere, a label the saliency score, less inside the
-    objects of other labels: outlines move, but no object takes another label than those in the image.
+    The background has the saliency threshold everywhere and a label the saliency score, not above the
+    threshold outside the objects and far below it inside those of other labels.
 
     Args:
         labels: (S, S) label map.
@@ -172,6 +172,7 @@ def object_logits(labels: np.ndarray, ids: np.ndarray, scores: np.ndarray, rest:
     """
     channels = np.array([rest, *(label for label in np.unique(labels) if label != rest)])
     logits = np.full((len(channels), *labels.shape), THRESHOLD, np.float32)
+    scores = np.where(ids > 0, scores, np.minimum(scores, THRESHOLD))  # small components may have been dropped
     for channel, label in enumerate(channels[1:], 1):
         logits[channel] = scores - FOREIGN * ((ids > 0) & (labels != label))
     return logits, channels

@@ -1,5 +1,4 @@
-"""K-means: figures worked out by hand on flat colours, and slow loops over pixels as oracles."""
-from itertools import permutations
+"""The K-means script on data with ground truth: figures worked out by hand on flat colours."""
 from pathlib import Path
 
 import numpy as np
@@ -10,33 +9,11 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from models.segmentation import resize
 from segmentation import kmeans as script
-from segmentation.clustering import (
-    adjusted_rand_index,
-    cluster_confusion,
-    kmeans,
-    match_clusters,
-    merge_clusters,
-    normalized_mutual_information,
-    score_clusters,
-    whiten,
-)
-from segmentation.embedding import embed_split, split_mask
-from tests.colours import (
-    MIDDLE,
-    SIDE,
-    ColourModel,
-    loader_of,
-    random_blobs,
-    results,
-    runner,
-    slow_confusion,
-    write_image,
-    write_lists,
-)
+from segmentation.clustering import score_clusters
+from tests.colours import MIDDLE, SIDE, ColourModel, results, runner, write_image, write_lists
 from utils.errors import UserError
 from utils.metrics import iou_of
 
-CPU = torch.device('cpu')
 WIDE = (slice(8, 24), slice(4, 28))  # 384 pixels: MIDDLE and 128 more
 HALVES = ((slice(8, 24), slice(0, 12)), (slice(8, 24), slice(20, 32)))  # 192 pixels each, apart
 
@@ -56,6 +33,7 @@ def colours(folder: Path) -> Path:
 def run(tmp_path: Path, monkeypatch):
     """run(overrides, flags=...): the script on tmp_path/Colours with the stand-in network; returns results.json."""
     monkeypatch.setattr(script, 'build_prototype_model', lambda p: ColourModel())
+
     start = runner(script, 'kmeans', tmp_path, 'num_clusters=3', 'num_seeds=2')
 
     def run(*overrides: str, flags: tuple[str, ...] = (), masks: str = 'supervised_model') -> dict:
@@ -171,124 +149,6 @@ def test_transfer_to_a_data_set_of_other_classes(run, tmp_path: Path) -> None:
     entry = run('val_db_name=Others', 'val_split=test')['kmeans']
     assert entry['IoU'] == {'nothing': 100, 'warm': 100, 'fresh': 100, 'cold': 100, 'absent': 0}
     assert entry['mIoU'] == 80
-
-
-def test_kmeans_of_other_points_than_it_was_fitted_on() -> None:
-    fit = np.array([[0.0], [0.1], [10.0], [10.1]])
-    a, b, c = kmeans(np.array([[4.0], [6.0], [0.0]]), 2, 0, fit).ids
-    assert a == c != b
-    draw = np.random.default_rng(0)
-    train, val = draw.standard_normal((50, 6)), draw.standard_normal((9, 6))
-    centred = train - train.mean(0)
-    np.testing.assert_allclose(np.cov(whiten(train, 0).T), np.eye(6), atol=1e-10)
-    projected = whiten(val, 0, train)  # Mahalanobis distances to the mean of train
-    expected = np.einsum('ni,ij,nj->n', val - train.mean(0), np.linalg.inv(np.cov(centred.T)), val - train.mean(0))
-    np.testing.assert_allclose((projected ** 2).sum(1), expected, rtol=1e-8)
-
-
-@pytest.mark.parametrize('min_component', [None, 0.03])
-@pytest.mark.parametrize('num_clusters', [4, 9])
-def test_confusion_match_and_miou_equal_the_slow_way(min_component: float | None, num_clusters: int) -> None:
-    draw = np.random.default_rng(num_clusters)
-    truths, masks = random_blobs(draw, 7, 5)
-    masks[3][:] = 0
-    split = embed_split(ColourModel(), loader_of(truths, masks, draw), CPU, 5, from_network=False, keep_masks=True,
-                        min_component=min_component)
-    clusters = draw.integers(0, num_clusters, len(split))
-    painted = [split.paint(i, clusters + 1, 0) for i in range(7)]
-    if min_component is None:
-        assert split.image.tolist() == list(range(7))
-        for i in range(7):
-            np.testing.assert_array_equal(painted[i], masks[i] * (clusters[i] + 1))
-    expected = slow_confusion(truths, painted, 5, num_clusters + 1)
-    confusion = cluster_confusion(split.inside, split.outside, clusters, num_clusters)
-    np.testing.assert_array_equal(confusion, expected)
-
-    iou = np.zeros(expected.shape)
-    for c in range(5):
-        for k in range(num_clusters + 1):
-            union = expected[c].sum() + expected[:, k].sum() - expected[c, k]
-            iou[c, k] = expected[c, k] / union if union else 0
-    if num_clusters == 4:
-        best = max(permutations(range(5)), key=lambda classes: sum(iou[c, k] for k, c in enumerate(classes)))
-    else:
-        best = tuple(max(range(5), key=lambda c: (iou[c, k], -c)) for k in range(num_clusters + 1))
-    mapping = match_clusters(confusion)
-    assert sum(iou[c, k] for k, c in enumerate(mapping)) == pytest.approx(sum(iou[c, k] for k, c in enumerate(best)))
-    if num_clusters == 9:
-        assert tuple(mapping) == best
-    mapped = slow_confusion(truths, [mapping[p] for p in painted], 5, 5)
-    np.testing.assert_array_equal(merge_clusters(confusion, mapping), mapped)
-    scores = score_clusters(confusion, mapping)
-    slow = [mapped[c, c] / (mapped[c].sum() + mapped[:, c].sum() - mapped[c, c]) for c in range(5)]
-    np.testing.assert_allclose(scores.iou, slow, rtol=1e-12)
-    assert scores.scalars['mIoU'] == pytest.approx(np.mean(slow))
-    assert scores.scalars['accuracy'] == pytest.approx(np.trace(mapped) / mapped.sum())
-
-
-@pytest.mark.parametrize('from_network', [True, False])
-def test_prototypes_equal_the_plain_way(from_network: bool) -> None:
-    draw = np.random.default_rng(1)
-    truths, masks = random_blobs(draw, 4, 5)
-    loader = loader_of(truths, masks, draw)
-    split = embed_split(ColourModel(), loader, CPU, 5, from_network=from_network, min_component=0.02)
-    expected = []
-    for batch in loader:
-        maps = ColourModel().maps(batch['image'])
-        embedding, scores = (resize(maps[name], (SIDE, SIDE)) for name in ('embedding', 'saliency'))
-        for i, mask in enumerate(batch['sal']):
-            seen = (scores[i, 0] > 0.5).numpy().astype(np.uint8) if from_network else mask
-            objects, count = split_mask(seen, 0.02)
-            rows, columns = (np.arange(SIDE) * side // SIDE for side in objects.shape)  # nearest
-            small = objects[rows][:, columns]
-            for k in range(1, count + 1):
-                weights = torch.from_numpy(small == k) * (scores[i, 0] if from_network else 1)
-                summed = (embedding[i] * weights).sum((1, 2))
-                expected.append((summed / summed.norm()).numpy())
-    assert len(split) == len(expected) > 4
-    np.testing.assert_allclose(split.prototypes, expected, atol=1e-5)
-
-
-def test_split_mask_by_hand() -> None:
-    mask = np.array([[1, 1, 0, 0, 1],
-                     [0, 0, 1, 0, 0],
-                     [0, 0, 0, 0, 1],
-                     [1, 0, 0, 1, 1]], np.uint8)
-    objects, count = split_mask(mask, 0.1)  # of 20 pixels: 2 or more
-    assert count == 2
-    np.testing.assert_array_equal(objects, [[1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 2], [0, 0, 0, 2, 2]])
-    objects, count = split_mask(mask, 0.05)
-    assert count == 4
-    assert len(np.unique(objects)) == 5
-    assert split_mask(np.zeros((3, 3), np.uint8), 0.01)[1] == 0
-    assert split_mask(mask)[1] == 1
-
-
-def test_hungarian_gives_each_class_its_share() -> None:
-    # 4 clusters of class 0, which majority gives all to it; class 1 is in none of them the most
-    confusion = np.array([[50, 40, 30, 30], [1, 2, 10, 15]])
-    assert match_clusters(confusion).tolist() == [0, 0, 0, 1]
-    mapping = match_clusters(confusion, 'hungarian')
-    assert np.bincount(mapping).tolist() == [2, 2]
-    assert mapping.tolist() == [0, 0, 1, 1]
-    square = np.array([[5, 9], [8, 1]])
-    assert match_clusters(square, 'hungarian').tolist() == match_clusters(square).tolist() == [1, 0]
-
-
-def test_nmi_and_ari_from_a_contingency_table() -> None:
-    draw = np.random.default_rng(0)
-    truth = draw.integers(0, 5, 4000)
-    clusters = np.where(draw.random(4000) < 0.5, truth, draw.integers(0, 9, 4000))
-    table = np.zeros((5, 9), np.int64)
-    np.add.at(table, (truth, clusters), 1)
-    assert normalized_mutual_information(table) == pytest.approx(normalized_mutual_info_score(truth, clusters))
-    assert adjusted_rand_index(table) == pytest.approx(adjusted_rand_score(truth, clusters))
-    huge = table * 10 ** 9  # pairs of 4e12 pixels are beyond 64 bits
-    assert normalized_mutual_information(huge) == pytest.approx(normalized_mutual_information(table))
-    assert adjusted_rand_index(huge) == pytest.approx(adjusted_rand_index(table), abs=1e-3)
-    same, one_cluster = np.diag([3, 4]), np.array([[5, 0], [5, 0]])
-    assert (normalized_mutual_information(same), adjusted_rand_index(same)) == (1, 1)
-    assert (normalized_mutual_information(one_cluster), adjusted_rand_index(one_cluster)) == (0, 0)
 
 
 def test_deviation_over_runs() -> None:

@@ -1,0 +1,54 @@
+"""Images, folders and videos as one stream of frames."""
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.frames import open_frames
+from tests.golden_inputs import photo
+from utils.errors import UserError
+
+
+def write_video(path: Path, count: int = 5) -> None:
+    """Frames of one grey each: 40, 80, 120, ..."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 5, (48, 32))
+    for i in range(count):
+        writer.write(np.full((32, 48, 3), (40 * (i + 1), 0, 0), np.uint8))  # blue in OpenCV's order
+    writer.release()
+
+
+def test_frames_of_a_video(tmp_path: Path) -> None:
+    write_video(tmp_path / 'film.avi')
+    folder, total, doubles, frames = open_frames(tmp_path / 'film.avi')
+    read = [(name.as_posix(), load()) for name, load in frames]
+    assert (folder, total, doubles) == (None, 5, {})
+    assert [name for name, _ in read] == [f'00000{i}.png' for i in range(5)]
+    for i, (_, image) in enumerate(read):
+        assert image.shape == (32, 48, 3)
+        assert abs(float(image[..., 2].mean()) - 40 * (i + 1)) < 8  # blue comes last
+        assert image[..., 0].mean() < 12
+
+
+def test_folder_and_single_image(tmp_path: Path) -> None:
+    for name in ('b.png', 'sub/a.jpg', 'sub/a.webp'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(photo(name, 20, 30)).save(tmp_path / name)
+    folder, total, doubles, frames = open_frames(tmp_path)
+    read = {name.as_posix(): load().shape for name, load in frames}
+    assert (folder, total) == (tmp_path, 2)
+    assert read == {'b.png': (20, 30, 3), 'sub/a.png': (20, 30, 3)}
+    assert doubles == {Path('sub/a.webp'): Path('sub/a.jpg')}
+    folder, total, doubles, frames = open_frames(tmp_path / 'sub' / 'a.webp')
+    assert (folder, total, doubles) == (None, 1, {})
+    assert [name.as_posix() for name, _ in frames] == ['a.png']
+
+
+def test_one_sentence_each(tmp_path: Path) -> None:
+    (tmp_path / 'film.mp4').write_bytes(b'no film')
+    (tmp_path / 'notes.txt').write_text('no image')
+    for name, expected in (('film.mp4', 'video .* cannot be read'), ('notes.txt', 'is neither an image'),
+                           ('none', 'does not exist'), ('.', 'holds no image')):
+        with pytest.raises(UserError, match=expected):
+            open_frames(tmp_path / name)

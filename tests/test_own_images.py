@@ -1,0 +1,79 @@
+"""The README's way from a folder of images to a segmentation, by the README's own lines."""
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.colours import RGB
+from utils.config import load_config
+from utils.errors import UserError
+from utils.schema import Kmeans, Pretrain
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {'pretrain/main.py': ['pretraining=none', 'backbone=resnet18', 'augmentation_kwargs.size=32',
+                              'augmentation_kwargs.scale=[0.8, 1.0]', 'train_batch_size=6', 'epochs=8', 'num_workers=0',
+                              'optimizer=adam', 'optimizer_kwargs.lr=0.003', 'model_kwargs.dropout=0.0'],
+         'segmentation/kmeans.py': ['backbone=resnet18', 'val_size=32', 'num_workers=0', 'device=cpu',
+                                    'model_kwargs.dropout=0.0']}
+
+
+def readme_commands(**paths: str) -> list[list[str]]:
+    """The commands of the section, with its folders replaced."""
+    section = (ROOT / 'README.md').read_text().split('## Your own images\n')[1].split('\n## ')[0]
+    commands = [shlex.split(line)[1:] for line in section.splitlines() if line.startswith('    python ')]
+    pattern = re.compile('|'.join(rf'(?<![\w/]){re.escape(name)}(?![\w])' for name in paths))
+    return [[pattern.sub(lambda found: paths[found.group()], word) for word in words] for words in commands]
+
+
+def test_from_photographs_to_segmentation(tmp_path: Path, capsys) -> None:
+    draw = np.random.default_rng(0)
+    for i in range(12):
+        image = draw.normal(40, 6, (48, 60, 3))
+        image[12:36, 15 + i:40 + i] = RGB[1 + i % 2] + draw.normal(0, 6, (24, 25, 3))
+        path = tmp_path / 'photos' / 'images' / f'{"ab"[i % 2]}' / f'{i}.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path)
+    (tmp_path / 'photos' / 'images' / 'a' / 'broken.jpg').write_bytes(b'nothing')
+    results = tmp_path / 'results'
+    commands = readme_commands(photos=str(tmp_path / 'photos'), NEW=str(tmp_path / 'photos' / 'images' / 'a' / '0.jpg'),
+                               segmented=str(tmp_path / 'segmented'), **{'results/own_images': str(results)})
+    assert [words[0] for words in commands] == ['saliency/predict.py', 'pretrain/main.py', 'segmentation/kmeans.py',
+                                                'segmentation/predict.py']
+    for script, *words in commands:
+        words = [word.replace('5-20', '2-3') for word in words]
+        more = [f'root_dir={results}', *SMALL[script]] if script in SMALL else ['--workers', '1']
+        importlib.import_module(script.removesuffix('.py').replace('/', '.')).main(words + more)
+    assert '13 images: 12 masks written' in capsys.readouterr().out
+    found = json.loads((results / 'kmeans' / 'results.json').read_text())['clusters']
+    assert found['num_clusters'] in (2, 3)
+    written = {path.relative_to(results / 'kmeans' / 'predictions').as_posix()
+               for path in (results / 'kmeans' / 'predictions').rglob('*.png')}
+    assert written == {f'{"ab"[i % 2]}/{i}.png' for i in range(12)}
+    again = np.array(Image.open(tmp_path / 'segmented' / 'predictions' / '0.png'))
+    np.testing.assert_array_equal(again, np.array(Image.open(results / 'kmeans' / 'predictions' / 'a' / '0.png')))
+
+    # an earlier checkpoint is a start too
+    script, *words = commands[1]
+    importlib.import_module('pretrain.main').main([
+        *words, f'root_dir={results}', *SMALL[script], 'output_dir=further', 'epochs=1',
+        f'pretraining={results}/pretrain/checkpoint.pth.tar'])
+    assert (results / 'further' / 'checkpoint.pth.tar').is_file()
+    assert f'Weights: {results}/pretrain/checkpoint.pth.tar' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('name', 'schema'), [('pretrain', Pretrain), ('kmeans', Kmeans)])
+def test_configs_open_with_their_command_and_ask_for_the_folder(name: str, schema: type) -> None:
+    path = f'configs/own_images/{name}.yml'
+    config = load_config('configs/own_images/env.yml', path, schema, ['db_root=photos'])
+    assert config.db_root == str(ROOT / 'photos')
+    assert config.output_dir == str(ROOT / 'results' / 'own_images' / name)
+    script = {'pretrain': 'pretrain/main.py', 'kmeans': 'segmentation/kmeans.py'}[name]
+    assert (ROOT / path).read_text().startswith(
+        f'# python {script} --config_env configs/own_images/env.yml --config_exp {path} --set db_root=FOLDER')
+    with pytest.raises(UserError, match='db_root is still the placeholder /path/to/my_images; .*db_root=FOLDER'):
+        load_config('configs/own_images/env.yml', path, schema)

@@ -1,0 +1,272 @@
+"""New images through saved clusters and linear models: the script, and the function behind it."""
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from data.files import read_image
+from data.transforms import EvaluationTransform, resize_mask
+from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
+from segmentation import kmeans, predict
+from segmentation.crf import dense_crf
+from segmentation.segmenter import FOREIGN, Segmenter, object_logits
+from tests.colours import arguments
+from tests.golden_inputs import photo
+from tests.test_data_frames import write_video
+from utils.checkpoint import save_checkpoint
+from utils.errors import UserError, run_script
+from utils.pictures import PALETTE, legend, overlay
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = 32
+NAMES = ('a.jpg', 'sub/b.jpg', 'sub/c.png', 'sub/deep/d.webp', 'e.png', 'f.jpg')
+
+
+@pytest.fixture(scope='module')
+def own(tmp_path_factory) -> Path:
+    """photos/images, and results/kmeans of three clusters, by a random network that sees half of each image."""
+    root = tmp_path_factory.mktemp('own')
+    for i, name in enumerate(NAMES):
+        path = root / 'photos' / 'images' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo(name, 40 + 8 * i, 60)).save(path)
+    torch.manual_seed(0)
+    model = ContrastiveSegmentationModel('resnet18', ndim=4).eval()
+    image = EvaluationTransform(SIZE)({'image': photo('a.jpg', 40, 60)})['image'][None]
+    with torch.inference_mode():
+        features = model.decoder(model.backbone(image))
+    weight = model.classification_head.weight
+    weight.data.fill_(0.5 / float(features.sum(1).median()))
+    save_checkpoint({'model': {f'module.model_q.{name}': value for name, value in model.state_dict().items()}},
+                    root / 'pretrained.pth.tar')
+    kmeans.main(arguments('kmeans', root, 'saliency=network', 'val_db_name=photos', 'val_split=all', 'num_clusters=3',
+                          'num_seeds=2', f'pretraining={root / "pretrained.pth.tar"}'))
+    return root
+
+
+@pytest.fixture
+def model(own: Path, tmp_path: Path) -> Path:
+    """A private copy of clusters.pth.tar and clusters.yml."""
+    for name in ('clusters.pth.tar', 'clusters.yml'):
+        (tmp_path / 'model').mkdir(exist_ok=True)
+        (tmp_path / 'model' / name).write_bytes((own / 'results' / 'kmeans' / name).read_bytes())
+    return tmp_path / 'model' / 'clusters.pth.tar'
+
+
+def run(images: Path, output: Path, model: Path, *more: str) -> dict:
+    predict.main(['--images', str(images), '--output', str(output), '--model', str(model), '--device', 'cpu',
+                  '--workers', '2', '--batch-size', '4', *more])
+    return json.loads((output / 'report.json').read_text())
+
+
+def maps_in(folder: Path) -> dict[str, np.ndarray]:
+    return {path.relative_to(folder).as_posix(): np.array(Image.open(path)) for path in folder.rglob('*.png')}
+
+
+def test_the_images_of_kmeans_get_the_maps_of_kmeans(own: Path, tmp_path: Path, model: Path, capsys) -> None:
+    images, output = own / 'photos' / 'images', tmp_path / 'out'
+    report = run(images, output, model)
+    assert (report['images'], report['label maps_written'], report['left_out']) == (6, 6, {})
+    before, now = maps_in(own / 'results' / 'kmeans' / 'predictions'), maps_in(output / 'predictions')
+    assert now.keys() == before.keys() == {str(Path(name).with_suffix('.png')) for name in NAMES}
+    for name, labels in before.items():
+        np.testing.assert_array_equal(now[name], labels)
+    assert len(np.unique(np.concatenate([labels.ravel() for labels in now.values()]))) == 4
+    written = Image.open(output / 'predictions' / 'a.png')
+    assert (written.mode, written.size) == ('P', (60, 40))
+    assert written.getpalette()[:12] == PALETTE[:4].ravel().tolist()
+    drawn = np.array(Image.open(output / 'overlays' / 'sub' / 'c.jpg')).astype(int)
+    expected = overlay(read_image(images / 'sub' / 'c.png'), now['sub/c.png'])
+    assert np.abs(drawn - expected).mean() < 12  # JPEG
+    assert (output / 'legend.png').is_file()
+    assert Image.open(output / 'contact_sheet.png').width > 300
+    assert '6 images: 6 label maps written, 0 there already, 0 left out' in capsys.readouterr().out
+
+
+def test_the_function_gives_what_the_script_writes(own: Path, tmp_path: Path, model: Path) -> None:
+    segment = Segmenter.load(model, 'cpu')
+    assert segment.classes == ('background', 'cluster_1', 'cluster_2', 'cluster_3')
+    path = own / 'photos' / 'images' / 'sub' / 'b.jpg'
+    labels = segment(read_image(path))
+    assert (labels.dtype, labels.shape) == (np.int32, (48, 60))
+    np.testing.assert_array_equal(labels, maps_in(own / 'results' / 'kmeans' / 'predictions')['sub/b.png'])
+    run(path, tmp_path / 'out', model)
+    np.testing.assert_array_equal(labels, maps_in(tmp_path / 'out' / 'predictions')['b.png'])
+
+
+def test_names_join_clusters(own: Path, tmp_path: Path, model: Path) -> None:
+    image = own / 'photos' / 'images'
+    plain = Segmenter.load(model, 'cpu')
+    model.with_name('clusters.yml').write_text(yaml.safe_dump({'classes': ['background', 'dog', 'background', 'dog']}))
+    named = Segmenter.load(model, 'cpu')
+    for name in NAMES:
+        table = np.array([0, 1, 0, 1])
+        np.testing.assert_array_equal(named(read_image(image / name)), table[plain(read_image(image / name))])
+    assert legend(named.classes).size[0] < legend(plain.classes).size[0]
+    model.with_name('clusters.yml').unlink()
+    assert Segmenter.load(model, 'cpu').classes == plain.classes
+    run(image, tmp_path / 'out', model)
+    model.with_name('clusters.yml').write_text(yaml.safe_dump({'classes': ['background', 'dog', 'background', 'dog']}))
+    with pytest.raises(UserError, match='made with other settings .*merged clusters'):
+        run(image, tmp_path / 'out', model)
+
+
+def test_kmeans_again_keeps_names_of_the_same_clusters_alone(own: Path, tmp_path: Path) -> None:
+    for path in ('photos', 'results', 'pretrained.pth.tar'):
+        subprocess.run(['cp', '-r', str(own / path), str(tmp_path / path)], check=True)
+    folder = tmp_path / 'results' / 'kmeans'
+    again = arguments('kmeans', tmp_path, 'saliency=network', 'val_db_name=photos', 'val_split=all', 'num_clusters=3',
+                      'num_seeds=2', f'pretraining={own / "pretrained.pth.tar"}')
+    text = (folder / 'clusters.yml').read_text().replace('cluster_2', 'dog')
+    (folder / 'clusters.yml').write_text(text)
+    kmeans.main(again)
+    assert (folder / 'clusters.yml').read_text() == text
+    (tmp_path / 'photos' / 'images' / 'a.jpg').unlink()
+    kmeans.main(again)
+    assert (folder / 'clusters_before.yml').read_text() == text
+    assert 'dog' not in (folder / 'clusters.yml').read_text()
+
+
+def test_goes_on_where_it_stopped(own: Path, tmp_path: Path, model: Path) -> None:
+    output = tmp_path / 'out'
+    run(own / 'photos' / 'images', output, model)
+    before = {path: path.stat().st_mtime_ns for path in (output / 'predictions').rglob('*.png')}
+    (output / 'predictions' / 'sub' / 'c.png').unlink()
+    report = run(own / 'photos' / 'images', output, model)
+    assert (report['images'], report['label maps_written'], report['label maps_existing']) == (6, 1, 5)
+    changed = [path.name for path, when in before.items() if path.stat().st_mtime_ns != when]
+    assert changed == ['c.png']
+
+
+def test_video(tmp_path: Path, model: Path) -> None:
+    write_video(tmp_path / 'film.avi')
+    report = run(tmp_path / 'film.avi', tmp_path / 'out', model)
+    assert report['label maps_written'] == 5
+    capture, segment = cv2.VideoCapture(str(tmp_path / 'film.avi')), Segmenter.load(model, 'cpu')
+    for labels in maps_in(tmp_path / 'out' / 'predictions').values():
+        assert labels.shape == (32, 48)
+    first = cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2RGB)
+    np.testing.assert_array_equal(segment(first), maps_in(tmp_path / 'out' / 'predictions')['000000.png'])
+
+
+def test_logits_of_objects_have_their_labels() -> None:
+    draw = np.random.default_rng(0)
+    scores = draw.normal(0.5, 2, (30, 40)).astype(np.float32)
+    ids = np.kron(draw.integers(0, 4, (6, 8)), np.ones((5, 5), int)) * (scores > 0.5)
+    labels = np.array([7, 3, 7, 5])[ids]  # object 2 counts as background
+    logits, channels = object_logits(labels, ids, scores, 7)
+    assert channels.tolist() == [7, 3, 5]
+    np.testing.assert_array_equal(channels[logits.argmax(0)], labels)
+    assert logits[1][ids == 3].max() < scores.max() - FOREIGN + 1
+    logits, channels = object_logits(np.zeros((4, 4), int), np.zeros((4, 4), int), np.zeros((4, 4)), 0)
+    assert (logits.shape, channels.tolist()) == ((1, 4, 4), [0])
+
+
+def test_crf(own: Path, tmp_path: Path, model: Path, monkeypatch) -> None:
+    pytest.importorskip('pydensecrf')
+    path = own / 'photos' / 'images' / 'f.jpg'
+    monkeypatch.setattr(predict, 'crf_in_workers', lambda crf, workers: nullcontext(dense_crf))  # in this process
+    run(path, tmp_path / 'out', model, '--crf-postprocess')
+    refined = Segmenter.load(model, 'cpu')(read_image(path), dense_crf)
+    np.testing.assert_array_equal(refined, maps_in(tmp_path / 'out' / 'predictions')['f.png'])
+    plain = maps_in(own / 'results' / 'kmeans' / 'predictions')['f.png']
+    assert set(np.unique(refined)) <= set(np.unique(plain))
+    assert (refined != plain).any()
+    with pytest.raises(UserError, match='crf True then, False now'):
+        run(path, tmp_path / 'out', model)
+
+
+@pytest.fixture(scope='module')
+def linear(tmp_path_factory, db_root: Path) -> Path:
+    """A linear model of eight classes beside its config, as linear_finetune.py leaves them."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp('linear')
+    save_checkpoint(LinearSegmentationModel('resnet18', 8).state_dict(), folder / 'best_model.pth.tar')
+    (folder / 'config.yml').write_text(yaml.safe_dump({
+        'backbone': 'resnet18', 'val_size': 48, 'db_root': str(db_root), 'val_db_name': 'Shapes'}))
+    return folder / 'best_model.pth.tar'
+
+
+def test_linear_model(own: Path, tmp_path: Path, linear: Path) -> None:
+    segment = Segmenter.load(linear, 'cpu')
+    assert (segment.size, len(segment.classes), segment.classes[0]) == (48, 8, 'background')
+    image = read_image(own / 'photos' / 'images' / 'a.jpg')
+    network = LinearSegmentationModel('resnet18', 8).eval()
+    network.load_state_dict(torch.load(linear, weights_only=True))
+    with torch.inference_mode():
+        logits = network(EvaluationTransform(48)({'image': image})['image'][None])[0]
+    expected = resize_mask(logits.argmax(0).numpy().astype(np.uint8), 60, 40)
+    np.testing.assert_array_equal(segment(image), expected)
+    run(own / 'photos' / 'images', tmp_path / 'out', linear)
+    np.testing.assert_array_equal(maps_in(tmp_path / 'out' / 'predictions')['a.png'], expected)
+    alone = tmp_path / 'alone.pth.tar'
+    alone.write_bytes(linear.read_bytes())
+    unknown = Segmenter.load(alone, 'cpu')  # a released model has no config beside it
+    assert (unknown.size, unknown.classes[7]) == (512, 'class_7')
+    with pytest.raises(UserError, match='leave out --weights'):
+        Segmenter.load(linear, 'cpu', weights=alone)
+
+
+def test_one_sentence_each(own: Path, tmp_path: Path, model: Path, linear: Path, capsys) -> None:
+    def fails(images: Path, *more: str, output: Path = tmp_path / 'out', file: Path = model) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run_script(lambda: run(images, output, file, *more))
+        assert ended.value.code == 2
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message.startswith('error: ')
+        return message
+
+    images = own / 'photos' / 'images'
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'file').touch()
+    assert 'holds no image' in fails(tmp_path / 'empty')
+    assert 'does not exist' in fails(tmp_path / 'none')
+    assert 'one inside the other' in fails(images, output=images / 'out')
+    assert 'cannot write to --output' in fails(images, output=tmp_path / 'file' / 'out')
+    assert '--batch-size' in fails(images, '--batch-size', '0')
+    assert 'no file' in fails(images, file=tmp_path / 'none.pth.tar')
+    assert 'run linear_finetune.py or kmeans.py on it' in fails(images, file=own / 'pretrained.pth.tar')
+    assert 'truncated or no checkpoint' in fails(images, file=tmp_path / 'file')
+    model.with_name('clusters.yml').write_text('classes: [background, dog]')
+    assert 'must hold "classes:" with 4 names' in fails(images)
+    model.with_name('clusters.yml').unlink()
+    torch.manual_seed(5)
+    other = ContrastiveSegmentationModel('resnet18', ndim=4)
+    torch.save(other.state_dict(), tmp_path / 'other.pth.tar')
+    assert 'the weights of another network than' in fails(images, '--weights', str(tmp_path / 'other.pth.tar'))
+    torch.save(ContrastiveSegmentationModel('resnet18', ndim=5).state_dict(), tmp_path / 'wide.pth.tar')
+    assert 'does not fit this model' in fails(images, '--weights', str(tmp_path / 'wide.pth.tar'))
+    assert not (tmp_path / 'out').exists()
+    moved = tmp_path / 'moved.pth.tar'
+    moved.write_bytes((own / 'pretrained.pth.tar').read_bytes())
+    assert run(images / 'a.jpg', tmp_path / 'moved', model, '--weights', str(moved))['label maps_written'] == 1
+
+
+def test_unreadable_images_come_last(own: Path, tmp_path: Path, model: Path) -> None:
+    images = tmp_path / 'images'
+    subprocess.run(['cp', '-r', str(own / 'photos' / 'images'), str(images)], check=True)
+    (images / 'sub' / 'b.jpg').write_bytes((images / 'sub' / 'b.jpg').read_bytes()[:300])
+    (images / 'a.png').write_bytes((images / 'e.png').read_bytes())  # would have the label map of a.jpg
+    with pytest.raises(UserError, match=r'^1 of 6 images cannot be read: sub/b \(.*others are in \S+predictions\.$'):
+        run(images, tmp_path / 'out', model)
+    assert len(maps_in(tmp_path / 'out' / 'predictions')) == 5
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert sorted(report['left_out']) == ['a.png', 'sub/b']
+    assert report['images'] == 7
+
+
+def test_as_a_command(own: Path, tmp_path: Path, linear: Path) -> None:
+    path = os.path.relpath(own / 'photos' / 'images' / 'a.jpg', ROOT / 'segmentation')
+    done = subprocess.run([sys.executable, 'predict.py', '--images', path, '--output', str(tmp_path / 'out'), '--model',
+                           str(linear)], cwd=ROOT / 'segmentation', capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'out' / 'predictions' / 'a.png').is_file()
