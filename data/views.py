@@ -127,7 +127,7 @@ def _saturation(image: Array, factor: float) -> Array:
 def _hue(image: Array, factor: float) -> Array:
     """Turn the hue by a share of the circle; in float32, for 8 bits hold the hue to a degree or two only."""
     hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)  # hue in degrees, value in 0..255
-    hsv[..., 0] += 360 * (factor % 1)
+    hsv[..., 0] += np.float32(360 * (factor % 1))
     rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)  # takes the hue modulo 360
     return cv2.convertScaleAbs(rgb, alpha=255.999 / 255, beta=CUT_OFF)  # torchvision's way to 8 bits
 
