@@ -3,14 +3,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from utils import distributed
-from utils.interrupt import StoppedError, handled, stop
+from utils.interrupt import EXIT_STOPPED, StoppedError, handled, stop, stop_at_once
 
 EXIT_USER_ERROR = 2
-EXIT_STOPPED = 75  # by a signal (EX_TEMPFAIL): the same command goes on, and a scheduler may start it again
 CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG)
 
 
@@ -33,12 +33,12 @@ def name_some(names: Sequence[str], limit: int = 5) -> str:
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main(); user errors end in one sentence on stderr and exit code 2.
 
-    A full or unwritable disk counts as a user error. SIGTERM and SIGINT end in one sentence and exit code
-    75, at once or when the script is ready. Anything unexpected keeps its traceback. Of several processes
+    A full or unwritable disk counts as a user error. SIGTERM and SIGINT end in one sentence and exit code 75;
+    training finishes and saves its step first. Anything unexpected keeps its traceback. Of several processes
     the first that fails speaks for all.
     """
     try:
-        with handled(stop):
+        with handled(stop_at_once, signal.SIGTERM), handled(stop, signal.SIGINT):
             main()
         distributed.leave()
     except (Exception, StoppedError) as error:

@@ -50,6 +50,9 @@ class _NoWriter:
     def add_scalar(self, name: str, value: float, step: int) -> None:
         pass
 
+    def flush(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

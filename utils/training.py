@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from utils import distributed
 from utils.checkpoint import resume_training, save_training
 from utils.errors import UserError, name_some
-from utils.interrupt import handled, stop
+from utils.interrupt import SIGNALS, handled, starting_workers, stop, stop_at_once
 from utils.logger import progress
 from utils.metrics import Mean
 from utils.precision import Precision
@@ -61,7 +61,7 @@ class Trainer:
         self._signal: int | None = None
 
     def __enter__(self) -> Trainer:
-        self._noting = handled(self._note)
+        self._noting = handled(self._note, *SIGNALS)
         self._noting.__enter__()
         return self
 
@@ -94,7 +94,9 @@ class Trainer:
         batch = self.loader.batch_size or 1
         self.sampler.epoch, self.sampler.start = self.epoch, self.step * batch * distributed.world_size()
         steps = self.step + len(self.loader)
-        for images in progress(self.loader, f'epoch {self.epoch}', steps, self.step):
+        with starting_workers():
+            batches = iter(self.loader)
+        for images in progress(batches, f'epoch {self.epoch}', steps, self.step):
             losses = compute_losses(images)
             self.precision.step(losses['loss'], self.optimizer)
             self.step += 1
@@ -145,7 +147,8 @@ class Trainer:
         self.save()
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, and the scalars up to it."""
+        self.writer.flush()
         save_training(self.path, self.model, self.optimizer, self.config, epoch=self.epoch, step=self.step,
                       recent=(self.recent.sums, self.recent.count), extra=self.extra,
                       scaler=self.precision.scaler.state_dict())
@@ -155,7 +158,7 @@ class Trainer:
     def at_once(self) -> Iterator[None]:
         """Save, then a block that a signal ends at once: an evaluation, which can be done again."""
         self.save()
-        with handled(stop):
+        with handled(stop_at_once, *SIGNALS):
             if self._signal is not None:
                 stop(self._signal)
             yield
