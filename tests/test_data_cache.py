@@ -78,6 +78,13 @@ def test_pretraining_takes_the_same_pairs_from_memory_in_every_worker(shapes: Pa
             assert torch.equal(batch[name], other[name])
 
 
+def test_batches_are_pinned_for_a_gpu_alone(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert not loader(shapes.parent, 'device=cpu').pin_memory
+    assert loader(shapes.parent, 'device=auto').pin_memory
+    assert loader(shapes.parent, 'num_workers=2').persistent_workers
+
+
 def test_random_transforms_leave_the_memory_as_it_is(shapes: Path) -> None:
     base = VOCSegmentation(shapes, 'trainaug', semseg=True, transform=LinearTrainTransform(32))
     base.cache = SampleCache(base.load, len(base))
