@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def _image_set(p: Any, name: str, split: str, saliency: str | None = None, skip:
     if images in (output, *output.parents):
         raise UserError(f'output_dir {output} lies inside {images}, so that results would be taken for images; '
                         'choose another root_dir or output_dir.')
-    return FolderDataset(root, split, p.seed, saliency, transform)
+    masks = None if saliency is None else root / f'saliency_{saliency}'
+    return FolderDataset(root / 'images', masks, split, p.seed, transform)
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
@@ -144,3 +146,17 @@ def unlabelled_loader(p: Any, db_name: str, split: str, saliency: str | None = N
     base = _image_set(p, db_name, split, saliency, transform=EvaluationTransform(p.val_size))
     log.info('%d images of %s %s', len(base), base.root.name, split)
     return _in_turn(p, base), base
+
+
+def masks_loader(p: Any, view: Callable[[Sample], Sample]) -> tuple[DataLoader, SeededSampler]:
+    """Random views of images with given masks, for a saliency network; errors as ``pretrain_loader``."""
+    base = FolderDataset(Path(p.db_root) / p.images, Path(p.db_root) / p.masks, transform=view)
+    log.info('Training on %d images of %s with masks of %s', len(base), base.images, base.masks)
+    return _train_loader(p, base, SeededDataset(base))
+
+
+def masks_evaluation_loader(p: Any) -> DataLoader:
+    """Images with given masks as they are stored, to score a saliency network. Several processes take them in turn."""
+    base = FolderDataset(Path(p.db_root) / p.val_images, Path(p.db_root) / p.val_masks)
+    log.info('Evaluating on %d images of %s with masks of %s', len(base), base.images, base.masks)
+    return _in_turn(p, base)

@@ -48,17 +48,17 @@ def choose_split(names: Sequence[Path], split: str, seed: int) -> list[Path]:
 
 
 class FolderDataset(Dataset):
-    """Photographs in ``root/images`` at any depth, with masks in ``root/saliency_<saliency>`` at the same place.
+    """Photographs in a folder at any depth, with masks in another at the same place.
 
     Images may be jpg, png or webp of any size, grey, transparent or turned by their EXIF orientation, see
     ``data.files.read_image``. A mask is a PNG, as saliency/predict.py writes it. Every file is decoded once at
     the start: damaged ones are named in the log and left out, as are images without a mask.
 
     Args:
-        root: the data set's folder.
+        images: the folder of the photographs.
+        masks: the folder of the masks, if they are to be read.
         split: 'all', 'train' or 'val', see ``choose_split``.
         seed: of the random split.
-        saliency: also read masks from saliency_<saliency>/.
         transform: applied to each sample.
 
     A sample is a dict: 'image' (H, W, 3) uint8; 'sal' (H, W) uint8 in {0, 1}; 'id', the relative path without
@@ -71,36 +71,33 @@ class FolderDataset(Dataset):
 
     classes = ('background',)
 
-    def __init__(self, root: Path, split: str = 'all', seed: int = 0, saliency: str | None = None,
+    def __init__(self, images: Path, masks: Path | None = None, split: str = 'all', seed: int = 0,
                  transform: Callable[[Sample], Sample] | None = None) -> None:
-        self.root, self.split, self.transform = root, split, transform
-        self.saliency_folder = f'saliency_{saliency}'
-        self.saliency = saliency is not None
+        self.images, self.masks, self.split, self.transform = images, masks, split, transform
+        self.root, self.saliency_folder = images.parent, masks.name if masks is not None else ''
         self.cache: SampleCache | None = None  # of ``load``
-        if not (root / 'images').is_dir():
-            raise UserError(f'folder {root / "images"} does not exist; put the images there, or set db_root to the '
-                            'folder that holds images/.')
-        names, doubles = one_a_mask(find_images(root / 'images'))
+        if not images.is_dir():
+            raise UserError(f'folder {images} does not exist; put the images there, or correct the path.')
+        names, doubles = one_a_mask(find_images(images))
         if doubles:
             log.info('%d images left out, whose names differ from those of others in the suffix alone: %s',
                      len(doubles), name_some(sorted(map(str, doubles))))
         chosen = choose_split(names, split, seed)
-        with_mask = self._with_mask(chosen, names) if self.saliency else chosen
+        with_mask = chosen if masks is None else self._with_mask(masks, chosen, names)
         self.names = self._sound(with_mask)
         self.left_out = len(chosen) - len(self.names)
         self.ids = [name.with_suffix('').as_posix() for name in self.names]
 
-    def _with_mask(self, names: Sequence[Path], every: Sequence[Path]) -> list[Path]:
+    def _with_mask(self, masks: Path, names: Sequence[Path], every: Sequence[Path]) -> list[Path]:
         """The images that have a mask."""
-        images, masks = self.root / 'images', self.root / self.saliency_folder
         if not masks.is_dir():
             raise UserError(f'folder {masks} does not exist; make the masks with saliency/predict.py --images '
-                            f'{images} --output {masks} --method unsupervised.')
+                            f'{self.images} --output {masks} --method unsupervised.')
         present = {path.relative_to(masks) for path in masks.rglob('*.png') if not path.name.startswith('.')}
         kept = [name for name in names if mask_name(name) in present]
         missing = [mask_name(name).as_posix() for name in names if mask_name(name) not in present]
         if not kept:
-            raise UserError(f'none of the {len(names)} images in {images} has its mask in {masks}: there is no '
+            raise UserError(f'none of the {len(names)} images in {self.images} has its mask in {masks}: there is no '
                             f'{name_some(missing)}; a mask needs the relative path of its image with .png.')
         if missing:
             log.info('%d of %d images have no mask in %s and are left out: there is no %s', len(missing), len(names),
@@ -119,26 +116,23 @@ class FolderDataset(Dataset):
             return list(names)
         listed = name_some([f'{name.as_posix()} ({problem})' for name, problem in problems.items()], 3)
         if len(problems) == len(names) or len(problems) > max(DAMAGED_FILES, DAMAGED_SHARE * len(names)):
-            raise UserError(f'{len(problems)} of {len(names)} images in {self.root / "images"} cannot be used: '
+            raise UserError(f'{len(problems)} of {len(names)} images in {self.images} cannot be used: '
                             f'{listed}; replace the files or take them out, and make the masks again.')
         log.info('%d of %d images cannot be used and are left out: %s', len(problems), len(names), listed)
         return [name for name in names if name not in problems]
 
     def _problem(self, name: Path) -> str:
         """Why an image cannot be used; '' if it can."""
-        shape = probe_image(self.root / 'images' / name)
-        if isinstance(shape, str) or not self.saliency:
+        shape = probe_image(self.images / name)
+        if isinstance(shape, str) or self.masks is None:
             return shape if isinstance(shape, str) else ''
-        mask = probe_image(self._mask_path(name))
+        mask = probe_image(self.masks / mask_name(name))
         if isinstance(mask, str):
             return f'its mask: {mask}'
         sides = sorted((shape[0] * mask[1], shape[1] * mask[0]))
         if sides[1] - sides[0] > OTHER_SHAPE * sides[1] + max(shape):  # a smaller mask's sides are rounded
             return f'its mask is {mask[1]} x {mask[0]}, the image {shape[1]} x {shape[0]}'
         return ''
-
-    def _mask_path(self, name: Path) -> Path:
-        return self.root / self.saliency_folder / mask_name(name)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -148,7 +142,7 @@ class FolderDataset(Dataset):
         return sample if self.transform is None else self.transform(sample)
 
     def image_path(self, index: int) -> Path:
-        return self.root / 'images' / self.names[index]
+        return self.images / self.names[index]
 
     def load(self, index: int) -> Sample:
         """Read one sample, without the transform. Raises UserError for a file that was damaged since the start."""
@@ -161,8 +155,8 @@ class FolderDataset(Dataset):
             raise UserError(f'image file {path} can no longer be read ({error}); restore it or take it out of the '
                             'folder.') from error
         sample: Sample = {'id': self.ids[index], 'image': image}
-        if self.saliency:
-            mask, (height, width) = read_saliency(self._mask_path(self.names[index])), image.shape[:2]
+        if self.masks is not None:
+            mask, (height, width) = read_saliency(self.masks / mask_name(self.names[index])), image.shape[:2]
             sample['sal'] = mask if mask.shape == (height, width) else resize_mask(mask, width, height)
         return sample
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Sampler
 from data.folder import ImageSet
 from data.transforms import seeded
 from data.views import ContrastiveView
-from data.voc import Sample, VOCSegmentation
+from data.voc import Sample
 from utils.errors import UserError
 
 MIN_FOREGROUND, MAX_FOREGROUND = 0.01, 0.99
@@ -112,7 +112,7 @@ def _useful(mask: np.ndarray) -> bool:
 class SeededDataset(Dataset):
     """A data set whose transform draws at random, taken by (index, seed)."""
 
-    def __init__(self, base: VOCSegmentation) -> None:
+    def __init__(self, base: ImageSet) -> None:
         self.base = base
 
     def __len__(self) -> int:

@@ -5,6 +5,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from models.basnet import BASNet
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
 from models.weights import CLASSIFIER, HEADS, Weights, imagenet_weights, load_strict, read_weights
 from utils.config import resolve_path
@@ -14,13 +17,13 @@ log = logging.getLogger(__name__)
 BOTTLENECK = 'backbone.layer1.0.conv3.weight'  # ResNet-50 has it, ResNet-18 not
 
 
-def initial_weights(p: Any) -> Weights | None:
-    """The weights that ``pretraining`` names, or None for a random start."""
+def initial_weights(p: Any, backbone: str) -> Weights | None:
+    """The weights that ``pretraining`` names, or None for a random start; ``backbone`` is ImageNet's network."""
     if p.pretraining == 'none':
         log.info('Weights: random')
         return None
     if p.pretraining == 'imagenet_classification':
-        weights = imagenet_weights(p.backbone)
+        weights = imagenet_weights(backbone)
     elif p.pretraining == 'imagenet_moco':
         weights = read_weights(resolve_path(p.moco_state_dict, p.root_dir))
         if weights.kind != 'backbone':
@@ -38,7 +41,7 @@ def build_contrastive_model(p: Any) -> ContrastiveSegmentationModel:
         UserError: the weights do not cover the model.
     """
     model = ContrastiveSegmentationModel(p.backbone, **p.model_kwargs)
-    weights = initial_weights(p)
+    weights = initial_weights(p, p.backbone)
     if weights is not None:
         if weights.kind == 'linear':
             raise UserError(f'{weights.source} is a linear model without an embedding head; eval.py takes it as '
@@ -53,7 +56,7 @@ def build_prototype_model(p: Any) -> ContrastiveSegmentationModel | BackboneMode
     Raises:
         UserError: the weights do not cover it, or a plain backbone is asked for embeddings or masks.
     """
-    weights = initial_weights(p)
+    weights = initial_weights(p, p.backbone)
     if weights is None or weights.kind == 'contrastive':
         model: ContrastiveSegmentationModel | BackboneModel = ContrastiveSegmentationModel(p.backbone, **p.model_kwargs)
     elif weights.kind == 'backbone':
@@ -93,7 +96,7 @@ def build_linear_model(p: Any, num_classes: int, state_dict: str | None = None) 
                             'retrieval.py.')
         load_strict(model, weights)
         return model
-    start = initial_weights(p)
+    start = initial_weights(p, p.backbone)
     plain = p.features == 'backbone'
     if (start is None or start.kind == 'backbone') and not plain and p.network_lr_factor == 0:
         raise UserError(f'pretraining: {p.pretraining} holds no trained decoder, and a linear classifier trains none; '
@@ -126,3 +129,28 @@ def trained_linear_model(weights: Weights, backbone: str | None = None) -> Linea
     model = LinearSegmentationModel(backbone, len(weights.state[f'{CLASSIFIER}weight']))
     load_strict(model, weights)
     return model.eval()
+
+
+def build_basnet(p: Any) -> BASNet:
+    """A BASNet, from ``pretraining``: random, the residual stages of a ResNet-34, or a whole BASNet.
+
+    The first convolution of a ResNet-34 has another size than BASNet's and is left out.
+
+    Raises:
+        UserError: the weights are of another network.
+    """
+    if p.pretraining == 'imagenet_moco':
+        raise UserError('pretraining: imagenet_moco is a ResNet-50 and BASNet is built on a ResNet-34; choose none, '
+                        'imagenet_classification or the path of a ResNet-34 or a BASNet.')
+    network = BASNet()
+    weights = initial_weights(p, 'resnet34')
+    if weights is None:
+        return network
+    mend = 'set pretraining to the checkpoint of a ResNet-34 or a BASNet'
+    if weights.kind != 'backbone':
+        load_strict(network, weights, mend)
+        return network
+    stages = nn.ModuleDict({f'layer{n}': network.get_submodule(f'encoder{n}') for n in (1, 2, 3, 4)})
+    kept = {name: value for name, value in weights.state.items() if not name.startswith(('conv1.', 'bn1.'))}
+    load_strict(stages, Weights(weights.kind, kept, weights.source), mend)
+    return network

@@ -22,8 +22,8 @@ CLASSIFIER = 'decoder.4.'
 class Weights:
     """A state dict without prefixes, and what it belongs to.
 
-    kind: 'contrastive' (an encoder of pretraining), 'linear' (a linear segmentation model) or
-    'backbone' (a ResNet).
+    kind: 'contrastive' (an encoder of pretraining), 'linear' (a linear segmentation model),
+    'backbone' (a ResNet) or 'basnet'.
     """
     kind: str
     state: State
@@ -35,7 +35,7 @@ def _strip(state: State, prefix: str) -> State:
 
 
 def identify(checkpoint: dict[str, Any], source: str) -> Weights:
-    """Recognise a checkpoint by its names: pretraining, linear model, MoCo or torchvision ResNet.
+    """Recognise a checkpoint by its names: pretraining, linear model, BASNet, MoCo or torchvision ResNet.
 
     Raises:
         UserError: the names are those of none of them.
@@ -49,13 +49,15 @@ def identify(checkpoint: dict[str, Any], source: str) -> Weights:
         return Weights('contrastive', _strip(state, 'model_q.'), source)
     if any(name.startswith('encoder_q.') for name in state):
         return Weights('backbone', _without_fc(_strip(state, 'encoder_q.')), source)
+    if 'inconv.weight' in state:
+        return Weights('basnet', state, source)
     if CLASSIFIER + 'weight' in state:
         return Weights('linear', state, source)
     if 'head.weight' in state:
         return Weights('contrastive', state, source)
     if 'conv1.weight' in state:
         return Weights('backbone', _without_fc(state), source)
-    raise UserError(f'{source} is no checkpoint of this method, MoCo or torchvision: its entries are '
+    raise UserError(f'{source} is no checkpoint of this method, BASNet, MoCo or torchvision: its entries are '
                     f'{name_some(list(checkpoint)) or "none"}; give another file.')
 
 
@@ -68,8 +70,12 @@ def read_weights(path: Path) -> Weights:
     return identify(load_checkpoint(path), str(path))
 
 
-def load_strict(module: nn.Module, weights: Weights) -> None:
+def load_strict(module: nn.Module, weights: Weights,
+                mend: str = 'check backbone and model_kwargs, or give the checkpoint of this architecture') -> None:
     """Load weights that must cover the module exactly.
+
+    Args:
+        mend: what the user can do about weights that do not.
 
     Raises:
         UserError: entries are missing, left over, or of another shape; the sentence lists them.
@@ -83,8 +89,7 @@ def load_strict(module: nn.Module, weights: Weights) -> None:
     problems = [f'{what}: {name_some(names)}' for what, names in
                 (('missing', missing), ('unexpected', unexpected), ('other shape', shapes)) if names]
     if problems:
-        raise UserError(f'{weights.source} does not fit this model ({"; ".join(problems)}); check backbone and '
-                        'model_kwargs, or give the checkpoint of this architecture.')
+        raise UserError(f'{weights.source} does not fit this model ({"; ".join(problems)}); {mend}.')
     module.load_state_dict(weights.state)
 
 

@@ -6,60 +6,46 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from data.transforms import MEAN, STD
 from models.basnet import BASNet
+from models.weights import load_strict, read_weights
 from saliency.maps import image_map, network_input
-from utils.checkpoint import load_checkpoint
-from utils.errors import UserError, name_some
-from utils.runtime import pick_device
 
-SIZE = (256, 256)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIZE = 256  # side of the input, as published
 
 
 def load_basnet(path: Path) -> BASNet:
-    """A BASNet with the weights of a checkpoint: a state dict, or one under 'model' or 'state_dict'.
+    """A BASNet with the weights of a checkpoint: the released state dict, or a checkpoint of training.
 
     Raises:
         UserError: the file is no checkpoint, or not one of BASNet; the sentence lists the names.
     """
-    state = load_checkpoint(path)
-    for key in ('model', 'state_dict'):
-        state = state[key] if isinstance(state.get(key), dict) else state
-    state = {str(name).removeprefix('module.'): value for name, value in state.items()}
+    weights = read_weights(path)
     with torch.device('meta'):  # without spending time on random weights
         network = BASNet()
-    own = network.state_dict()
-    shapes = [name for name, value in own.items() if name in state
-              and (not isinstance(state[name], Tensor) or state[name].shape != value.shape)]
-    problems = [f'{what}: {name_some(names, 3)}' for what, names in
-                (('missing', [name for name in own if name not in state]),
-                 ('unexpected', [name for name in state if name not in own]), ('of another shape', shapes)) if names]
-    if problems:
-        raise UserError(f'--weights {path} is not a BASNet ({"; ".join(problems)}); give the checkpoint of a BASNet.')
-    network.load_state_dict(state, assign=True)
-    return network.float()
+    network.to_empty(device='cpu')
+    load_strict(network, weights, mend='give the checkpoint of a BASNet')
+    return network
 
 
 class BASNetSaliency:
     """A mask source around BASNet.
 
     Args:
-        weights: path of the checkpoint.
-        device: 'auto', 'cpu' or 'cuda'.
-
-    Raises:
-        UserError: the checkpoint does not fit, or the device is not there.
+        network: in any mode, on any device; each prediction switches it to eval mode.
+        device: where it is.
+        size: side to which images are resized for it, pixels.
     """
 
-    def __init__(self, weights: Path, device: str = 'auto') -> None:
-        self.device = pick_device(device)
-        self.network = load_basnet(weights).to(self.device).eval()
+    def __init__(self, network: BASNet, device: torch.device, size: int = SIZE) -> None:
+        self.network, self.device, self.size = network, device, size
 
     @torch.inference_mode()
     def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1."""
-        batch = torch.from_numpy(np.stack([network_input(image, SIZE, MEAN, STD) for image in images]))
-        maps = torch.sigmoid(self.network(batch.to(self.device))[0])[:, 0].cpu().numpy()  # N x 256 x 256, refined
+        self.network.eval()
+        batch = torch.from_numpy(np.stack([network_input(image, (self.size, self.size), MEAN, STD)
+                                           for image in images]))
+        maps = torch.sigmoid(self.network(batch.to(self.device))[0])[:, 0].cpu().numpy()  # N x size x size, refined
         return [image_map(saliency, image) for saliency, image in zip(maps, images, strict=True)]

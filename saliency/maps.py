@@ -7,6 +7,12 @@ import cv2
 import numpy as np
 
 
+def resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize (H, W) or (H, W, 3) to (height, width): by area where it shrinks, else bilinear."""
+    shrinks = values.shape[0] > size[0] and values.shape[1] > size[1]
+    return cv2.resize(values, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
 def network_input(image: np.ndarray, size: tuple[int, int], mean: Sequence[float], scale: Sequence[float],
                   divide_by_maximum: bool = True) -> np.ndarray:
     """Resize and normalise.
@@ -20,8 +26,7 @@ def network_input(image: np.ndarray, size: tuple[int, int], mean: Sequence[float
     Returns:
         (3, height, width) float32.
     """
-    shrinks = image.shape[0] > size[0] and image.shape[1] > size[1]
-    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    resized = resize(image, size)
     whole = max(int(resized.max()), 1) if divide_by_maximum else 255
     values = (resized.astype(np.float32) / whole - np.asarray(mean, np.float32)) / np.asarray(scale, np.float32)
     return np.ascontiguousarray(values.transpose(2, 0, 1))

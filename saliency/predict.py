@@ -10,19 +10,14 @@ where it stopped. Images without an object, damaged ones and the like are named 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import cv2
 import numpy as np
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
@@ -32,6 +27,7 @@ from saliency.postprocess import binarise
 from saliency.report import contact_sheet
 from saliency.sources import METHODS, MaskSource, build_source
 from utils.errors import UserError, run_script
+from utils.parallel import process_pool
 from utils.report import check_settings, write_report
 
 Result = tuple[Path, str]  # an image, and why it has no mask: '' if it has one
@@ -47,13 +43,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--onnx-config', type=Path, help='YAML file with input_size, mean and scale of an ONNX network')
     parser.add_argument('--workers', type=int, help='processes (unsupervised) or reading threads (networks); '
                                                     '0 works in the main process; default: one a CPU core')
+    parser.add_argument('--input-size', type=int, help="side of BASNet's input in pixels, the resize it was trained "
+                                                       'with (default: 256, as published)')
     parser.add_argument('--batch-size', type=int, default=8, help='images a forward pass of a network')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto', help='where a network runs')
     args = parser.parse_args(argv)
     if args.workers is None:
         args.workers = os.cpu_count() or 1
-    for name, value, least in (('--workers', args.workers, 0), ('--batch-size', args.batch_size, 1)):
-        if value < least:
+    for name, value, least in (('--workers', args.workers, 0), ('--batch-size', args.batch_size, 1),
+                               ('--input-size', args.input_size, 1)):
+        if value is not None and value < least:
             raise UserError(f'{name} {value} is too small; give at least {least}.')
     return args
 
@@ -103,8 +102,7 @@ def in_processes(images: Path, names: Sequence[Path], output: Path, workers: int
     Raises:
         UserError: a process died.
     """
-    context = multiprocessing.get_context('spawn')  # forked copies of a threaded process may hang
-    pool = ProcessPoolExecutor(min(workers, len(names)), context, _start_worker)
+    pool = process_pool(min(workers, len(names)))
     try:
         yield from pool.map(_mask_one, [(images, name, output) for name in names])
     except BrokenProcessPool as error:
@@ -112,21 +110,6 @@ def in_processes(images: Path, names: Sequence[Path], output: Path, workers: int
                         '--workers.') from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    cv2.setNumThreads(1)
-    threadpool_limits(1)
-
-
-def _end_with_parent() -> None:
-    """Wait until the main process is gone: killed, it cannot tell its workers, who would wait for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _mask_one(job: tuple[Path, Path, Path]) -> Result:
@@ -137,10 +120,10 @@ def _mask_one(job: tuple[Path, Path, Path]) -> Result:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     names = find_images(args.images)
-    source = build_source(args.method, args.weights, args.onnx_config, args.device)
+    source = build_source(args.method, args.weights, args.onnx_config, args.device, args.input_size)
     prepare_output(args.output, args.images)
     settings = {'method': args.method, 'weights': args.weights and str(args.weights.resolve()),
-                'onnx_config': args.onnx_config and str(args.onnx_config.resolve())}
+                'onnx_config': args.onnx_config and str(args.onnx_config.resolve()), 'input_size': args.input_size}
     check_settings(args.output, settings)
 
     alone, doubles = one_a_mask(names)

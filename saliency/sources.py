@@ -20,8 +20,15 @@ class MaskSource(Protocol):
 
 
 def build_source(method: str, weights: Path | None = None, onnx_config: Path | None = None,
-                 device: str = 'auto') -> MaskSource:
+                 device: str = 'auto', input_size: int | None = None) -> MaskSource:
     """The mask source of a name; its libraries are imported only here.
+
+    Args:
+        method: one of METHODS.
+        weights: the network's file.
+        onnx_config: what to know of an ONNX network.
+        device: 'auto', 'cpu' or 'cuda', for a network.
+        input_size: side of BASNet's input, pixels; None is the published one.
 
     Raises:
         UserError: what the method needs is missing, or what it does not take is given; files that do not fit.
@@ -32,6 +39,8 @@ def build_source(method: str, weights: Path | None = None, onnx_config: Path | N
         raise UserError('--method unsupervised has no weights; leave out --weights, or choose basnet or onnx.')
     if method != 'onnx' and onnx_config is not None:
         raise UserError(f'--onnx-config is for --method onnx, not {method}; leave it out.')
+    if method != 'basnet' and input_size is not None:
+        raise UserError(f'--input-size is for --method basnet, not {method}; leave it out.')
     if method == 'unsupervised':
         from saliency.unsupervised import UnsupervisedSaliency
         return UnsupervisedSaliency()
@@ -39,8 +48,10 @@ def build_source(method: str, weights: Path | None = None, onnx_config: Path | N
         raise UserError(f'--method {method} needs --weights PATH, the file with the weights of its network; '
                         'or take --method unsupervised, which needs none.')
     if method == 'basnet':
-        from saliency.basnet import BASNetSaliency
-        return BASNetSaliency(weights, device)
+        from saliency.basnet import SIZE, BASNetSaliency, load_basnet
+        from utils.runtime import pick_device
+        place = pick_device(device)
+        return BASNetSaliency(load_basnet(weights).to(place), place, input_size or SIZE)
     if onnx_config is None:
         raise UserError('--method onnx needs --onnx-config PATH, a YAML file with input_size, mean and scale of the '
                         'network.')

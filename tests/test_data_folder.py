@@ -58,7 +58,7 @@ def test_every_kind_of_image(tmp_path: Path, caplog) -> None:
     transparent[10:20] = 9, 9, 9, 255
     Image.fromarray(transparent).save(write(tmp_path, 'transparent.png'))
     write_mask(tmp_path, 'photo.JPEG', np.eye(20, 30, dtype=np.uint8))  # half the size, stored as 0/1
-    data = FolderDataset(tmp_path, saliency='masks')
+    data = FolderDataset(tmp_path / 'images', tmp_path / 'saliency_masks')
     assert data.ids == ['a.b', 'deep/er/turned', 'grey', 'photo', 'transparent']
     shapes = {sample['id']: sample['image'].shape for sample in data}
     assert shapes == {'a.b': (30, 90, 3), 'deep/er/turned': (60, 40, 3), 'grey': (40, 60, 3), 'photo': (40, 60, 3),
@@ -80,22 +80,23 @@ def read_pixels(path: Path) -> np.ndarray:
 
 
 def test_splits_are_random_and_stay_when_images_join(root: Path) -> None:
-    everything, train, val = (FolderDataset(root, split, 5).ids for split in ('all', 'train', 'val'))
+    everything, train, val = (FolderDataset(root / 'images', split=split, seed=5).ids
+                              for split in ('all', 'train', 'val'))
     assert len(everything) == 20
     assert len(val) == 2
     assert sorted(train + val) == everything == sorted(everything)
-    assert FolderDataset(root, 'val', 5).ids == val
-    draws = {tuple(FolderDataset(root, 'val', seed).ids) for seed in range(6)}
+    assert FolderDataset(root / 'images', split='val', seed=5).ids == val
+    draws = {tuple(FolderDataset(root / 'images', split='val', seed=seed).ids) for seed in range(6)}
     assert len(draws) > 3
     write(root, 'c/new.jpg')
-    assert len(set(FolderDataset(root, 'val', 5).ids) & set(val)) >= 1
+    assert len(set(FolderDataset(root / 'images', split='val', seed=5).ids) & set(val)) >= 1
     with pytest.raises(UserError, match='^a plain folder of images has the splits all, train, val, not trainaug; '):
-        FolderDataset(root, 'trainaug')
+        FolderDataset(root / 'images', split='trainaug')
     for path in sorted((root / 'images').rglob('*.jpg'))[1:]:
         path.unlink()
-    assert len(FolderDataset(root, 'val')) == 1
+    assert len(FolderDataset(root / 'images', split='val')) == 1
     with pytest.raises(UserError, match='^1 images are too few for split train'):
-        FolderDataset(root, 'train')
+        FolderDataset(root / 'images', split='train')
 
 
 def test_damaged_files_are_named_and_left_out(root: Path, caplog) -> None:
@@ -106,21 +107,21 @@ def test_damaged_files_are_named_and_left_out(root: Path, caplog) -> None:
     mask = root / 'saliency_masks' / 'b' / '05.png'
     mask.write_bytes(mask.read_bytes()[:60])
     write_mask(root, 'a/06.jpg', np.full((60, 40), 255, np.uint8))  # lies where the image stands
-    data = FolderDataset(root, saliency='masks')
+    data = FolderDataset(root / 'images', root / 'saliency_masks')
     assert data.left_out == 3
     assert not {'a/04', 'b/05', 'a/06'} & set(data.ids)
     assert '3 of 20 images cannot be used and are left out: a/04.jpg (' in caplog.text
     assert 'b/05.jpg (its mask: ' in caplog.text
     assert 'a/06.jpg (its mask is 40 x 60, the image 60 x 40)' in caplog.text
-    assert len(FolderDataset(root)) == 19  # without masks only the image matters
+    assert len(FolderDataset(root / 'images')) == 19  # without masks only the image matters
     for path in sorted((root / 'images').rglob('*.jpg'))[:11]:
         path.write_bytes(b'nothing')
     with pytest.raises(UserError, match=r'^1\d of 20 images in .*images cannot be used: a/00.jpg \(.* and \d+ more; '):
-        FolderDataset(root)
+        FolderDataset(root / 'images')
 
 
 def test_a_file_damaged_later_is_one_sentence(root: Path) -> None:
-    data = FolderDataset(root, saliency='masks')
+    data = FolderDataset(root / 'images', root / 'saliency_masks')
     data.image_path(0).write_bytes(b'nothing')
     with pytest.raises(UserError, match=r'^image file \S+00.jpg can no longer be read \('):
         data.load(0)
@@ -131,26 +132,26 @@ def test_masks_that_do_not_match(root: Path, caplog) -> None:
     for i in range(0, 14, 2):
         (root / 'saliency_masks' / 'a' / f'{i:02}.png').unlink()
     write_mask(root, 'stray.png', np.zeros((4, 4), np.uint8))
-    data = FolderDataset(root, saliency='masks')
+    data = FolderDataset(root / 'images', root / 'saliency_masks')
     assert (len(data), data.left_out) == (13, 7)
     assert '7 of 20 images have no mask' in caplog.text
     assert 'there is no a/00.png, a/02.png, a/04.png, a/06.png, a/08.png and 2 more' in caplog.text
     assert '1 masks in' in caplog.text
     with pytest.raises(UserError, match=r'^folder \S+saliency_other does not exist; make the masks with saliency/pred'):
-        FolderDataset(root, saliency='other')
+        FolderDataset(root / 'images', root / 'saliency_other')
     (root / 'saliency_masks').rename(root / 'saliency_moved')
     (root / 'saliency_masks').mkdir()
     with pytest.raises(UserError, match=r'^none of the 20 images in \S+ has its mask in \S+: there is no a/00.png.* '
                                         'and 15 more; '):
-        FolderDataset(root, saliency='masks')
+        FolderDataset(root / 'images', root / 'saliency_masks')
 
 
 def test_folders_that_are_none(tmp_path: Path, shapes: Path) -> None:
     with pytest.raises(UserError, match=r'^folder \S+images does not exist; put the images there'):
-        FolderDataset(tmp_path)
+        FolderDataset(tmp_path / 'images')
     (tmp_path / 'images').mkdir()
     with pytest.raises(UserError, match=r'^folder \S+images holds no image'):
-        FolderDataset(tmp_path)
+        FolderDataset(tmp_path / 'images')
     assert is_folder(tmp_path)
     assert not is_folder(shapes)
     assert not is_folder(tmp_path / 'nowhere')
@@ -158,7 +159,8 @@ def test_folders_that_are_none(tmp_path: Path, shapes: Path) -> None:
 
 def test_pairs_and_loaders(root: Path, shapes: Path, caplog) -> None:
     caplog.set_level(logging.INFO)
-    pair = PairDataset(FolderDataset(root, saliency='masks'), ContrastiveView(32, scale=(0.9, 1.0)))[3, 7]
+    data = FolderDataset(root / 'images', root / 'saliency_masks')
+    pair = PairDataset(data, ContrastiveView(32, scale=(0.9, 1.0)))[3, 7]
     assert pair['id'] == 'a/06'
     assert pair['query'].shape == (3, 32, 32)
     assert 0.3 < pair['query_mask'].float().mean() < 0.7

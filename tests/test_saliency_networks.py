@@ -38,10 +38,9 @@ def test_image_map_is_stretched_and_resized():
     assert not image_map(np.full((2, 2), 0.7, np.float32), image).any()
 
 
-def test_basnet_masks_images_of_all_sizes(weights, monkeypatch):
-    monkeypatch.setattr('saliency.basnet.SIZE', (64, 64))
+def test_basnet_masks_images_of_all_sizes(weights):
     images = [photo('a', 40, 60), photo('b', 30, 20)]
-    maps = build_source('basnet', weights, device='cpu').predict(images)
+    maps = build_source('basnet', weights, device='cpu', input_size=64).predict(images)
     for saliency, image in zip(maps, images, strict=True):
         assert saliency.shape == image.shape[:2]
         assert saliency.dtype == np.float32
@@ -51,8 +50,8 @@ def test_basnet_masks_images_of_all_sizes(weights, monkeypatch):
 def test_basnet_refuses_other_weights(tmp_path):
     path = tmp_path / 'other.pth'
     torch.save({'conv1.weight': torch.zeros(1), 'inconv.weight': torch.zeros(2)}, path)
-    with pytest.raises(UserError, match=r'missing: inconv.bias, .* more; unexpected: conv1.weight; '
-                                        r'of another shape: inconv.weight'):
+    with pytest.raises(UserError, match=r'missing: bn1d_1.bias, .* more; unexpected: conv1.weight; '
+                                        r'other shape: inconv.weight .*; give the checkpoint of a BASNet'):
         build_source('basnet', path, device='cpu')
     path.write_bytes(b'')
     with pytest.raises(UserError, match='truncated or no checkpoint'):
@@ -64,6 +63,7 @@ def test_sources_name_what_is_missing(tmp_path):
                                 (('onnx', tmp_path / 'a.onnx'), '--onnx-config'),
                                 (('unsupervised', tmp_path / 'a.pth'), 'no weights'),
                                 (('unsupervised', None, tmp_path / 'a.yml'), '--onnx-config'),
+                                (('unsupervised', None, None, 'cpu', 64), '--input-size'),
                                 (('magic',), 'basnet, onnx, unsupervised')):
         with pytest.raises(UserError, match=sentence):
             build_source(*arguments)

@@ -101,14 +101,13 @@ def test_other_settings_need_another_folder(folder, tmp_path):
         run(folder, output)
 
 
-def test_basnet(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr('saliency.basnet.SIZE', (64, 64))
+def test_basnet(folder, tmp_path):
     from models.basnet import BASNet
     torch.manual_seed(0)
     torch.save(BASNet().state_dict(), tmp_path / 'basnet.pth')
     output = tmp_path / 'masks'
     main(['--images', str(folder / 'sub'), '--output', str(output), '--method', 'basnet', '--weights',
-          str(tmp_path / 'basnet.pth'), '--workers', '1', '--batch-size', '2', '--device', 'cpu'])
+          str(tmp_path / 'basnet.pth'), '--workers', '1', '--batch-size', '2', '--device', 'cpu', '--input-size', '64'])
     report = json.loads((output / 'report.json').read_text())
     assert report['masks_written'] + len(report['left_out']) == report['images'] == 2
 

@@ -21,12 +21,12 @@ from utils.config import (
     save_config,
 )
 from utils.errors import UserError
-from utils.schema import Env, Kmeans, LinearFinetune, Pretrain, Retrieval
+from utils.schema import Env, Kmeans, LinearFinetune, Pretrain, Retrieval, TrainSaliency
 from utils.strict_yaml import schema_keys
 
 CONFIGS = REPOSITORY / 'configs'
 SCHEMAS = {'linear_finetune': LinearFinetune, 'finetune': LinearFinetune, 'kmeans': Kmeans, 'retrieval': Retrieval,
-           'configs': Pretrain}
+           'saliency': TrainSaliency, 'configs': Pretrain}
 SHIPPED = sorted(path for path in CONFIGS.rglob('*.yml')
                  if path.parent.name in SCHEMAS and path != CONFIGS / 'env.yml')
 MINIMAL = 'pretraining: none\nepochs: 1\ntrain_batch_size: 2\n'
@@ -68,7 +68,8 @@ def test_every_shipped_file_loads_and_opens_with_its_command(path):
     folder, script = first.split()[2], first.split()[5]
     assert (folder, script) == {
         Pretrain: ('pretrain', 'main.py'), LinearFinetune: ('segmentation', 'linear_finetune.py'),
-        Kmeans: ('segmentation', 'kmeans.py'), Retrieval: ('segmentation', 'retrieval.py')}[SCHEMAS[path.parent.name]]
+        Kmeans: ('segmentation', 'kmeans.py'), Retrieval: ('segmentation', 'retrieval.py'),
+        TrainSaliency: ('saliency', 'train.py')}[SCHEMAS[path.parent.name]]
 
 
 def test_presets_hold_the_published_values():
@@ -313,11 +314,12 @@ def test_combinations_skip_what_a_schema_lacks():
 
 def test_ranges_name_keys_that_exist():
     from utils.config import RANGES
-    known = {name for schema in (Pretrain, LinearFinetune, Kmeans, Retrieval) for name in schema_keys(schema)}
+    known = {name for schema in (Pretrain, LinearFinetune, Kmeans, Retrieval, TrainSaliency)
+             for name in schema_keys(schema)}
     assert {name for names, _, _ in RANGES for name in names.split()} <= known
 
 
-@pytest.mark.parametrize('schema', [Env, Pretrain, LinearFinetune, Kmeans, Retrieval])
+@pytest.mark.parametrize('schema', [Env, Pretrain, LinearFinetune, Kmeans, Retrieval, TrainSaliency])
 def test_schema_documents_every_key(schema):
     assert all(key.field.metadata['help'] for key in schema_keys(schema).values())
 

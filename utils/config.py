@@ -160,6 +160,10 @@ def check_combinations(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     if (given('optimizer_kwargs.nesterov', True) and given('optimizer', 'sgd')
             and given('optimizer_kwargs.momentum', 0)):
         problems.append(('optimizer_kwargs.nesterov', 'optimizer_kwargs.nesterov needs a momentum above 0'))
+    if values.get('crop', 0) > values.get('resize', float('inf')):
+        problems.append(('crop', f'crop {values["crop"]} is larger than resize {values["resize"]}; lower it'))
+    if 'val_images' in values and given('val_images', None) != given('val_masks', None):
+        problems.append(('val_images', 'val_images and val_masks go together; give both or neither'))
     if given('features', 'embedding', 'backbone'):  # the protocols on prototypes: nothing runs on random weights
         needs = [name for name, option in (('features', 'embedding'), ('saliency', 'network')) if given(name, option)]
         if given('pretraining', 'imagenet_classification', 'imagenet_moco', 'none') and needs:
@@ -177,14 +181,15 @@ def _increasing(pair: Sequence[float]) -> bool:
 # keys, what a value must satisfy, and how to say that
 RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ('val_size train_size val_batch_size train_batch_size moco_kwargs.K model_kwargs.ndim num_clusters num_seeds '
-     'num_neighbours log_every augmentation_kwargs.size crf_kwargs.iterations', lambda v: v >= 1, '1 or more'),
+     'num_neighbours log_every augmentation_kwargs.size resize crop crf_kwargs.iterations', lambda v: v >= 1,
+     '1 or more'),
     ('epochs num_workers num_visualizations optimizer_kwargs.weight_decay crf_kwargs.pos_w crf_kwargs.bi_w label_seed '
      'network_lr_factor', lambda v: v >= 0, '0 or more'),
     ('label_share', lambda v: 0 < v <= 1, 'a share above 0, up to 1'),
     ('moco_kwargs.T optimizer_kwargs.lr scheduler_kwargs.lr_decay_rate crf_kwargs.pos_xy_std crf_kwargs.bi_xy_std '
      'crf_kwargs.bi_rgb_std', lambda v: v > 0, 'a number above 0'),
     ('moco_kwargs.m augmentation_kwargs.jitter_probability augmentation_kwargs.grey_probability '
-     'augmentation_kwargs.flip_probability', lambda v: 0 <= v <= 1, 'a number from 0 to 1'),
+     'augmentation_kwargs.flip_probability flip_probability', lambda v: 0 <= v <= 1, 'a number from 0 to 1'),
     ('checkpoint_every loss_chunk', lambda v: v >= 0, '0 or more'),
     ('crf_workers', lambda v: v is None or v >= 0, '0 or more'),
     ('optimizer_kwargs.momentum model_kwargs.dropout crf_kwargs.min_probability', lambda v: 0 <= v < 1,

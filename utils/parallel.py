@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import cv2
 import torch
+from threadpoolctl import threadpool_limits
 
 CONTAINER = Path('/sys/fs/cgroup')
 Item = TypeVar('Item')
@@ -84,6 +85,7 @@ def _start_worker() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    threadpool_limits(1)
 
 
 def _end_with_parent() -> None:

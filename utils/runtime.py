@@ -95,7 +95,8 @@ def prepare(p: Any) -> torch.device:
         p: the config.
 
     Raises:
-        UserError: the output directory was made with another config or is in use, or the device is not there.
+        UserError: the output directory cannot be made, was made with another config or is in use, or the device is
+            not there.
     """
     device = pick_device(p.device)
     distributed.join(device.type == 'cuda')
@@ -104,7 +105,11 @@ def prepare(p: Any) -> torch.device:
     output_dir = Path(p.output_dir)
     with distributed.main_first():
         if distributed.is_main():
-            output_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                output_dir.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise UserError(f'output_dir {output_dir} cannot be made, for a file is in its place; choose another '
+                                '(--set output_dir=...) or move the file.') from error
             lock(output_dir)
             save_config(p, output_dir)
     setup_logging(output_dir)

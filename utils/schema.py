@@ -79,12 +79,17 @@ class AugmentationKwargs:
 
 
 @dataclass(kw_only=True)
-class Common:
+class Run:
     """Keys of every experiment."""
     output_dir: str | None = key(None, 'where results go; default: root_dir/<name of the config file>')
     seed: int = key(1234, 'seed of weights, order and augmentation')
     device: str = key('auto', 'auto takes the GPU when there is one', ('auto', 'cpu', 'cuda'))
     num_workers: int = key(4, 'loader processes; 0 loads in the main process')
+
+
+@dataclass(kw_only=True)
+class Common(Run):
+    """Keys of every experiment with pixel embeddings."""
     backbone: str = key('resnet50', 'network', BACKBONES)
     pretraining: str = key(MISSING, 'initial weights: imagenet_classification, imagenet_moco, none, or the '
                                     'path of a checkpoint (from the working directory, root_dir or the repository)')
@@ -194,3 +199,18 @@ class Retrieval(Prototypes):
     memory: str | None = key(None, 'path of a memory.npz of an earlier run, used instead of memory_split')
     num_neighbours: int = key(1, 'nearest entries of the memory that vote on the class of an object')
     ignore_classes: list[str] = key([], 'classes to treat as void; background is then left out of the mean')
+
+
+@dataclass(kw_only=True)
+class TrainSaliency(Run, Training):
+    """saliency/train.py"""
+    images: str = key(MISSING, 'folder of the images, relative to db_root; subfolders count')
+    masks: str = key(MISSING, 'folder of their masks under the same names, .png, 255 = object; relative to db_root')
+    val_images: str | None = key(None, 'folder of images to score the network on after each epoch')
+    val_masks: str | None = key(None, 'folder of their masks')
+    val_batch_size: int = key(8, 'images a forward pass')
+    pretraining: str = key(MISSING, 'initial weights: none, imagenet_classification (ResNet-34), or the path of a '
+                                    'ResNet-34 or a BASNet (from the working directory, root_dir or the repository)')
+    resize: int = key(256, 'side to which images are resized, pixels; also for prediction')
+    crop: int = key(224, 'side of the random crop of the resized image, pixels')
+    flip_probability: float = key(0.5, 'probability of the horizontal flip')

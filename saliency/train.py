@@ -1,0 +1,106 @@
+"""Train BASNet on given masks, for example on those of ``saliency/predict.py --method unsupervised``.
+
+    python saliency/train.py --config_env configs/env.yml --config_exp configs/saliency/basnet.yml \\
+        [--images DIR --masks DIR]
+
+Noisy masks bootstrap themselves (paper, supplementary material): the network learns what they have in common.
+Leaves basnet.pth, which predict.py --method basnet takes as --weights.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
+
+import logging
+
+from data.build import masks_evaluation_loader, masks_loader
+from models.build import build_basnet
+from saliency.basnet import BASNetSaliency
+from saliency.engine import compute_losses, validate
+from saliency.view import TrainingView
+from utils import distributed
+from utils.checkpoint import save_checkpoint
+from utils.config import add_config_arguments, load_config
+from utils.errors import run_script
+from utils.launch import add_process_arguments, start_processes
+from utils.logger import scalar_writer
+from utils.optim import build_optimizer, learning_rate, set_learning_rate
+from utils.precision import Precision
+from utils.results import save_results
+from utils.runtime import prepare, seed_process
+from utils.schema import TrainSaliency
+from utils.training import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
+    add_process_arguments(parser)
+    parser.add_argument('--images', type=Path, help='folder of the images, instead of the key images')
+    parser.add_argument('--masks', '--pseudo-labels', type=Path, dest='masks',
+                        help='folder of their masks, instead of the key masks')
+    args = parser.parse_args(argv)
+    given = {name: folder for name, folder in (('images', args.images), ('masks', args.masks)) if folder is not None}
+    args.overrides = [*args.overrides, *(f'{name}={json.dumps(str(path.resolve()))}' for name, path in given.items())]
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    p = load_config(args.config_env, args.config_exp, TrainSaliency, args.overrides)
+    if start_processes(args.nproc, p.device, __file__, argv):
+        return
+    device = prepare(p)
+    output_dir = Path(p.output_dir)
+
+    loader, sampler = masks_loader(p, TrainingView(p.resize, p.crop, p.flip_probability))
+    val_loader = masks_evaluation_loader(p) if p.val_images is not None else None
+    network = build_basnet(p)
+    precision = Precision(device, p.precision, p.tf32, p.channels_last)
+    precision.place(network)
+    if p.compile:
+        network.compile()
+    trained = distributed.parallel(network, device)
+    seed_process(p.seed)
+    source = BASNetSaliency(network, device, p.resize)
+    optimizer = build_optimizer(p.optimizer, network.parameters(), **p.optimizer_kwargs)
+    writer = scalar_writer(output_dir)
+    trainer = Trainer(output_dir / 'checkpoint.pth.tar', network, optimizer, precision, loader, sampler, p, writer,
+                      p.log_every, p.checkpoint_every)
+
+    with trainer:
+        for epoch in range(trainer.epoch, p.epochs):
+            start = time.perf_counter()
+            lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
+            set_learning_rate(optimizer, lr)
+            network.train()
+            means = trainer.train_one_epoch(lambda batch: compute_losses(trained, batch, precision))
+            figures: dict[str, float] = {}
+            if val_loader is not None:
+                with trainer.at_once():
+                    figures = validate(source, val_loader)
+            trainer.finish_epoch(figures=figures)
+            for name, value in (('train/lr', lr), *((f'val/{name}', value) for name, value in figures.items())):
+                writer.add_scalar(name, value, epoch)
+            log.info('Epoch %d of %d: loss %.4f%s, lr %.5f, %.0f s', epoch + 1, p.epochs, means['loss'],
+                     ''.join(f', {name} {value:.2f}' for name, value in figures.items()), lr,
+                     time.perf_counter() - start)
+    writer.close()
+
+    if distributed.is_main():
+        save_checkpoint(network.state_dict(), output_dir / 'basnet.pth')
+        if trainer.extra.get('figures'):
+            save_results({'saliency': trainer.extra['figures']}, output_dir)
+    log.info('Training is complete: %s', output_dir / 'basnet.pth')
+
+
+if __name__ == '__main__':
+    run_script(main)

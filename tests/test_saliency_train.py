@@ -1,0 +1,235 @@
+"""Training of BASNet: what goes in, that it learns, goes on where it stopped, and what it refuses."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.models import resnet34
+
+import saliency.predict as predict
+import saliency.train as script
+from data.build import collate
+from data.folder import FolderDataset
+from data.pairs import SeededDataset
+from models.basnet import BASNet
+from saliency.engine import compute_losses, validate
+from saliency.scores import SaliencyScores
+from saliency.view import TrainingView
+from utils.errors import run_script
+from utils.precision import Precision
+from utils.training import Trainer
+
+NAMES = json.loads((Path(__file__).parent / 'goldens' / 'basnet_names.json').read_text())
+
+
+class ThinNetwork(nn.Module):
+    """A stand-in for BASNet, for what does not depend on the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+                                    nn.Conv2d(8, 1, 3, padding=1))
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        score = self.layers(images)
+        return [score, score]
+
+
+@pytest.fixture
+def thin(monkeypatch):
+    monkeypatch.setattr('models.build.BASNet', ThinNetwork)
+
+
+def arguments(root: Path, *overrides: str, flags: tuple[str, ...] = ()) -> list[str]:
+    """Command line of the script on the data set Shapes below ``root``, with results in root/results."""
+    return ['--config_env', 'configs/demo/env.yml', '--config_exp', 'configs/saliency/basnet.yml', *flags, '--set',
+            f'db_root={root}', f'root_dir={root / "results"}', 'device=cpu', 'num_workers=0', 'images=Shapes/images',
+            'masks=Shapes/saliency_unsupervised_model', 'resize=32', 'crop=28', 'epochs=3', 'train_batch_size=4',
+            'log_every=1', *overrides]
+
+
+def fails(capsys, arguments: list[str]) -> str:
+    """Run what must end in one sentence and exit code 2; returns the sentence."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        run_script(lambda: script.main(arguments))
+    assert ended.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith('error: ')
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_basnet_learns_a_tiny_set(db_root):
+    torch.manual_seed(0)
+    dataset = FolderDataset(db_root / 'Shapes' / 'images', db_root / 'Shapes' / 'saliency_supervised_model',
+                            transform=TrainingView(32, 32, 0))
+    views = [dataset[index] for index in range(4)]
+    batch = {name: torch.stack([view[name] for view in views]) for name in ('image', 'sal')}
+    network, precision = BASNet(), Precision(torch.device('cpu'))
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    first = compute_losses(network, batch, precision)['loss']
+    precision.step(first, optimizer)
+    precision.step(compute_losses(network, batch, precision)['loss'], optimizer)
+    assert compute_losses(network, batch, precision)['loss'] < 0.85 * first
+
+
+def test_a_run_leaves_weights_that_predict_takes(shapes, capsys):
+    root = shapes.parent
+    torch.manual_seed(1)
+    trained = resnet34(weights=None).state_dict()
+    torch.save(trained, root / 'resnet34.pth')
+    script.main(arguments(root, 'epochs=0', f'pretraining={root / "resnet34.pth"}', 'output_dir=whole'))
+    state = torch.load(root / 'results' / 'whole' / 'basnet.pth', weights_only=True)
+    assert {name: list(value.shape) for name, value in state.items()} == NAMES
+    assert torch.equal(state['encoder4.2.conv2.weight'], trained['layer4.2.conv2.weight'])
+    assert torch.equal(state['encoder1.0.bn1.running_var'], trained['layer1.0.bn1.running_var'])
+    predict.main(['--images', str(shapes / 'images'), '--output', str(root / 'masks'), '--method', 'basnet',
+                  '--weights', str(root / 'results' / 'whole' / 'basnet.pth'), '--input-size', '32', '--device', 'cpu'])
+    assert '18 images' in capsys.readouterr().out
+
+
+def test_training_goes_on_in_the_same_bits(db_root, tmp_path, monkeypatch, thin, capsys):
+    (tmp_path / 'Shapes').symlink_to(db_root / 'Shapes')
+    val = 'val_images=Shapes/images', 'val_masks=Shapes/saliency_supervised_model'
+    script.main(arguments(tmp_path, *val, 'output_dir=whole'))
+    save = Trainer.save
+    for epoch, step in ((0, 2), (1, 4), (2, 0)):  # within an epoch, before validation, after it
+
+        def cut_off(self, epoch=epoch, step=step):
+            save(self)
+            if (self.epoch, self.step) == (epoch, step):
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Trainer, 'save', cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            script.main(arguments(tmp_path, *val, 'output_dir=parts', 'checkpoint_every=2'))
+    monkeypatch.setattr(Trainer, 'save', save)
+    assert not (tmp_path / 'results' / 'parts' / 'basnet.pth').exists()
+    script.main(arguments(tmp_path, *val, 'output_dir=parts'))
+    assert 'Resuming after epoch 2 and 0 steps' in capsys.readouterr().out
+    folders = [tmp_path / 'results' / name for name in ('whole', 'parts')]
+    first, second = (torch.load(folder / 'basnet.pth', weights_only=True) for folder in folders)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    first, second = ((folder / 'results.json').read_text() for folder in folders)
+    assert first == second
+    assert set(json.loads(first)['saliency']) == {'mIoU', 'maxF', 'MAE'}
+    script.main(arguments(tmp_path, *val, 'output_dir=parts'))  # there is nothing left to do
+    assert (folders[1] / 'results.json').read_text() == first
+
+
+def test_folders_of_the_command_line(shapes, tmp_path, monkeypatch, thin, capsys):
+    monkeypatch.chdir(shapes)
+    (shapes / 'saliency_unsupervised_model').rename(shapes / "it's # made: by me")
+    some = sorted((shapes / "it's # made: by me").iterdir())[0]
+    some.unlink()
+    (shapes / "it's # made: by me" / 'contact_sheet.jpg').write_bytes((shapes / 'images' / f'{some.stem}.jpg')
+                                                                    .read_bytes())
+    script.main(arguments(tmp_path, 'epochs=1', flags=('--images', 'images', '--pseudo-labels', "it's # made: by me")))
+    assert f"17 images of {shapes / 'images'} with masks of {shapes}/it's # made: by me\n" in capsys.readouterr().out
+
+
+def test_items_keep_image_and_mask_together(tmp_path):
+    draw = np.random.default_rng(0)
+    for folder in ('images/sub', 'masks/sub'):
+        (tmp_path / folder).mkdir(parents=True)
+    mask = np.zeros((50, 70), np.uint8)
+    mask[10:30, 35:60] = 255
+    Image.fromarray(np.stack([mask // 2 + draw.integers(0, 9, mask.shape, np.uint8)] * 3, 2)).save(
+        tmp_path / 'images' / 'sub' / 'a.png')
+    Image.fromarray(mask).save(tmp_path / 'masks' / 'sub' / 'a.png')
+    dataset = SeededDataset(FolderDataset(tmp_path / 'images', tmp_path / 'masks', transform=TrainingView(40, 30)))
+    seen = set()
+    for seed in range(12):
+        item, again = dataset[0, seed], dataset[0, seed]
+        assert torch.equal(item['image'], again['image'])
+        assert (item['image'].shape, item['sal'].shape) == ((3, 30, 30), (1, 30, 30))
+        sure = (item['sal'][0] == 0) | (item['sal'][0] == 1)
+        assert sure.float().mean() > 0.8
+        assert torch.equal((item['image'][0] > 0)[sure], (item['sal'][0] == 1)[sure])
+        seen.add(tuple(item['sal'][0].sum(0).tolist()))
+    assert len(seen) > 6  # crops and flips
+    assert item['id'] == 'sub/a'
+
+
+def test_scores_equal_loops():
+    draw = np.random.default_rng(0)
+    parts, iou, mae, curves = (SaliencyScores(), SaliencyScores()), [], [], []
+    for height, width in ((9, 7), (5, 12), (4, 4)):
+        truth = (draw.random((height, width)) < 0.4).astype(np.uint8)
+        saliency = (0.6 * draw.random((height, width)) + 0.4 * truth).astype(np.float32)
+        parts[width > 10].update(saliency, saliency > 0.5, truth)
+        both = sum(s > 0.5 and t for s, t in zip(saliency.flat, truth.flat, strict=True))
+        either = sum(s > 0.5 or t for s, t in zip(saliency.flat, truth.flat, strict=True))
+        iou.append(both / either)
+        mae.append(sum(abs(s - t) for s, t in zip(saliency.flat, truth.flat, strict=True)) / truth.size)
+        curve = []
+        for k in range(255):
+            chosen = [t for s, t in zip(saliency.flat, truth.flat, strict=True) if s * 255 >= k]
+            curve.append((sum(chosen) / max(len(chosen), 1), sum(chosen) / truth.sum()))
+        curves.append(curve)
+    best = 0.0
+    for k in range(255):
+        precision, recall = (np.mean([curve[k][i] for curve in curves]) for i in (0, 1))
+        best = max(best, 1.3 * precision * recall / max(0.3 * precision + recall, 1e-12))
+    expected = {'mIoU': 100 * np.mean(iou), 'maxF': 100 * best, 'MAE': 100 * np.mean(mae)}
+    assert sum(parts, SaliencyScores()).read() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_perfect_source_has_perfect_scores(db_root):
+    dataset = FolderDataset(db_root / 'Shapes' / 'images', db_root / 'Shapes' / 'saliency_supervised_model')
+    samples = [sample for sample in dataset if sample['sal'].mean() > 0.05][:6]
+    batches = [collate(samples[:4]), collate(samples[4:])]
+
+    class Perfect:
+        def predict(self, images):
+            return [sample['sal'].astype(np.float32) for image in images for sample in samples
+                    if sample['image'] is image]
+
+    figures = validate(Perfect(), batches)
+    assert figures['mIoU'] > 97  # small segments are dropped
+    assert figures['maxF'] == pytest.approx(100)
+    assert figures['MAE'] == 0
+
+
+def test_mistakes_are_one_sentence(shapes, tmp_path, capsys, thin):
+    root = shapes.parent
+
+    def error(*overrides: str) -> str:
+        return fails(capsys, arguments(root, *overrides))
+
+    (tmp_path / 'empty').mkdir()
+    assert f'folder {tmp_path / "empty"} holds no image' in error(f'images={tmp_path / "empty"}')
+    assert 'folder /nowhere does not exist' in error('images=/nowhere')
+    assert 'folder /nowhere does not exist; make the masks' in error('masks=/nowhere')
+    assert 'and 13 more; a mask needs the relative path of its image' in error('masks=Shapes/images')
+    assert 'train_batch_size 19 is larger than the data set: Shapes all has 18' in error('train_batch_size=19')
+    assert 'crop 40 is larger than resize 32' in error('crop=40')
+    assert 'val_images and val_masks go together' in error('val_masks=Shapes/saliency_supervised_model')
+    assert 'folder /nowhere does not exist' in error('val_images=/nowhere', 'val_masks=/nowhere')
+    assert 'imagenet_moco is a ResNet-50' in error('pretraining=imagenet_moco')
+    (tmp_path / 'file').write_text('')
+    assert 'a file is in its place' in error(f'output_dir={tmp_path / "file"}')
+    assert 'a file is in its place' in error(f'output_dir={tmp_path / "file" / "below"}')
+    for path in (shapes / 'images').iterdir():
+        path.write_bytes(path.read_bytes()[:300])
+    assert '18 of 18 images in' in error()
+
+
+@pytest.mark.parametrize('content', [
+    {'conv1.weight': torch.zeros(64, 3, 7, 7), 'layer1.0.conv1.weight': torch.zeros(64, 64, 1, 1)},  # ResNet-50's
+    {'inconv.weight': torch.zeros(64, 3, 3, 3)}])
+def test_weights_of_another_network_are_refused(db_root, tmp_path, monkeypatch, capsys, content):
+    def without_values() -> BASNet:
+        with torch.device('meta'):
+            return BASNet()
+
+    (tmp_path / 'Shapes').symlink_to(db_root / 'Shapes')
+    monkeypatch.setattr('models.build.BASNet', without_values)
+    torch.save(content, tmp_path / 'other.pth')
+    message = fails(capsys, arguments(tmp_path, f'pretraining={tmp_path / "other.pth"}'))
+    assert 'does not fit this model (missing: ' in message
+    assert 'set pretraining to the checkpoint of a ResNet-34 or a BASNet' in message
