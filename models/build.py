@@ -114,7 +114,7 @@ def build_linear_model(p: Any, num_classes: int, state_dict: str | None = None) 
 
 
 def trained_linear_model(weights: Weights, backbone: str | None = None) -> LinearSegmentationModel:
-    """The linear model of its weights, in eval mode; the number of classes is theirs.
+    """The linear model of its weights, in eval mode; number of classes and decoder (or none) are theirs.
 
     Args:
         backbone: its name; None for a ResNet, told from the weights.
@@ -126,7 +126,9 @@ def trained_linear_model(weights: Weights, backbone: str | None = None) -> Linea
         raise UserError(f'{weights.source} is a pretraining checkpoint or a plain backbone, which has no classes; run '
                         'linear_finetune.py or kmeans.py on it and give the file that it writes.')
     backbone = backbone or ('resnet50' if BOTTLENECK in weights.state else 'resnet18')
-    model = LinearSegmentationModel(backbone, len(weights.state[f'{CLASSIFIER}weight']))
+    plain = all(name.startswith(('backbone.', CLASSIFIER)) for name in weights.state)
+    model = LinearSegmentationModel(backbone, len(weights.state[f'{CLASSIFIER}weight']),
+                                    features='backbone' if plain else 'decoder')
     load_strict(model, weights)
     return model.eval()
 

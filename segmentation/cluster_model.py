@@ -109,7 +109,7 @@ def write_names(path: Path, sizes: Sequence[int]) -> None:
     lines = ['# Names of the clusters, for you to edit: clusters/ shows what is in each. Clusters of one name become',
              f'# one class, and one that is named {BACKGROUND} goes into it. segmentation/predict.py reads this file.',
              'classes:', f'- {first}']
-    lines += [f'- {name}  # {size} objects' for name, size in zip(others, sizes, strict=True)]
+    lines += [f'- {name}  # objects: {size}' for name, size in zip(others, sizes, strict=True)]
     write_text(path, '\n'.join(lines) + '\n')
 
 

@@ -118,8 +118,9 @@ def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_s
 
 
 def contact_sheet(output: Path, names: Sequence[Path], classes: Sequence[str]) -> None:
-    """Up to 24 overlays, spread over ``names``, above the legend: contact_sheet.png."""
-    chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(SHOWN, len(names))).astype(int))]
+    """Up to 24 overlays, drawn at random from ``names``, above the legend: contact_sheet.png."""
+    drawn = np.random.default_rng(0).choice(len(names), min(SHOWN, len(names)), replace=False)
+    chosen = [names[i] for i in sorted(drawn)]
     pictures = [thumbnail(read_image(output / OVERLAYS / name.with_suffix('.jpg')), SIDE) for name in chosen]
     above, below = montage(pictures, COLUMNS), legend(classes)
     sheet = Image.new('RGB', (max(above.width, below.width), above.height + below.height), 'white')

@@ -118,7 +118,7 @@ def test_names_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / 'clusters.yml'
     write_names(path, [3, 5])
     assert read_names(path, 2) == ['background', 'cluster_1', 'cluster_2']
-    assert '- cluster_2  # 5 objects' in path.read_text()
+    assert '- cluster_2  # objects: 5' in path.read_text()
     path.write_text(yaml.safe_dump({'classes': ['background', 7, 'dog']}))
     assert read_names(path, 2) == ['background', '7', 'dog']
     for text in ('classes: [background, a]', 'classes: [background, a, ]', 'classes: [', 'a: 1', '',

@@ -208,6 +208,8 @@ def test_linear_model(own: Path, tmp_path: Path, linear: Path) -> None:
     np.testing.assert_array_equal(segment(image), expected)
     run(own / 'photos' / 'images', tmp_path / 'out', linear)
     np.testing.assert_array_equal(maps_in(tmp_path / 'out' / 'predictions')['a.png'], expected)
+    torch.save(LinearSegmentationModel('resnet18', 3, features='backbone').state_dict(), tmp_path / 'plain.pth.tar')
+    assert Segmenter.load(tmp_path / 'plain.pth.tar', 'cpu').classes == ('class_0', 'class_1', 'class_2')
     alone = tmp_path / 'alone.pth.tar'
     alone.write_bytes(linear.read_bytes())
     unknown = Segmenter.load(alone, 'cpu')  # a released model has no config beside it
