@@ -43,7 +43,7 @@ def test_cached_samples_are_those_of_the_files(shapes: Path) -> None:
 def test_a_plain_folder_is_cached_too(shapes: Path, tmp_path: Path) -> None:
     shutil.copytree(shapes / 'images', tmp_path / 'plain' / 'images')
     shutil.copytree(shapes / 'saliency_supervised_model', tmp_path / 'plain' / 'saliency_masks')
-    base = FolderDataset(tmp_path / 'plain', saliency='masks')
+    base = FolderDataset(tmp_path / 'plain' / 'images', tmp_path / 'plain' / 'saliency_masks')
     samples = [base.load(index) for index in range(len(base))]
     base.cache = SampleCache(base.load, len(base))
     shutil.rmtree(tmp_path / 'plain')
