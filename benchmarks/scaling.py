@@ -44,11 +44,11 @@ def work(rank: int, processes: int, args: argparse.Namespace, folder: str) -> No
     if processes > 1:
         dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo',
                                 init_method=f'file://{folder}/store{processes}', rank=rank, world_size=processes)
-    batch = draw_batch(args.batch // processes, args.size, device)
+    batch = draw_batch(args.batch // processes, args.size)
     precision = Precision(device, args.precision)
     model = MaskContrast(ContrastiveSegmentationModel(args.backbone, 32), 32, 8 * args.batch).train()
     precision.place(model)
-    trained = distributed.parallel(model, device)
+    trained = distributed.parallel(model)
     optimizer = build_optimizer('sgd', model.parameters(), 0.004)
     seconds = []
     for _ in range(args.steps + WARM_UP):

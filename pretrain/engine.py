@@ -23,11 +23,13 @@ def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision
         chunk: pixels of the contrastive loss at a time; 0 holds all of its logits in memory.
     """
     im_q, im_k = (precision.images(batch[view]) for view in ('query', 'key'))
-    mask_q, mask_k = (batch[view + '_mask'].to(precision.device, non_blocking=True) for view in ('query', 'key'))
+    mask_q, mask_k = batch['query_mask'], batch['key_mask']
     if not unwrap(model).model_q.upsample:
         mask_q, mask_k = (mask[:, ::REDUCTION, ::REDUCTION] for mask in (mask_q, mask_k))  # nearest
+    on_cpu = mask_q
+    mask_q, mask_k = (mask.to(precision.device, non_blocking=True) for mask in (mask_q, mask_k))
     with precision.autocast():
-        output = model(im_q, mask_q, im_k, mask_k)
+        output = model(im_q, on_cpu, im_k, mask_k)
     if chunk:
         contrastive, top1 = chunked_contrastive_loss(output.q, output.columns, output.labels, output.prototypes,
                                                      output.T, chunk)

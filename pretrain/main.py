@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for encoder in (model.model_q, model.model_k):
             encoder.backbone.compile()
             encoder.decoder.compile()
-    trained = distributed.parallel(model, device)
+    trained = distributed.parallel(model)
     seed_process(p.seed)
     optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs)
     writer = scalar_writer(Path(p.output_dir))

@@ -64,10 +64,14 @@ class MaskContrast(nn.Module):
 
         Args:
             im_q, im_k: (B, 3, H, W) two views of each image.
-            mask_q, mask_k: (B, H, W) their masks in {0, 1}, at the size of the encoder's output.
+            mask_q, mask_k: (B, H, W) their masks in {0, 1}, at the size of the encoder's output. ``mask_q`` is best
+                left on the CPU, where P is known without waiting for the device.
         """
         embedding, saliency = self.model_q(im_q)  # B x dim x H x W, B x H x W
-        image, row, column = mask_q.nonzero(as_tuple=True)  # P each
+        pixels = mask_q.nonzero().T.contiguous()  # 3 x P
+        if pixels.device != im_q.device:
+            pixels = pixels.pin_memory().to(im_q.device, non_blocking=True)
+        image, row, column = pixels
         q = F.normalize(full(embedding[image, :, row, column]), dim=1)  # P x dim
 
         with torch.no_grad():

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     precision.place(network)
     if p.compile:
         network.compile()
-    trained = distributed.parallel(network, device)
+    trained = distributed.parallel(network)
     seed_process(p.seed)
     source = BASNetSaliency(network, device, p.resize)
     optimizer = build_optimizer(p.optimizer, network.parameters(), **p.optimizer_kwargs)

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model.freeze_all_but_classifier()
     else:
         optimizer.add_param_group({'params': model.network_parameters(), 'lr_factor': p.network_lr_factor})
-    trained = distributed.parallel(model, device)
+    trained = distributed.parallel(model)
     seed_process(p.seed)
     writer = scalar_writer(Path(p.output_dir))
     trainer = Trainer(checkpoint, model, optimizer, precision, train_loader, sampler, p, writer, p.log_every,

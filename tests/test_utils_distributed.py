@@ -66,7 +66,7 @@ def worker(rank: int, store: str, folder: str) -> None:
     if rank:  # what the main process has counts
         torch.nn.init.normal_(method.model_q.head.weight)
         method.queue.zero_()
-    model = distributed.parallel(method, torch.device('cpu'))
+    model = distributed.parallel(method)
     optimizer = torch.optim.SGD(method.model_q.parameters(), 0.05, momentum=0.9)
     torch.manual_seed(5 + rank)
     steps = []

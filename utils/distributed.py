@@ -115,7 +115,7 @@ def main_first() -> Iterator[None]:
         barrier()
 
 
-def parallel(module: nn.Module, device: torch.device) -> nn.Module:
+def parallel(module: nn.Module) -> nn.Module:
     """The module as the main process has it, with gradients averaged over processes; BatchNorm is each one's own."""
     if world_size() == 1:
         return module
@@ -124,8 +124,7 @@ def parallel(module: nn.Module, device: torch.device) -> nn.Module:
     warnings.filterwarnings('ignore', 'Grad strides do not match')  # of 1x1 kernels, where order means nothing
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning)  # a new name of broadcast_buffers, which older PyTorch lacks
-        return DistributedDataParallel(module, [device] if device.type == 'cuda' else None, broadcast_buffers=False,
-                                       gradient_as_bucket_view=True)
+        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def unwrap(module: nn.Module) -> Any:
