@@ -96,7 +96,7 @@ class PlainMaskContrast(nn.Module):
 
 
 class Way:
-    """One way to take a training step.
+    """One way to take a training step; on a GPU the plain one is in float32 throughout, without TF32.
 
     Args:
         name: 'plain', or the precision of this project's way.
@@ -111,7 +111,7 @@ class Way:
         K, dim = 8 * args.batch, 32
         self.model: nn.Module
         if name == 'plain':
-            self.precision = Precision(self.device, tf32=False)
+            self.precision = Precision(self.device)
             self.model = PlainMaskContrast(args.backbone, dim, K).to(self.device)
         else:
             self.precision = Precision(self.device, name)

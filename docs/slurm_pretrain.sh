@@ -14,10 +14,11 @@
 #SBATCH --open-mode=append
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) WORLD_SIZE=$SLURM_NTASKS
+export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+export WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
 
-# one task a process; each finds its place in the job and joins
-srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec .venv/bin/python pretrain/main.py "$@"' _ "$@"
+# one task a process; each finds its place in the job and joins; none outlives the first to end by 10 minutes
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --wait=600 bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec .venv/bin/python pretrain/main.py "$@"' _ "$@"
 code=$?
 
 # 300 s before the time is up every process gets SIGTERM, finishes its step, saves and exits with 75: go on later

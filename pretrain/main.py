@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if p.freeze_layers:
         freeze_layers(model.model_q.backbone)
         freeze_layers(model.model_k.backbone)
-    precision = Precision(device, p.precision, p.tf32, p.channels_last)
+    precision = Precision(device, p.precision, p.channels_last)
     precision.place(model)
     if p.compile:
         for encoder in (model.model_q, model.model_k):

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     loader, sampler = masks_loader(p, TrainingView(p.resize, p.crop, p.flip_probability))
     val_loader = masks_evaluation_loader(p) if p.val_images is not None else None
     network = build_basnet(p)
-    precision = Precision(device, p.precision, p.tf32, p.channels_last)
+    precision = Precision(device, p.precision, p.channels_last)
     precision.place(network)
     if p.compile:
         network.compile()

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     val_loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split)
     classes = dataset.classes
     model = build_linear_model(p, len(classes))
-    precision = Precision(device, p.precision, p.tf32, p.channels_last)
+    precision = Precision(device, p.precision, p.channels_last)
     precision.place(model)
     if p.compile:
         model.compile()

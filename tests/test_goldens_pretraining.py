@@ -6,9 +6,11 @@ from torch import nn
 
 from models.resnet import freeze_layers
 from models.segmentation import ContrastiveSegmentationModel
+from pretrain.engine import compute_losses
 from pretrain.losses import accuracy, contrastive_loss, saliency_loss
 from pretrain.maskcontrast import MaskContrast
 from tests.golden_inputs import GOLDENS, fill, images, masks, tensor, unit_columns
+from utils.precision import Precision
 
 
 def build(tag: str, dtype: torch.dtype) -> tuple[MaskContrast, dict]:
@@ -73,6 +75,29 @@ def test_steps(tag: str, dtype: torch.dtype) -> None:
         assert method.model_q.head.weight.sum().item() == pytest.approx(expected['query_head_weight_sum'], rel=1e-8)
         running_mean = method.model_k.backbone.bn1.running_mean.sum().item()
         assert running_mean == pytest.approx(expected['key_bn1_running_mean_sum'], rel=1e-8)
+
+
+@pytest.mark.parametrize('chunk', [0, 100])
+def test_the_options_of_speed_change_no_figure(chunk: int) -> None:
+    """Channels-last weights and images, the loss in chunks: what training runs, held to the golden steps."""
+    tag = 'r18'
+    method, what = build(tag, torch.float64)
+    precision = Precision(torch.device('cpu'))
+    precision.place(method.train())
+    optimizer = torch.optim.SGD(method.model_q.parameters(), **what['sgd'])
+    for step, expected in enumerate(GOLDENS[tag]['steps']):
+        batch = {name: tensor(draw(f'{tag}/{view}{step}', what['batch'], what['size']), torch.float64)
+                 for name, view, draw in (('query', 'q', images), ('query_mask', 'q', masks),
+                                          ('key', 'k', images), ('key_mask', 'k', masks))}
+        losses = compute_losses(method, batch, precision, chunk)
+        precision.step(losses['loss'], optimizer)
+        assert losses['contrastive'].item() == pytest.approx(expected['contrastive_loss'], rel=1e-8)
+        assert losses['saliency'].item() == pytest.approx(expected['saliency_loss'], rel=1e-8)
+        assert losses['accuracy'].item() == pytest.approx(expected['top1'], rel=1e-6)
+        named = dict(method.model_q.named_parameters())
+        for name, norm in expected['grad_norms'].items():
+            assert named[name].grad.norm().item() == pytest.approx(norm, rel=1e-8), name
+        assert method.model_k.head.weight.sum().item() == pytest.approx(expected['key_head_weight_sum'], rel=1e-8)
 
 
 def test_saliency_loss() -> None:

@@ -31,9 +31,10 @@ ROOT = Path(__file__).resolve().parents[1]
 WORLD, BATCH, SIZE, DIM, BANK, STEPS = 2, 2, 32, 8, 10, 3
 
 
-def build() -> MaskContrast:
+def build(gather: bool) -> MaskContrast:
     torch.manual_seed(0)
-    return MaskContrast(ContrastiveSegmentationModel('resnet18', DIM, dropout=0.0), DIM, BANK, m=0.9).double().train()
+    return MaskContrast(ContrastiveSegmentationModel('resnet18', DIM, dropout=0.0), DIM, BANK, m=0.9,
+                        gather_prototypes=gather).double().train()
 
 
 def batches() -> list[dict[str, Tensor]]:
@@ -59,10 +60,10 @@ def snapshot(method: MaskContrast, losses: list[Tensor]) -> dict[str, Tensor]:
                if 'running' not in name and 'tracked' not in name}, 'loss': torch.stack(losses).detach()}
 
 
-def worker(rank: int, store: str, folder: str) -> None:
+def worker(rank: int, store: str, folder: str, gather: bool) -> None:
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=WORLD)
-    method = build()
+    method = build(gather)
     if rank:  # what the main process has counts
         torch.nn.init.normal_(method.model_q.head.weight)
         method.queue.zero_()
@@ -85,9 +86,9 @@ def worker(rank: int, store: str, folder: str) -> None:
     distributed.leave()
 
 
-def oracle() -> list[dict[str, Tensor]]:
+def oracle(gather: bool) -> list[dict[str, Tensor]]:
     """One process, image by image and pixel by pixel."""
-    method, steps = build(), []
+    method, steps = build(gather), []
     query, key = method.model_q, method.model_k
     optimizer = torch.optim.SGD(query.parameters(), 0.05, momentum=0.9)
     torch.manual_seed(5)  # the main process draws the order
@@ -110,10 +111,12 @@ def oracle() -> list[dict[str, Tensor]]:
             mine = list(range(process * BATCH, (process + 1) * BATCH))
             embedding, scores = query(batch['query'][mine])
             pixels = [embedding[j][:, batch['query_mask'][i].bool()].T for j, i in enumerate(mine)]
-            labels = torch.cat([torch.full((len(rows),), j) for j, rows in enumerate(pixels)])
+            among = list(range(WORLD * BATCH)) if gather else mine  # whose prototypes are contrasted
+            labels = torch.cat([torch.full((len(rows),), among.index(i))
+                                for i, rows in zip(mine, pixels, strict=True)])
             unit = torch.cat([rows / rows.norm(dim=1, keepdim=True) for rows in pixels])
-            columns = torch.stack([prototypes[i] for i in mine] + list(method.queue.T))
-            losses.append(contrastive_loss(unit @ columns.T / 0.5, labels, BATCH)
+            columns = torch.stack([prototypes[i] for i in among] + list(method.queue.T))
+            losses.append(contrastive_loss(unit @ columns.T / 0.5, labels, len(among))
                           + saliency_loss(scores, batch['query_mask'][mine]))
         optimizer.zero_grad()
         (sum(losses) / WORLD).backward()
@@ -126,10 +129,11 @@ def oracle() -> list[dict[str, Tensor]]:
     return steps
 
 
-def test_two_processes_equal_the_oracle(tmp_path: Path) -> None:
-    mp.spawn(worker, (str(tmp_path / 'store'), str(tmp_path)), WORLD)
+@pytest.mark.parametrize('gather', [False, True])
+def test_two_processes_equal_the_oracle(tmp_path: Path, gather: bool) -> None:
+    mp.spawn(worker, (str(tmp_path / 'store'), str(tmp_path), gather), WORLD)
     found = [torch.load(tmp_path / f'{rank}.pt') for rank in range(WORLD)]
-    for count, expected in enumerate(oracle()):
+    for count, expected in enumerate(oracle(gather)):
         loss = torch.cat([found[rank][count].pop('loss') for rank in range(WORLD)])
         torch.testing.assert_close(loss, expected.pop('loss'), rtol=1e-9, atol=0)
         for name, value in expected.items():

@@ -1,6 +1,8 @@
 """Mixed precision: what is short, what stays full, and that the losses stay close."""
 import pytest
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.engine import compute_losses
@@ -62,7 +64,10 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        if name in ('_local_scalar_dense', 'nonzero', 'masked_select', 'bincount', 'equal', '_unique2'):
+        by_mask = name.startswith('index') and any(isinstance(x, Tensor) and x.dtype == torch.bool
+                                                   for x in pytree.tree_leaves(args[1:]))
+        if by_mask or name in ('_local_scalar_dense', 'nonzero', 'masked_select', 'bincount', 'equal', '_unique2',
+                               'repeat_interleave'):
             self.waits.append(name)
         return func(*args, **(kwargs or {}))
 
@@ -77,7 +82,8 @@ def test_a_step_waits_for_the_device_nowhere() -> None:
     assert recorder.waits == ['nonzero']  # of the query's mask, which stays on the CPU
     with Recorder() as recorder:
         compute_losses(model, batch, precision)['loss'].item()
-    assert '_local_scalar_dense' in recorder.waits
+        views[0][views[1][:, None].expand_as(views[0]).bool()]
+    assert recorder.waits == ['nonzero', '_local_scalar_dense', 'index']
 
 
 def test_fp16_on_a_cpu_is_refused() -> None:

@@ -71,8 +71,9 @@ def all_gather(x: Tensor) -> Tensor:
     """(B, ...) of each process -> (B * processes, ...) on all, in the order of ranks; no gradient."""
     if world_size() == 1:
         return x
+    x = x.contiguous()
     parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.contiguous())
+    dist.all_gather(parts, x)
     return torch.cat(parts)
 
 

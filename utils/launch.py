@@ -8,13 +8,16 @@ import sys
 import uuid
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
 
 import torch
-from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from utils.errors import EXIT_STOPPED, UserError
+from utils.errors import EXIT_USER_ERROR, UserError
+from utils.interrupt import EXIT_STOPPED, SIGNALS, handled, stop
+from utils.parallel import available_cores
 
 
 def add_process_arguments(parser: ArgumentParser) -> None:
@@ -49,20 +52,34 @@ def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[
         raise UserError(f'--nproc is {count}, but {gpus} GPUs are visible; lower it, or set device=cpu.')
     if count == 1:
         return False
-    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, available_cores() // count)))
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, max_restarts=0,
-                          rdzv_backend='c10d', rdzv_endpoint='localhost:0', monitor_interval=0.2)
+                          rdzv_backend='c10d', rdzv_endpoint='localhost:0', monitor_interval=0.2,
+                          signals_to_handle='SIGHUP,SIGQUIT')  # the launcher would kill 30 s after the others
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)  # the process says itself what is wrong
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        elastic_launch(config, sys.executable)('-u', script, *arguments)
+        with handled(_pass_on, *SIGNALS):
+            elastic_launch(config, sys.executable)('-u', script, *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        codes = {failed.exitcode for failed in error.failures.values()}
+        for code in (EXIT_USER_ERROR, EXIT_STOPPED):
+            if code in codes:  # a process has said why; others may have failed for the loss of it
+                raise SystemExit(code) from None
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
-            print(f'error: process {rank} of {count} was ended by {name}, and the others with it; the same command '
-                  'goes on from the last checkpoint', file=sys.stderr)
+            print(f'error: process {rank} of {count} was ended by {name}, and the others with it; start the same '
+                  'command again to go on', file=sys.stderr)
         raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from None
-    except SignalException:
-        raise SystemExit(EXIT_STOPPED) from None
     return True
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    """Hand a signal to the processes, which take the time that their step and their checkpoint need."""
+    children = Path(f'/proc/self/task/{os.getpid()}/children')
+    processes = [int(child) for child in children.read_text().split()] if children.exists() else []
+    for process in processes:
+        os.kill(process, number)
+    if not processes:
+        stop(number)

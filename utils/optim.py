@@ -38,10 +38,12 @@ def build_optimizer(name: str, parameters: Iterable[nn.Parameter], lr: float, mo
         ValueError: the name is neither sgd nor adam.
     """
     trained = [p for p in parameters if p.requires_grad]
+    fused = all(p.is_cuda for p in trained) or None  # else loss scaling waits for the GPU at each step
     if name == 'sgd':
-        return torch.optim.SGD(trained, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+        return torch.optim.SGD(trained, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov,
+                               fused=fused)
     if name == 'adam':
-        return torch.optim.Adam(trained, lr, weight_decay=weight_decay)
+        return torch.optim.Adam(trained, lr, weight_decay=weight_decay, fused=fused)
     raise ValueError(f'unknown optimiser {name!r}')
 
 

@@ -20,23 +20,20 @@ class Precision:
     Args:
         device: where the run computes.
         name: fp32, bf16 or fp16; fp16 scales the loss so that small gradients survive.
-        tf32: let float32 products on recent GPUs round their factors to 10 bits.
         channels_last: order of images and convolution weights in memory.
 
     Raises:
         UserError: the device does not compute in this format.
     """
 
-    def __init__(self, device: torch.device, name: str = 'fp32', tf32: bool = True, channels_last: bool = True) -> None:
+    def __init__(self, device: torch.device, name: str = 'fp32', channels_last: bool = True) -> None:
         if name == 'fp16' and device.type != 'cuda':
             raise UserError('precision: fp16 needs a GPU; on a CPU take bf16 or fp32.')
-        if name == 'bf16' and device.type == 'cuda' and not torch.cuda.is_bf16_supported():
+        if name == 'bf16' and device.type == 'cuda' and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise UserError('precision: bf16 is not what this GPU computes in; take fp16 or fp32.')
         self.device, self.dtype = device, DTYPES[name]
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == 'fp16')  # type: ignore[attr-defined]
-        if device.type == 'cuda':
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
     def autocast(self) -> Any:
         """The context of a forward pass; losses are computed outside of it."""

@@ -96,12 +96,16 @@ def prepare(p: Any) -> torch.device:
 
     Raises:
         UserError: the output directory cannot be made, was made with another config or is in use, or the device is
-            not there.
+            not there, or taken.
     """
     device = pick_device(p.device)
+    if device.type == 'cuda' and distributed.local_rank() >= torch.cuda.device_count():
+        raise UserError(f'this machine has {torch.cuda.device_count()} visible GPUs and more processes; start one for '
+                        'each GPU, or set device=cpu.')
     distributed.join(device.type == 'cuda')
-    if device.type == 'cuda' and distributed.world_size() > 1:
-        device = torch.device('cuda', distributed.local_rank())
+    if device.type == 'cuda':
+        device = torch.device('cuda', distributed.local_rank()) if distributed.world_size() > 1 else device
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = p.get('tf32', True)
     output_dir = Path(p.output_dir)
     with distributed.main_first():
         if distributed.is_main():

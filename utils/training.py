@@ -41,7 +41,7 @@ class Trainer:
         checkpoint_every: steps between two checkpoints within an epoch; 0 leaves it to the epoch's end.
 
     Raises:
-        UserError: the checkpoint cannot be read, or belongs to another model.
+        UserError: the checkpoint cannot be read, belongs to another model, or is not the same for all processes.
     """
 
     def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision,
@@ -55,6 +55,10 @@ class Trainer:
             precision.scaler.load_state_dict(state.get('scaler', {}))
             log.info('Resuming after epoch %d and %d steps from %s', state['epoch'], state['step'], path)
         self.epoch, self.step, self.extra = state.get('epoch', 0), state.get('step', 0), state.get('extra', {})
+        found = distributed.gather_objects((self.epoch, self.step))
+        if len(set(found)) > 1:
+            raise UserError(f'the processes found different checkpoints at {path} (epoch and step '
+                            f'{name_some(sorted(set(found)))}); output_dir must be one folder that all machines share.')
         self.recent = Mean()  # since the last line of the log
         self.recent.sums, self.recent.count = state.get('recent', ({}, 0))
         self._unchecked: list[tuple[int, Sequence[str], Tensor]] = []  # step, images, loss
