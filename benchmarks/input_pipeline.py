@@ -32,9 +32,9 @@ from torchvision.transforms import v2
 from data.cache import SampleCache
 from data.pairs import DRAWS, MAX_FOREGROUND, MIN_FOREGROUND, PairDataset
 from data.synthetic import generate
-from data.transforms import MEAN, STD
 from data.views import ContrastiveView
 from data.voc import VOCSegmentation
+from utils.backbones import IMAGENET
 
 DRAWN_SIZE = 500
 JITTER = (0.4, 0.4, 0.4, 0.1)
@@ -49,7 +49,7 @@ class PlainPairs:
         self.view = v2.Compose([
             v2.RandomResizedCrop(size, scale=(0.2, 1.0)), v2.RandomApply([v2.ColorJitter(*JITTER)], p=0.8),
             v2.RandomGrayscale(0.2), v2.RandomHorizontalFlip(0.5), v2.ToImage(),
-            v2.ToDtype({tv_tensors.Image: torch.float32, 'others': None}, scale=True), v2.Normalize(MEAN, STD)])
+            v2.ToDtype({tv_tensors.Image: torch.float32, 'others': None}, scale=True), v2.Normalize(*IMAGENET)])
 
     def read(self, index: int) -> dict[str, Any]:
         name = self.base.ids[index]

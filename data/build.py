@@ -18,6 +18,7 @@ from data.transforms import EvaluationTransform, LinearTrainTransform
 from data.views import ContrastiveView
 from data.voc import Sample, VOCSegmentation
 from utils import distributed
+from utils.backbones import normalisation_of
 from utils.errors import UserError
 from utils.interrupt import guard_worker
 from utils.runtime import pick_device
@@ -106,17 +107,15 @@ def pretrain_loader(p: Any) -> tuple[DataLoader, SeededSampler]:
     base = _image_set(p, p.train_db_name, p.train_split, p.saliency, skip=True)
     log.info('Pretraining on %d images of %s %s; %d of its IDs have no image or no mask in %s',
              len(base), base.root.name, p.train_split, base.left_out, base.saliency_folder)
-    augmentation = p.augmentation_kwargs
-    size = augmentation.size
-    if p.model_kwargs.upsample is False and size % 8:
-        raise UserError(f'augmentation_kwargs.size {size} must be a multiple of 8 when upsample is off.')
-    return _train_loader(p, base, PairDataset(base, ContrastiveView(**augmentation)))
+    view = ContrastiveView(**p.augmentation_kwargs, normalisation=normalisation_of(p.backbone))
+    return _train_loader(p, base, PairDataset(base, view))
 
 
 def linear_loader(p: Any) -> tuple[DataLoader, SeededSampler, list[str]]:
     """Augmented images with ground truth for the linear classifier, and their IDs; errors as ``pretrain_loader``."""
     base = VOCSegmentation(labelled_root(p, p.train_db_name), p.train_split, semseg=True,
-                           transform=LinearTrainTransform(p.train_size, p.border_label),
+                           transform=LinearTrainTransform(p.train_size, p.border_label,
+                                                          normalisation=normalisation_of(p.backbone)),
                            share=p.label_share, seed=p.label_seed)
     log.info('Training on %d images of %s %s (label_share %g)', len(base), p.train_db_name, p.train_split,
              p.label_share)
@@ -136,14 +135,15 @@ def evaluation_loader(p: Any, db_name: str, split: str,
     Several processes take the batches in turn.
     """
     base = VOCSegmentation(labelled_root(p, db_name), split, semseg=True, saliency=saliency,
-                           transform=EvaluationTransform(p.val_size))
+                           transform=EvaluationTransform(p.val_size, normalisation_of(p.backbone)))
     log.info('Evaluating on %d images of %s %s', len(base), db_name, split)
     return _in_turn(p, base), base
 
 
 def unlabelled_loader(p: Any, db_name: str, split: str, saliency: str | None = None) -> tuple[DataLoader, ImageSet]:
     """The same of a split that needs no ground truth, of a plain folder too."""
-    base = _image_set(p, db_name, split, saliency, transform=EvaluationTransform(p.val_size))
+    transform = EvaluationTransform(p.val_size, normalisation_of(p.backbone))
+    base = _image_set(p, db_name, split, saliency, transform=transform)
     log.info('%d images of %s %s', len(base), base.root.name, split)
     return _in_turn(p, base), base
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+from utils.backbones import IMAGENET, Normalisation
+
 Sample = dict[str, Any]
 
 
@@ -34,9 +34,10 @@ def uniform(low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand(()))
 
 
-def normalize(image: np.ndarray) -> Tensor:
-    """(H, W, 3) in 0..255 -> (3, H, W) float32 with ImageNet's mean and deviation."""
-    scaled = (image.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+def normalize(image: np.ndarray, normalisation: Normalisation = IMAGENET) -> Tensor:
+    """(H, W, 3) in 0..255 -> (3, H, W) float32, the input of a network."""
+    mean, std = (np.array(values, np.float32) for values in normalisation)
+    scaled = (image.astype(np.float32) / 255 - mean) / std
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
 
 
@@ -56,13 +57,14 @@ class LinearTrainTransform:
     Args:
         size: side of the square result.
         border_label: ground truth of the border that the affine map leaves: 0 as published, or 255.
+        normalisation: what the network's weights want.
 
     A sample's 'image' (H, W, 3) becomes (3, size, size) normalised, its 'semseg' (size, size) int64.
     """
 
     def __init__(self, size: int, border_label: int = 0, angle: float = 5, scale: tuple[float, float] = (0.75, 1.25),
-                 flip_probability: float = 0.5) -> None:
-        self.size, self.border_label = size, border_label
+                 flip_probability: float = 0.5, normalisation: Normalisation = IMAGENET) -> None:
+        self.size, self.border_label, self.normalisation = size, border_label, normalisation
         self.angle, self.scale, self.flip_probability = angle, scale, flip_probability
 
     def __call__(self, sample: Sample) -> Sample:
@@ -75,7 +77,7 @@ class LinearTrainTransform:
         image = cv2.warpAffine(image, affine, (width, height), flags=cv2.INTER_CUBIC)
         semseg = cv2.warpAffine(semseg, affine, (width, height), flags=cv2.INTER_NEAREST,
                                 borderValue=self.border_label)
-        return {**sample, 'image': normalize(resize_image(image, self.size)),
+        return {**sample, 'image': normalize(resize_image(image, self.size), self.normalisation),
                 'semseg': torch.from_numpy(resize_mask(semseg, self.size, self.size)).long()}
 
 
@@ -85,9 +87,9 @@ class EvaluationTransform:
     'image' becomes (3, size, size) normalised; 'shape' is the image's own (height, width).
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, normalisation: Normalisation = IMAGENET) -> None:
+        self.size, self.normalisation = size, normalisation
 
     def __call__(self, sample: Sample) -> Sample:
         return {**sample, 'shape': sample['image'].shape[:2],
-                'image': normalize(resize_image(sample['image'], self.size))}
+                'image': normalize(resize_image(sample['image'], self.size), self.normalisation)}

@@ -9,7 +9,9 @@ from torch import nn
 
 from models.basnet import BASNet
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
+from models.timm_backbone import TimmBackbone, timm_weights
 from models.weights import CLASSIFIER, HEADS, Weights, imagenet_weights, load_strict, read_weights
+from utils.backbones import TIMM
 from utils.config import resolve_path
 from utils.errors import UserError
 
@@ -19,19 +21,30 @@ BOTTLENECK = 'backbone.layer1.0.conv3.weight'  # ResNet-50 has it, ResNet-18 not
 
 def initial_weights(p: Any, backbone: str) -> Weights | None:
     """The weights that ``pretraining`` names, or None for a random start; ``backbone`` is ImageNet's network."""
+    timm = backbone.startswith(TIMM)
     if p.pretraining == 'none':
         log.info('Weights: random')
         return None
     if p.pretraining == 'imagenet_classification':
-        weights = imagenet_weights(backbone)
+        weights = timm_weights(backbone) if timm else imagenet_weights(backbone)
     elif p.pretraining == 'imagenet_moco':
         weights = read_weights(resolve_path(p.moco_state_dict, p.root_dir))
         if weights.kind != 'backbone':
             raise UserError(f'moco_state_dict {weights.source} is no MoCo checkpoint; set pretraining to its path.')
     else:
-        weights = read_weights(resolve_path(p.pretraining, p.root_dir))
+        weights = read_weights(resolve_path(p.pretraining, p.root_dir), timm)
     log.info('Weights: %s', weights.source)
     return weights
+
+
+def load_into(model: ContrastiveSegmentationModel | BackboneModel | LinearSegmentationModel, weights: Weights) -> None:
+    """Load a model, or its backbone when the weights are those of one. Raises UserError as ``load_strict``."""
+    if weights.kind != 'backbone':
+        load_strict(model, weights)
+    elif isinstance(model.backbone, TimmBackbone):
+        load_strict(model.backbone, model.backbone.fit(weights))
+    else:
+        load_strict(model.backbone, weights)
 
 
 def build_contrastive_model(p: Any) -> ContrastiveSegmentationModel:
@@ -46,7 +59,7 @@ def build_contrastive_model(p: Any) -> ContrastiveSegmentationModel:
         if weights.kind == 'linear':
             raise UserError(f'{weights.source} is a linear model without an embedding head; eval.py takes it as '
                             '--state-dict, here set pretraining to a pretraining checkpoint.')
-        load_strict(model.backbone if weights.kind == 'backbone' else model, weights)
+        load_into(model, weights)
     return model
 
 
@@ -72,7 +85,7 @@ def build_prototype_model(p: Any) -> ContrastiveSegmentationModel | BackboneMode
         raise UserError('saliency: network needs model_kwargs.use_classification_head: true; set it, or set '
                         'saliency to a folder of masks.')
     if weights is not None:
-        load_strict(model.backbone if weights.kind == 'backbone' else model, weights)
+        load_into(model, weights)
     return model.eval()
 
 
@@ -87,7 +100,7 @@ def build_linear_model(p: Any, num_classes: int, state_dict: str | None = None) 
     Raises:
         UserError: the weights do not cover the model, or are of another kind; or the decoder would stay random.
     """
-    model = LinearSegmentationModel(p.backbone, num_classes, p.model_kwargs.dropout, p.features)
+    model = LinearSegmentationModel(p.backbone, num_classes, p.model_kwargs.dropout, p.features, p.model_kwargs.decoder)
     if state_dict is not None:
         weights = read_weights(Path(state_dict))
         if weights.kind != 'linear':
@@ -104,7 +117,7 @@ def build_linear_model(p: Any, num_classes: int, state_dict: str | None = None) 
     if start is None:
         return model
     if start.kind == 'backbone':
-        load_strict(model.backbone, start)
+        load_into(model, start)
         return model
     dropped = (*HEADS, 'decoder.' if plain else CLASSIFIER)
     kept = {name: value for name, value in start.state.items() if not name.startswith(dropped)}
@@ -125,10 +138,15 @@ def trained_linear_model(weights: Weights, backbone: str | None = None) -> Linea
     if weights.kind != 'linear':
         raise UserError(f'{weights.source} is a pretraining checkpoint or a plain backbone, which has no classes; run '
                         'linear_finetune.py or kmeans.py on it and give the file that it writes.')
+    if backbone is None and 'backbone.conv1.weight' not in weights.state:
+        raise UserError(f'{weights.source} is no linear model of a ResNet, and only those tell their backbone; keep '
+                        'the config.yml of its run beside it.')
     backbone = backbone or ('resnet50' if BOTTLENECK in weights.state else 'resnet18')
     plain = all(name.startswith(('backbone.', CLASSIFIER)) for name in weights.state)
+    deeplab = any(name.startswith('decoder.0.convs.') for name in weights.state)
     model = LinearSegmentationModel(backbone, len(weights.state[f'{CLASSIFIER}weight']),
-                                    features='backbone' if plain else 'decoder')
+                                    features='backbone' if plain else 'decoder',
+                                    decoder='deeplab' if deeplab else 'conv1x1')
     load_strict(model, weights)
     return model.eval()
 

@@ -6,8 +6,10 @@ from collections import OrderedDict
 import torchvision
 from torch import nn
 
-STRIDE = 8
-FROZEN_LAYERS = ('conv1', 'bn1', 'layer1', 'layer2')
+from utils.errors import UserError
+
+STEM, STAGES = ('conv1', 'bn1'), ('layer1', 'layer2', 'layer3', 'layer4')
+FROZEN = 2  # stages, as published
 
 
 class DilatedResNet(nn.Sequential):
@@ -22,13 +24,21 @@ class DilatedResNet(nn.Sequential):
     Shapes: (B, 3, H, W) normalised images -> (B, out_channels, ceil(H/8), ceil(W/8)).
     """
 
+    stride = 8
+
     def __init__(self, name: str) -> None:
         resnet = torchvision.models.get_model(name, weights=None)
         super().__init__(OrderedDict(
             (child, module) for child, module in resnet.named_children() if child not in ('avgpool', 'fc')))
+        self.name = name
         self.out_channels: int = resnet.fc.in_features
         for stage, dilation in (('layer3', 2), ('layer4', 4)):
             _dilate(self.get_submodule(stage), dilation)
+
+    def stages(self) -> list[list[nn.Parameter]]:
+        """The parameters of the stem and of each of the four stages."""
+        return [[parameter for name in names for parameter in self.get_submodule(name).parameters()]
+                for names in (STEM, *((stage,) for stage in STAGES))]
 
 
 def _dilate(stage: nn.Module, dilation: int) -> None:
@@ -49,9 +59,24 @@ def freeze(module: nn.Module) -> None:
     module.train = lambda mode=True: module  # type: ignore[method-assign]
 
 
-def freeze_layers(backbone: DilatedResNet) -> None:
-    """Freeze conv1, bn1, layer1 and layer2 of a backbone (the supervised-saliency preset)."""
-    for name in FROZEN_LAYERS:
-        freeze(backbone.get_submodule(name))
+def freeze_layers(backbone: nn.Module, stages: int = FROZEN) -> None:
+    """Freeze the stem and the first stages of a backbone; by default, in a ResNet, conv1, bn1, layer1 and layer2.
 
+    Args:
+        backbone: has ``stages()``, see DilatedResNet.
+        stages: how many; 0 freezes the stem alone.
 
+    Raises:
+        UserError: it has fewer stages.
+    """
+    groups = backbone.stages()  # type: ignore[operator]
+    if stages >= len(groups):
+        raise UserError(f'freeze_layers: {stages} is more than the {len(groups) - 1} stages of {backbone.name}; lower '
+                        'it.')
+    frozen = {parameter for group in groups[:stages + 1] for parameter in group}
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    for module in backbone.modules():
+        own = set(module.parameters())
+        if own and own <= frozen:
+            freeze(module)

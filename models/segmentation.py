@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.deeplab import CHANNELS, deeplab_decoder
-from models.resnet import DilatedResNet
+from models.backbone import build_backbone
+from models.decoder import CHANNELS, build_decoder
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -20,26 +20,28 @@ class ContrastiveSegmentationModel(nn.Module):
     """Backbone, decoder, embedding head and (optional) saliency head (paper, section 3.2 and 4.1).
 
     Args:
-        backbone: resnet18 or resnet50.
+        backbone: resnet18, resnet50 or timm/<name>.
         ndim: dimension of the pixel embedding.
-        upsample: resize both outputs to the input size; otherwise they stay at 1/8.
+        upsample: resize both outputs to the input size; otherwise they stay at 1/stride of it.
         use_classification_head: add the 1x1 convolution that predicts saliency.
-        dropout: dropout at the end of the ASPP.
+        dropout: dropout at the end of the decoder.
+        decoder: 'deeplab' or 'conv1x1', see ``build_decoder``.
     """
 
     def __init__(self, backbone: str = 'resnet50', ndim: int = 32, upsample: bool = True,
-                 use_classification_head: bool = True, dropout: float = 0.5) -> None:
+                 use_classification_head: bool = True, dropout: float = 0.5, decoder: str = 'deeplab') -> None:
         super().__init__()
         self.upsample = upsample
-        self.backbone = DilatedResNet(backbone)
-        self.decoder = deeplab_decoder(self.backbone.out_channels, dropout)
+        self.backbone = build_backbone(backbone)
+        self.decoder = build_decoder(decoder, self.backbone.out_channels, dropout)
         self.head = nn.Conv2d(CHANNELS, ndim, 1)
         self.classification_head = nn.Conv2d(CHANNELS, 1, 1, bias=False) if use_classification_head else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, 3, H, W) -> embeddings (B, ndim, H, W) and raw saliency scores (B, H, W) or None.
 
-        Without ``upsample`` both have 1/8 of the height and width. Embeddings are not normalised.
+        Without ``upsample`` both have 1/stride of the height and width, 1/8 with a ResNet.
+        Embeddings are not normalised.
         """
         features = self.decoder(self.backbone(images))
         embedding = self.head(features)
@@ -55,7 +57,7 @@ class ContrastiveSegmentationModel(nn.Module):
         return resize(embedding, images.shape[-2:]) if self.upsample else embedding
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """Maps at 1/8: 'backbone' (B, C, h, w), 'embedding' (B, ndim, h, w), 'saliency' (B, 1, h, w)."""
+        """Maps at 1/stride: 'backbone' (B, C, h, w), 'embedding' (B, ndim, h, w), 'saliency' (B, 1, h, w)."""
         out = {'backbone': self.backbone(images)}
         features = self.decoder(out['backbone'])
         out['embedding'] = self.head(features)
@@ -69,10 +71,10 @@ class BackboneModel(nn.Module):
 
     def __init__(self, backbone: str = 'resnet50') -> None:
         super().__init__()
-        self.backbone = DilatedResNet(backbone)
+        self.backbone = build_backbone(backbone)
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """Maps at 1/8: 'backbone' (B, C, h, w)."""
+        """Maps at 1/stride: 'backbone' (B, C, h, w)."""
         return {'backbone': self.backbone(images)}
 
 
@@ -80,18 +82,19 @@ class LinearSegmentationModel(nn.Module):
     """Backbone, decoder and a 1x1 classifier on top: ``decoder.4`` (paper, section 4.2).
 
     Args:
-        backbone: resnet18 or resnet50.
+        backbone: resnet18, resnet50 or timm/<name>.
         num_classes: number of classes, background included.
-        dropout: dropout at the end of the ASPP.
+        dropout: dropout at the end of the decoder.
         features: what the classifier reads, 'decoder', or 'backbone' for a network without decoder.
+        decoder: 'deeplab' or 'conv1x1', see ``build_decoder``.
     """
 
     def __init__(self, backbone: str = 'resnet50', num_classes: int = 21, dropout: float = 0.5,
-                 features: str = 'decoder') -> None:
+                 features: str = 'decoder', decoder: str = 'deeplab') -> None:
         super().__init__()
-        self.backbone = DilatedResNet(backbone)
+        self.backbone = build_backbone(backbone)
         plain, channels = features == 'backbone', self.backbone.out_channels
-        layers = [] if plain else list(deeplab_decoder(channels, dropout).named_children())
+        layers = [] if plain else list(build_decoder(decoder, channels, dropout).named_children())
         classifier = nn.Conv2d(channels if plain else CHANNELS, num_classes, 1)
         nn.init.normal_(classifier.weight, 0, 0.01)
         nn.init.zeros_(classifier.bias)  # type: ignore[arg-type]

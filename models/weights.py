@@ -23,7 +23,7 @@ class Weights:
     """A state dict without prefixes, and what it belongs to.
 
     kind: 'contrastive' (an encoder of pretraining), 'linear' (a linear segmentation model),
-    'backbone' (a ResNet) or 'basnet'.
+    'backbone' (a ResNet, or a network of timm) or 'basnet'.
     """
     kind: str
     state: State
@@ -34,8 +34,11 @@ def _strip(state: State, prefix: str) -> State:
     return {name[len(prefix):]: value for name, value in state.items() if name.startswith(prefix)}
 
 
-def identify(checkpoint: dict[str, Any], source: str) -> Weights:
+def identify(checkpoint: dict[str, Any], source: str, timm: bool = False) -> Weights:
     """Recognise a checkpoint by its names: pretraining, linear model, BASNet, MoCo or torchvision ResNet.
+
+    Args:
+        timm: names that are none of them are those of a plain backbone of timm, head included.
 
     Raises:
         UserError: the names are those of none of them.
@@ -53,10 +56,12 @@ def identify(checkpoint: dict[str, Any], source: str) -> Weights:
         return Weights('basnet', state, source)
     if CLASSIFIER + 'weight' in state:
         return Weights('linear', state, source)
-    if 'head.weight' in state:
+    if 'head.weight' in state and any(name.startswith('backbone.') for name in state):
         return Weights('contrastive', state, source)
     if 'conv1.weight' in state:
         return Weights('backbone', _without_fc(state), source)
+    if timm and state:
+        return Weights('backbone', state, source)
     raise UserError(f'{source} is no checkpoint of this method, BASNet, MoCo or torchvision: its entries are '
                     f'{name_some(list(checkpoint)) or "none"}; give another file.')
 
@@ -65,9 +70,9 @@ def _without_fc(state: State) -> State:
     return {name: value for name, value in state.items() if not name.startswith('fc.')}
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path, timm: bool = False) -> Weights:
     """Read and recognise a checkpoint file. Raises UserError as load_checkpoint and identify do."""
-    return identify(load_checkpoint(path), str(path))
+    return identify(load_checkpoint(path), str(path), timm)
 
 
 def load_strict(module: nn.Module, weights: Weights,

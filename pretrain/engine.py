@@ -9,7 +9,6 @@ from pretrain.losses import accuracy, chunked_contrastive_loss, contrastive_loss
 from utils.distributed import unwrap
 from utils.precision import Precision
 
-REDUCTION = 8  # of the masks, when the network's outputs are not upsampled
 CHUNK = 32768
 
 
@@ -24,8 +23,10 @@ def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision
     """
     im_q, im_k = (precision.images(batch[view]) for view in ('query', 'key'))
     mask_q, mask_k = batch['query_mask'], batch['key_mask']
-    if not unwrap(model).model_q.upsample:
-        mask_q, mask_k = (mask[:, ::REDUCTION, ::REDUCTION] for mask in (mask_q, mask_k))  # nearest
+    encoder = unwrap(model).model_q
+    if not encoder.upsample:
+        stride = encoder.backbone.stride
+        mask_q, mask_k = (mask[:, ::stride, ::stride] for mask in (mask_q, mask_k))  # nearest
     on_cpu = mask_q
     mask_q, mask_k = (mask.to(precision.device, non_blocking=True) for mask in (mask_q, mask_k))
     with precision.autocast():

@@ -17,12 +17,12 @@ import logging
 
 from data.build import pretrain_loader
 from models.build import build_contrastive_model
-from models.resnet import freeze_layers
+from models.resnet import FROZEN, freeze_layers
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
 from utils import distributed
 from utils.config import add_config_arguments, load_config
-from utils.errors import run_script
+from utils.errors import UserError, run_script
 from utils.launch import add_process_arguments, start_processes
 from utils.logger import scalar_writer
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
@@ -50,13 +50,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = Path(p.output_dir) / 'checkpoint.pth.tar'
 
     loader, sampler = pretrain_loader(p)
-    model = MaskContrast(build_contrastive_model(p), p.model_kwargs.ndim, **p.moco_kwargs,
-                         gather_prototypes=p.gather_prototypes)
+    encoder = build_contrastive_model(p)
+    if not encoder.upsample and p.augmentation_kwargs.size % encoder.backbone.stride:
+        raise UserError(f'augmentation_kwargs.size {p.augmentation_kwargs.size} must be a multiple of '
+                        f'{encoder.backbone.stride} when upsample is off.')
+    model = MaskContrast(encoder, p.model_kwargs.ndim, **p.moco_kwargs, gather_prototypes=p.gather_prototypes)
     if p.sync_batchnorm:
         model = synchronise_batchnorm(model, device)
-    if p.freeze_layers:
-        freeze_layers(model.model_q.backbone)
-        freeze_layers(model.model_k.backbone)
+    if p.freeze_layers is not False:
+        stages = FROZEN if p.freeze_layers is True else p.freeze_layers
+        freeze_layers(model.model_q.backbone, stages)
+        freeze_layers(model.model_k.backbone, stages)
     precision = Precision(device, p.precision, p.channels_last)
     precision.place(model)
     if p.compile:

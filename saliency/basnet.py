@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.transforms import MEAN, STD
 from models.basnet import BASNet
 from models.weights import load_strict, read_weights
 from saliency.maps import image_map, network_input
+from utils.backbones import IMAGENET
 
 SIZE = 256  # side of the input, as published
 
@@ -45,7 +45,7 @@ class BASNetSaliency:
     def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1."""
         self.network.eval()
-        batch = torch.from_numpy(np.stack([network_input(image, (self.size, self.size), MEAN, STD)
+        batch = torch.from_numpy(np.stack([network_input(image, (self.size, self.size), *IMAGENET)
                                            for image in images]))
         maps = torch.sigmoid(self.network(batch.to(self.device))[0])[:, 0].cpu().numpy()  # N x size x size, refined
         return [image_map(saliency, image) for saliency, image in zip(maps, images, strict=True)]

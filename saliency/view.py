@@ -4,8 +4,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from data.transforms import MEAN, STD, Sample, uniform
+from data.transforms import Sample, uniform
 from saliency.maps import network_input, resize
+from utils.backbones import IMAGENET
 
 
 class TrainingView:
@@ -25,7 +26,7 @@ class TrainingView:
 
     def __call__(self, sample: Sample) -> Sample:
         size = (self.size, self.size)
-        image, mask = network_input(sample['image'], size, MEAN, STD), resize(sample['sal'].astype(np.float32), size)
+        image, mask = network_input(sample['image'], size, *IMAGENET), resize(sample['sal'].astype(np.float32), size)
         top, left = (int(torch.randint(self.size - self.crop + 1, ())) for _ in range(2))
         rows, columns = slice(top, top + self.crop), slice(left, left + self.crop)
         image, mask = image[:, rows, columns], mask[None, rows, columns]

@@ -25,6 +25,7 @@ from models.weights import fingerprint, identify
 from segmentation.cluster_model import ClusterModel
 from segmentation.crf import Refine
 from segmentation.embedding import THRESHOLD, find_objects
+from utils.backbones import normalisation_of
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.runtime import pick_device, place, to_device
@@ -46,9 +47,9 @@ class Segmenter(ABC):
     classes: the name of each label.
     """
 
-    def __init__(self, classes: tuple[str, ...], size: int, device: torch.device) -> None:
+    def __init__(self, classes: tuple[str, ...], size: int, device: torch.device, backbone: str) -> None:
         self.classes, self.size, self.device = classes, size, device
-        self.transform = EvaluationTransform(size)
+        self.transform = EvaluationTransform(size, normalisation_of(backbone))
 
     @staticmethod
     def load(path: str | Path, device: str = 'auto', weights: str | Path | None = None) -> Segmenter:
@@ -107,7 +108,7 @@ class LinearSegmenter(Segmenter):
 
     def __init__(self, model: LinearSegmentationModel, classes: tuple[str, ...], size: int,
                  device: torch.device) -> None:
-        super().__init__(classes, size, device)
+        super().__init__(classes, size, device, model.backbone.name)
         place(model, device)
         self.model, self.channels = model, np.arange(len(classes))
 
@@ -130,7 +131,7 @@ class ClusterSegmenter(Segmenter):
     def __init__(self, clusters: ClusterModel, source: str, device: torch.device,
                  weights: str | Path | None = None) -> None:
         network = clusters.network
-        super().__init__(clusters.classes or (), network['size'], device)
+        super().__init__(clusters.classes or (), network['size'], device, network['backbone'])
         config = {**network, 'saliency': 'network', 'pretraining': str(weights or network['pretraining'])}
         model: ContrastiveSegmentationModel | BackboneModel = build_prototype_model(SimpleNamespace(**config))
         if fingerprint(model) != network['fingerprint']:

@@ -7,8 +7,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from data.transforms import MEAN, STD, seeded
+from data.transforms import seeded
 from data.views import COLOUR, ContrastiveView
+from utils.backbones import IMAGENET
 
 FACTORS = {'brightness': (0.0, 0.63, 1.37), 'contrast': (0.0, 0.63, 1.37), 'saturation': (0.0, 0.63, 1.37),
            'hue': (-0.5, -0.1, 0.03, 0.1, 0.5)}
@@ -47,7 +48,7 @@ def test_the_same_draws_give_the_view_of_torchvision(height: int, width: int, ji
     reference = v2.Compose([
         v2.RandomResizedCrop(size, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), antialias=True),
         v2.RandomApply([v2.ColorJitter(*jitter)], p=0.8), v2.RandomGrayscale(p=0.2), v2.RandomHorizontalFlip(p=0.5),
-        v2.ToDtype({tv_tensors.Image: torch.float32, 'others': None}, scale=True), v2.Normalize(MEAN, STD)])
+        v2.ToDtype({tv_tensors.Image: torch.float32, 'others': None}, scale=True), v2.Normalize(*IMAGENET)])
     view = ContrastiveView(size, jitter=jitter)
     for seed in range(20):
         with seeded(seed):
@@ -58,7 +59,7 @@ def test_the_same_draws_give_the_view_of_torchvision(height: int, width: int, ji
             expected, expected_mask = reference(tv_tensors.Image(channels_first(image)),
                                                 tv_tensors.Mask(torch.from_numpy(mask)))
             assert torch.equal(torch.get_rng_state(), drawn)
-        levels = (found - expected).abs() * 255 * torch.tensor(STD).view(3, 1, 1)
+        levels = (found - expected).abs() * 255 * torch.tensor(IMAGENET.std).view(3, 1, 1)
         assert levels.max() < 6  # a level off before the hue turns can be more after it
         assert levels.mean() < 0.1
         assert (moved != expected_mask).float().mean() < 0.03  # torch's scale is rounded to float32
@@ -83,7 +84,7 @@ def test_probabilities_at_their_ends() -> None:
     assert torch.equal(flipped, plain.flip(2))
     assert np.array_equal(flipped_mask, plain_mask[:, ::-1])
     grey, _ = made(grey_probability=1)
-    levels = grey * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    levels = grey * torch.tensor(IMAGENET.std).view(3, 1, 1) + torch.tensor(IMAGENET.mean).view(3, 1, 1)
     torch.testing.assert_close(levels, levels[:1].expand(3, -1, -1))
     assert not torch.equal(grey, plain)
 

@@ -26,7 +26,8 @@ def published(name: str) -> dict[str, torch.Tensor]:
 def config(**more) -> EasyDict:
     return EasyDict({'backbone': 'resnet50', 'pretraining': 'none', 'moco_state_dict': None, 'root_dir': '.',
                      'features': 'embedding', 'saliency': 'network',
-                     'model_kwargs': {'ndim': 32, 'upsample': True, 'use_classification_head': True, 'dropout': 0.5},
+                     'model_kwargs': {'ndim': 32, 'upsample': True, 'use_classification_head': True, 'dropout': 0.5,
+                                      'decoder': 'deeplab'},
                      **more})
 
 

@@ -53,7 +53,7 @@ class SmallBackbone(nn.Sequential):
         self.register_buffer('ballast', torch.zeros(10 ** 6))
 
 
-def small_decoder(in_channels: int, dropout: float) -> nn.Sequential:
+def small_decoder(kind: str, in_channels: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(in_channels, models.segmentation.CHANNELS, 3, padding=1),
                          nn.BatchNorm2d(models.segmentation.CHANNELS), nn.ReLU(), nn.Dropout(dropout))
 
@@ -65,7 +65,7 @@ def run(script: str, arguments: list[str], output: Path) -> None:
     for stream in (1, 2):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)  # a file outlives a kill
     torch.set_num_threads(1)
-    models.segmentation.DilatedResNet, models.segmentation.deeplab_decoder = SmallBackbone, small_decoder
+    models.segmentation.build_backbone, models.segmentation.build_decoder = SmallBackbone, small_decoder
     run_script(lambda: importlib.import_module(script).main(arguments))
 
 

@@ -183,8 +183,8 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ('val_size train_size val_batch_size train_batch_size moco_kwargs.K model_kwargs.ndim num_clusters num_seeds '
      'num_neighbours log_every augmentation_kwargs.size resize crop crf_kwargs.iterations', lambda v: v >= 1,
      '1 or more'),
-    ('epochs num_workers num_visualizations optimizer_kwargs.weight_decay crf_kwargs.pos_w crf_kwargs.bi_w label_seed '
-     'network_lr_factor', lambda v: v >= 0, '0 or more'),
+    ('epochs num_workers num_visualizations freeze_layers optimizer_kwargs.weight_decay crf_kwargs.pos_w '
+     'crf_kwargs.bi_w label_seed network_lr_factor', lambda v: v >= 0, '0 or more'),
     ('label_share', lambda v: 0 < v <= 1, 'a share above 0, up to 1'),
     ('moco_kwargs.T optimizer_kwargs.lr scheduler_kwargs.lr_decay_rate crf_kwargs.pos_xy_std crf_kwargs.bi_xy_std '
      'crf_kwargs.bi_rgb_std', lambda v: v > 0, 'a number above 0'),
@@ -228,7 +228,8 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path) -> Path:
         before, after = _flat(old), _flat(new)
         changes = [f'{name}: {_text(before.get(name, "absent"))} -> {_text(after.get(name, "absent"))}'
                    for name in dict.fromkeys((*after, *before))
-                   if name not in IGNORED and (name in before, before.get(name)) != (name in after, after.get(name))]
+                   if name not in IGNORED
+                   and (name in before, _text(before.get(name))) != (name in after, _text(after.get(name)))]
         if changes:
             raise UserError(f'{output_dir} holds results of another config ({name_some(changes, 20)}); '
                             'choose another output_dir (--set output_dir=...) or delete the folder.')

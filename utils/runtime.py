@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from utils import distributed
+from utils.backbones import require_timm
 from utils.config import save_config
 from utils.errors import UserError
 from utils.logger import setup_logging
@@ -58,6 +60,8 @@ def synchronise_batchnorm(module: nn.Module, device: torch.device) -> Any:
         return module
     if device.type != 'cuda':
         raise UserError('sync_batchnorm needs GPUs; set sync_batchnorm: false to train on CPUs.')
+    if 'timm' in sys.modules:  # its BatchNorm may hold the activation, which PyTorch's conversion would drop
+        return require_timm().layers.convert_sync_batchnorm(module)
     return nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
+from utils.backbones import BACKBONES
+
 
 def key(default: Any, help: str, choices: tuple = ()) -> Any:
     """Declare one config key.
@@ -16,7 +18,7 @@ def key(default: Any, help: str, choices: tuple = ()) -> Any:
         default: value used when the key is absent; ``MISSING`` makes the key required; a list or a
             dataclass type becomes a default factory.
         help: one line that says what the key is.
-        choices: the allowed values, if only some are.
+        choices: the allowed values, if only some are; 'a/<name>' allows all that begin with a/.
     """
     metadata = {'help': help, 'choices': choices}
     if default is MISSING:
@@ -28,7 +30,6 @@ def key(default: Any, help: str, choices: tuple = ()) -> Any:
     return field(default=default, metadata=metadata)
 
 
-BACKBONES = ('resnet18', 'resnet50')
 SALIENCY_HELP = 'masks to use: the folder saliency_<name> of the data set'
 
 
@@ -55,9 +56,11 @@ class SchedulerKwargs:
 @dataclass(kw_only=True)
 class ModelKwargs:
     ndim: int = key(32, 'dimension of the pixel embedding')
-    upsample: bool = key(True, 'upsample the outputs to the input size (else masks are reduced to 1/8)')
+    upsample: bool = key(True, 'upsample the outputs to the input size (else masks are made as small as the features)')
     use_classification_head: bool = key(True, 'predict saliency with a second head and train it')
-    dropout: float = key(0.5, 'dropout probability at the end of the ASPP')
+    dropout: float = key(0.5, 'dropout probability at the end of the decoder')
+    decoder: str = key('deeplab', 'between backbone and heads: the ASPP of DeepLab, for an output stride of 8, or one '
+                                  '1x1 convolution, for a vision transformer', ('deeplab', 'conv1x1'))
 
 
 @dataclass(kw_only=True)
@@ -90,7 +93,8 @@ class Run:
 @dataclass(kw_only=True)
 class Common(Run):
     """Keys of every experiment with pixel embeddings."""
-    backbone: str = key('resnet50', 'network', BACKBONES)
+    backbone: str = key('resnet50', 'network; timm/<name> is any of the library timm with an output stride of 8 or '
+                                    'patches, e.g. timm/vit_small_patch16_224.dino', BACKBONES)
     pretraining: str = key(MISSING, 'initial weights: imagenet_classification, imagenet_moco, none, or the '
                                     'path of a checkpoint (from the working directory, root_dir or the repository)')
     moco_state_dict: str | None = key(None, 'path of the MoCo checkpoint, for pretraining: imagenet_moco')
@@ -125,7 +129,8 @@ class Pretrain(Common, Training):
     loss_chunk: int = key(32768, 'pixels of the contrastive loss at a time; 0 holds all logits in memory')
     sync_batchnorm: bool = key(False, 'BatchNorm over all processes (a departure: the method has it per process)')
     gather_prototypes: bool = key(False, 'contrast with the prototypes of all processes (a departure: only its own)')
-    freeze_layers: bool = key(False, 'freeze conv1, bn1, layer1 and layer2 of both encoders')
+    freeze_layers: bool | int = key(False, 'freeze the stem and this many first stages of both encoders; true is 2, '
+                                           'in a ResNet conv1, bn1, layer1 and layer2')
     moco_kwargs: MocoKwargs = key(MocoKwargs, 'the memory bank and the momentum encoder')
     augmentation_kwargs: AugmentationKwargs = key(AugmentationKwargs, 'the random views')
 

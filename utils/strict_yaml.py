@@ -152,8 +152,9 @@ def convert(node: yaml.Node, key: Key) -> Any:
     options = get_args(key.type) if isinstance(key.type, UnionType) else (key.type,)
     if value is None and type(None) in options:
         return None
-    kind = next(option for option in options if option is not type(None))
-    expected = PLURALS[get_args(kind)[0]] if get_origin(kind) is list else SCALARS[kind]
+    kinds = [option for option in options if option is not type(None)]
+    kind = type(value) if type(value) in kinds else kinds[0]
+    expected = PLURALS[get_args(kind)[0]] if get_origin(kind) is list else ' or '.join(SCALARS[kind] for kind in kinds)
     if get_origin(kind) is list:
         if not isinstance(value, list):
             raise ValueError(f'expected a list of {expected}, e.g. [a, b], got {_describe(value)}')
@@ -162,11 +163,16 @@ def convert(node: yaml.Node, key: Key) -> Any:
                 raise ValueError(f'expected a list of {expected}, {problem}')
         return [get_args(kind)[0](item) for item in value]
     if problem := _mismatch(value, node, kind):
-        raise ValueError(f'expected {expected}{" or null" if len(options) > 1 else ""}, {problem}')
+        raise ValueError(f'expected {expected}{" or null" if type(None) in options else ""}, {problem}')
     choices = key.field.metadata['choices']
-    if choices and value not in choices:
+    if choices and value not in choices and not any(map(value.startswith, _prefixes(choices))):
         raise ValueError(f'expected one of {", ".join(map(str, choices))}, got {_describe(value)}')
     return kind(value)
+
+
+def _prefixes(choices: tuple[str, ...]) -> list[str]:
+    """What choices such as timm/<name> begin with."""
+    return [choice.partition('<')[0] for choice in choices if '<' in choice]
 
 
 def _mismatch(value: Any, node: yaml.Node, kind: type) -> str:

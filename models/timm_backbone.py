@@ -1,0 +1,113 @@
+"""Backbones of the timm library (Wightman, https://github.com/huggingface/pytorch-image-models)."""
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.weights import State, Weights
+from utils.backbones import TIMM, require_timm, timm_name
+from utils.errors import UserError, name_some
+
+STRIDE = 8
+
+
+def _flat(name: str) -> str:
+    """timm joins some names with _ where the whole network has a dot: stages_0 and stages.0."""
+    return name.replace('.', '_')
+
+
+class TimmBackbone(nn.Module):
+    """Any network of timm that has an output stride of 8 or patches: its last features, without head.
+
+    Convolutional networks (timm's ``features_only``) take an output stride of 8; vision transformers give the
+    features of their patches, after the last norm, on the patches' grid, for images of any multiple of a patch.
+    The weights are random.
+
+    Args:
+        backbone: timm/<name>.
+
+    Shapes: (B, 3, H, W) normalised images -> (B, out_channels, ceil(H/stride), ceil(W/stride)).
+
+    Raises:
+        UserError: timm is not installed, or the network has neither.
+    """
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        timm, self.name = require_timm(), backbone
+        name = timm_name(backbone)
+        self.patches = False
+        self.network: Any
+        try:
+            self.network = timm.create_model(name, features_only=True, out_indices=(-1,), output_stride=STRIDE)
+            info = self.network.feature_info.get_dicts()[-1]
+        except TypeError:  # it knows no output stride
+            try:
+                self.network = timm.create_model(name, dynamic_img_size=True)
+            except TypeError:
+                raise UserError(f'{backbone} has neither an output stride of {STRIDE} nor patches on a grid of any '
+                                'size; choose another network of timm.') from None
+            self.patches, info = True, self.network.feature_info[-1]
+            self.network.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
+        self.out_channels, self.stride = int(info['num_chs']), int(info['reduction'])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raises UserError for images that patches do not fill."""
+        if not self.patches:
+            return self.network(images)[-1]
+        if any(side % self.stride for side in images.shape[-2:]):
+            near = [round(side / self.stride) * self.stride for side in images.shape[-2:]]
+            raise UserError(f'{self.name} reads patches of {self.stride} px, and images of {images.shape[-2]} x '
+                            f'{images.shape[-1]} px are no multiple of that; take e.g. {max(near)} px '
+                            '(augmentation_kwargs.size, train_size, val_size).')
+        return self.network.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[-1]
+
+    def whole(self) -> Any:
+        """The classification network that this one is a part of, without memory for its weights."""
+        with torch.device('meta'):
+            return require_timm().create_model(timm_name(self.name))
+
+    def stages(self) -> list[list[nn.Parameter]]:
+        """The parameters of the stem and of each stage (of a transformer: each block), as timm groups them."""
+        whole = self.whole()
+        numbers = require_timm().models.group_parameters(whole, whole.group_matcher(coarse=True), reverse=True)
+        number_of = {_flat(name): number for name, number in numbers.items()}
+        stages = defaultdict(list)
+        for name, parameter in self.network.named_parameters():
+            stages[number_of[_flat(name)]].append(parameter)
+        return [stages[number] for number in sorted(stages)]
+
+    def fit(self, weights: Weights) -> Weights:
+        """Weights of the classification network, without its head, under the names of this one.
+
+        Names that neither has are left for ``load_strict`` to refuse.
+        """
+        own = {_flat(name): name for name in self.state_dict()}
+        head = {_flat(name) for name in self.whole().state_dict()} - {_flat(name) for name in self.network.state_dict()}
+        state = {own.get(f'network_{_flat(name)}', name): value for name, value in weights.state.items()
+                 if _flat(name) not in head}
+        return Weights(weights.kind, state, weights.source)
+
+
+def timm_weights(backbone: str) -> Weights:
+    """The weights that timm offers for timm/<name> or timm/<name>.<tag>, head included, downloaded once.
+
+    Raises:
+        UserError: there are none, or the download failed.
+    """
+    timm, name = require_timm(), timm_name(backbone)
+    config = timm.models.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        tags = timm.list_pretrained(f'{str(name).partition(".")[0]}.*')
+        raise UserError(f'timm has no weights for {backbone}; set backbone to one that it has '
+                        f'({name_some([TIMM + tag for tag in tags]) or "there is none"}), or pretraining to a path.')
+    try:
+        state: State = timm.create_model(name, pretrained=True).state_dict()
+    except (OSError, RuntimeError, ValueError) as error:  # no connection, or what the hub answers
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f'could not download the weights of {backbone} ({reason}); fetch '
+                        f'{config.hf_hub_id or config.url} by hand and set pretraining to its path.') from error
+    return Weights('backbone', state, f'timm {name}')

@@ -1,0 +1,206 @@
+"""Backbones of timm: features, weights, frozen stages, normalisation, and each script with one."""
+import builtins
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from data.build import evaluation_loader, linear_loader, pretrain_loader
+from models.build import build_contrastive_model, build_linear_model, build_prototype_model
+from models.resnet import DilatedResNet, freeze_layers
+from models.segmentation import ContrastiveSegmentationModel
+from models.timm_backbone import TimmBackbone
+from segmentation.segmenter import Segmenter
+from tests.test_models_weights import config
+from tests.test_scripts import Runner
+from utils.backbones import IMAGENET, normalisation_of
+from utils.errors import UserError
+from utils.runtime import synchronise_batchnorm
+
+CONVOLUTIONAL, PATCHES = 'timm/mobilenetv3_small_050', 'timm/test_vit'  # patches of 16 px; both without a download
+
+
+@pytest.fixture
+def runner(db_root: Path, tmp_path: Path) -> Runner:
+    return Runner(db_root, tmp_path)
+
+
+def whole(backbone: str) -> nn.Module:
+    torch.manual_seed(3)
+    return timm.create_model(backbone.removeprefix('timm/')).eval()
+
+
+@pytest.mark.parametrize(('name', 'channels', 'stride'), [
+    (CONVOLUTIONAL, 288, 8), ('timm/resnet18', 512, 8), ('timm/convnext_atto', 320, 8), (PATCHES, 64, 16),
+    ('timm/vit_tiny_patch16_224', 192, 16)])
+def test_features_lie_on_a_grid(name: str, channels: int, stride: int) -> None:
+    backbone = TimmBackbone(name).eval()
+    assert (backbone.name, backbone.out_channels, backbone.stride) == (name, channels, stride)
+    with torch.no_grad():
+        assert backbone(torch.zeros(1, 3, 64, 96)).shape == (1, channels, 64 // stride, 96 // stride)
+
+
+def test_the_decoder_and_the_masks_follow_the_stride() -> None:
+    model = ContrastiveSegmentationModel(PATCHES, 8, upsample=False, decoder='conv1x1').eval()
+    assert [name for name, _ in model.decoder.named_parameters()] == ['0.weight', '1.weight', '1.bias']
+    embedding, scores = model(torch.zeros(2, 3, 64, 96))
+    assert embedding.shape == (2, 8, 4, 6)
+    assert scores.shape == (2, 4, 6)
+    assert ContrastiveSegmentationModel(PATCHES, 8).decoder[0].convs[0][0].in_channels == 64  # deeplab by default
+
+
+def test_images_that_patches_do_not_fill_are_refused() -> None:
+    with pytest.raises(UserError, match='patches of 16 px, and images of 64 x 70 px .* e.g. 64 px'):
+        TimmBackbone(PATCHES)(torch.zeros(1, 3, 64, 70))
+
+
+@pytest.mark.parametrize('name', [CONVOLUTIONAL, 'timm/resnet18', 'timm/convnext_atto', PATCHES])
+def test_weights_of_the_classification_network_load_whole_or_not_at_all(name: str, tmp_path: Path) -> None:
+    network = whole(name)
+    path = tmp_path / 'weights.pth'
+    torch.save(network.state_dict(), path)
+    p = config(backbone=name, pretraining=str(path), features='backbone', saliency='supervised_model')
+    model = build_prototype_model(p)
+    if name == PATCHES:  # the features are those of timm's own interface
+        images = torch.randn(1, 3, 64, 64)
+        expected = network.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[-1]
+        with torch.no_grad():
+            torch.testing.assert_close(model.maps(images)['backbone'], expected)
+    values = {value.sum().item() for value in network.state_dict().values()}
+    assert all(value.sum().item() in values for value in model.state_dict().values())
+
+    state = network.state_dict()
+    first = next(iter(state))
+    torch.save({key: value for key, value in state.items() if key != first}, path)
+    with pytest.raises(UserError, match='missing: '):
+        build_prototype_model(p)
+    torch.save(state | {'adapter.weight': torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r'unexpected: adapter\.weight'):
+        build_contrastive_model(p)
+
+
+def test_our_checkpoints_of_a_timm_backbone_load_everywhere(tmp_path: Path) -> None:
+    path, linear = tmp_path / 'checkpoint.pth.tar', tmp_path / 'best_model.pth.tar'
+    encoder = ContrastiveSegmentationModel(PATCHES, decoder='conv1x1')
+    torch.save({'model': {f'module.model_q.{name}': value for name, value in encoder.state_dict().items()}}, path)
+    p = config(backbone=PATCHES, pretraining=str(path), features='decoder', network_lr_factor=0)
+    p.model_kwargs.decoder = 'conv1x1'
+    state = encoder.state_dict()
+    for build in (build_contrastive_model, build_prototype_model, lambda p: build_linear_model(p, 4)):
+        loaded = build(p).state_dict()
+        assert all(torch.equal(state[name], value) for name, value in loaded.items() if name in state)
+    torch.save(build_linear_model(p, 4).state_dict(), linear)
+    assert build_linear_model(p, 4, str(linear)).classifier.out_channels == 4
+    with pytest.raises(UserError, match=r'only those tell their backbone; keep the config\.yml'):
+        Segmenter.load(linear, 'cpu')
+
+
+def test_timms_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, create = whole(CONVOLUTIONAL), timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **options: object) -> nn.Module:
+        return network if pretrained else create(name, **options)
+
+    monkeypatch.setattr(timm, 'create_model', offline)
+    p = config(backbone=CONVOLUTIONAL, pretraining='imagenet_classification')
+    found = build_contrastive_model(p).backbone.state_dict()['network.conv_stem.weight']
+    assert torch.equal(found, network.conv_stem.weight)
+
+    def unreachable(name: str, pretrained: bool = False, **options: object) -> nn.Module:
+        if pretrained:
+            raise ConnectionError('no route to host')
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, 'create_model', unreachable)
+    with pytest.raises(UserError, match=r'could not download the weights of .* \(no route to host\); fetch timm/'):
+        build_contrastive_model(p)
+    with pytest.raises(UserError, match='timm has no weights for timm/vit_tiny_patch32_224'):
+        build_contrastive_model(config(backbone='timm/vit_tiny_patch32_224', pretraining='imagenet_classification'))
+
+
+def test_names_that_timm_lacks() -> None:
+    with pytest.raises(UserError, match='did you mean timm/mobilenetv3_small_050'):
+        normalisation_of('timm/mobilenetv3_smal_050')
+    with pytest.raises(UserError, match='neither an output stride of 8 nor patches'):
+        TimmBackbone('timm/vgg11')
+
+
+def test_without_timm_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def fail(name: str, *args: object, **kwargs: object) -> object:
+        if name == 'timm':
+            raise ModuleNotFoundError("No module named 'timm'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, '__import__', fail)
+    for use in (normalisation_of, ContrastiveSegmentationModel):
+        with pytest.raises(UserError, match='pip install timm'):
+            use(CONVOLUTIONAL)
+    assert normalisation_of('resnet50') == IMAGENET
+
+
+@pytest.mark.parametrize('name', [CONVOLUTIONAL, 'timm/convnext_atto', PATCHES])
+@pytest.mark.parametrize('stages', [0, 2])
+def test_frozen_stages_stay_and_the_others_learn(name: str, stages: int) -> None:
+    backbone = TimmBackbone(name)
+    names = {parameter: key for key, parameter in backbone.named_parameters()}
+    groups = [[names[parameter] for parameter in group] for group in backbone.stages()]
+    assert sorted(sum(groups, [])) == sorted(names.values())
+    assert not any('stage' in key or 'block' in key for key in groups[0])
+    freeze_layers(backbone, stages)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    backbone.train()
+    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], 0.1)
+    backbone(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    optimizer.step()
+    frozen = {key.rpartition('.')[0] for group in groups[:stages + 1] for key in group}
+    for key, value in backbone.state_dict().items():
+        if key in names.values() or 'running' in key:
+            assert torch.equal(value, before[key]) == (key.rpartition('.')[0] in frozen), key
+
+
+def test_more_stages_than_there_are_cannot_be_frozen() -> None:
+    freeze_layers(DilatedResNet('resnet18'), 4)
+    with pytest.raises(UserError, match='freeze_layers: 5 is more than the 4 stages of resnet18'):
+        freeze_layers(DilatedResNet('resnet18'), 5)
+
+
+def test_every_loader_normalises_as_the_weights_want(db_root: Path) -> None:
+    assert normalisation_of('timm/tf_efficientnet_lite0') == ((0.5,) * 3, (0.5,) * 3)
+    assert normalisation_of('timm/vit_small_patch16_224.dino') == IMAGENET
+    view = {'size': 32, 'jitter_probability': 0.0, 'grey_probability': 0.0}
+    p = config(db_root=str(db_root), num_workers=0, device='cpu', cache='none', seed=0, val_size=32, train_size=32,
+               val_batch_size=2, train_batch_size=2, train_db_name='Shapes', train_split='train', label_share=1,
+               label_seed=0, border_label=0, saliency='supervised_model', augmentation_kwargs=view, output_dir='out')
+    loaders = {'query': lambda: pretrain_loader(p)[0], 'image': lambda: linear_loader(p)[0]}
+    for key, loader in {**loaders, 'evaluation': lambda: evaluation_loader(p, 'Shapes', 'val')[0]}.items():
+        grey = {}
+        for p.backbone in ('resnet18', 'timm/tf_efficientnet_lite0'):
+            mean, std = normalisation_of(p.backbone)
+            images = next(iter(loader()))['image' if key == 'evaluation' else key]
+            grey[p.backbone] = images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
+        torch.testing.assert_close(*grey.values())
+
+
+def test_synchronised_batchnorm_keeps_the_activation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('utils.distributed.world_size', lambda: 2)
+    backbone = synchronise_batchnorm(TimmBackbone(CONVOLUTIONAL), torch.device('cuda')).network.eval()
+    norm = backbone.blocks[1][0].bn1
+    assert isinstance(norm, nn.SyncBatchNorm)
+    assert isinstance(norm.act, nn.ReLU)
+
+
+@pytest.mark.parametrize(('backbone', 'decoder'), [(CONVOLUTIONAL, 'deeplab'), (PATCHES, 'conv1x1')])
+def test_the_method_runs_with_a_timm_backbone(runner: Runner, backbone: str, decoder: str) -> None:
+    network = [f'backbone={backbone}', f'model_kwargs.decoder={decoder}', 'model_kwargs.upsample=false']
+    runner('pretrain.main', *network, 'freeze_layers=1', 'augmentation_kwargs.size=32')
+    runner('segmentation.linear_finetune', *network)
+    runner('segmentation.kmeans', *network, 'saliency=supervised_model', 'num_clusters=3')
+    segmenter = Segmenter.load(next(runner.root_dir.rglob('best_model.pth.tar')), 'cpu')
+    assert segmenter.transform.normalisation == normalisation_of(backbone)
+    image = np.zeros((40, 56, 3), np.uint8)
+    assert segmenter(image).shape == (40, 56)
