@@ -21,12 +21,13 @@ from models.resnet import freeze_layers
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
 from utils import distributed
-from utils.config import add_config_arguments, load_config
+from utils.config import add_config_arguments, as_dict, load_config
 from utils.errors import run_script
 from utils.launch import add_process_arguments, start_processes
 from utils.logger import scalar_writer
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
 from utils.precision import Precision
+from utils.run_report import write_run_report
 from utils.runtime import prepare, seed_process, synchronise_batchnorm
 from utils.schema import Pretrain
 from utils.training import Trainer
@@ -78,12 +79,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
             set_learning_rate(optimizer, lr)
             model.train()
-            means = trainer.train_one_epoch(lambda batch: compute_losses(trained, batch, precision, p.loss_chunk))
-            trainer.finish_epoch()
             writer.add_scalar('train/lr', lr, epoch)
+            means = trainer.train_one_epoch(lambda batch: compute_losses(trained, batch, precision, p.loss_chunk),
+                                            model.bank_statistics)
+            trainer.finish_epoch()
             log.info('Epoch %d of %d: loss %.4f, lr %.5f, %.0f s', epoch + 1, p.epochs, means['loss'], lr,
                      time.perf_counter() - start)
     writer.close()
+    write_run_report(as_dict(p), 'Pretraining')
     log.info('Pretraining is complete: %s', path)
 
 

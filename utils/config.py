@@ -225,7 +225,7 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path) -> Path:
         if not isinstance(old, dict):
             raise UserError(f'{path} cannot be read; choose another output_dir (--set output_dir=...) '
                             'or delete the folder.')
-        before, after = _flat(old), _flat(new)
+        before, after = flat(old), flat(new)
         changes = [f'{name}: {_text(before.get(name, "absent"))} -> {_text(after.get(name, "absent"))}'
                    for name in dict.fromkeys((*after, *before))
                    if name not in IGNORED and (name in before, before.get(name)) != (name in after, after.get(name))]
@@ -269,9 +269,9 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _flat(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flat(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     """{'a': {'b': 1}} -> {'a.b': 1}."""
-    flat: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name, value in nested.items():
-        flat.update(_flat(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {f'{prefix}{name}': value})
-    return flat
+        leaves.update(flat(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {f'{prefix}{name}': value})
+    return leaves
