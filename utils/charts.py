@@ -122,7 +122,8 @@ def to_svg(draw: Callable[[], Figure], theme: str) -> str:
         draw: makes the plot.
     """
     text = TEXT[theme]
-    inks: dict[Any, Any] = dict.fromkeys(('text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color'), text)
+    inked = 'text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color'
+    inks: dict[Any, Any] = dict.fromkeys(inked, text)
     clear = dict.fromkeys(('figure.facecolor', 'axes.facecolor', 'legend.facecolor'), 'none')
     style = {**inks, **clear, 'grid.color': text, 'axes.prop_cycle': cycler(color=LINES[theme]),
              'svg.hashsalt': 'plot', 'font.size': 10, 'axes.titlesize': 11,
