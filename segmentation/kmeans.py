@@ -31,7 +31,10 @@ from models.build import build_prototype_model
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel
 from models.weights import fingerprint
 from segmentation.cluster_model import NAMES, ClusterModel, same_clusters, write_names
-from segmentation.clustering import (
+from segmentation.discovery import discover, write_sheets
+from segmentation.embedding import EmbeddedSplit, embed_split
+from utils import distributed
+from utils.clustering import (
     ClusterScores,
     Whitening,
     cluster_confusion,
@@ -41,9 +44,6 @@ from segmentation.clustering import (
     score_clusters,
     whiten,
 )
-from segmentation.discovery import discover, write_sheets
-from segmentation.embedding import EmbeddedSplit, embed_split
-from utils import distributed
 from utils.config import add_config_arguments, as_dict, load_config
 from utils.errors import UserError, run_script
 from utils.launch import add_process_arguments, start_processes

@@ -78,9 +78,9 @@ def output_dir(tmp_path_factory) -> Path:
 def test_the_report_holds_what_the_run_left(output_dir: Path) -> None:
     shown = Page(output_dir / 'report.html')
     for text in ('Title <b>', 'a<script>', 'cat & <dog>', '<i>a', '45.68 ± 1.50', '81.2', 'moco_kwargs.K', '40',
-                 'IoU, %', 'epoch 1', 'epoch 3', 'epoch 5', 'Over-clustering', 'Confusion matrix: K-means'):
+                 'IoU, %', 'epoch 0', 'epoch 2', 'epoch 4', 'Over-clustering', 'Confusion matrix: K-means'):
         assert text in shown.text, text
-    assert 'epoch 2' not in shown.text
+    assert 'epoch 1' not in shown.text
     styles = ' '.join(shown.values('style'))
     assert '--ink:#{:02x}{:02x}{:02x};width:12.50%'.format(*PALETTE[1]) in styles
     assert 'cat & <dog> as background: 25.00 %' in shown.values('title')

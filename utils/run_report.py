@@ -108,14 +108,15 @@ def curve_blocks(history: History) -> list[page.Block]:
 def training_pictures(history: History) -> list[page.Block]:
     """The pictures that training took of itself: the first, the last and one in between."""
     blocks = []
-    for name, title, text in (
-            ('views', 'Views', 'Query and key views of the first step of an epoch, with the outlines of their masks.'),
-            ('embedding', 'Embeddings', 'Images with the outlines of their predicted masks, and the three main '
-                                        'directions of the pixel embeddings as red, green and blue.')):
+    for name, title, caption, text in (
+            ('views', 'Views', 'epoch', 'Query and key views of the first step of an epoch, with the outlines of their '
+                                        'masks.'),
+            ('embedding', 'Embeddings', 'epochs done:', 'Images with the outlines of their predicted masks, and the '
+             'three main directions of the pixel embeddings as red, green and blue.')):
         taken = history.pictures.get(name, [])
         chosen = [taken[i] for i in sorted({round(i) for i in np.linspace(0, len(taken) - 1, SHOWN)})] if taken else []
         if chosen:
-            blocks.append(page.pictures(title, [(f'epoch {epoch + 1}', png) for epoch, png in chosen], text,
+            blocks.append(page.pictures(title, [(f'{caption} {step}', png) for step, png in chosen], text,
                                         columns=1))
     return blocks
 
