@@ -53,9 +53,11 @@ demo: install
 	  $(RUN) segmentation/$$task.py $(ENV)/$$task.yml || exit; done
 	@echo '== Before and after pretraining'
 	$(RUN) segmentation/table.py --output $(DEMO) --pictures $(DEMO)/kmeans/visualizations \
+	  --pretraining $(DEMO)/pretrain \
 	  --column before $(DEMO)/linear_before_eval $(DEMO)/kmeans_before_embedding $(DEMO)/kmeans_before_backbone \
 	    $(DEMO)/retrieval_before_embedding $(DEMO)/retrieval_before_backbone \
 	  --column after $(DEMO)/linear_finetune_eval $(DEMO)/kmeans $(DEMO)/retrieval
+	@echo '== The whole story, with pictures: open $(DEMO)/report.html in a browser'
 
 # segmentation/predict.py on the drawn images, taken as a plain folder without labels
 docs/own_images.png: OWN := $(DEMO)/own_images

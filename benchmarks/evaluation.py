@@ -27,10 +27,10 @@ import torch
 
 from data.transforms import resize_mask
 from data.voc import VOC_CLASSES, VOID
-from segmentation.clustering import cluster_confusion, iou_matrix, kmeans, match_clusters, score_clusters, whiten
 from segmentation.crf import crf_in_workers, dense_crf
 from segmentation.embedding import object_histograms, split_mask
 from segmentation.memory_bank import MemoryBank
+from utils.clustering import cluster_confusion, iou_matrix, kmeans, match_clusters, score_clusters, whiten
 from utils.metrics import confusion_matrix, iou_of
 from utils.parallel import available_cores, in_threads
 

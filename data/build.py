@@ -111,6 +111,12 @@ def pretrain_loader(p: Any) -> tuple[DataLoader, SeededSampler]:
     return _train_loader(p, base, PairDataset(base, view))
 
 
+def probe_set(p: Any) -> VOCSegmentation:
+    """The labelled images of the probe, in order. Raises UserError for a data set without ground truth."""
+    return VOCSegmentation(labelled_root(p, p.train_db_name), p.probe_split, semseg=True,
+                           transform=EvaluationTransform(p.augmentation_kwargs.size, normalisation_of(p.backbone)))
+
+
 def linear_loader(p: Any) -> tuple[DataLoader, SeededSampler, list[str]]:
     """Augmented images with ground truth for the linear classifier, and their IDs; errors as ``pretrain_loader``."""
     base = VOCSegmentation(labelled_root(p, p.train_db_name), p.train_split, semseg=True,

@@ -41,6 +41,13 @@ def normalize(image: np.ndarray, normalisation: Normalisation = IMAGENET) -> Ten
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
 
 
+def denormalize(image: Tensor, normalisation: Normalisation = IMAGENET) -> np.ndarray:
+    """The way back: (3, H, W) normalised -> (H, W, 3) uint8."""
+    mean, std = (np.array(values, np.float32) for values in normalisation)
+    values = image.cpu().numpy().transpose(1, 2, 0) * std + mean
+    return (255 * values).round().clip(0, 255).astype(np.uint8)
+
+
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
     """(H, W, 3) -> (size, size, 3) float32 in 0..255, cubic, not keeping the aspect."""
     return cv2.resize(image.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)

@@ -10,23 +10,30 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import logging
 
-from data.build import pretrain_loader
+from torch import Tensor
+
+from data.build import pretrain_loader, probe_set
 from models.build import build_contrastive_model
 from models.resnet import FROZEN, freeze_layers
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
+from pretrain.panels import Panels
+from pretrain.probe import Probe
 from utils import distributed
-from utils.config import add_config_arguments, load_config
+from utils.backbones import normalisation_of
+from utils.config import add_config_arguments, as_dict, load_config
 from utils.errors import UserError, run_script
 from utils.launch import add_process_arguments, start_processes
 from utils.logger import scalar_writer
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
 from utils.precision import Precision
+from utils.run_report import write_run_report
 from utils.runtime import prepare, seed_process, synchronise_batchnorm
 from utils.schema import Pretrain
 from utils.training import Trainer
@@ -73,21 +80,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     writer = scalar_writer(Path(p.output_dir))
     trainer = Trainer(path, model, optimizer, precision, loader, sampler, p, writer, p.log_every, p.checkpoint_every)
 
+    dataset = loader.dataset.base  # type: ignore[attr-defined]
+    panels = Panels(writer, model.model_q, precision, dataset, p.augmentation_kwargs.size, p.panel_every, p.compile,
+                    normalisation_of(p.backbone))
+    probe = Probe(probe_set(p), p.probe_images, precision, p.seed, p.compile) if p.probe_every else None
+
     if p.epochs == 0:
         trainer.save()
         log.info('epochs is 0: the initial weights are in %s', path)
     with trainer:
         for epoch in range(trainer.epoch, p.epochs):
             start = time.perf_counter()
+            if trainer.step == 0:
+                panels.draw_embedding(epoch)
             lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
             set_learning_rate(optimizer, lr)
             model.train()
-            means = trainer.train_one_epoch(lambda batch: compute_losses(trained, batch, precision, p.loss_chunk))
-            trainer.finish_epoch()
             writer.add_scalar('train/lr', lr, epoch)
+
+            def losses(batch: dict[str, Any], epoch: int = epoch) -> dict[str, Tensor]:
+                if trainer.step == 0:
+                    panels.draw_views(epoch, batch)
+                return compute_losses(trained, batch, precision, p.loss_chunk)
+
+            means = trainer.train_one_epoch(losses, model.bank_statistics)
+            if probe is not None and (epoch + 1) % p.probe_every == 0:
+                with trainer.at_once():
+                    probe.measure(writer, model.model_q, epoch)
+            trainer.finish_epoch()
             log.info('Epoch %d of %d: loss %.4f, lr %.5f, %.0f s', epoch + 1, p.epochs, means['loss'], lr,
                      time.perf_counter() - start)
+    panels.draw_embedding(p.epochs, last=True)
     writer.close()
+    write_run_report(as_dict(p), 'Pretraining')
     log.info('Pretraining is complete: %s', path)
 
 

@@ -86,6 +86,20 @@ class MaskContrast(nn.Module):
         return Output(q, columns, self.T, image, None if saliency is None else full(saliency), len(prototypes))
 
     @torch.no_grad()
+    def bank_statistics(self) -> dict[str, float]:
+        """How far apart the entries of the bank are, computed on the CPU.
+
+        Returns:
+            'bank/cosine', the mean cosine of two entries, 1 if all are the same; 'bank/rank', the effective rank
+            (Roy and Vetterli, 2007): the exponential of the entropy of the singular values, 1 to dim.
+        """
+        bank = self.queue.double().cpu()
+        cosine = (bank.sum(1).square().sum() - bank.square().sum()) / max(1, self.K * (self.K - 1))
+        values = torch.linalg.svdvals(bank)
+        share = (values / values.sum()).clamp_min(1e-300)
+        return {'bank/cosine': float(cosine), 'bank/rank': float((-share * share.log()).sum().exp())}
+
+    @torch.no_grad()
     def _momentum_update(self) -> None:
         """k <- m k + (1 - m) q, for parameters and not for BatchNorm's buffers."""
         keys: list[Tensor] = list(self.model_k.parameters())

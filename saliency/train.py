@@ -26,13 +26,14 @@ from saliency.engine import compute_losses, validate
 from saliency.view import TrainingView
 from utils import distributed
 from utils.checkpoint import save_checkpoint
-from utils.config import add_config_arguments, load_config
+from utils.config import add_config_arguments, as_dict, load_config
 from utils.errors import run_script
 from utils.launch import add_process_arguments, start_processes
 from utils.logger import scalar_writer
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
 from utils.precision import Precision
 from utils.results import save_results
+from utils.run_report import write_run_report
 from utils.runtime import prepare, seed_process
 from utils.schema import TrainSaliency
 from utils.training import Trainer
@@ -87,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             if val_loader is not None:
                 with trainer.at_once():
                     figures = validate(source, val_loader)
-            trainer.finish_epoch(figures=figures)
             for name, value in (('train/lr', lr), *((f'val/{name}', value) for name, value in figures.items())):
                 writer.add_scalar(name, value, epoch)
+            trainer.finish_epoch(figures=figures)
             log.info('Epoch %d of %d: loss %.4f%s, lr %.5f, %.0f s', epoch + 1, p.epochs, means['loss'],
                      ''.join(f', {name} {value:.2f}' for name, value in figures.items()), lr,
                      time.perf_counter() - start)
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_checkpoint(network.state_dict(), output_dir / 'basnet.pth')
         if trainer.extra.get('figures'):
             save_results({'saliency': trainer.extra['figures']}, output_dir)
+    write_run_report(as_dict(p), 'Training of BASNet')
     log.info('Training is complete: %s', output_dir / 'basnet.pth')
 
 

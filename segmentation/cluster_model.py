@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import yaml
 
-from segmentation.clustering import Whitening
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.clustering import Whitening
 from utils.errors import UserError
 from utils.results import write_text
 

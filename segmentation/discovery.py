@@ -12,8 +12,8 @@ from sklearn.metrics import silhouette_score
 from data.folder import ImageSet
 from data.transforms import resize_mask
 from segmentation.cluster_model import MAX_CLUSTERS
-from segmentation.clustering import Clustering, Whitening, kmeans
 from segmentation.embedding import EmbeddedSplit
+from utils.clustering import Clustering, Whitening, kmeans
 from utils.errors import UserError
 from utils.parallel import available_cores, in_threads
 from utils.pictures import montage, overlay, save_image, thumbnail

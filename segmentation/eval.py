@@ -17,9 +17,10 @@ from data.build import evaluation_loader
 from models.build import build_linear_model
 from segmentation.crf import require_crf
 from segmentation.scoring import score
-from utils.config import add_config_arguments, load_config
+from utils.config import add_config_arguments, as_dict, load_config
 from utils.errors import run_script
 from utils.launch import add_process_arguments, start_processes
+from utils.run_report import write_run_report
 from utils.runtime import place, prepare
 from utils.schema import LinearFinetune
 
@@ -46,9 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split)
     model = build_linear_model(p, len(dataset.classes), args.state_dict)
     place(model, device)
-    score(model, loader, dataset, device, Path(p.output_dir), p.num_visualizations,
-          p.crf_kwargs if args.crf_postprocess else None, p.crf_workers,
-          'finetuned' if p.network_lr_factor else 'linear')
+    confusions = score(model, loader, dataset, device, Path(p.output_dir), p.num_visualizations,
+                       p.crf_kwargs if args.crf_postprocess else None, p.crf_workers,
+                       'finetuned' if p.network_lr_factor else 'linear')
+    write_run_report(as_dict(p), 'Evaluation', dataset.classes, confusions)
 
 
 if __name__ == '__main__':

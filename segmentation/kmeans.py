@@ -31,31 +31,34 @@ from models.build import build_prototype_model
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel
 from models.weights import fingerprint
 from segmentation.cluster_model import NAMES, ClusterModel, same_clusters, write_names
-from segmentation.clustering import (
+from segmentation.discovery import discover, write_sheets
+from segmentation.embedding import EmbeddedSplit, embed_split
+from utils import distributed
+from utils.clustering import (
     ClusterScores,
     Whitening,
     cluster_confusion,
     kmeans,
     match_clusters,
+    merge_clusters,
     score_clusters,
     whiten,
 )
-from segmentation.discovery import discover, write_sheets
-from segmentation.embedding import EmbeddedSplit, embed_split
-from utils import distributed
 from utils.config import add_config_arguments, as_dict, load_config
 from utils.errors import UserError, run_script
 from utils.launch import add_process_arguments, start_processes
 from utils.parallel import available_cores, in_threads
 from utils.pictures import panel, save_image, save_label_map
 from utils.results import iou_entry, log_iou, save_arrays, save_results
+from utils.run_report import write_run_report
 from utils.runtime import place, prepare
 from utils.schema import Kmeans
 
 log = logging.getLogger(__name__)
 
 
-Found = tuple[ClusterModel, np.ndarray, dict[str, Any]]  # clusters, (N,) label of each object, results.json
+# clusters, (N,) label of each object, results.json, confusion matrices for the report
+Found = tuple[ClusterModel, np.ndarray, dict[str, Any], dict[str, np.ndarray]]
 
 
 def counts(text: str) -> list[int]:
@@ -163,7 +166,7 @@ def evaluate(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | 
             mapping = match_clusters(confusion, p.matching)
             results[count].append(score_clusters(confusion, mapping))
             if run == 0 and count == p.num_clusters:
-                first, table = found, mapping
+                first, table, first_confusion = found, mapping, merge_clusters(confusion, mapping)
 
     runs = results[p.num_clusters]
     for run, scores in enumerate(runs):
@@ -187,7 +190,7 @@ def evaluate(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | 
                    'IoU_std': {name: 100 * float(value) for name, value in zip(classes, deviation, strict=True)},
                    'runs': [{**iou_entry(run.iou, classes),
                              **{name: 100 * value for name, value in run.scalars.items()}} for run in runs]},
-        **({'overclustering': curve} if curve else {})}
+        **({'overclustering': curve} if curve else {})}, {'kmeans': first_confusion}
 
 
 def explore(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None) -> Found:
@@ -203,7 +206,7 @@ def explore(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | N
     log.info('Pictures of each cluster: %s', sheets)
     silhouettes = {str(k): None if np.isnan(value) else value for k, value in found.silhouettes.items()}
     return ClusterModel(found.whitening, found.centres, np.arange(number + 1), None, {}), found.ids + 1, {
-        'clusters': {'num_clusters': number, 'sizes': found.sizes, 'silhouette': silhouettes}}
+        'clusters': {'num_clusters': number, 'sizes': found.sizes, 'silhouette': silhouettes}}, {}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -234,11 +237,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_arrays(Path(p.output_dir) / 'prototypes.npz', prototypes=split.prototypes, image=split.image,
                 ids=np.array(dataset.ids))
 
-    clusters, labels, results = (evaluate if labelled else explore)(p, dataset, split, fit)
+    clusters, labels, results, confusions = (evaluate if labelled else explore)(p, dataset, split, fit)
     write_predictions(p, dataset, split, int(clusters.labels[0]), labels)
     save_clusters(p, model, clusters, results.get('clusters', {}).get('sizes', []))
     path = save_results(results, Path(p.output_dir))
     log.info('Label maps: %s; results: %s', Path(p.output_dir) / 'predictions', path)
+    write_run_report(as_dict(p), 'K-means', dataset.classes, confusions)
 
 
 if __name__ == '__main__':

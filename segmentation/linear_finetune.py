@@ -25,7 +25,7 @@ from segmentation.engine import compute_losses, validate
 from segmentation.scoring import score
 from utils import distributed
 from utils.checkpoint import save_checkpoint
-from utils.config import add_config_arguments, load_config
+from utils.config import add_config_arguments, as_dict, load_config
 from utils.errors import run_script
 from utils.launch import add_process_arguments, start_processes
 from utils.logger import scalar_writer
@@ -33,6 +33,7 @@ from utils.metrics import iou_of
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
 from utils.precision import Precision
 from utils.results import write_text
+from utils.run_report import write_run_report
 from utils.runtime import prepare, seed_process
 from utils.schema import LinearFinetune
 from utils.training import Trainer
@@ -95,18 +96,19 @@ def main(argv: Sequence[str] | None = None) -> None:
                 best = miou
                 if distributed.is_main():
                     save_checkpoint(model.state_dict(), best_path)
-            trainer.finish_epoch(best_miou=best)
             for name, value in (('train/lr', lr), ('val/miou', 100 * miou)):
                 writer.add_scalar(name, value, epoch)
+            trainer.finish_epoch(best_miou=best)
             log.info('Epoch %d of %d: loss %.4f, mIoU at %d px %.2f (best %.2f), lr %.5f, %.0f s', epoch + 1, p.epochs,
                      means['loss'], p.val_size, 100 * miou, 100 * best, lr, time.perf_counter() - start)
     writer.close()
 
     distributed.barrier()  # the best model is written
     load_strict(model, read_weights(best_path))
-    score(model, val_loader, dataset, device, Path(p.output_dir), p.num_visualizations,
-          p.crf_kwargs if args.crf_postprocess else None, p.crf_workers,
-          'finetuned' if p.network_lr_factor else 'linear')
+    confusions = score(model, val_loader, dataset, device, Path(p.output_dir), p.num_visualizations,
+                       p.crf_kwargs if args.crf_postprocess else None, p.crf_workers,
+                       'finetuned' if p.network_lr_factor else 'linear')
+    write_run_report(as_dict(p), 'Fine-tuning' if p.network_lr_factor else 'Linear classifier', classes, confusions)
 
 
 if __name__ == '__main__':

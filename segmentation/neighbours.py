@@ -12,10 +12,9 @@ from data.transforms import resize_mask
 from data.voc import read_image
 from segmentation.embedding import EmbeddedSplit
 from segmentation.memory_bank import MemoryBank
-from utils.pictures import montage, panel
+from utils.pictures import montage, outline, panel
 
 SIDE = 128  # of a picture, pixels
-OUTLINE = (255, 255, 0)
 
 
 def evenly(indices: np.ndarray, count: int) -> np.ndarray:
@@ -43,8 +42,7 @@ def crop_object(image: np.ndarray, mask: np.ndarray, margin: float = 0.1) -> np.
     scale = SIDE / max(inner.shape)  # enlarged first, so that the line is thin
     size = max(1, round(inner.shape[1] * scale)), max(1, round(inner.shape[0] * scale))
     crop = cv2.resize(crop, size, interpolation=cv2.INTER_LINEAR)
-    contours, _ = cv2.findContours(resize_mask(inner, *size), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(crop, contours, -1, OUTLINE, 1)
+    return outline(crop, resize_mask(inner, *size))
 
 
 def neighbour_sheet(split: EmbeddedSplit, shown: np.ndarray, predicted: np.ndarray, images: Sequence[Path],

@@ -27,12 +27,13 @@ from segmentation.embedding import EmbeddedSplit, embed_split
 from segmentation.memory_bank import MemoryBank, fill_memory, load_memory, retrieval_confusion
 from segmentation.neighbours import evenly, neighbour_sheet
 from utils import distributed
-from utils.config import add_config_arguments, load_config, resolve_path
+from utils.config import add_config_arguments, as_dict, load_config, resolve_path
 from utils.errors import UserError, run_script
 from utils.launch import add_process_arguments, start_processes
 from utils.metrics import iou_of
 from utils.pictures import save_image
 from utils.results import iou_entry, log_iou, save_results
+from utils.run_report import write_run_report
 from utils.runtime import place, prepare
 from utils.schema import Retrieval
 
@@ -113,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not distributed.is_main():
         return
     predicted = bank.nearest(val.prototypes, p.num_neighbours)
-    iou = iou_of(retrieval_confusion(val, predicted))
+    confusion = retrieval_confusion(val, predicted)
+    iou = iou_of(confusion)
     scored = [i for i in kept if i > 0] if p.ignore_classes else kept
     names = [classes[i] for i in scored]
     log_iou(iou[scored], names)
@@ -121,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = save_results({'retrieval': {**iou_entry(iou[scored], names), 'memory': len(bank),
                                        'num_neighbours': p.num_neighbours}}, Path(p.output_dir))
     log.info('Results: %s', path)
+    write_run_report(as_dict(p), 'Retrieval', classes, {'retrieval': confusion})
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmentation, device: torch.device,
           output_dir: Path, num_visualizations: int, crf: Mapping[str, Any] | None, crf_workers: int | None,
-          task: str = 'linear') -> None:
+          task: str = 'linear') -> dict[str, np.ndarray]:
     """Predict the split at the images' own sizes, print the figures and write results.json.
 
     Args:
@@ -33,6 +34,9 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmen
         crf_workers: processes of the CRF, 0 for none of its own, None for one a CPU core.
         task: name of the entry in results.json; that after the CRF is <task>_crf.
 
+    Returns:
+        {name of the entry: (classes, classes) confusion matrix}.
+
     Raises:
         UserError: the CRF is asked for and pydensecrf is not installed, or one of its processes was killed.
     """
@@ -40,13 +44,15 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmen
     with nullcontext() if crf is None else crf_in_workers(crf, workers) as refine:
         threads = 2 if crf is None else max(2, 2 * workers)  # while one image is refined, the next waits
         confusions = predict(model, loader, dataset, device, output_dir, num_visualizations, refine, threads)
+    names = {'network': task, 'crf': f'{task}_crf'}
+    named = {names[step]: confusion for step, confusion in confusions.items()}
     results = {step: iou_of(confusion) for step, confusion in confusions.items()}
     if crf is not None:
         log.info('Without the CRF: mIoU %.2f; with it:', 100 * results['network'].mean())
     if not distributed.is_main():
-        return
+        return named
     log_iou(results['network' if crf is None else 'crf'], dataset.classes)
-    names = {'network': task, 'crf': f'{task}_crf'}
     path = save_results({names[step]: iou_entry(iou, dataset.classes) for step, iou in results.items()}, output_dir)
     log.info('Results: %s; label maps: %s; pictures: %s', path, output_dir / 'predictions',
              output_dir / 'visualizations')
+    return named

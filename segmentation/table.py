@@ -1,10 +1,11 @@
-"""One table of several runs, a row a protocol, a column a model, in percent; and plots of the same.
+"""One table of several runs, a row a protocol, a column a model, in percent; and plots and a report of the same.
 
-    python segmentation/table.py --column before results/demo/kmeans_before \\
-        --column after results/demo/kmeans --output results/demo [--per-class]
+    python segmentation/table.py --column before results/demo/kmeans_before_embedding \\
+        --column after results/demo/kmeans --output results/demo [--per-class] [--pretraining results/demo/pretrain]
 
 Reads each run's results.json. Writes table.md, table.csv, classes.png (bars per class) and, where a run
-of K-means has it, overclustering.png (mIoU over the number of clusters).
+of K-means has it, overclustering.png (mIoU over the number of clusters). report.html joins the table, the
+pictures of the runs and, with --pretraining, the curves of the training that they share.
 """
 from __future__ import annotations
 
@@ -22,15 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 import numpy as np
 from PIL import Image
 
-from segmentation.charts import class_bars, cluster_curves
+from segmentation.story import write_story
+from utils.charts import class_bars, cluster_curves, to_image
 from utils.errors import UserError, run_script
 from utils.pictures import montage, save_image
 from utils.results import write_text
+from utils.run_report import CURVE, REPORT, TASKS
 
-TASKS = {'linear': 'Linear classifier', 'linear_crf': 'Linear classifier + CRF', 'finetuned': 'Fine-tuned',
-         'finetuned_crf': 'Fine-tuned + CRF', 'kmeans': 'K-means', 'retrieval': 'Retrieval',
-         'offline': 'Label maps on disk'}  # others stand under their own names
-CURVE = 'overclustering'  # a list of {num_clusters, mIoU, std, ...}
 Column = dict[str, Any]  # {task: its entry in results.json}
 
 
@@ -48,6 +47,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                              'protocol the best counts')
     parser.add_argument('--output', type=Path, required=True, help='folder for the tables and pictures')
     parser.add_argument('--per-class', action='store_true', help='also a row a class')
+    parser.add_argument('--pretraining', type=Path, metavar='DIR',
+                        help='output directory of the pretraining, whose curves the report shows')
     parser.add_argument('--pictures', type=Path, help='folder of PNGs to join into pictures.png')
     return parser.parse_args(argv)
 
@@ -75,6 +76,16 @@ def read_column(folders: Sequence[str]) -> Column:
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise UserError(f'{path} does not hold the results of a protocol; run it again.') from error
     return best
+
+
+def sources(folders: Sequence[str], column: Column) -> dict[str, Path]:
+    """{task: the folder whose results.json holds the column's entry}."""
+    found: dict[str, Path] = {}
+    for folder in map(Path, folders):
+        for task, entry in json.loads((folder / 'results.json').read_text()).items():
+            if entry == column[task]:
+                found.setdefault(task, folder)
+    return found
 
 
 def read_columns(columns: Sequence[Sequence[str]]) -> dict[str, Column]:
@@ -113,15 +124,17 @@ def rows_of(columns: dict[str, Column], per_class: bool) -> list[Row]:
     return rows
 
 
+def cell_text(cell: tuple[float, float | None] | None) -> str:
+    """'45.68 ± 1.50': a figure with its standard deviation, if it has one."""
+    if cell is None:
+        return '-'
+    return f'{cell[0]:.2f}' + ('' if cell[1] is None else f' ± {cell[1]:.2f}')
+
+
 def markdown(columns: dict[str, Column], per_class: bool = False) -> str:
     """The table in Markdown: two decimals, and +- the standard deviation over runs where there is one."""
-    def cell(value: tuple[float, float | None] | None) -> str:
-        if value is None:
-            return '-'
-        return f'{value[0]:.2f}' + ('' if value[1] is None else f' ± {value[1]:.2f}')
-
     lines = [['%', 'figure', *columns], ['---', '---'] + ['---:'] * len(columns)]
-    lines += [[row.protocol, row.figure, *map(cell, row.cells)] for row in rows_of(columns, per_class)]
+    lines += [[row.protocol, row.figure, *map(cell_text, row.cells)] for row in rows_of(columns, per_class)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return '\n'.join('| ' + ' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + ' |'
                      for line in lines) + '\n'
@@ -147,9 +160,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     bars = {name: {column: entries[task] for column, entries in columns.items() if 'IoU' in entries.get(task, {})}
             for task, name in task_names(columns).items()}
     bars = {name: entries for name, entries in bars.items() if entries}
-    pictures = {'classes.png': class_bars(bars)} if bars else {}
+    pictures = {'classes.png': to_image(class_bars(bars))} if bars else {}
     if curves := {name: column[CURVE] for name, column in columns.items() if CURVE in column}:
-        pictures['overclustering.png'] = cluster_curves(curves)
+        pictures['overclustering.png'] = to_image(cluster_curves(curves))
     if args.pictures is not None:
         panels = [np.array(Image.open(path).convert('RGB')) for path in sorted(args.pictures.glob('*.png'))]
         if not panels:
@@ -157,7 +170,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         pictures['pictures.png'] = montage(panels, 2)
     for name, picture in pictures.items():
         save_image(picture, args.output / name)
-    print(f'Written to {args.output}: {", ".join(["table.md", "table.csv", *pictures])}')
+    text = [(row.protocol, row.figure, *map(cell_text, row.cells)) for row in rows_of(columns, per_class=False)]
+    runs = {name: {TASKS.get(task, task): folder for task, folder in sources(folders, columns[name]).items()}
+            for name, *folders in args.column}
+    write_story(args.output, text, bars, curves, runs, args.pretraining)
+    print(f'Written to {args.output}: {", ".join(["table.md", "table.csv", *pictures, REPORT])}')
 
 
 if __name__ == '__main__':

@@ -18,7 +18,9 @@ from models.basnet import BASNet
 from saliency.engine import compute_losses, validate
 from saliency.scores import SaliencyScores
 from saliency.view import TrainingView
+from tests.test_utils_run_report import Page
 from utils.errors import run_script
+from utils.history import read_history
 from utils.precision import Precision
 from utils.training import Trainer
 
@@ -116,6 +118,10 @@ def test_training_goes_on_in_the_same_bits(db_root, tmp_path, monkeypatch, thin,
     assert all(torch.equal(first[name], second[name]) for name in first)
     first, second = ((folder / 'results.json').read_text() for folder in folders)
     assert first == second
+    record, resumed = (read_history(folder).scalars for folder in folders)
+    assert {'train/loss', 'train/lr', 'val/MAE'} <= record.keys()
+    assert record == resumed
+    assert all('MAE' in Page(folder / 'report.html').text for folder in folders)
     assert set(json.loads(first)['saliency']) == {'mIoU', 'maxF', 'MAE'}
     script.main(arguments(tmp_path, *val, 'output_dir=parts'))  # there is nothing left to do
     assert (folders[1] / 'results.json').read_text() == first

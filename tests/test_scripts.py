@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 
 from segmentation.embedding import embed_split
+from tests.test_utils_run_report import Page
 from utils.errors import run_script
+from utils.history import read_history
 from utils.pictures import PALETTE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +73,8 @@ def test_pretraining_leaves_a_released_checkpoint(run: Runner) -> None:
     assert state['config']['moco_kwargs']['K'] == 40
     assert {name.split('.')[1] for name in state['model']} == {'model_q', 'model_k', 'queue', 'queue_ptr'}
     assert state['model']['module.queue_ptr'].item() == 24
-    assert list((folder / 'tensorboard').iterdir())
+    assert {'train/loss', 'train/lr', 'bank/cosine', 'bank/rank'} <= read_history(folder).scalars.keys()
+    assert 'Training' in Page(folder / 'report.html').text
     assert '0 of its IDs have no image or no mask' in (folder / 'log.txt').read_text()
 
 
@@ -99,6 +102,8 @@ def test_linear_classifier_and_eval_agree(run: Runner, capsys) -> None:
     assert evaluated['linear'] == figures
     assert len(list((run.root_dir / 'eval' / 'visualizations').iterdir())) == 2
     assert len(list((run.root_dir / 'eval' / 'predictions_crf').iterdir())) == 6
+    assert 'Confusion matrix: Linear classifier + CRF' in Page(run.root_dir / 'eval' / 'report.html').text
+    assert {'Training', 'Confusion matrix: Linear classifier'} <= set(Page(folder / 'report.html').text.splitlines())
     # the score is that of the PNGs against the original masks
     hits, union = np.zeros(8), np.zeros(8)
     for path in (folder / 'predictions').iterdir():
@@ -120,6 +125,7 @@ def test_kmeans(run: Runner, capsys) -> None:
     assert len(entry['runs']) == 3
     assert entry['mIoU'] == pytest.approx(np.mean([one['mIoU'] for one in entry['runs']]))
     printed = capsys.readouterr().out
+    assert 'Confusion matrix: K-means' in Page(folder / 'report.html').text
     assert len(re.findall('^mIoU is', printed, re.MULTILINE)) == 4
     assert printed.rindex(f'mIoU is {entry["mIoU"]:.2f}') > printed.index('Mean of 3 runs')
     # run 0 again from the label maps on disk
@@ -141,6 +147,7 @@ def test_retrieval_leaves_ignored_classes_out(run: Runner, capsys) -> None:
     entry = results(run.root_dir / 'ignoring')['retrieval']
     assert len(entry['IoU']) == 5
     assert not {'background', 'star', 'ball'} & entry['IoU'].keys()
+    assert 'Confusion matrix: Retrieval' in Page(run.root_dir / 'ignoring' / 'report.html').text
 
 
 def test_a_batch_of_one_image(run: Runner) -> None:

@@ -9,8 +9,8 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from models.segmentation import resize
 from segmentation import kmeans as script
-from segmentation.clustering import score_clusters
 from tests.colours import MIDDLE, SIDE, ColourModel, results, runner, write_image, write_lists
+from utils.clustering import score_clusters
 from utils.errors import UserError
 from utils.metrics import iou_of
 

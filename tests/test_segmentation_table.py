@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 from segmentation import score_predictions, table
+from tests.test_utils_run_report import Page
 from utils.errors import UserError
 from utils.metrics import confusion_matrix
 from utils.pictures import save_label_map
@@ -47,6 +49,25 @@ def test_table(columns: list[str], tmp_path: Path, capsys) -> None:
     for name in ('classes.png', 'overclustering.png'):
         assert np.asarray(Image.open(tmp_path / 'out' / name)).std() > 0
     assert not (tmp_path / 'out' / 'pictures.png').exists()
+
+
+def test_the_story_joins_figures_pictures_and_curves(columns: list[str], tmp_path: Path) -> None:
+    pretraining = tmp_path / 'pretrain'
+    writer = SummaryWriter(pretraining / 'tensorboard')
+    writer.add_scalar('train/loss', 1.0, 1)
+    writer.close()
+    for folder in 'abc':  # b has not the best figure of its column
+        path = tmp_path / folder / 'visualizations' / f'of_{folder}.png'
+        path.parent.mkdir()
+        Image.new('RGB', (30, 20), 'red').save(path)
+    table.main([*columns, '--pretraining', str(pretraining)])
+    shown = Page(tmp_path / 'out' / 'report.html')
+    for text in ('20.00 ± 1.00', '45.68', 'Training', 'IoU of each class: K-means', 'Over-clustering', 'one: of_a',
+                 'two: of_c', 'Predictions: Linear classifier'):
+        assert text in shown.text, text
+    assert 'of_b' not in shown.text
+    assert 'Predictions: Retrieval' not in shown.text  # the folder of the linear classifier, shown already
+    assert shown.values('style').count('--ink:#800000;width:10.00%') == 1  # cat, the second class
 
 
 def test_rows_per_class_and_csv(columns: list[str], tmp_path: Path) -> None:

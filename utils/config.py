@@ -18,8 +18,9 @@ from utils.strict_yaml import StrictReader
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACEHOLDER = '/path/to'
 # Keys that do not change results, so that a run may continue with others.
-IGNORED = ('num_workers', 'cache', 'crf_workers', 'device', 'log_every', 'checkpoint_every',
-           'num_visualizations', 'val_batch_size', 'root_dir', 'db_root', 'output_dir', 'config_name')
+IGNORED = ('num_workers', 'cache', 'crf_workers', 'device', 'log_every', 'checkpoint_every', 'panel_every',
+           'probe_every', 'probe_split', 'probe_images', 'num_visualizations', 'val_batch_size', 'root_dir', 'db_root',
+           'output_dir', 'config_name')
 
 
 class Config(EasyDict):
@@ -157,6 +158,9 @@ def check_combinations(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     if values.get('train_batch_size', 0) > values.get('moco_kwargs.K', float('inf')):
         problems.append(('train_batch_size', f'train_batch_size {values["train_batch_size"]} does not fit into the '
                          f'memory bank of moco_kwargs.K {values["moco_kwargs.K"]}; raise K or take smaller batches'))
+    if values.get('probe_every') and given('model_kwargs.use_classification_head', False):
+        problems.append(('probe_every', 'probe_every needs model_kwargs.use_classification_head: true, which predicts '
+                         'the masks; set it, or probe_every: 0'))
     if (given('optimizer_kwargs.nesterov', True) and given('optimizer', 'sgd')
             and given('optimizer_kwargs.momentum', 0)):
         problems.append(('optimizer_kwargs.nesterov', 'optimizer_kwargs.nesterov needs a momentum above 0'))
@@ -181,8 +185,8 @@ def _increasing(pair: Sequence[float]) -> bool:
 # keys, what a value must satisfy, and how to say that
 RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
     ('val_size train_size val_batch_size train_batch_size moco_kwargs.K model_kwargs.ndim num_clusters num_seeds '
-     'num_neighbours log_every augmentation_kwargs.size resize crop crf_kwargs.iterations', lambda v: v >= 1,
-     '1 or more'),
+     'num_neighbours log_every augmentation_kwargs.size resize crop crf_kwargs.iterations probe_images',
+     lambda v: v >= 1, '1 or more'),
     ('epochs num_workers num_visualizations freeze_layers optimizer_kwargs.weight_decay crf_kwargs.pos_w '
      'crf_kwargs.bi_w label_seed network_lr_factor', lambda v: v >= 0, '0 or more'),
     ('label_share', lambda v: 0 < v <= 1, 'a share above 0, up to 1'),
@@ -190,7 +194,7 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
      'crf_kwargs.bi_rgb_std', lambda v: v > 0, 'a number above 0'),
     ('moco_kwargs.m augmentation_kwargs.jitter_probability augmentation_kwargs.grey_probability '
      'augmentation_kwargs.flip_probability flip_probability', lambda v: 0 <= v <= 1, 'a number from 0 to 1'),
-    ('checkpoint_every loss_chunk', lambda v: v >= 0, '0 or more'),
+    ('checkpoint_every loss_chunk panel_every probe_every', lambda v: v >= 0, '0 or more'),
     ('crf_workers', lambda v: v is None or v >= 0, '0 or more'),
     ('optimizer_kwargs.momentum model_kwargs.dropout crf_kwargs.min_probability', lambda v: 0 <= v < 1,
      'a number from 0 to below 1'),
@@ -225,7 +229,7 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path) -> Path:
         if not isinstance(old, dict):
             raise UserError(f'{path} cannot be read; choose another output_dir (--set output_dir=...) '
                             'or delete the folder.')
-        before, after = _flat(old), _flat(new)
+        before, after = flat(old), flat(new)
         changes = [f'{name}: {_text(before.get(name, "absent"))} -> {_text(after.get(name, "absent"))}'
                    for name in dict.fromkeys((*after, *before))
                    if name not in IGNORED
@@ -270,9 +274,9 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _flat(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flat(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     """{'a': {'b': 1}} -> {'a.b': 1}."""
-    flat: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name, value in nested.items():
-        flat.update(_flat(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {f'{prefix}{name}': value})
-    return flat
+        leaves.update(flat(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {f'{prefix}{name}': value})
+    return leaves

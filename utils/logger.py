@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from utils import distributed
@@ -48,6 +49,9 @@ def scalar_writer(output_dir: Path) -> Any:
 
 class _NoWriter:
     def add_scalar(self, name: str, value: float, step: int) -> None:
+        pass
+
+    def add_image(self, name: str, image: np.ndarray, step: int, dataformats: str) -> None:
         pass
 
     def flush(self) -> None:

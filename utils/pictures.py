@@ -76,6 +76,35 @@ def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return mixed
 
 
+def outline(image: np.ndarray, mask: np.ndarray, colour: tuple[int, ...] = (255, 255, 0), width: int = 1) -> np.ndarray:
+    """A copy of an image (H, W, 3) uint8 with the outlines of a mask (H, W), drawn ``width`` pixels wide."""
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(image.copy(), contours, -1, colour, width)
+
+
+def pca_colours(maps: np.ndarray) -> np.ndarray:
+    """The three main directions of all vectors of several maps as red, green and blue.
+
+    The 1st percentile of a direction is 0 and the 99th is 255, over all maps, so that one colour means one thing.
+
+    Args:
+        maps: (N, D, h, w).
+
+    Returns:
+        (N, h, w, 3) uint8; with D < 3 the last channels are 0.
+    """
+    number, dim, height, width = maps.shape
+    points = maps.transpose(0, 2, 3, 1).reshape(-1, dim).astype(np.float64)
+    points -= points.mean(0)
+    main = np.linalg.eigh(points.T @ points)[1][:, ::-1][:, :3]  # D x 3, unit columns
+    main = main * np.where(main[abs(main).argmax(0), range(main.shape[1])] < 0, -1, 1)  # their sign means nothing
+    values = points @ main
+    low, high = np.percentile(values, (1, 99), axis=0)
+    colours = np.zeros((len(points), 3), np.uint8)
+    colours[:, :main.shape[1]] = 255 * ((values - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
+    return colours.reshape(number, height, width, 3)
+
+
 def thumbnail(image: np.ndarray, side: int) -> np.ndarray:
     """An image (H, W, 3) uint8 made smaller so that its longer side is at most ``side``."""
     scale = side / max(image.shape[:2])

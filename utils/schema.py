@@ -133,6 +133,10 @@ class Pretrain(Common, Training):
                                            'in a ResNet conv1, bn1, layer1 and layer2')
     moco_kwargs: MocoKwargs = key(MocoKwargs, 'the memory bank and the momentum encoder')
     augmentation_kwargs: AugmentationKwargs = key(AugmentationKwargs, 'the random views')
+    panel_every: int = key(5, 'epochs between two pictures of views and embeddings for TensorBoard; 0 takes none')
+    probe_every: int = key(0, 'epochs between two K-means mIoUs of a labelled subset; 0 computes none')
+    probe_split: str = key('val', 'probe: list of image IDs with ground truth, of train_db_name')
+    probe_images: int = key(200, 'probe: images of the subset, spread over the list')
 
 
 @dataclass(kw_only=True)

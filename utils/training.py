@@ -82,11 +82,13 @@ class Trainer:
         """Whether a signal came to any process; every process asks at the same step."""
         return distributed.any_process(self._signal is not None)
 
-    def train_one_epoch(self, compute_losses: Callable[[dict[str, Any]], dict[str, Tensor]]) -> dict[str, float]:
+    def train_one_epoch(self, compute_losses: Callable[[dict[str, Any]], dict[str, Tensor]],
+                        statistics: Callable[[], dict[str, float]] = dict) -> dict[str, float]:
         """One pass over the loader, or what is left of it.
 
         Args:
             compute_losses: maps a batch to 'loss', with its gradient, and what else to log.
+            statistics: what else is written for TensorBoard at each line of the log, by its name there.
 
         Returns:
             the means of the last steps that were logged.
@@ -107,7 +109,7 @@ class Trainer:
             self._unchecked.append((self.step, images['id'], losses['loss'].detach()))
             self.recent.update(**losses)
             if self.step % self.log_every == 0 or self.step == steps:
-                self._log(steps)
+                self._log(steps, statistics)
             asked = self._asked_to_stop()
             if asked or (self.checkpoint_every and self.step % self.checkpoint_every == 0 and self.step < steps):
                 self._check()
@@ -116,11 +118,12 @@ class Trainer:
                 stop(self._signal)
         return self.recent.read()
 
-    def _log(self, steps: int) -> None:
+    def _log(self, steps: int, statistics: Callable[[], dict[str, float]]) -> None:
         self._check()
         means = self.recent.read()
-        for name, value in means.items():
-            self.writer.add_scalar(f'train/{name}', value, self.epoch * steps + self.step)
+        if distributed.is_main():
+            for name, value in {**{f'train/{name}': value for name, value in means.items()}, **statistics()}.items():
+                self.writer.add_scalar(name, value, self.epoch * steps + self.step)
         log.info('epoch %d step %d/%d  %s', self.epoch, self.step, steps,
                  '  '.join(f'{name} {value:.4f}' for name, value in means.items()))
         if self.step < steps:

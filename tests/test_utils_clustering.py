@@ -6,7 +6,9 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from segmentation.clustering import (
+from segmentation.embedding import embed_split
+from tests.colours import ColourModel, loader_of, random_blobs, slow_confusion
+from utils.clustering import (
     Whitening,
     adjusted_rand_index,
     cluster_confusion,
@@ -17,8 +19,6 @@ from segmentation.clustering import (
     score_clusters,
     whiten,
 )
-from segmentation.embedding import embed_split
-from tests.colours import ColourModel, loader_of, random_blobs, slow_confusion
 
 CPU = torch.device('cpu')
 

@@ -1,22 +1,31 @@
-"""Plots of figures of several runs: bars per class and curves over the number of clusters."""
+"""Plots: bars per class, curves over the number of clusters, and curves over training; as pictures or as SVG."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers and hatches tell them apart in grey
 COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#F0E442', '#000000')
 MARKERS = 'osD^vPX*'
 HATCHES = ('', '//', '..', 'xx')
+LINE_STYLES = ('-', '--', ':', '-.')
+# of plots on the pages of utils.page; on the dark one lighter colours come first
+TEXT = {'light': '#1f2328', 'dark': '#e6e9ee'}
+LINES = {'light': COLOURS[:4], 'dark': ('#56B4E9', '#E69F00', '#2CC295', '#CC79A7')}
+Points = Sequence[tuple[float, float]]
 
 
-def class_bars(tasks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Image.Image:
+def class_bars(tasks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
     """Bars of the IoU of each class, a panel a task.
 
     Args:
@@ -41,10 +50,10 @@ def class_bars(tasks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Image.Im
         axes.set_ylabel('IoU, %')
         axes.set_ylim(0, 100)
         _finish(axes, title)
-    return _draw(figure)
+    return figure
 
 
-def cluster_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Image.Image:
+def cluster_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """mIoU over the number of clusters, a line a column.
 
     Args:
@@ -61,7 +70,28 @@ def cluster_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Image
     axes.set_ylabel('mIoU, %')
     axes.set_ylim(bottom=0)
     _finish(axes, 'Over-clustering')
-    return _draw(figure)
+    return figure
+
+
+def training_curves(title: str, x: str, y: str, curves: Mapping[str, Points]) -> Figure:
+    """Lines over training under one title; a legend if there are several.
+
+    Args:
+        x, y: what the axes show, with the unit.
+        curves: {name: (x, y) points in the order of x}.
+    """
+    figure = Figure(figsize=(4.2, 2.7), layout='constrained')
+    axes = figure.subplots()
+    for (name, points), style in zip(curves.items(), LINE_STYLES, strict=False):
+        places, heights = zip(*points, strict=True)
+        axes.plot(places, heights, style, label=name, linewidth=1.5, marker='.' if len(points) < 30 else None)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _finish(axes, title)
+    if len(curves) == 1:
+        axes.legend().remove()
+    return figure
 
 
 def _classes(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -77,8 +107,28 @@ def _finish(axes: Axes, title: str) -> None:
     axes.legend(fontsize='small')
 
 
-def _draw(figure: Figure) -> Image.Image:
+def to_image(figure: Figure) -> Image.Image:
+    """The plot as a picture, 120 pixels an inch."""
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(120)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
+
+
+def to_svg(draw: Callable[[], Figure], theme: str) -> str:
+    """A plot on a clear ground for a 'light' or a 'dark' page; its letters are outlines, which need no font.
+
+    Args:
+        draw: makes the plot.
+    """
+    text = TEXT[theme]
+    inked = 'text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color'
+    inks: dict[Any, Any] = dict.fromkeys(inked, text)
+    clear = dict.fromkeys(('figure.facecolor', 'axes.facecolor', 'legend.facecolor'), 'none')
+    style = {**inks, **clear, 'grid.color': text, 'axes.prop_cycle': cycler(color=LINES[theme]),
+             'svg.hashsalt': 'plot', 'font.size': 10, 'axes.titlesize': 11,
+             'axes.spines.top': False, 'axes.spines.right': False}
+    with mpl.rc_context(style):
+        text_file = io.StringIO()
+        draw().savefig(text_file, format='svg', metadata={'Date': None})
+    return text_file.getvalue()

@@ -1,0 +1,55 @@
+"""The report of several runs: what pretraining did, and what the models of each column know."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from utils import page
+from utils.charts import cluster_curves
+from utils.history import read_history
+from utils.run_report import FROM_LEFT, PREDICTIONS, REPORT, curve_blocks, training_pictures
+
+SHOWN = 4  # images of a protocol
+
+
+def write_story(output: Path, rows: Sequence[Sequence[str]], bars: Mapping[str, Mapping[str, Mapping[str, Any]]],
+                curves: Mapping[str, Any], runs: Mapping[str, Mapping[str, Path]], pretraining: Path | None) -> None:
+    """Write report.html into ``output``.
+
+    Args:
+        rows: of the table: protocol, figure and a cell a column.
+        bars: {protocol: {column: its entry in results.json}} of the protocols with figures of classes.
+        curves: {column: its curve of over-clustering}.
+        runs: {column: {protocol: output directory}}.
+        pretraining: output directory of the pretraining, whose curves and pictures are shown.
+    """
+    blocks = [page.table('Results', ('protocol', 'figure', *runs), rows,
+                         'In per cent; ± one standard deviation over runs.')]
+    if pretraining is not None:
+        history = read_history(pretraining)
+        blocks += [*curve_blocks(history), *training_pictures(history)]
+    classes = max((list(entry['IoU']) for columns in bars.values() for entry in columns.values()), key=len, default=[])
+    blocks += prediction_blocks(runs, classes)
+    blocks += [page.bars(f'IoU of each class: {protocol}', {name: entry['IoU'] for name, entry in columns.items()},
+                         classes) for protocol, columns in bars.items()]
+    if curves:
+        blocks.append(page.plots('Over-clustering', [partial(cluster_curves, curves)]))
+    page.write_page(output / REPORT, ' · '.join(runs), 'Results of several models, side by side', blocks)
+
+
+def prediction_blocks(runs: Mapping[str, Mapping[str, Path]], classes: Sequence[str]) -> list[page.Block]:
+    """The first few predictions of each protocol, of all columns in turn; of protocols with one folder the first."""
+    blocks, seen = [], []
+    for protocol in dict.fromkeys(protocol for run in runs.values() for protocol in run):
+        folders = {column: run[protocol] / PREDICTIONS for column, run in runs.items() if protocol in run}
+        names = sorted({path.name for folder in folders.values() for path in folder.glob('*.png')})[:SHOWN]
+        if not names or folders in seen:
+            continue
+        seen.append(folders)
+        files = [(f'{column}: {Path(name).stem}', (folder / name).read_bytes())
+                 for name in names for column, folder in folders.items() if (folder / name).is_file()]
+        blocks.append(page.pictures(f'Predictions: {protocol}', files, FROM_LEFT, page.class_colours(classes),
+                                    columns=max(2, len(folders))))
+    return blocks

@@ -1,0 +1,145 @@
+"""report.html: what is in it, that it needs nothing else, and how a browser shows it."""
+import base64
+import io
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from utils import page
+from utils.history import read_history
+from utils.pictures import PALETTE
+from utils.results import save_results
+from utils.run_report import write_run_report
+
+CLASSES = ('background', 'cat & <dog>', 'fish')
+CONFUSION = np.array([[90, 10, 0], [5, 15, 0], [0, 0, 0]])
+VOID_TAGS = {'meta', 'link', 'img', 'source'}
+
+
+class Page(HTMLParser):
+    """Reads a page: its text, its attributes by name; and sees that every tag is closed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text, self.attributes, self.open, self.tags = '', [], [], set()
+        self.feed(path.read_text())
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+    def values(self, name: str) -> list[str]:
+        return [value for key, value in self.attributes if key == name]
+
+
+def png(size: tuple[int, int] = (60, 40)) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)).save(file, 'PNG')
+    return file.getvalue()
+
+
+@pytest.fixture(scope='module')
+def output_dir(tmp_path_factory) -> Path:
+    """A run that left everything that a report shows, under names that must be escaped."""
+    folder = tmp_path_factory.mktemp('run')
+    writer = SummaryWriter(folder / 'tensorboard')
+    for step in range(5):
+        for name in ('train/loss', 'train/saliency', 'train/accuracy', 'train/lr', 'bank/rank', 'val/miou'):
+            writer.add_scalar(name, step / 7, step)
+        writer.add_image('views', np.full((8, 9, 3), step, np.uint8), step, dataformats='HWC')
+    writer.close()
+    save_results({'kmeans': {'mIoU': 45.678, 'std': 1.5, 'IoU': {'background': 81.25, 'cat & <dog>': 12.5}},
+                  'overclustering': [{'num_clusters': 5, 'mIoU': 30.0, 'std': 1.0}]}, folder)
+    (folder / 'visualizations').mkdir()
+    (folder / 'visualizations' / '<i>a.png').write_bytes(png())
+    (folder / 'visualizations' / 'large.png').write_bytes(png((300, 2000)))
+    config = {'output_dir': str(folder), 'config_name': 'a<script>', 'moco_kwargs': {'K': 40}}
+    write_run_report(config, 'Title <b>', CLASSES, {'kmeans': CONFUSION})
+    return folder
+
+
+def test_the_report_holds_what_the_run_left(output_dir: Path) -> None:
+    shown = Page(output_dir / 'report.html')
+    for text in ('Title <b>', 'a<script>', 'cat & <dog>', '<i>a', '45.68 ± 1.50', '81.2', 'moco_kwargs.K', '40',
+                 'IoU, %', 'epoch 0', 'epoch 2', 'epoch 4', 'Over-clustering', 'Confusion matrix: K-means'):
+        assert text in shown.text, text
+    assert 'epoch 1' not in shown.text
+    styles = ' '.join(shown.values('style'))
+    assert '--ink:#{:02x}{:02x}{:02x};width:12.50%'.format(*PALETTE[1]) in styles
+    assert 'cat & <dog> as background: 25.00 %' in shown.values('title')
+    plots = [base64.b64decode(uri.partition(',')[2]).decode() for uri in shown.values('srcset')]
+    assert len(plots) == 1 + 5  # over-clustering; losses in one, and four others
+    assert all('<svg' in plot for plot in plots)
+
+
+def test_the_report_needs_nothing_else(output_dir: Path) -> None:
+    path = output_dir / 'report.html'
+    shown = Page(path)
+    assert 'script' not in shown.tags
+    for name in ('src', 'srcset', 'href'):
+        assert shown.values(name)
+        assert all(value.startswith('data:') for value in shown.values(name))
+    assert not re.search(r'https?:|url\(|@import', path.read_text())
+    large = [uri for uri in shown.values('src') if uri.startswith('data:image/jpeg')]
+    assert len(large) == 1
+    assert Image.open(io.BytesIO(base64.b64decode(large[0].partition(',')[2]))).size == (1400, 210)
+
+
+def test_a_run_without_anything_has_its_config(tmp_path: Path) -> None:
+    write_run_report({'output_dir': str(tmp_path), 'config_name': 'none', 'epochs': 0}, 'Pretraining')
+    assert 'epochs' in Page(tmp_path / 'report.html').text
+
+
+def test_steps_that_were_done_again_count_once_and_the_latest_time(tmp_path: Path) -> None:
+    for first, last, value in ((0, 7, 1.0), (4, 9, 2.0)):  # stopped after step 6, taken up at 4
+        writer = SummaryWriter(tmp_path / 'tensorboard', filename_suffix=f'.{first}')
+        for step in range(first, last):
+            writer.add_scalar('train/loss', value, step)
+        writer.close()
+    file = sorted((tmp_path / 'tensorboard').iterdir())[0]
+    file.write_bytes(file.read_bytes()[:-3])  # killed while it wrote its last step, 6
+    assert read_history(tmp_path).scalars['train/loss'] == [(s, 1.0 if s < 4 else 2.0) for s in range(9)]
+
+
+def test_bars_of_several_columns(tmp_path: Path) -> None:
+    block = page.bars('IoU', {'before': {'background': 10.0}, 'after': {'background': 20.0, 'fish': 5.0}}, CLASSES)
+    page.write_page(tmp_path / 'page.html', 'Story', '', [block])
+    shown = Page(tmp_path / 'page.html')
+    assert [row['values'] for row in block['rows']] == [[10.0, 20.0], [None, 5.0]]
+    assert 'before' in shown.text
+    assert '–' in shown.text
+
+
+@pytest.mark.skipif(shutil.which('chromium') is None, reason='no chromium')
+def test_a_browser_shows_the_report_on_light_and_dark_screens_wide_and_narrow(output_dir: Path, tmp_path: Path) -> None:
+    for width in (400, 1400):
+        for scheme, ground in ((1, 255), (0, 20)):  # of the blink setting: 0 is dark
+            picture = tmp_path / f'{width}_{scheme}.png'
+            done = subprocess.run(
+                ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run',
+                 '--disable-background-networking', '--hide-scrollbars', '--enable-logging=stderr',
+                 f'--user-data-dir={tmp_path / "profile"}', f'--window-size={width},900',
+                 f'--blink-settings=preferredColorScheme={scheme}', f'--screenshot={picture}',
+                 (output_dir / 'report.html').as_uri()], capture_output=True, text=True, timeout=300, check=True)
+            assert 'CONSOLE' not in done.stderr
+            shown = np.asarray(Image.open(picture).convert('RGB'))
+            assert shown.shape[1] == width
+            assert shown[2, 2].tolist()[0] == ground
+            assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 50
