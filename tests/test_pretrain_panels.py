@@ -30,8 +30,8 @@ def run(tmp_path_factory) -> Runner:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.segmentation, 'DilatedResNet', SmallBackbone)
-    monkeypatch.setattr(models.segmentation, 'deeplab_decoder', small_decoder)
+    monkeypatch.setattr(models.segmentation, 'build_backbone', SmallBackbone)
+    monkeypatch.setattr(models.segmentation, 'build_decoder', small_decoder)
 
 
 def test_panels_and_the_probe_leave_the_bits_of_training_alone(run: Runner, capsys) -> None:
