@@ -122,7 +122,7 @@ def linear_loader(p: Any) -> tuple[DataLoader, SeededSampler, list[str]]:
     base = VOCSegmentation(labelled_root(p, p.train_db_name), p.train_split, semseg=True,
                            transform=LinearTrainTransform(p.train_size, p.border_label,
                                                           normalisation=normalisation_of(p.backbone)),
-                           share=p.label_share, seed=p.label_seed)
+                           share=p.label_share, seed=p.label_seed, eval_classes=p.eval_classes)
     log.info('Training on %d images of %s %s (label_share %g)', len(base), p.train_db_name, p.train_split,
              p.label_share)
     return *_train_loader(p, base, SeededDataset(base)), base.ids
@@ -141,7 +141,8 @@ def evaluation_loader(p: Any, db_name: str, split: str,
     Several processes take the batches in turn.
     """
     base = VOCSegmentation(labelled_root(p, db_name), split, semseg=True, saliency=saliency,
-                           transform=EvaluationTransform(p.val_size, normalisation_of(p.backbone)))
+                           transform=EvaluationTransform(p.val_size, normalisation_of(p.backbone)),
+                           eval_classes=p.eval_classes)
     log.info('Evaluating on %d images of %s %s', len(base), db_name, split)
     return _in_turn(p, base), base
 

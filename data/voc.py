@@ -41,6 +41,33 @@ def read_classes(root: Path) -> tuple[str, ...]:
     return tuple(map(str, classes))
 
 
+def check_names(names: Sequence[str], classes: Sequence[str], key: str) -> None:
+    """Raises UserError when the names that the config gives under ``key`` are not all classes of the data set."""
+    unknown = sorted(set(names) - set(classes))
+    if unknown:
+        raise UserError(f'{key} names {", ".join(unknown)}, which the data set does not have; its classes are '
+                        f'{", ".join(classes)}.')
+
+
+def scored_classes(classes: Sequence[str], names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The classes that are left when only ``names`` and the background, class 0, are scored.
+
+    Args:
+        names: in any order, with or without the background; none of them keeps all classes.
+
+    Returns:
+        Their names, in the data set's order, and a table (256,) uint8 from stored id to id: 255 for all others.
+
+    Raises:
+        UserError: a name is no class of the data set.
+    """
+    check_names(names, classes, 'eval_classes')
+    kept = [i for i, name in enumerate(classes) if i == 0 or name in names or not names]
+    table = np.full(256, VOID, np.uint8)
+    table[kept] = range(len(kept))
+    return tuple(classes[i] for i in kept), table
+
+
 def read_ids(root: Path, split: str) -> list[str]:
     """The image IDs of sets/<split>.txt. Raises UserError when the folder or the list is missing or empty."""
     if not root.is_dir():
@@ -139,6 +166,7 @@ class VOCSegmentation(Dataset):
             otherwise they are an error.
         transform: applied to each sample.
         share, seed: keep this share of the IDs, see ``random_share``; the others need no files.
+        eval_classes: the classes of the ground truth besides background, others are void, see ``scored_classes``.
 
     A sample is a dict: 'image' (H, W, 3) uint8; 'semseg' (H, W) uint8 with class ids, 255 = void;
     'sal' (H, W) uint8 in {0, 1}, at the image's size; 'id'.
@@ -149,10 +177,11 @@ class VOCSegmentation(Dataset):
 
     def __init__(self, root: Path, split: str, semseg: bool = False, saliency: str | None = None,
                  skip_without_saliency: bool = False, transform: Callable[[Sample], Sample] | None = None,
-                 share: float = 1, seed: int = 0) -> None:
+                 share: float = 1, seed: int = 0, eval_classes: Sequence[str] = ()) -> None:
         self.root, self.split, self.transform = root, split, transform
         self.ids = random_share(read_ids(root, split), share, seed)
-        self.classes = read_classes(root)
+        self.stored_classes = read_classes(root)
+        self.classes, self._table = scored_classes(self.stored_classes, eval_classes)
         self.semseg_folder = 'SegmentationClassAug' if split == 'trainaug' else 'SegmentationClass'
         self.saliency_folder = f'saliency_{saliency}'
         self.semseg, self.saliency = semseg, saliency is not None
@@ -213,11 +242,11 @@ class VOCSegmentation(Dataset):
         semseg = read_image(path, None)
         if semseg.ndim != 2:
             raise UserError(f'ground truth {path} has {semseg.ndim} dimensions; store class ids in one channel.')
-        wrong = np.setdiff1d(semseg, (*range(len(self.classes)), VOID))
+        wrong = np.setdiff1d(semseg, (*range(len(self.stored_classes)), VOID))
         if wrong.size:
-            raise UserError(f'ground truth {path} holds class id {wrong[0]}, outside 0..{len(self.classes) - 1} and '
-                            '255 (void); mend the file or list the class in dataset.yml.')
-        return semseg.astype(np.uint8)
+            raise UserError(f'ground truth {path} holds class id {wrong[0]}, outside 0..{len(self.stored_classes) - 1} '
+                            'and 255 (void); mend the file or list the class in dataset.yml.')
+        return self._table[semseg.astype(np.uint8)]
 
     @staticmethod
     def _fit(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

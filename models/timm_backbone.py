@@ -12,6 +12,7 @@ from utils.backbones import TIMM, require_timm, timm_name
 from utils.errors import UserError, name_some
 
 STRIDE = 8
+UNFIT = (TypeError, ValueError, AssertionError, NotImplementedError)  # what networks say to options that they lack
 
 
 def _flat(name: str) -> str:
@@ -44,10 +45,10 @@ class TimmBackbone(nn.Module):
         try:
             self.network = timm.create_model(name, features_only=True, out_indices=(-1,), output_stride=STRIDE)
             info = self.network.feature_info.get_dicts()[-1]
-        except TypeError:  # it knows no output stride
+        except UNFIT:
             try:
                 self.network = timm.create_model(name, dynamic_img_size=True)
-            except TypeError:
+            except UNFIT:
                 raise UserError(f'{backbone} has neither an output stride of {STRIDE} nor patches on a grid of any '
                                 'size; choose another network of timm.') from None
             self.patches, info = True, self.network.feature_info[-1]

@@ -38,7 +38,7 @@ class MaskContrast(nn.Module):
     Args:
         encoder: the query encoder; the key encoder starts as its copy.
         dim: dimension of the embedding.
-        K: prototypes in the bank.
+        K: prototypes in the bank; 0 is no bank.
         m: momentum of the key encoder.
         T: softmax temperature.
         gather_prototypes: a departure from the paper: contrast with the prototypes of the batches of all
@@ -122,6 +122,8 @@ class MaskContrast(nn.Module):
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
         """Write the prototypes of all processes, (B * processes) x dim, over the oldest; the ring wraps around."""
+        if self.K == 0:
+            return
         slots = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % self.K
         self.queue[:, slots] = keys.T.to(self.queue.dtype)
         self.queue_ptr.add_(len(keys)).remainder_(self.K)

@@ -138,9 +138,18 @@ def save_clusters(p: Any, model: ContrastiveSegmentationModel | BackboneModel, c
     log.info('For new images: python segmentation/predict.py --model %s --images FOLDER --output FOLDER', path)
 
 
-def summary(runs: Sequence[ClusterScores], num_clusters: int) -> dict[str, Any]:
-    """{'num_clusters', 'mIoU', 'std', 'accuracy', 'accuracy_std', ...}: means and deviations over runs, in percent."""
-    entry: dict[str, Any] = {'num_clusters': num_clusters}
+def summary(runs: Sequence[ClusterScores], num_clusters: int, classes: Sequence[str]) -> dict[str, Any]:
+    """The JSON entry of several runs, in percent.
+
+    Returns:
+        'num_clusters'; means and deviations over the runs: 'mIoU', 'std', 'accuracy', 'accuracy_std', ..., 'IoU' and
+        'IoU_std' {class: IoU}; 'runs': each one's figures.
+    """
+    iou = np.array([run.iou for run in runs])
+    entry: dict[str, Any] = {'num_clusters': num_clusters, **iou_entry(iou.mean(0), classes)}
+    entry |= {'IoU_std': {name: 100 * float(value) for name, value in zip(classes, iou.std(0), strict=True)},
+              'runs': [{**iou_entry(run.iou, classes), **{name: 100 * value for name, value in run.scalars.items()}}
+                       for run in runs]}
     for name in runs[0].scalars:
         values = [100 * run.scalars[name] for run in runs]
         entry |= {name: float(np.mean(values)), 'std' if name == 'mIoU' else f'{name}_std': float(np.std(values))}
@@ -172,25 +181,20 @@ def evaluate(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | 
     for run, scores in enumerate(runs):
         log.info('Run %d of %d (random_state %d):', run + 1, p.num_seeds, p.seed + run)
         log_iou(scores.iou, classes)
-    iou, deviation = np.mean([run.iou for run in runs], 0), np.std([run.iou for run in runs], 0)
-    entry = summary(runs, p.num_clusters)
+    entry = summary(runs, p.num_clusters, classes)
     log.info('Mean of %d runs:', len(runs))
-    log_iou(iou, classes)
+    log_iou(np.mean([run.iou for run in runs], 0), classes)
     log.info('Standard deviation of the mIoU is %.2f', entry['std'])
     for name, title in (('accuracy', 'Pixel accuracy'), ('NMI', 'NMI'), ('ARI', 'ARI')):
         log.info('%s is %.2f (standard deviation %.2f)', title, entry[name], entry[f'{name}_std'])
-    curve = [summary(results[count], count) for count in p.overclustering]
+    curve = [summary(results[count], count, classes) for count in p.overclustering]
     for point in curve:
         log.info('%d clusters: mIoU %.2f (standard deviation %.2f), pixel accuracy %.2f, NMI %.2f, ARI %.2f',
                  *(point[name] for name in ('num_clusters', 'mIoU', 'std', 'accuracy', 'NMI', 'ARI')))
     whitening = Whitening.fit(split.prototypes if fit is None else fit, p.seed)
     centres = first.centres[:, :whitening.projection.shape[1]]
     return ClusterModel(whitening, centres, table, classes, {}), table[first.ids + 1], {
-        'kmeans': {**iou_entry(iou, classes), **entry,
-                   'IoU_std': {name: 100 * float(value) for name, value in zip(classes, deviation, strict=True)},
-                   'runs': [{**iou_entry(run.iou, classes),
-                             **{name: 100 * value for name, value in run.scalars.items()}} for run in runs]},
-        **({'overclustering': curve} if curve else {})}, {'kmeans': first_confusion}
+        'kmeans': entry, **({'overclustering': curve} if curve else {})}, {'kmeans': first_confusion}
 
 
 def explore(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None) -> Found:

@@ -21,7 +21,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from data.build import evaluation_loader
-from data.voc import VOCSegmentation
+from data.voc import VOCSegmentation, check_names
 from models.build import build_prototype_model
 from segmentation.embedding import EmbeddedSplit, embed_split
 from segmentation.memory_bank import MemoryBank, fill_memory, load_memory, retrieval_confusion
@@ -54,10 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def kept_classes(classes: Sequence[str], ignored: Sequence[str]) -> list[int]:
     """Ids of the classes that are not ignored. Raises UserError for a name that is no class."""
-    unknown = sorted(set(ignored) - set(classes))
-    if unknown:
-        raise UserError(f'ignore_classes names {", ".join(unknown)}, which the data set does not have; its classes '
-                        f'are {", ".join(classes)}.')
+    check_names(ignored, classes, 'ignore_classes')
     return [i for i, name in enumerate(classes) if name not in ignored]
 
 

@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
     prepare(p)
-    dataset = VOCSegmentation(labelled_root(p, p.val_db_name), p.val_split, semseg=True)
+    dataset = VOCSegmentation(labelled_root(p, p.val_db_name), p.val_split, semseg=True,
+                              eval_classes=p.eval_classes)
     folder = args.predictions or Path(p.output_dir) / 'predictions'
     iou = iou_of(offline_confusion(dataset, folder))
     log.info('%d label maps of %s against %s %s', len(dataset), folder, p.val_db_name, p.val_split)

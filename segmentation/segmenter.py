@@ -18,7 +18,7 @@ import yaml
 from torch import Tensor
 
 from data.transforms import EvaluationTransform, resize_mask
-from data.voc import VOC_CLASSES, read_classes
+from data.voc import VOC_CLASSES, read_classes, scored_classes
 from models.build import build_prototype_model, trained_linear_model
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
 from models.weights import fingerprint, identify
@@ -191,5 +191,7 @@ def _config_beside(path: Path) -> dict[str, Any]:
 def _classes_of(run: dict[str, Any], count: int) -> tuple[str, ...]:
     """Names of a linear model's classes: of the data set it was scored on, else VOC's if there are as many."""
     root = Path(run['db_root']) / run['val_db_name'] if {'db_root', 'val_db_name'} <= run.keys() else None
-    classes = read_classes(root) if root is not None and root.is_dir() else VOC_CLASSES
+    stored = read_classes(root) if root is not None and root.is_dir() else VOC_CLASSES
+    kept = run.get('eval_classes') or ()
+    classes = scored_classes(stored, kept)[0] if set(kept) <= set(stored) else ()
     return classes if len(classes) == count else tuple(f'class_{label}' for label in range(count))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.voc import VOC_CLASSES, VOCSegmentation, read_classes, read_image, read_saliency
+from data.voc import VOC_CLASSES, VOCSegmentation, read_classes, read_image, read_saliency, scored_classes
 from utils.errors import UserError
 
 
@@ -146,3 +146,26 @@ def test_class_id_outside_the_list(shapes: Path) -> None:
     Image.fromarray(labels).save(path)
     with pytest.raises(UserError, match=rf'{path.name} holds class id 8, outside 0\.\.7'):
         data[0]
+
+
+def test_classes_that_are_not_scored_are_void(shapes: Path) -> None:
+    stored = VOCSegmentation(shapes, 'train', semseg=True)
+    chosen = [stored.classes[5], stored.classes[2]]
+    data = VOCSegmentation(shapes, 'train', semseg=True, eval_classes=chosen)
+    assert data.classes == (stored.classes[0], stored.classes[2], stored.classes[5])  # in the data set's order
+    seen = set()
+    for before, after in zip(stored, data, strict=True):
+        expected = [[{0: 0, 2: 1, 5: 2}.get(label, 255) for label in row] for row in before['semseg'].tolist()]
+        assert after['semseg'].tolist() == expected
+        assert after['semseg'].dtype == np.uint8
+        seen |= set(np.unique(after['semseg']))
+    assert seen == {0, 1, 2, 255}
+
+
+def test_every_class_is_scored_unless_some_are_named() -> None:
+    names, table = scored_classes(VOC_CLASSES, ())
+    assert names == VOC_CLASSES
+    assert table.tolist() == [*range(21), *[255] * 235]
+    assert scored_classes(VOC_CLASSES, ['background', 'cat'])[0] == ('background', 'cat')
+    with pytest.raises(UserError, match='eval_classes names bat, hat, which .* its classes are background, aeroplane'):
+        scored_classes(VOC_CLASSES, ['bat', 'cat', 'hat'])

@@ -149,3 +149,13 @@ def test_without_upsampling_the_outputs_are_an_eighth() -> None:
     output = model(*views)
     assert output.saliency is None
     assert len(output.logits) == views[1].sum()
+
+
+def test_without_a_bank_the_batch_alone_is_compared() -> None:
+    model, views = method(K=0)
+    output = model.train()(*views)
+    assert output.logits.shape == (views[1].sum(), 3)
+    assert model.queue.shape == (8, 0)
+    assert model.queue_ptr.item() == 0
+    torch.testing.assert_close(chunked_contrastive_loss(output.q, output.columns, output.labels, 3, output.T, 50)[0],
+                               contrastive_loss(output.logits, output.labels, 3))

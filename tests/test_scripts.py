@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from segmentation import score_predictions
 from segmentation.embedding import embed_split
+from segmentation.segmenter import Segmenter
 from tests.test_utils_run_report import Page
 from utils.errors import run_script
 from utils.history import read_history
@@ -150,6 +152,24 @@ def test_retrieval_leaves_ignored_classes_out(run: Runner, capsys) -> None:
     assert 'Confusion matrix: Retrieval' in Page(run.root_dir / 'ignoring' / 'report.html').text
 
 
+def test_all_protocols_score_the_same_few_classes(run: Runner) -> None:
+    chosen, expected = 'eval_classes=[ball, star]', ['background', 'star', 'ball']
+    for script in ('segmentation.linear_finetune', 'segmentation.kmeans', 'segmentation.retrieval'):
+        folder = run.root_dir / f'few_{script}'
+        run(script, chosen, f'output_dir={folder}')
+        for entry in results(folder).values():
+            assert set(entry['IoU']) == set(expected), script
+            assert entry['mIoU'] == pytest.approx(np.mean(list(entry['IoU'].values())))
+    linear, evaluated = (run.root_dir / f'few_segmentation.{name}' for name in ('linear_finetune', 'eval'))
+    best = linear / 'best_model.pth.tar'
+    run('segmentation.eval', chosen, f'output_dir={evaluated}', flags=('--state-dict', str(best)))
+    assert results(evaluated) == results(linear)
+    assert Segmenter.load(best, 'cpu').classes == tuple(results(linear)['linear']['IoU'])
+    score_predictions.main(run.arguments('segmentation.linear_finetune', chosen, f'output_dir={linear}',
+                                         'num_visualizations=0'))
+    assert results(linear)['offline'] == results(linear)['linear']
+
+
 def test_a_batch_of_one_image(run: Runner) -> None:
     run('pretrain.main', 'output_dir=one', 'train_batch_size=1', 'epochs=1')
     run('segmentation.linear_finetune', 'output_dir=lone', 'train_batch_size=1', 'val_batch_size=1', 'epochs=1',
@@ -191,6 +211,7 @@ def test_bad_input_to_any_script(run: Runner, capsys, tmp_path: Path) -> None:
     assert 'does not exist' in fails(script='segmentation.eval', flags=('--state-dict', '/nowhere.pth'))
     assert 'no file' in fails('pretraining=nowhere.pth', script='segmentation.kmeans')
     assert '6 images cannot form' in fails('num_clusters=7', script='segmentation.kmeans')
+    assert 'eval_classes names cat' in fails('eval_classes=[cat]', script='segmentation.kmeans')
     assert 'ignore_classes names cat' in fails('ignore_classes=[cat]', script='segmentation.retrieval')
 
 

@@ -154,12 +154,14 @@ def test_transfer_to_a_data_set_of_other_classes(run, tmp_path: Path) -> None:
 def test_deviation_over_runs() -> None:
     tables = [np.array([[8, 2], [0, 10]]), np.array([[10, 0], [0, 10]])]
     runs = [score_clusters(table, np.arange(2)) for table in tables]
-    entry = script.summary(runs, 1)
+    entry = script.summary(runs, 1, ['rest', 'thing'])
     first = np.mean(iou_of(tables[0]))
     assert entry['mIoU'] == pytest.approx(50 * (first + 1))
     assert entry['std'] == pytest.approx(50 * (1 - first))
     assert entry['accuracy'] == pytest.approx(95)
     assert entry['accuracy_std'] == pytest.approx(5)
+    assert list(entry['IoU'].values()) == pytest.approx([50 * (iou + 1) for iou in iou_of(tables[0])])
+    assert [run['mIoU'] for run in entry['runs']] == pytest.approx([100 * first, 100])
 
 
 def test_one_sentence_each(run, tmp_path: Path) -> None:

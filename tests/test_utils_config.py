@@ -27,8 +27,9 @@ from utils.strict_yaml import schema_keys
 CONFIGS = REPOSITORY / 'configs'
 SCHEMAS = {'linear_finetune': LinearFinetune, 'finetune': LinearFinetune, 'kmeans': Kmeans, 'retrieval': Retrieval,
            'saliency': TrainSaliency, 'configs': Pretrain}
+STEMS = {'pretrain': Pretrain, 'linear': LinearFinetune, 'kmeans': Kmeans, 'retrieval': Retrieval}  # of voc_animals
 SHIPPED = sorted(path for path in CONFIGS.rglob('*.yml')
-                 if path.parent.name in SCHEMAS and path != CONFIGS / 'env.yml')
+                 if path.parent.name in (*SCHEMAS, 'voc_animals') and path != CONFIGS / 'env.yml')
 MINIMAL = 'pretraining: none\nepochs: 1\ntrain_batch_size: 2\n'
 
 
@@ -58,7 +59,8 @@ def message(load, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_file_loads_and_opens_with_its_command(path):
-    config = load_config('configs/env.yml', str(path), SCHEMAS[path.parent.name],
+    schema = SCHEMAS.get(path.parent.name) or STEMS[path.stem.partition('_')[0]]
+    config = load_config('configs/env.yml', str(path), schema,
                          ['root_dir=results', 'db_root=/data'])  # whatever env.yml was edited to
     assert config.config_name == path.stem
     assert config.output_dir == str(REPOSITORY / 'results' / path.stem)
@@ -69,7 +71,7 @@ def test_every_shipped_file_loads_and_opens_with_its_command(path):
     assert (folder, script) == {
         Pretrain: ('pretrain', 'main.py'), LinearFinetune: ('segmentation', 'linear_finetune.py'),
         Kmeans: ('segmentation', 'kmeans.py'), Retrieval: ('segmentation', 'retrieval.py'),
-        TrainSaliency: ('saliency', 'train.py')}[SCHEMAS[path.parent.name]]
+        TrainSaliency: ('saliency', 'train.py')}[schema]
 
 
 def test_presets_hold_the_published_values():

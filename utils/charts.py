@@ -94,6 +94,27 @@ def training_curves(title: str, x: str, y: str, curves: Mapping[str, Points]) ->
     return figure
 
 
+def sweep_panels(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]) -> Image.Image:
+    """One panel a group: the figures of each variant, with error bars.
+
+    Args:
+        groups: {group: {variant: {figure: (mean, standard deviation) in percent}}}.
+    """
+    figure = Figure(figsize=(7, 3.2 * len(groups)), layout='constrained')
+    names = list(dict.fromkeys(name for variants in groups.values() for found in variants.values() for name in found))
+    for axes, (title, variants) in zip(figure.subplots(len(groups), squeeze=False)[:, 0], groups.items(), strict=True):
+        for i, name in enumerate(names):
+            points = [(place, *found[name]) for place, found in enumerate(variants.values()) if name in found]
+            if points:
+                places, means, spreads = zip(*points, strict=True)
+                axes.errorbar(places, means, spreads, label=name, capsize=3, color=COLOURS[i % len(COLOURS)],
+                              marker=MARKERS[i % len(MARKERS)])
+        axes.set_xticks(np.arange(len(variants)), list(variants))
+        axes.set_ylabel('mIoU, %')
+        _finish(axes, title)
+    return _draw(figure)
+
+
 def _classes(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The classes of any column, in their order."""
     return list(dict.fromkeys(name for entry in columns.values() for name in entry['IoU']))

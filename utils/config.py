@@ -155,7 +155,7 @@ def check_combinations(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         problems.append(('pretraining', 'pretraining: imagenet_moco needs moco_state_dict, the path of the checkpoint'))
     if given('scheduler', 'step') and given('scheduler_kwargs.lr_decay_epochs', []):
         problems.append(('scheduler', 'scheduler: step needs scheduler_kwargs.lr_decay_epochs, e.g. [25]'))
-    if values.get('train_batch_size', 0) > values.get('moco_kwargs.K', float('inf')):
+    if values.get('train_batch_size', 0) > values.get('moco_kwargs.K', 0) > 0:
         problems.append(('train_batch_size', f'train_batch_size {values["train_batch_size"]} does not fit into the '
                          f'memory bank of moco_kwargs.K {values["moco_kwargs.K"]}; raise K or take smaller batches'))
     if values.get('probe_every') and given('model_kwargs.use_classification_head', False):
@@ -184,7 +184,7 @@ def _increasing(pair: Sequence[float]) -> bool:
 
 # keys, what a value must satisfy, and how to say that
 RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
-    ('val_size train_size val_batch_size train_batch_size moco_kwargs.K model_kwargs.ndim num_clusters num_seeds '
+    ('val_size train_size val_batch_size train_batch_size model_kwargs.ndim num_clusters num_seeds '
      'num_neighbours log_every augmentation_kwargs.size resize crop crf_kwargs.iterations probe_images',
      lambda v: v >= 1, '1 or more'),
     ('epochs num_workers num_visualizations freeze_layers optimizer_kwargs.weight_decay crf_kwargs.pos_w '
@@ -194,7 +194,7 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
      'crf_kwargs.bi_rgb_std', lambda v: v > 0, 'a number above 0'),
     ('moco_kwargs.m augmentation_kwargs.jitter_probability augmentation_kwargs.grey_probability '
      'augmentation_kwargs.flip_probability flip_probability', lambda v: 0 <= v <= 1, 'a number from 0 to 1'),
-    ('checkpoint_every loss_chunk panel_every probe_every', lambda v: v >= 0, '0 or more'),
+    ('checkpoint_every loss_chunk moco_kwargs.K panel_every probe_every', lambda v: v >= 0, '0 or more'),
     ('crf_workers', lambda v: v is None or v >= 0, '0 or more'),
     ('optimizer_kwargs.momentum model_kwargs.dropout crf_kwargs.min_probability', lambda v: 0 <= v < 1,
      'a number from 0 to below 1'),

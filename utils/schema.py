@@ -65,7 +65,7 @@ class ModelKwargs:
 
 @dataclass(kw_only=True)
 class MocoKwargs:
-    K: int = key(128, 'number of prototypes in the memory bank')
+    K: int = key(128, 'number of prototypes in the memory bank; 0 is no bank')
     m: float = key(0.999, 'momentum of the key encoder')
     T: float = key(0.5, 'softmax temperature')
 
@@ -159,6 +159,8 @@ class Evaluation:
     val_size: int = key(512, 'side to which images are resized for the network, pixels')
     val_batch_size: int = key(8, 'images a forward pass')
     num_visualizations: int = key(16, 'images drawn to visualizations/')
+    eval_classes: list[str] = key([], 'classes to score besides background: all others are void, in training too; '
+                                      'default: every class of the data set')
 
 
 @dataclass(kw_only=True)

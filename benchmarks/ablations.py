@@ -1,0 +1,116 @@
+"""What each part of the method is worth on the animals of VOC, as the paper's ablations ask.
+
+    python benchmarks/ablations.py --db-root FOLDER --output results/voc_animals [--weights PATH] [--seeds 3] \\
+        [--groups "temperature T" ...] [--set pretrain.epochs=4 ...]
+
+Each variant differs in one thing from pretraining with supervised masks from ImageNet weights
+(configs/voc_animals/pretrain_supervised.yml); K-means, retrieval and the linear classifier score it, on given masks.
+Runs that are finished are not run again, those of benchmarks/voc_animals.py in the same --output among them. Writes
+ablations.md, ablations.csv and ablations.png.
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
+
+from benchmarks.experiment import Experiment, add_experiment_arguments, markdown, mean_and_deviation, shown
+from benchmarks.voc_animals import FIGURES, Plan, crf_flags
+from segmentation.charts import sweep_panels
+from utils.errors import run_script
+from utils.pictures import save_image
+from utils.results import write_text
+
+WHOLE = ('augmentation_kwargs.scale=[1.0, 1.0]', 'augmentation_kwargs.jitter_probability=0.0',
+         'augmentation_kwargs.grey_probability=0.0', 'augmentation_kwargs.flip_probability=0.0')  # both views the image
+NO_BANK, NO_MOMENTUM = 'moco_kwargs.K=0', 'moco_kwargs.m=0.0'
+SHOWN = [figure for figure in FIGURES if 'CRF' not in figure]
+
+
+class Variant(NamedTuple):
+    """A pretraining; without name and overrides it is the one that all others are compared with."""
+    name: str = ''
+    overrides: tuple[str, ...] = ()
+    masks: str = 'supervised'
+    init: str = 'imagenet'
+
+    @property
+    def model(self) -> str:
+        """Its name in the plan, and that of its folder."""
+        return self.name or self.masks
+
+
+FULL, UNFROZEN = Variant(), Variant('frozen_none', ('freeze_layers=false',))
+GROUPS: dict[str, dict[str, Variant]] = {
+    'temperature T': {str(T): FULL if T == 0.5 else Variant(f'T_{T}', (f'moco_kwargs.T={T}',))
+                      for T in (0.1, 0.3, 0.5, 0.7, 1.0)},
+    'bank size K': {str(K): FULL if K == 128 else Variant(f'K_{K}', (f'moco_kwargs.K={K}',))
+                    for K in (64, 128, 256, 512, 1024)},
+    'parts left out': {
+        'none': FULL, 'momentum\nencoder': Variant('no_momentum', (NO_MOMENTUM,)),
+        'bank': Variant('K_0', (NO_BANK,)), 'augmented\nviews': Variant('no_views', WHOLE),
+        'all three': Variant('no_parts', (NO_MOMENTUM, NO_BANK, *WHOLE))},
+    'masks': {'supervised': FULL,
+              'unsupervised': Variant('masks_unsupervised', ('freeze_layers=true',), 'unsupervised')},
+    'initial weights, nothing frozen': {'ImageNet': UNFROZEN, 'random': Variant(init='random')},
+    'frozen stages': {'nothing': UNFROZEN,
+                      **{'stem' if n == 0 else f'stem, {n}': FULL if n == 2 else
+                         Variant(f'frozen_{n}', (f'freeze_layers={n}',)) for n in (0, 2, 4, 6)}},
+}
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_experiment_arguments(parser)
+    parser.add_argument('--groups', nargs='+', choices=tuple(GROUPS), default=list(GROUPS),
+                        help='which ablations (default: all)')
+    return parser.parse_args(argv)
+
+
+def figures(plan: Plan, experiment: Experiment, variant: Variant) -> dict[str, list[float]]:
+    """{figure: mIoU of each seed (and run of K-means), percent} of what is finished."""
+    row = plan.rows[(variant.init, variant.model, 'embedding', 'given', 'animals')]
+    return {name: [one['mIoU'] for one in row.entries(experiment, name)] for name in SHOWN}
+
+
+def write(plan: Plan, experiment: Experiment, groups: Sequence[str]) -> None:
+    """The table in Markdown and as CSV, and the plot."""
+    found = {group: {label: figures(plan, experiment, variant) for label, variant in GROUPS[group].items()}
+             for group in groups}
+    lines, text = [['ablation', 'variant', *SHOWN]], io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['ablation', 'variant', 'figure', 'mean', 'std', 'count'])
+    for group, variants in found.items():
+        for label, values in variants.items():
+            name = label.replace('\n', ' ')
+            lines.append([group, name, *(shown(values[figure]) for figure in SHOWN)])
+            writer.writerows([group, name, figure, *mean_and_deviation(values[figure]), len(values[figure])]
+                             for figure in SHOWN if values[figure])
+    write_text(experiment.root / 'ablations.md', markdown(lines))
+    write_text(experiment.root / 'ablations.csv', text.getvalue())
+    panels = {group: {label: {name: mean_and_deviation(some) for name, some in values.items() if some}
+                      for label, values in variants.items()} for group, variants in found.items()}
+    save_image(sweep_panels(panels), experiment.root / 'ablations.png')
+    print(f'\nmIoU in percent\n\n{markdown(lines)}\nWritten to {experiment.root}')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    plan, experiment = Plan(args.weights, crf_flags(), False), Experiment(args)
+    for seed in range(1, args.seeds + 1):  # a table after each seed
+        for variant in dict.fromkeys(variant for group in args.groups for variant in GROUPS[group].values()):
+            plan.trained(variant.init, seed, variant.masks, variant.model, variant.model, variant.overrides,
+                         predicted=False)
+        experiment.run(plan.runs)
+        if not args.list:
+            write(plan, experiment, args.groups)
+
+
+if __name__ == '__main__':
+    run_script(main)

@@ -1,0 +1,153 @@
+"""Runs of the scripts that make up an experiment: each in a folder of its own, and skipped once it is done."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.config import REPOSITORY
+from utils.errors import UserError
+from utils.results import write_text
+from utils.schema import Env, Kmeans, LinearFinetune, Pretrain, Retrieval
+from utils.strict_yaml import schema_keys
+
+SCRIPTS = {'pretrain': ('pretrain/main.py', Pretrain), 'linear': ('segmentation/linear_finetune.py', LinearFinetune),
+           'kmeans': ('segmentation/kmeans.py', Kmeans), 'retrieval': ('segmentation/retrieval.py', Retrieval)}
+FINISHED = 'finished.json'
+
+
+@dataclass(frozen=True)
+class Run:
+    """One start of a script.
+
+    task: which one, a key of SCRIPTS.
+    config: the file of the experiment, relative to the repository root.
+    folder: where its results go, relative to the folder of the experiment.
+    overrides, flags: 'key=value' and other arguments; they win over those of the command line.
+    """
+    task: str
+    config: str
+    folder: str
+    overrides: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+def add_experiment_arguments(parser: ArgumentParser) -> None:
+    """Add --db-root, --output, --weights, --seeds, --set and --list to a script's arguments."""
+    parser.add_argument('--db-root', type=Path, required=True, help='folder that holds VOCSegmentation/')
+    parser.add_argument('--output', type=Path, required=True, help='folder of all runs, tables and plots')
+    parser.add_argument('--weights', type=Path, help='ImageNet weights under the names of timm; default: timm fetches '
+                                                     'them')
+    parser.add_argument('--seeds', type=int, default=3, help='trainings of each kind (default: %(default)s)')
+    parser.add_argument('--set', dest='overrides', metavar='[TASK.]KEY=VALUE', nargs='+', action='extend', default=[],
+                        help='override a key in every script that has it, or in that of one task alone: '
+                             f'{", ".join(SCRIPTS)}, e.g. pretrain.epochs=4 val_size=112')
+    parser.add_argument('--list', action='store_true', help='print the commands that are left to run, and run none')
+
+
+def overrides_of(task: str, given: Sequence[str]) -> list[str]:
+    """Those of the overrides '[task.]key=value' that the script of a task takes.
+
+    Raises:
+        UserError: no script has the key.
+    """
+    chosen = []
+    for text in given:
+        path = text.partition('=')[0]
+        named, dot, rest = path.partition('.')
+        tasks = [named] if dot and named in SCRIPTS else list(SCRIPTS)
+        key = rest if tasks == [named] else path
+        having = [name for name in tasks if any(known == key or known.startswith(f'{key}.') for known in
+                                                schema_keys(SCRIPTS[name][1]).keys() | schema_keys(Env).keys())]
+        if not having:
+            raise UserError(f'--set {text}: no script of the experiment has the key {key}; utils/schema.py lists them.')
+        if task in having:
+            chosen.append(text.removeprefix(f'{named}.') if tasks == [named] else text)
+    return chosen
+
+
+class Experiment:
+    """Runs what is not finished, and reads the figures of what is.
+
+    Args:
+        args: with what ``add_experiment_arguments`` added.
+    """
+
+    def __init__(self, args: Namespace) -> None:
+        self.root, self.db_root = args.output.resolve(), args.db_root.resolve()
+        self.overrides, self.list_only = args.overrides, args.list
+        for task in SCRIPTS:
+            overrides_of(task, self.overrides)  # a wrong key is told before anything runs
+
+    def arguments(self, run: Run) -> list[str]:
+        """The arguments of the run's script."""
+        return ['--config_env', 'configs/env.yml', '--config_exp', run.config, *run.flags, '--set',
+                *overrides_of(run.task, self.overrides), f'db_root={self.db_root}', f'root_dir={self.root}',
+                f'output_dir={run.folder}', *run.overrides]
+
+    def finished(self, run: Run) -> bool:
+        """Whether the run has ended well with the same arguments."""
+        path = self.root / run.folder / FINISHED
+        return path.is_file() and json.loads(path.read_text()) == self.arguments(run)
+
+    def run(self, runs: Sequence[Run]) -> None:
+        """Start each run that is not finished, one after the other.
+
+        Raises:
+            SystemExit: one failed or was stopped, with its exit code; started again, the experiment goes on there.
+        """
+        left = [run for run in dict.fromkeys(runs) if not self.finished(run)]
+        print(f'{len(left)} of {len(set(runs))} runs are left to do')
+        for number, run in enumerate(left, 1):
+            command = [SCRIPTS[run.task][0], *self.arguments(run)]
+            print(f'\n== {number} of {len(left)}: python {" ".join(command)}', flush=True)
+            if self.list_only:
+                continue
+            code = subprocess.run([sys.executable, *command], cwd=REPOSITORY).returncode
+            if code:
+                raise SystemExit(code if code > 0 else 1)
+            write_text(self.root / run.folder / FINISHED, json.dumps(self.arguments(run)))
+
+    def figures(self, run: Run, task: str) -> list[dict[str, Any]]:
+        """The figures of a finished run: those of each of its runs of K-means, or of the one result.
+
+        Args:
+            task: the entry in results.json; 'kmeans 5' is the point of 5 clusters of the over-clustering curve.
+
+        Returns:
+            entries with 'mIoU' and 'IoU', in percent; none if the run is not finished.
+        """
+        path = self.root / run.folder / 'results.json'
+        if not self.finished(run) or not path.is_file():
+            return []
+        results = json.loads(path.read_text())
+        name, _, clusters = task.partition(' ')
+        entries = results.get('overclustering', []) if clusters else [results[name]] if name in results else []
+        entries = [entry for entry in entries if not clusters or entry['num_clusters'] == int(clusters)]
+        return [one for entry in entries for one in entry.get('runs', [entry])]
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation of a sample (of one value: 0)."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def shown(values: Sequence[float]) -> str:
+    """'50.3 ± 1.4', or '-' for no value."""
+    return '{:.1f} ± {:.1f}'.format(*mean_and_deviation(values)) if values else '-'
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first line is its head."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rows = ['| ' + ' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + ' |'
+            for line in lines]
+    rows.insert(1, '|' + '|'.join('-' * (width + 2) for width in widths) + '|')
+    return '\n'.join(rows) + '\n'

@@ -1,0 +1,237 @@
+"""What pretraining gains on the animals of VOC, before and after, with and without labels.
+
+    python benchmarks/voc_animals.py --db-root FOLDER --output results/voc_animals [--weights PATH] [--seeds 3] \\
+        [--init imagenet random] [--masks supervised unsupervised] [--all-classes] [--set pretrain.epochs=4 ...]
+
+For each start (ImageNet or random weights) and seed: K-means, retrieval and the linear classifier on the initial
+weights, on features of the backbone and on the untrained embedding; pretraining with masks of either kind; then the
+same protocols, and the CRF. The protocols are those of configs/voc_animals, with masks from the data set ("given":
+saliency_supervised_model, the same for every row) or those that the network predicts. Runs that are finished are not
+run again. Writes table.md, gains.md, classes.md and figures.csv.
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
+
+from benchmarks.experiment import Experiment, Run, add_experiment_arguments, markdown, mean_and_deviation, shown
+from segmentation.crf import require_crf
+from utils.errors import UserError, run_script
+from utils.results import write_text
+
+CONFIGS = 'configs/voc_animals'
+GIVEN = 'supervised_model'
+FIGURES = {'K-means, 20 clusters': ('kmeans', 'kmeans'), 'K-means, 5 clusters': ('kmeans', 'kmeans 5'),
+           'Retrieval': ('retrieval', 'retrieval'), 'LC': ('linear', 'linear'), 'LC + CRF': ('linear', 'linear_crf')}
+INITIAL = 'initial weights'
+BACKBONE_LR = 0.01  # of a linear classifier on the backbone, as in configs/linear_finetune/*_imagenet.yml
+
+
+@dataclass
+class Row:
+    """A line of the table: the same model of each seed, scored in one way.
+
+    name: start, model, what is read, masks, classes.
+    runs: a run a seed of each protocol that the row has.
+    """
+    name: tuple[str, str, str, str, str]
+    runs: dict[str, list[Run]] = field(default_factory=dict)
+
+    def add(self, run: Run) -> None:
+        runs = self.runs.setdefault(run.task, [])
+        if run not in runs:
+            runs.append(run)
+
+    def entries(self, experiment: Experiment, figure: str) -> list[dict]:
+        """The figures of all seeds (and runs of K-means) in percent; none that are not there yet."""
+        task, entry = FIGURES[figure]
+        return [one for run in self.runs.get(task, []) for one in experiment.figures(run, entry)]
+
+
+class Plan:
+    """All runs, in their order, and the rows that they fill.
+
+    Args:
+        weights: file of the ImageNet weights, or None for those of timm.
+        flags: of the linear classifier: ['--crf-postprocess'] or [].
+        all_classes: score the 21 classes too, in rows of their own.
+    """
+
+    def __init__(self, weights: Path | None, flags: Sequence[str], all_classes: bool) -> None:
+        self.weights = 'imagenet_classification' if weights is None else str(weights.resolve())
+        self.flags = tuple(flags)
+        self.classes = {'animals': ()} | ({'all 21': ('eval_classes=[]',)} if all_classes else {})
+        self.runs: list[Run] = []
+        self.rows: dict[tuple, Row] = {}
+
+    def pretrain(self, init: str, seed: int, masks: str, name: str, overrides: Sequence[str] = ()) -> Run:
+        """Pretraining, in <init>/seed_<seed>/<name>; its checkpoint is the returned run's."""
+        start = [f'pretraining={self.weights}'] if init == 'imagenet' else ['pretraining=none', 'freeze_layers=false']
+        run = Run('pretrain', f'{CONFIGS}/pretrain_{masks}.yml', f'{init}/seed_{seed}/{name}/pretrain',
+                  (f'seed={seed}', *start, *overrides))
+        self.runs.append(run)
+        return run
+
+    def protocol(self, name: tuple[str, str, str], pretrained: Run, task: str, seed: int, features: str,
+                 masks: str) -> None:
+        """A protocol on a pretrained model, for animals and if asked for for all classes.
+
+        Args:
+            name: start, model and what is read, for the table.
+            features: 'embedding' or 'backbone'.
+            masks: 'given' or 'predicted'.
+        """
+        network = [f'pretraining={pretrained.folder}/checkpoint.pth.tar', f'seed={100 * seed}']
+        if task == 'linear':
+            config = 'linear_finetune'
+            network += ['features=backbone', f'optimizer_kwargs.lr={BACKBONE_LR}'] if features == 'backbone' else []
+        else:
+            config = task
+            network += [f'features={features}', f'saliency={GIVEN if masks == "given" else "network"}']
+        for classes, overrides in self.classes.items():
+            folder = f'{Path(pretrained.folder).parent}/{task}_{features}_{masks}' + ('_21' if overrides else '')
+            run = Run(task, f'{CONFIGS}/{config}.yml', folder, (*network, *overrides),
+                      self.flags if task == 'linear' else ())
+            self.runs.append(run)
+            key = (*name, masks, classes)
+            self.rows.setdefault(key, Row(key)).add(run)
+
+    def baselines(self, init: str, seed: int) -> None:
+        """The initial weights, scored on given masks: features of the backbone, and the untrained embedding."""
+        initial = self.pretrain(init, seed, 'supervised', 'initial', ['epochs=0'])
+        for features in ('backbone', 'embedding'):
+            for task in ('kmeans', 'retrieval', 'linear'):
+                self.protocol((init, INITIAL, features), initial, task, seed, features, 'given')
+
+    def trained(self, init: str, seed: int, masks: str, model: str = '', name: str = '',
+                overrides: Sequence[str] = (), predicted: bool = True) -> None:
+        """Pretraining with masks of a kind and all protocols on it.
+
+        Args:
+            model, name: as the table and as the folder calls it; default: by its masks.
+            overrides: of the pretraining.
+            predicted: also score with masks that the network predicts, and the trained backbone's features.
+        """
+        pretrained = self.pretrain(init, seed, masks, name or masks, overrides)
+        model = model or f'{masks} masks'
+        for task in ('kmeans', 'retrieval', 'linear'):
+            self.protocol((init, model, 'embedding'), pretrained, task, seed, 'embedding', 'given')
+        for task in ('kmeans', 'retrieval') if predicted else ():
+            self.protocol((init, model, 'embedding'), pretrained, task, seed, 'embedding', 'predicted')
+            self.protocol((init, model, 'backbone'), pretrained, task, seed, 'backbone', 'given')
+
+
+def table(plan: Plan, experiment: Experiment) -> str:
+    """mIoU of each row, mean and standard deviation over seeds and, for K-means, its runs."""
+    lines = [['start', 'model', 'features', 'masks', 'classes', *FIGURES]]
+    for row in plan.rows.values():
+        lines.append([*row.name, *(shown([one['mIoU'] for one in row.entries(experiment, figure)])
+                                   for figure in FIGURES)])
+    return markdown(lines)
+
+
+def gains(plan: Plan, experiment: Experiment) -> str:
+    """What each trained row gains over the stronger of the two baselines, and that in deviations of the difference."""
+    lines = [['start', 'model', 'features', 'masks', 'classes', *FIGURES]]
+    for row in plan.rows.values():
+        if row.name[1] == INITIAL:
+            continue
+        cells = []
+        for figure in FIGURES:
+            values = [one['mIoU'] for one in row.entries(experiment, figure)]
+            before = [[one['mIoU'] for one in other.entries(experiment, figure)] for other in plan.rows.values()
+                      if (other.name[0], other.name[1], other.name[4]) == (row.name[0], INITIAL, row.name[4])]
+            before = [found for found in before if found]
+            if not values or not before:
+                cells.append('-')
+                continue
+            (after, spread), (best, deviation) = mean_and_deviation(values), max(map(mean_and_deviation, before))
+            joint = math.hypot(spread, deviation)
+            cells.append(f'{after - best:+.1f}' + (f' ({(after - best) / joint:+.1f} σ)' if joint else ''))
+        lines.append([*row.name, *cells])
+    return markdown(lines)
+
+
+def class_tables(plan: Plan, experiment: Experiment) -> str:
+    """A table of the IoU of each class for each figure."""
+    parts = []
+    for figure in FIGURES:
+        for classes in plan.classes:
+            found = {row.name: row.entries(experiment, figure) for row in plan.rows.values() if row.name[4] == classes}
+            found = {name: entries for name, entries in found.items() if entries}
+            if found:
+                names = list(next(iter(found.values()))[0]['IoU'])
+                lines = [['start', 'model', 'features', 'masks', *names]]
+                lines += [[*name[:4], *(shown([one['IoU'][label] for one in entries]) for label in names)]
+                          for name, entries in found.items()]
+                parts.append(f'{figure}, {classes}: IoU in percent\n\n{markdown(lines)}')
+    return '\n'.join(parts)
+
+
+def csv_table(plan: Plan, experiment: Experiment) -> str:
+    """All of it as CSV: a line a row, figure and class (or mIoU), in full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['start', 'model', 'features', 'masks', 'classes', 'figure', 'class', 'mean', 'std', 'count'])
+    for row in plan.rows.values():
+        for figure in FIGURES:
+            entries = row.entries(experiment, figure)
+            for label in ['mIoU', *entries[0]['IoU']] if entries else []:
+                values = [one['mIoU'] if label == 'mIoU' else one['IoU'][label] for one in entries]
+                writer.writerow([*row.name, figure, label, *mean_and_deviation(values), len(values)])
+    return text.getvalue()
+
+
+def crf_flags() -> list[str]:
+    """The CRF, if its library is there."""
+    try:
+        require_crf()
+    except UserError as error:
+        print(f'Without the CRF: {error}')
+        return []
+    return ['--crf-postprocess']
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_experiment_arguments(parser)
+    parser.add_argument('--init', nargs='+', choices=('imagenet', 'random'), default=['imagenet', 'random'],
+                        help='initial weights (default: both)')
+    parser.add_argument('--masks', nargs='+', choices=('supervised', 'unsupervised'),
+                        default=['supervised', 'unsupervised'], help='masks of the pretraining (default: both kinds)')
+    parser.add_argument('--all-classes', action='store_true', help='score the 21 classes too')
+    return parser.parse_args(argv)
+
+
+def write_tables(plan: Plan, experiment: Experiment) -> None:
+    texts = {'table.md': table(plan, experiment), 'gains.md': gains(plan, experiment),
+             'classes.md': class_tables(plan, experiment), 'figures.csv': csv_table(plan, experiment)}
+    for name, text in texts.items():
+        write_text(experiment.root / name, text)
+    print(f'\nmIoU in percent\n\n{texts["table.md"]}\nGain over the stronger baseline of the same start, in points and '
+          f'in deviations of the difference\n\n{texts["gains.md"]}\nWritten to {experiment.root}')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    plan, experiment = Plan(args.weights, crf_flags(), args.all_classes), Experiment(args)
+    for seed in range(1, args.seeds + 1):  # a table after each seed
+        for init in args.init:
+            plan.baselines(init, seed)
+            for masks in args.masks:
+                plan.trained(init, seed, masks)
+        experiment.run(plan.runs)
+        if not args.list:
+            write_tables(plan, experiment)
+
+
+if __name__ == '__main__':
+    run_script(main)
