@@ -112,7 +112,7 @@ def sweep_panels(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, flo
         axes.set_xticks(np.arange(len(variants)), list(variants))
         axes.set_ylabel('mIoU, %')
         _finish(axes, title)
-    return _draw(figure)
+    return to_image(figure)
 
 
 def _classes(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
