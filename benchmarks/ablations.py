@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from benchmarks.experiment import Experiment, add_experiment_arguments, markdown, mean_and_deviation, shown
 from benchmarks.voc_animals import FIGURES, Plan, crf_flags
-from segmentation.charts import sweep_panels
+from utils.charts import sweep_panels, to_image
 from utils.errors import run_script
 from utils.pictures import save_image
 from utils.results import write_text
@@ -96,7 +96,7 @@ def write(plan: Plan, experiment: Experiment, groups: Sequence[str]) -> None:
     write_text(experiment.root / 'ablations.csv', text.getvalue())
     panels = {group: {label: {name: mean_and_deviation(some) for name, some in values.items() if some}
                       for label, values in variants.items()} for group, variants in found.items()}
-    save_image(sweep_panels(panels), experiment.root / 'ablations.png')
+    save_image(to_image(sweep_panels(panels)), experiment.root / 'ablations.png')
     print(f'\nmIoU in percent\n\n{markdown(lines)}\nWritten to {experiment.root}')
 
 

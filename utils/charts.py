@@ -94,7 +94,7 @@ def training_curves(title: str, x: str, y: str, curves: Mapping[str, Points]) ->
     return figure
 
 
-def sweep_panels(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]) -> Image.Image:
+def sweep_panels(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]) -> Figure:
     """One panel a group: the figures of each variant, with error bars.
 
     Args:
@@ -112,7 +112,7 @@ def sweep_panels(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, flo
         axes.set_xticks(np.arange(len(variants)), list(variants))
         axes.set_ylabel('mIoU, %')
         _finish(axes, title)
-    return to_image(figure)
+    return figure
 
 
 def _classes(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
