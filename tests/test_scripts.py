@@ -210,8 +210,8 @@ def test_bad_input_to_any_script(run: Runner, capsys, tmp_path: Path) -> None:
     assert 'linear_finetune.py' in fails(script='segmentation.eval', flags=('--state-dict', str(state)))
     assert 'does not exist' in fails(script='segmentation.eval', flags=('--state-dict', '/nowhere.pth'))
     assert 'no file' in fails('pretraining=nowhere.pth', script='segmentation.kmeans')
-    assert '6 images cannot form' in fails('num_clusters=7', script='segmentation.kmeans')
     assert 'eval_classes names cat' in fails('eval_classes=[cat]', script='segmentation.kmeans')
+    assert '6 images cannot form' in fails('num_clusters=7', script='segmentation.kmeans')
     assert 'ignore_classes names cat' in fails('ignore_classes=[cat]', script='segmentation.retrieval')
 
 
