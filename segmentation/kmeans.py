@@ -239,10 +239,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         fit = embed_split(model, fit_loader, device, len(dataset.classes), **options).prototypes
     if not distributed.is_main():
         return
-    save_arrays(Path(p.output_dir) / 'prototypes.npz', prototypes=split.prototypes, image=split.image,
-                ids=np.array(dataset.ids))
-
     clusters, labels, results, confusions = (evaluate if labelled else explore)(p, dataset, split, fit)
+    save_arrays(Path(p.output_dir) / 'prototypes.npz', prototypes=split.prototypes, image=split.image,
+                ids=np.array(dataset.ids), clusters=clusters.assign(split.prototypes), labels=split.majority(),
+                classes=np.array(dataset.classes))
     write_predictions(p, dataset, split, int(clusters.labels[0]), labels)
     save_clusters(p, model, clusters, results.get('clusters', {}).get('sizes', []))
     path = save_results(results, Path(p.output_dir))
