@@ -157,9 +157,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     sheets = {k: montage([fit(crops[int(i)]) for i in found[:TYPICAL]], COLUMNS) for k, found in members.items()}
     for name, picture in (*pictures.items(), *((f'clusters/cluster_{k + 1}', sheet) for k, sheet in sheets.items())):
         save_image(picture, output / f'{name}.png')
-    titles = {'map': 'Map of the prototypes', 'embedding': 'Pixel embeddings as colours',
-              'neighbours': 'Objects and their nearest neighbours in other images'}
-    blocks = [page.pictures(titles[name], [(name, png(picture))], columns=1) for name, picture in pictures.items()]
+    texts = {'map': ('Map of the prototypes', 'Objects with like embeddings stand near each other; one mean direction '
+                     'of the pixels of its mask an object.'),
+             'embedding': ('Pixel embeddings as colours', 'The three main directions of all of them as red, green and '
+                           'blue.'),
+             'neighbours': ('Nearest neighbours', 'A row an object, first, and those of other images whose prototypes '
+                            'have the greatest cosine.')}
+    blocks = [page.pictures(texts[name][0], [(f'{name}.png', png(picture))], texts[name][1], columns=1)
+              for name, picture in pictures.items()]
     if sheets:
         blocks.append(page.pictures('Clusters, the most typical objects first', [
             (cluster_caption(saved, members[k], k), png(sheet)) for k, sheet in sheets.items()], columns=2))

@@ -56,7 +56,7 @@ def test_kmeans_run(run, tmp_path: Path, capsys) -> None:
     row = np.asarray(Image.open(output / 'neighbours.png')).astype(int)[18 + 64]
     assert all(abs(row[x] - RGB[1]).max() < 30 for x in (64, 132 + 64))  # a red one and the other red one
     text = Page(output / 'report.html').text
-    for shown in ('Map of the prototypes', ': 2 objects, 100% green', 'Objects and their nearest neighbours'):
+    for shown in ('Map of the prototypes', ': 2 objects, 100% green', 'Nearest neighbours'):
         assert shown in text
 
 
