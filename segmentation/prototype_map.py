@@ -55,8 +55,8 @@ def draw_map(places: np.ndarray, axes_labels: tuple[str, str], colours: np.ndarr
     axes = figure.subplots()
     for colour, name in sorted(set(zip(colours.tolist(), names, strict=True))):
         of_class = np.array([c == colour and n == name for c, n in zip(colours, names, strict=True)])
-        axes.scatter(*places[of_class].T, s=14, color=PALETTE[colour] / 255, edgecolors='#808080', linewidths=0.3,
-                     label=f'{name} ({of_class.sum()})')
+        axes.scatter(places[of_class, 0], places[of_class, 1], s=14, color=PALETTE[colour] / 255, edgecolors='#808080',
+                     linewidths=0.3, label=f'{name} ({of_class.sum()})')
     for index, picture in pictures.items():
         frame = {'edgecolor': PALETTE[colours[index]] / 255, 'linewidth': 3, 'boxstyle': 'square,pad=0.05'}
         axes.add_artist(AnnotationBbox(OffsetImage(picture, zoom=40 / max(picture.shape[:2])), tuple(places[index]),

@@ -83,8 +83,8 @@ def draw_embedding(model: Any, dataset: ImageSet, features: str, count: int, dev
     maps = []
     with torch.inference_mode():
         for i in chosen:
-            image = to_device(collate([dataset[i]])['image'], device)
-            maps.append(F.normalize(model.maps(image)[features].float(), dim=1).cpu().numpy())
+            batch = to_device(collate([dataset[i]])['image'], device)
+            maps.append(F.normalize(model.maps(batch)[features].float(), dim=1).cpu().numpy())
     panels = []
     for i, colours in zip(chosen, pca_colours(np.concatenate(maps)), strict=True):
         sample = dataset.load(i)
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
               *(int(i) for found in members.values() for i in found[:TYPICAL])}
     crops = {index: crop_object(image, mask) for index, (image, mask) in finder.find(saved, sorted(needed)).items()}
 
-    names = [saved.name(i) for i in points]
+    names = [saved.name(int(i)) for i in points]
     pictures = {
         'map': to_image(draw_map(places, axes, saved.colours()[points], names, {i: crops[points[i]] for i in drawn})),
         'embedding': draw_embedding(model, dataset, p.features, args.images, device),

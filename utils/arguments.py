@@ -5,7 +5,6 @@ import argparse
 import json
 import sys
 import textwrap
-from collections.abc import Sequence
 from dataclasses import MISSING
 from difflib import get_close_matches
 from typing import Any
@@ -47,7 +46,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self.epilog = '\n'.join(['keys of the config file, of --config_exp and --set:', *describe_keys(keys), '',
                                  'keys of --config_env:', *describe_keys(schema_keys(Env))])
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.given = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(self.given, namespace)
 
