@@ -21,13 +21,14 @@ from PIL import Image
 
 from data.transforms import resize_mask
 from data.voc import read_image, read_saliency
+from utils.arguments import ArgumentParser
 from utils.errors import UserError, run_script
 from utils.logger import progress
 from utils.pictures import save_image, save_label_map
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument('--voc', type=Path, required=True, help='the whole data set, VOCSegmentation/')
     parser.add_argument('--output', type=Path, required=True, help='folder of the part')
     parser.add_argument('--lists', type=Path, default=Path(__file__).resolve().parents[1] / 'configs/voc_animals/sets',

@@ -4,7 +4,6 @@
 """
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +17,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from data.drawing import CLASSES, KINDS, draw, smooth_noise
+from utils.arguments import ArgumentParser
 from utils.errors import UserError, run_script
 from utils.pictures import PALETTE
 
@@ -152,7 +152,7 @@ def _write(root: Path, recipe: dict[str, int]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line; see the top of this file."""
-    parser = argparse.ArgumentParser(description='Draw a data set in the folder layout of VOC.')
+    parser = ArgumentParser(__doc__)
     parser.add_argument('--output', type=Path, required=True, help='the folder to make')
     parser.add_argument('--train', type=int, default=500, help='training images')
     parser.add_argument('--val', type=int, default=150, help='validation images')

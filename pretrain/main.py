@@ -26,11 +26,12 @@ from pretrain.maskcontrast import MaskContrast
 from pretrain.panels import Panels
 from pretrain.probe import Probe
 from utils import distributed
+from utils.arguments import ArgumentParser
 from utils.backbones import normalisation_of
 from utils.config import add_config_arguments, as_dict, load_config
 from utils.errors import UserError, run_script
 from utils.launch import add_process_arguments, start_processes
-from utils.logger import scalar_writer
+from utils.logger import log_epoch, scalar_writer
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
 from utils.precision import Precision
 from utils.run_report import write_run_report
@@ -42,8 +43,8 @@ log = logging.getLogger(__name__)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_config_arguments(parser)
+    parser = ArgumentParser(__doc__)
+    add_config_arguments(parser, Pretrain)
     add_process_arguments(parser)
     return parser.parse_args(argv)
 
@@ -108,8 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 with trainer.at_once():
                     probe.measure(writer, model.model_q, epoch)
             trainer.finish_epoch()
-            log.info('Epoch %d of %d: loss %.4f, lr %.5f, %.0f s', epoch + 1, p.epochs, means['loss'], lr,
-                     time.perf_counter() - start)
+            log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}, lr {lr:.5f}', time.perf_counter() - start)
     panels.draw_embedding(p.epochs, last=True)
     writer.close()
     write_run_report(as_dict(p), 'Pretraining')

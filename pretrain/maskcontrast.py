@@ -91,8 +91,11 @@ class MaskContrast(nn.Module):
 
         Returns:
             'bank/cosine', the mean cosine of two entries, 1 if all are the same; 'bank/rank', the effective rank
-            (Roy and Vetterli, 2007): the exponential of the entropy of the singular values, 1 to dim.
+            (Roy and Vetterli, 2007): the exponential of the entropy of the singular values, 1 to dim. Without a bank
+            nothing.
         """
+        if self.K == 0:
+            return {}
         bank = self.queue.double().cpu()
         cosine = (bank.sum(1).square().sum() - bank.square().sum()) / max(1, self.K * (self.K - 1))
         values = torch.linalg.svdvals(bank)

@@ -26,6 +26,7 @@ from data.files import find_images, mask_name, one_a_mask, prepare_output, read_
 from saliency.postprocess import binarise
 from saliency.report import contact_sheet
 from saliency.sources import METHODS, MaskSource, build_source
+from utils.arguments import ArgumentParser
 from utils.errors import UserError, run_script
 from utils.parallel import process_pool
 from utils.report import check_settings, write_report
@@ -35,7 +36,7 @@ NO_OBJECT = 'no object: less than 1% of the image is salient'
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument('--images', type=Path, required=True, help='folder of the images; subfolders count')
     parser.add_argument('--output', type=Path, required=True, help='folder for the masks and the report')
     parser.add_argument('--method', choices=METHODS, required=True, help='where the masks come from')

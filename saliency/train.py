@@ -25,11 +25,12 @@ from saliency.basnet import BASNetSaliency
 from saliency.engine import compute_losses, validate
 from saliency.view import TrainingView
 from utils import distributed
+from utils.arguments import ArgumentParser
 from utils.checkpoint import save_checkpoint
 from utils.config import add_config_arguments, as_dict, load_config
 from utils.errors import run_script
 from utils.launch import add_process_arguments, start_processes
-from utils.logger import scalar_writer
+from utils.logger import log_epoch, scalar_writer
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
 from utils.precision import Precision
 from utils.results import save_results
@@ -42,8 +43,8 @@ log = logging.getLogger(__name__)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_config_arguments(parser)
+    parser = ArgumentParser(__doc__)
+    add_config_arguments(parser, TrainSaliency)
     add_process_arguments(parser)
     parser.add_argument('--images', type=Path, help='folder of the images, instead of the key images')
     parser.add_argument('--masks', '--pseudo-labels', type=Path, dest='masks',
@@ -91,9 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, value in (('train/lr', lr), *((f'val/{name}', value) for name, value in figures.items())):
                 writer.add_scalar(name, value, epoch)
             trainer.finish_epoch(figures=figures)
-            log.info('Epoch %d of %d: loss %.4f%s, lr %.5f, %.0f s', epoch + 1, p.epochs, means['loss'],
-                     ''.join(f', {name} {value:.2f}' for name, value in figures.items()), lr,
-                     time.perf_counter() - start)
+            shown = ''.join(f', {name} {value:.2f}' for name, value in figures.items())
+            log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}{shown}, lr {lr:.5f}', time.perf_counter() - start)
     writer.close()
 
     if distributed.is_main():

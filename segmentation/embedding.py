@@ -53,6 +53,10 @@ class EmbeddedSplit:
         shape = self.shapes[self.image[index]]
         return (mask if mask.shape == shape else resize_mask(mask, shape[1], shape[0])).astype(bool)
 
+    def majority(self) -> np.ndarray:
+        """(N,) class of most pixels of each object, -1 for one without a valid pixel."""
+        return np.where(self.inside.any(1), self.inside.argmax(1), -1)
+
     def paint(self, image: int, labels: np.ndarray, rest: int) -> np.ndarray:
         """The label map of an image, (H, W) uint8: each object's entry of ``labels`` (N,), ``rest`` around them."""
         painted = np.full(self.shapes[image], rest, np.uint8)

@@ -17,6 +17,7 @@ from data.build import evaluation_loader
 from models.build import build_linear_model
 from segmentation.crf import require_crf
 from segmentation.scoring import score
+from utils.arguments import ArgumentParser
 from utils.config import add_config_arguments, as_dict, load_config
 from utils.errors import run_script
 from utils.launch import add_process_arguments, start_processes
@@ -26,8 +27,8 @@ from utils.schema import LinearFinetune
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_config_arguments(parser)
+    parser = ArgumentParser(__doc__)
+    add_config_arguments(parser, LinearFinetune)
     add_process_arguments(parser)
     parser.add_argument('--state-dict', required=True,
                         help='weights of the linear model, e.g. best_model.pth.tar of linear_finetune.py')

@@ -34,6 +34,7 @@ from segmentation.cluster_model import NAMES, ClusterModel, same_clusters, write
 from segmentation.discovery import discover, write_sheets
 from segmentation.embedding import EmbeddedSplit, embed_split
 from utils import distributed
+from utils.arguments import ArgumentParser
 from utils.clustering import (
     ClusterScores,
     Whitening,
@@ -71,8 +72,8 @@ def counts(text: str) -> list[int]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_config_arguments(parser)
+    parser = ArgumentParser(__doc__)
+    add_config_arguments(parser, Kmeans)
     add_process_arguments(parser)
     parser.add_argument('--num_seeds', type=int, help='runs of K-means; overrides the key of the config')
     parser.add_argument('--num_clusters', '--num-clusters', type=counts, nargs='+', metavar='K',
@@ -238,10 +239,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         fit = embed_split(model, fit_loader, device, len(dataset.classes), **options).prototypes
     if not distributed.is_main():
         return
-    save_arrays(Path(p.output_dir) / 'prototypes.npz', prototypes=split.prototypes, image=split.image,
-                ids=np.array(dataset.ids))
-
     clusters, labels, results, confusions = (evaluate if labelled else explore)(p, dataset, split, fit)
+    save_arrays(Path(p.output_dir) / 'prototypes.npz', prototypes=split.prototypes, image=split.image,
+                ids=np.array(dataset.ids), clusters=clusters.assign(split.prototypes), labels=split.majority(),
+                classes=np.array(dataset.classes))
     write_predictions(p, dataset, split, int(clusters.labels[0]), labels)
     save_clusters(p, model, clusters, results.get('clusters', {}).get('sizes', []))
     path = save_results(results, Path(p.output_dir))

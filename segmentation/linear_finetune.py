@@ -24,11 +24,12 @@ from segmentation.crf import require_crf
 from segmentation.engine import compute_losses, validate
 from segmentation.scoring import score
 from utils import distributed
+from utils.arguments import ArgumentParser
 from utils.checkpoint import save_checkpoint
 from utils.config import add_config_arguments, as_dict, load_config
 from utils.errors import run_script
 from utils.launch import add_process_arguments, start_processes
-from utils.logger import scalar_writer
+from utils.logger import log_epoch, scalar_writer
 from utils.metrics import iou_of
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
 from utils.precision import Precision
@@ -42,8 +43,8 @@ log = logging.getLogger(__name__)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_config_arguments(parser)
+    parser = ArgumentParser(__doc__)
+    add_config_arguments(parser, LinearFinetune)
     add_process_arguments(parser)
     parser.add_argument('--crf-postprocess', action='store_true', help='refine the final predictions with a CRF')
     return parser.parse_args(argv)
@@ -99,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, value in (('train/lr', lr), ('val/miou', 100 * miou)):
                 writer.add_scalar(name, value, epoch)
             trainer.finish_epoch(best_miou=best)
-            log.info('Epoch %d of %d: loss %.4f, mIoU at %d px %.2f (best %.2f), lr %.5f, %.0f s', epoch + 1, p.epochs,
-                     means['loss'], p.val_size, 100 * miou, 100 * best, lr, time.perf_counter() - start)
+            log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}, mIoU at {p.val_size} px {100 * miou:.2f} '
+                      f'(best {100 * best:.2f}), lr {lr:.5f}', time.perf_counter() - start)
     writer.close()
 
     distributed.barrier()  # the best model is written

@@ -30,6 +30,7 @@ from data.files import prepare_output, read_image
 from data.frames import Frame, open_frames
 from segmentation.crf import Refine, crf_in_workers, require_crf
 from segmentation.segmenter import Output, Segmenter
+from utils.arguments import ArgumentParser
 from utils.config import find_file
 from utils.errors import UserError, name_some, run_script
 from utils.logger import progress
@@ -51,7 +52,7 @@ class Item(NamedTuple):
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument('--images', type=Path, required=True, help='an image, a folder of images or a video')
     parser.add_argument('--output', type=Path, required=True, help='folder for predictions/, overlays/ and the report')
     parser.add_argument('--model', required=True, help='clusters.pth.tar or best_model.pth.tar')

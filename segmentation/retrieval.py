@@ -27,6 +27,7 @@ from segmentation.embedding import EmbeddedSplit, embed_split
 from segmentation.memory_bank import MemoryBank, fill_memory, load_memory, retrieval_confusion
 from segmentation.neighbours import evenly, neighbour_sheet
 from utils import distributed
+from utils.arguments import ArgumentParser
 from utils.config import add_config_arguments, as_dict, load_config, resolve_path
 from utils.errors import UserError, run_script
 from utils.launch import add_process_arguments, start_processes
@@ -42,8 +43,8 @@ SHOWN = 5  # neighbours in a row of neighbours.png, or more if more vote
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_config_arguments(parser)
+    parser = ArgumentParser(__doc__)
+    add_config_arguments(parser, Retrieval)
     add_process_arguments(parser)
     parser.add_argument('--memory', metavar='PATH', help='memory.npz of an earlier run, used instead of memory_split')
     args = parser.parse_args(argv)

@@ -20,6 +20,7 @@ import numpy as np
 
 from data.build import labelled_root
 from data.voc import VOCSegmentation, read_image
+from utils.arguments import ArgumentParser
 from utils.config import add_config_arguments, load_config
 from utils.errors import UserError, name_some, run_script
 from utils.logger import progress
@@ -33,8 +34,8 @@ log = logging.getLogger(__name__)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_config_arguments(parser)
+    parser = ArgumentParser(__doc__)
+    add_config_arguments(parser, LinearFinetune)
     parser.add_argument('--predictions', type=Path,
                         help='folder of the label maps; default: predictions/ of the output directory')
     return parser.parse_args(argv)

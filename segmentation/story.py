@@ -27,16 +27,17 @@ def write_story(output: Path, rows: Sequence[Sequence[str]], bars: Mapping[str, 
     """
     blocks = [page.table('Results', ('protocol', 'figure', *runs), rows,
                          'In per cent; ± one standard deviation over runs.')]
-    if pretraining is not None:
-        history = read_history(pretraining)
-        blocks += [*curve_blocks(history), *training_pictures(history)]
     classes = max((list(entry['IoU']) for columns in bars.values() for entry in columns.values()), key=len, default=[])
-    blocks += prediction_blocks(runs, classes)
     blocks += [page.bars(f'IoU of each class: {protocol}', {name: entry['IoU'] for name, entry in columns.items()},
                          classes) for protocol, columns in bars.items()]
     if curves:
         blocks.append(page.plots('Over-clustering', [partial(cluster_curves, curves)]))
-    page.write_page(output / REPORT, ' · '.join(runs), 'Results of several models, side by side', blocks)
+    blocks += prediction_blocks(runs, classes)
+    if pretraining is not None:
+        history = read_history(pretraining)
+        blocks += [*curve_blocks(history), *training_pictures(history)]
+    page.write_page(output / REPORT, f'Results: {", ".join(runs)}', 'What each model knows, side by side' + (
+        '' if pretraining is None else ', and how it was trained without labels'), blocks)
 
 
 def prediction_blocks(runs: Mapping[str, Mapping[str, Path]], classes: Sequence[str]) -> list[page.Block]:

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from segmentation.story import write_story
+from utils.arguments import ArgumentParser
 from utils.charts import class_bars, cluster_curves, to_image
 from utils.errors import UserError, run_script
 from utils.pictures import montage, save_image
@@ -41,7 +42,7 @@ class Row(NamedTuple):
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument('--column', nargs='+', action='append', required=True, metavar=('NAME', 'DIR'),
                         help='name of a column and the output directories of its runs; of several runs of one '
                              'protocol the best counts')

@@ -1,5 +1,4 @@
 """utils.config: every YAML that ships, every message, defaults, overrides, the copy beside the results."""
-import argparse
 import copy
 import dataclasses
 import pickle
@@ -10,6 +9,7 @@ import yaml
 from easydict import EasyDict
 
 from utils import schema
+from utils.arguments import ArgumentParser
 from utils.config import (
     REPOSITORY,
     add_config_arguments,
@@ -184,8 +184,8 @@ def test_override_errors_name_the_override(message, override, expected):
 
 
 def test_config_arguments():
-    parser = argparse.ArgumentParser()
-    add_config_arguments(parser)
+    parser = ArgumentParser('Title.')
+    add_config_arguments(parser, Pretrain)
     args = parser.parse_args(['--config_exp', 'x.yml', '--set', 'a=1', 'b=2', '--set', 'c=3'])
     assert (args.config_env, args.config_exp, args.overrides) == ('configs/env.yml', 'x.yml', ['a=1', 'b=2', 'c=3'])
     assert parser.parse_args(['--config_exp', 'x.yml']).overrides == []

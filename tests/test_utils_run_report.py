@@ -127,19 +127,31 @@ def test_bars_of_several_columns(tmp_path: Path) -> None:
     assert '–' in shown.text
 
 
+def browse(page_file: Path, profile: Path, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run',
+         '--disable-background-networking', '--hide-scrollbars', '--enable-logging=stderr',
+         f'--user-data-dir={profile}', *options, page_file.as_uri()],
+        capture_output=True, text=True, timeout=300, check=True)
+
+
 @pytest.mark.skipif(shutil.which('chromium') is None, reason='no chromium')
 def test_a_browser_shows_the_report_on_light_and_dark_screens_wide_and_narrow(output_dir: Path, tmp_path: Path) -> None:
+    report, profile = output_dir / 'report.html', tmp_path / 'profile'
     for width in (400, 1400):
         for scheme, ground in ((1, 255), (0, 20)):  # of the blink setting: 0 is dark
             picture = tmp_path / f'{width}_{scheme}.png'
-            done = subprocess.run(
-                ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run',
-                 '--disable-background-networking', '--hide-scrollbars', '--enable-logging=stderr',
-                 f'--user-data-dir={tmp_path / "profile"}', f'--window-size={width},900',
-                 f'--blink-settings=preferredColorScheme={scheme}', f'--screenshot={picture}',
-                 (output_dir / 'report.html').as_uri()], capture_output=True, text=True, timeout=300, check=True)
+            done = browse(report, profile, f'--window-size={width},900', f'--screenshot={picture}',
+                          f'--blink-settings=preferredColorScheme={scheme}')
             assert 'CONSOLE' not in done.stderr
             shown = np.asarray(Image.open(picture).convert('RGB'))
             assert shown.shape[1] == width
             assert shown[2, 2].tolist()[0] == ground
             assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 50
+    # the same page with a script, which the page itself forbids, tells what sticks out, and that the console is heard
+    told, script = tmp_path / 'told.html', 'let e = document.documentElement; console.error(1)'
+    told.write_text(re.sub('<meta http-equiv=.*?>', '', report.read_text()) +
+                    f'<script>{script}; document.title = "beyond " + (e.scrollWidth - e.clientWidth)</script>')
+    done = browse(told, profile, '--window-size=400,900', '--dump-dom')
+    assert '<title>beyond 0</title>' in done.stdout
+    assert 'CONSOLE' in done.stderr

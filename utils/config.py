@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import os
-from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,6 +10,7 @@ from typing import Any, NoReturn
 import yaml
 from easydict import EasyDict
 
+from utils.arguments import ArgumentParser
 from utils.errors import UserError, name_some
 from utils.schema import Env
 from utils.strict_yaml import StrictReader
@@ -51,8 +51,9 @@ def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
             for name, value in config.items()}
 
 
-def add_config_arguments(parser: ArgumentParser) -> None:
-    """Add --config_env, --config_exp and --set (as ``overrides``) to a script's arguments."""
+def add_config_arguments(parser: ArgumentParser, schema: type) -> None:
+    """Add --config_env, --config_exp and --set (as ``overrides``) to a script's arguments, the keys to its help."""
+    parser.add_config_keys(schema)
     parser.add_argument('--config_env', default='configs/env.yml',
                         help='file with root_dir and db_root (default: %(default)s)')
     parser.add_argument('--config_exp', required=True, help='file of the experiment, e.g. one of configs/')

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from utils import distributed
 from utils.interrupt import EXIT_STOPPED, StoppedError, handled, stop, stop_at_once
+from utils.logger import paint
 
 EXIT_USER_ERROR = 2
 CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG)
@@ -65,5 +66,5 @@ def _report(failure: BaseException) -> None:
 
 
 def _end(message: str) -> None:
-    print(f'error: {message}', file=sys.stderr)
+    print(f'{paint("error:", sys.stderr, 31)} {message}', file=sys.stderr)
     raise SystemExit(EXIT_USER_ERROR)

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import uuid
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -15,6 +14,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from utils.arguments import ArgumentParser
 from utils.errors import EXIT_USER_ERROR, UserError
 from utils.interrupt import EXIT_STOPPED, SIGNALS, handled, stop
 from utils.parallel import available_cores

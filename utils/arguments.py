@@ -1,0 +1,92 @@
+"""The command line of every script: help with an example and all defaults, and near options for unknown ones."""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from dataclasses import MISSING
+from difflib import get_close_matches
+from typing import Any
+
+from utils.errors import UserError
+from utils.schema import Env
+from utils.strict_yaml import Key, schema_keys
+
+WIDTH = 110  # of the list of config keys, characters
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Adds to the help of each option its default, if it has one and the help does not tell it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ''
+        told = 'default' in text or action.default is argparse.SUPPRESS or action.required
+        if told or action.default in (None, []):
+            return text
+        return f'{text} (default: {"off" if action.default is False else "%(default)s"})'
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser whose mistakes are a UserError, with the nearest option or the way to give a config key.
+
+    Args:
+        doc: the script's docstring: a line, then an example.
+    """
+
+    def __init__(self, doc: str | None) -> None:
+        super().__init__(description=doc, formatter_class=_Help)
+        self.config_keys: list[str] = []
+        self.given: list[str] = []
+
+    def add_config_keys(self, schema: type) -> None:
+        """List the keys of an experiment's config, with their defaults, below the options."""
+        keys = schema_keys(schema)
+        self.config_keys = list(keys)
+        self.epilog = '\n'.join(['keys of the config file, of --config_exp and --set:', *describe_keys(keys), '',
+                                 'keys of --config_env:', *describe_keys(schema_keys(Env))])
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(self.given, namespace)
+
+    def error(self, message: str) -> Any:
+        """Raises UserError."""
+        known = [option for option in self._option_string_actions if option.startswith('--')]
+        for word in self.given:
+            name, equals, _ = word.partition('=')
+            option = name.startswith('--') and name != '--'
+            if option and not any(other.startswith(name) for other in known):
+                key = name.lstrip('-').replace('-', '_')
+                near = get_close_matches(name.replace('-', '_'), [other.replace('-', '_') for other in known], 1)
+                match = next((other for other in known if near and other.replace('-', '_') == near[0]), None)
+                mend = f'--set {key}=VALUE' if key in self.config_keys else match
+                raise UserError(f'unknown option {name}; ' + (f'did you mean {mend}?' if mend else 'see --help.'))
+            if equals and name in self.config_keys and message.startswith('unrecognized arguments'):
+                raise UserError(f'{word} is a config key; write --set {word}.')
+        raise UserError(f'{message}; see --help.')
+
+
+def describe_keys(keys: dict[str, Key]) -> list[str]:
+    """Lines 'name = default   what it is', wrapped."""
+    names = {name: f'  {name} = {_default(key)}' for name, key in keys.items()}
+    indent = 44
+    lines = []
+    for name, key in keys.items():
+        choices = key.field.metadata['choices']
+        text = key.field.metadata['help'] + (f' ({", ".join(map(str, choices))})' if choices else '')
+        wrapped = textwrap.wrap(text, WIDTH - indent)
+        if len(names[name]) >= indent:
+            lines.append(names[name])
+        else:
+            lines.append(f'{names[name]:{indent}}{wrapped.pop(0)}')
+        lines += [' ' * indent + line for line in wrapped]
+    return lines
+
+
+def _default(key: Key) -> str:
+    if key.field.default is not MISSING:
+        return json.dumps(key.field.default)
+    if key.field.default_factory is not MISSING:
+        return json.dumps([round(v, 4) if isinstance(v, float) else v for v in key.field.default_factory()])
+    return '(must be given)'
