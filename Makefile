@@ -5,11 +5,18 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python
 DEMO   := results/demo
-# the demo's models: "before" is the same encoder with its initial weights
 ENV    := --config_env configs/demo/env.yml --config_exp configs/demo
-BEFORE := pretraining=pretrain_before/checkpoint.pth.tar
 
-.PHONY: demo test install clean
+# the demo's evaluations: "before" is the same encoder with its initial weights
+LINEAR     := linear/before linear/after
+PROTOTYPES := $(foreach task,kmeans retrieval,$(addprefix $(task)/,before-embedding before-backbone after-given after))
+SET-before           := pretraining=pretrain_before/checkpoint.pth.tar
+SET-before-embedding := $(SET-before) saliency=supervised_model
+SET-before-backbone  := $(SET-before) saliency=supervised_model features=backbone
+SET-after            := pretraining=pretrain_colours/checkpoint.pth.tar
+SET-after-given      := $(SET-after) saliency=supervised_model
+
+.PHONY: demo test install clean $(LINEAR) $(PROTOTYPES)
 
 install: $(VENV)/installed
 
@@ -35,33 +42,37 @@ demo: install
 	$(RUN) data/synthetic.py --output $(DEMO)/data/Shapes
 	@echo '== Pretraining, without labels'
 	$(RUN) pretrain/main.py $(ENV)/pretrain.yml
+	@echo '== Pretraining, second part: colours tell nothing any more'
+	$(RUN) pretrain/main.py $(ENV)/pretrain_colours.yml
 	@echo '== The same encoder before pretraining'
 	$(RUN) pretrain/main.py $(ENV)/pretrain.yml --set epochs=0 output_dir=pretrain_before
-	@echo '== Linear classifier, before and after pretraining'
-	$(RUN) segmentation/linear_finetune.py $(ENV)/linear_finetune.yml --set $(BEFORE) output_dir=linear_before
-	$(RUN) segmentation/linear_finetune.py $(ENV)/linear_finetune.yml
-	@echo '== Evaluation of the linear classifiers with the CRF'
-	for run in linear_before linear_finetune; do \
-	  crf=; $(RUN) -c 'import pydensecrf' 2>/dev/null && crf=--crf-postprocess; \
-	  $(RUN) segmentation/eval.py $(ENV)/linear_finetune.yml --state-dict $(DEMO)/$$run/best_model.pth.tar $$crf \
-	    --set output_dir=$${run}_eval || exit; done
-	@echo '== K-means and retrieval; before pretraining with given masks, on untrained embeddings and backbone features'
-	for task in kmeans retrieval; do \
-	  for features in embedding backbone; do \
-	    $(RUN) segmentation/$$task.py $(ENV)/$$task.yml --set $(BEFORE) features=$$features \
-	      saliency=supervised_model output_dir=$${task}_before_$$features || exit; done; \
-	  $(RUN) segmentation/$$task.py $(ENV)/$$task.yml || exit; done
+	@echo '== The protocols, before and after pretraining, two at a time (logs: $(DEMO)/*/log.txt)'
+	@OMP_NUM_THREADS=$$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )) TQDM_DISABLE=1 \
+	  $(MAKE) --no-print-directory -j2 $(LINEAR) $(PROTOTYPES)
 	@echo '== Before and after pretraining'
-	$(RUN) segmentation/table.py --output $(DEMO) --pictures $(DEMO)/kmeans/visualizations \
+	$(RUN) segmentation/table.py --output $(DEMO) --pictures $(DEMO)/kmeans-after/visualizations \
 	  --pretraining $(DEMO)/pretrain \
-	  --column before $(DEMO)/linear_before_eval $(DEMO)/kmeans_before_embedding $(DEMO)/kmeans_before_backbone \
-	    $(DEMO)/retrieval_before_embedding $(DEMO)/retrieval_before_backbone \
-	  --column after $(DEMO)/linear_finetune_eval $(DEMO)/kmeans $(DEMO)/retrieval
+	  --column before $(DEMO)/linear-before-eval $(foreach task,kmeans retrieval,$(DEMO)/$(task)-before-embedding \
+	    $(DEMO)/$(task)-before-backbone) \
+	  --column after $(DEMO)/linear-after-eval $(DEMO)/kmeans-after-given $(DEMO)/retrieval-after-given \
+	  --column 'after, with its own masks' $(DEMO)/kmeans-after $(DEMO)/retrieval-after
 	@echo '== The whole story, with pictures: open $(DEMO)/report.html in a browser'
+
+$(LINEAR):
+	@echo '   $@'
+	@$(RUN) segmentation/$(@D)_finetune.py $(ENV)/$(@D)_finetune.yml --set $(SET-$(@F)) output_dir=$(@D)-$(@F) \
+	  > /dev/null
+	@crf=; $(RUN) -c 'import pydensecrf' 2>/dev/null && crf=--crf-postprocess; \
+	  $(RUN) segmentation/eval.py $(ENV)/$(@D)_finetune.yml $$crf --set output_dir=$(@D)-$(@F)-eval \
+	    --state-dict $(DEMO)/$(@D)-$(@F)/best_model.pth.tar > /dev/null
+
+$(PROTOTYPES):
+	@echo '   $@'
+	@$(RUN) segmentation/$(@D).py $(ENV)/$(@D).yml --set $(SET-$(@F)) output_dir=$(@D)-$(@F) > /dev/null
 
 # segmentation/predict.py on the drawn images, taken as a plain folder without labels
 docs/own_images.png: OWN := $(DEMO)/own_images
-docs/own_images.png: $(DEMO)/pretrain/checkpoint.pth.tar
+docs/own_images.png: $(DEMO)/pretrain_colours/checkpoint.pth.tar
 	mkdir -p docs $(OWN)
 	ln -sfn ../data/Shapes/images $(OWN)/images
 	$(RUN) segmentation/kmeans.py --config_env configs/own_images/env.yml --config_exp configs/own_images/kmeans.yml \
