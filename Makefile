@@ -51,7 +51,7 @@ demo: install
 	  $(MAKE) --no-print-directory -j2 $(LINEAR) $(PROTOTYPES)
 	@echo '== Before and after pretraining'
 	$(RUN) segmentation/table.py --output $(DEMO) --pictures $(DEMO)/kmeans-after/visualizations \
-	  --pretraining $(DEMO)/pretrain \
+	  --pretraining $(DEMO)/pretrain $(DEMO)/pretrain_colours \
 	  --column before $(DEMO)/linear-before-eval $(foreach task,kmeans retrieval,$(DEMO)/$(task)-before-embedding \
 	    $(DEMO)/$(task)-before-backbone) \
 	  --column after $(DEMO)/linear-after-eval $(DEMO)/kmeans-after-given $(DEMO)/retrieval-after-given \

@@ -15,7 +15,8 @@ SHOWN = 4  # images of a protocol
 
 
 def write_story(output: Path, rows: Sequence[Sequence[str]], bars: Mapping[str, Mapping[str, Mapping[str, Any]]],
-                curves: Mapping[str, Any], runs: Mapping[str, Mapping[str, Path]], pretraining: Path | None) -> None:
+                curves: Mapping[str, Any], runs: Mapping[str, Mapping[str, Path]],
+                pretraining: Sequence[Path] = ()) -> None:
     """Write report.html into ``output``.
 
     Args:
@@ -23,7 +24,7 @@ def write_story(output: Path, rows: Sequence[Sequence[str]], bars: Mapping[str, 
         bars: {protocol: {column: its entry in results.json}} of the protocols with figures of classes.
         curves: {column: its curve of over-clustering}.
         runs: {column: {protocol: output directory}}.
-        pretraining: output directory of the pretraining, whose curves and pictures are shown.
+        pretraining: output directories of the pretraining, part by part, whose curves and pictures are shown.
     """
     blocks = [page.table('Results', ('protocol', 'figure', *runs), rows,
                          'In per cent; ± one standard deviation over runs.')]
@@ -33,11 +34,12 @@ def write_story(output: Path, rows: Sequence[Sequence[str]], bars: Mapping[str, 
     if curves:
         blocks.append(page.plots('Over-clustering', [partial(cluster_curves, curves)]))
     blocks += prediction_blocks(runs, classes)
-    if pretraining is not None:
-        history = read_history(pretraining)
-        blocks += [*curve_blocks(history), *training_pictures(history)]
+    for folder in pretraining:
+        history = read_history(folder)
+        blocks += [{**block, 'title': f'{block["title"]}: {folder.name}'}
+                   for block in (*curve_blocks(history), *training_pictures(history))]
     page.write_page(output / REPORT, f'Results: {", ".join(runs)}', 'What each model knows, side by side' + (
-        '' if pretraining is None else ', and how it was trained without labels'), blocks)
+        ', and how it was trained without labels' if pretraining else ''), blocks)
 
 
 def prediction_blocks(runs: Mapping[str, Mapping[str, Path]], classes: Sequence[str]) -> list[page.Block]:

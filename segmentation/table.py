@@ -1,7 +1,8 @@
 """One table of several runs, a row a protocol, a column a model, in percent; and plots and a report of the same.
 
     python segmentation/table.py --column before results/demo/kmeans-before-embedding \\
-        --column after results/demo/kmeans-after --output results/demo [--per-class] [--pretraining results/demo/pretrain]
+        --column after results/demo/kmeans-after --output results/demo \\
+        [--per-class] [--pretraining results/demo/pretrain]
 
 Reads each run's results.json. Writes table.md, table.csv, classes.png (bars per class) and, where a run
 of K-means has it, overclustering.png (mIoU over the number of clusters). report.html joins the table, the
@@ -48,8 +49,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                              'protocol the best counts')
     parser.add_argument('--output', type=Path, required=True, help='folder for the tables and pictures')
     parser.add_argument('--per-class', action='store_true', help='also a row a class')
-    parser.add_argument('--pretraining', type=Path, metavar='DIR',
-                        help='output directory of the pretraining, whose curves the report shows')
+    parser.add_argument('--pretraining', type=Path, nargs='+', default=[], metavar='DIR',
+                        help='output directories of the pretraining, part by part, whose curves the report shows')
     parser.add_argument('--pictures', type=Path, help='folder of PNGs to join into pictures.png')
     return parser.parse_args(argv)
 

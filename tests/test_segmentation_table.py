@@ -62,8 +62,8 @@ def test_the_story_joins_figures_pictures_and_curves(columns: list[str], tmp_pat
         Image.new('RGB', (30, 20), 'red').save(path)
     table.main([*columns, '--pretraining', str(pretraining)])
     shown = Page(tmp_path / 'out' / 'report.html')
-    for text in ('20.00 ± 1.00', '45.68', 'Training', 'IoU of each class: K-means', 'Over-clustering', 'one: of_a',
-                 'two: of_c', 'Predictions: Linear classifier'):
+    for text in ('20.00 ± 1.00', '45.68', 'Training: pretrain', 'IoU of each class: K-means', 'Over-clustering',
+                 'one: of_a', 'two: of_c', 'Predictions: Linear classifier'):
         assert text in shown.text, text
     assert 'of_b' not in shown.text
     assert 'Predictions: Retrieval' not in shown.text  # the folder of the linear classifier, shown already
