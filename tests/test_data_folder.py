@@ -166,6 +166,7 @@ def test_pairs_and_loaders(root: Path, shapes: Path, caplog) -> None:
     assert 0.3 < pair['query_mask'].float().mean() < 0.7
     (root / 'images' / 'a' / '00.jpg').write_bytes(b'nothing')
     p = EasyDict(db_root=str(root), train_db_name='.', train_split='all', saliency='masks', seed=1, num_workers=0,
+                 backbone='resnet18',
                  cache='none', device='cpu', train_batch_size=4, augmentation_kwargs={'size': 32},
                  model_kwargs={'upsample': True}, val_size=24, val_batch_size=8, output_dir=str(root / 'results'))
     loader, sampler = build.pretrain_loader(p)
