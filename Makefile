@@ -13,7 +13,7 @@ PROTOTYPES := $(foreach task,kmeans retrieval,$(addprefix $(task)/,before-embedd
 SET-before           := pretraining=pretrain_before/checkpoint.pth.tar
 SET-before-embedding := $(SET-before) saliency=supervised_model
 SET-before-backbone  := $(SET-before) saliency=supervised_model features=backbone
-SET-after            := pretraining=pretrain_colours/checkpoint.pth.tar
+SET-after            := pretraining=pretrain/checkpoint.pth.tar
 SET-after-given      := $(SET-after) saliency=supervised_model
 
 .PHONY: demo test install clean $(LINEAR) $(PROTOTYPES)
@@ -42,8 +42,6 @@ demo: install
 	$(RUN) data/synthetic.py --output $(DEMO)/data/Shapes
 	@echo '== Pretraining, without labels'
 	$(RUN) pretrain/main.py $(ENV)/pretrain.yml
-	@echo '== Pretraining, second part: colours tell nothing any more'
-	$(RUN) pretrain/main.py $(ENV)/pretrain_colours.yml
 	@echo '== The same encoder before pretraining'
 	$(RUN) pretrain/main.py $(ENV)/pretrain.yml --set epochs=0 output_dir=pretrain_before
 	@echo '== The protocols, before and after pretraining, two at a time (logs: $(DEMO)/*/log.txt)'
@@ -51,7 +49,7 @@ demo: install
 	  $(MAKE) --no-print-directory -j2 $(LINEAR) $(PROTOTYPES)
 	@echo '== Before and after pretraining'
 	$(RUN) segmentation/table.py --output $(DEMO) --pictures $(DEMO)/kmeans-after/visualizations \
-	  --pretraining $(DEMO)/pretrain $(DEMO)/pretrain_colours \
+	  --pretraining $(DEMO)/pretrain \
 	  --column before $(DEMO)/linear-before-eval $(foreach task,kmeans retrieval,$(DEMO)/$(task)-before-embedding \
 	    $(DEMO)/$(task)-before-backbone) \
 	  --column after $(DEMO)/linear-after-eval $(DEMO)/kmeans-after-given $(DEMO)/retrieval-after-given \
@@ -72,7 +70,7 @@ $(PROTOTYPES):
 
 # segmentation/predict.py on the drawn images, taken as a plain folder without labels
 docs/own_images.png: OWN := $(DEMO)/own_images
-docs/own_images.png: $(DEMO)/pretrain_colours/checkpoint.pth.tar
+docs/own_images.png: $(DEMO)/pretrain/checkpoint.pth.tar
 	mkdir -p docs $(OWN)
 	ln -sfn ../data/Shapes/images $(OWN)/images
 	$(RUN) segmentation/kmeans.py --config_env configs/own_images/env.yml --config_exp configs/own_images/kmeans.yml \

@@ -1,6 +1,6 @@
 """A data set drawn by code, in the folder layout of VOC, so that the whole method runs without a download.
 
-    python data/synthetic.py --output datasets/synthetic [--train 500] [--val 150] [--size 128] [--seed 0]
+    python data/synthetic.py --output datasets/synthetic [--train 850] [--val 150] [--size 128] [--seed 0]
 """
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line; see the top of this file."""
     parser = ArgumentParser(__doc__)
     parser.add_argument('--output', type=Path, required=True, help='the folder to make')
-    parser.add_argument('--train', type=int, default=500, help='training images')
+    parser.add_argument('--train', type=int, default=850, help='training images')
     parser.add_argument('--val', type=int, default=150, help='validation images')
     parser.add_argument('--size', type=int, default=128, help='longest side of an image in pixels')
     parser.add_argument('--seed', type=int, default=0, help='another seed draws other images')
