@@ -9,7 +9,7 @@ from typing import Any
 from utils import page
 from utils.charts import cluster_curves
 from utils.history import read_history
-from utils.run_report import FROM_LEFT, PREDICTIONS, REPORT, curve_blocks, training_pictures
+from utils.run_report import FROM_LEFT, PREDICTIONS, curve_blocks, training_pictures
 
 SHOWN = 4  # images of a protocol
 
@@ -38,7 +38,7 @@ def write_story(output: Path, rows: Sequence[Sequence[str]], bars: Mapping[str, 
         history = read_history(folder)
         blocks += [{**block, 'title': f'{block["title"]}: {folder.name}'}
                    for block in (*curve_blocks(history), *training_pictures(history))]
-    page.write_page(output / REPORT, f'Results: {", ".join(runs)}', 'What each model knows, side by side' + (
+    page.write_page(output, f'Results: {", ".join(runs)}', 'What each model knows, side by side' + (
         ', and how it was trained without labels' if pretraining else ''), blocks)
 
 

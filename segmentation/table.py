@@ -28,9 +28,10 @@ from segmentation.story import write_story
 from utils.arguments import ArgumentParser
 from utils.charts import class_bars, cluster_curves, to_image
 from utils.errors import UserError, run_script
+from utils.page import REPORT
 from utils.pictures import montage, save_image
 from utils.results import write_text
-from utils.run_report import CURVE, REPORT, TASKS
+from utils.run_report import CURVE, TASKS
 
 Column = dict[str, Any]  # {task: its entry in results.json}
 

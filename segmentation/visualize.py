@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if sheets:
         blocks.append(page.pictures('Clusters, the most typical objects first', [
             (cluster_caption(saved, members[k], k), png(sheet)) for k, sheet in sheets.items()], columns=2))
-    page.write_page(output / 'report.html', 'What the embedding knows', str(args.run), blocks)
+    page.write_page(output, 'What the embedding knows', str(args.run), blocks)
     print(f'Written to {output}: report.html and {len(pictures) + len(sheets)} pictures')
 
 

@@ -119,6 +119,7 @@ def test_label_maps_on_disk(shapes: Path, tmp_path: Path) -> None:
         fails(f' of 6 images of val have no prediction in .*{name}')
         save_label_map(np.where(truth == 255, 0, truth), tmp_path / 'maps' / f'{name}.png')
     score_predictions.main(arguments)
+    assert 'Confusion matrix: Label maps on disk' in Page(tmp_path / 'linear_finetune' / 'report.html').text
     entry = json.loads((tmp_path / 'linear_finetune' / 'results.json').read_text())['offline']
     present = np.unique(np.concatenate([truth.ravel() for truth in truths.values()]))
     assert sorted(entry['IoU'].values())[-1] == 100

@@ -120,8 +120,7 @@ def test_steps_that_were_done_again_count_once_and_the_latest_time(tmp_path: Pat
 
 def test_bars_of_several_columns(tmp_path: Path) -> None:
     block = page.bars('IoU', {'before': {'background': 10.0}, 'after': {'background': 20.0, 'fish': 5.0}}, CLASSES)
-    page.write_page(tmp_path / 'page.html', 'Story', '', [block])
-    shown = Page(tmp_path / 'page.html')
+    shown = Page(page.write_page(tmp_path, 'Story', '', [block]))
     assert [row['values'] for row in block['rows']] == [[10.0, 20.0], [None, 5.0]]
     assert 'before' in shown.text
     assert '–' in shown.text

@@ -17,6 +17,7 @@ from utils.results import write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+REPORT = 'report.html'  # name of every page
 Block = dict[str, Any]  # 'kind', which names a macro of page.html, 'title', and what that macro shows
 SMALL, WIDEST = 50_000, 1400  # bytes of a picture that is taken as it is; pixels of the longer side of any other
 GREY = '#8a8f98'
@@ -39,8 +40,8 @@ def picture_uri(png: bytes) -> str:
 
 
 def class_colours(classes: Sequence[str]) -> dict[str, str]:
-    """{class: '#rrggbb'} of the VOC palette."""
-    return {name: '#{:02x}{:02x}{:02x}'.format(*PALETTE[i % 256]) for i, name in enumerate(classes)}
+    """{class: '#rrggbb'} of the VOC palette; of classes of one name that of the first."""
+    return {name: '#{:02x}{:02x}{:02x}'.format(*PALETTE[classes.index(name) % 256]) for name in classes}
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], note: str = '',
@@ -94,14 +95,17 @@ def pictures(title: str, files: Sequence[tuple[str, bytes]], note: str = '', col
             'columns': columns}
 
 
-def write_page(path: Path, title: str, lead: str, blocks: Sequence[Block]) -> Path:
-    """Write the page, whole or not at all; all text is escaped.
+def write_page(folder: Path, title: str, lead: str, blocks: Sequence[Block]) -> Path:
+    """Write report.html into a folder, whole or not at all; all text is escaped.
 
     Args:
         lead: the line below the title.
+
+    Returns:
+        its path.
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True, undefined=StrictUndefined)
     page = environment.get_template('page.html').render(title=title, lead=lead, blocks=blocks)
-    write_text(path, page.lstrip())
-    return path
+    write_text(folder / REPORT, page.lstrip())
+    return folder / REPORT

@@ -17,7 +17,6 @@ from utils.config import flat
 from utils.history import History, read_history
 
 log = logging.getLogger(__name__)
-REPORT = 'report.html'
 TASKS = {'linear': 'Linear classifier', 'linear_crf': 'Linear classifier + CRF', 'finetuned': 'Fine-tuned',
          'finetuned_crf': 'Fine-tuned + CRF', 'kmeans': 'K-means', 'retrieval': 'Retrieval',
          'offline': 'Label maps on disk', 'saliency': 'Masks', 'clusters': 'Clusters'}  # others under their own names
@@ -60,7 +59,7 @@ def write_run_report(config: Mapping[str, Any], title: str, classes: Sequence[st
               *curve_blocks(history), *training_pictures(history), *prediction_pictures(output_dir, classes),
               config_block(config)]
     lead = f'{config["config_name"]} · {time.strftime("%Y-%m-%d %H:%M")} · PyTorch {torch.__version__}'
-    log.info('Report: %s', page.write_page(output_dir / REPORT, title, lead, blocks))
+    log.info('Report: %s', page.write_page(output_dir, title, lead, blocks))
 
 
 def config_block(config: Mapping[str, Any]) -> page.Block:
