@@ -54,5 +54,5 @@ def prediction_blocks(runs: Mapping[str, Mapping[str, Path]], classes: Sequence[
         files = [(f'{column}: {Path(name).stem}', (folder / name).read_bytes())
                  for name in names for column, folder in folders.items() if (folder / name).is_file()]
         blocks.append(page.pictures(f'Predictions: {protocol}', files, FROM_LEFT, page.class_colours(classes),
-                                    columns=max(2, len(folders))))
+                                    columns=len(folders) if len(folders) > 1 else 0))
     return blocks

@@ -70,6 +70,7 @@ def output_dir(tmp_path_factory) -> Path:
     (folder / 'visualizations').mkdir()
     (folder / 'visualizations' / '<i>a.png').write_bytes(png())
     (folder / 'visualizations' / 'large.png').write_bytes(png((300, 2000)))
+    (folder / 'neighbours.png').write_bytes(png((2000, 150)))
     config = {'output_dir': str(folder), 'config_name': 'a<script>', 'moco_kwargs': {'K': 40}}
     write_run_report(config, 'Title <b>', CLASSES, {'kmeans': CONFUSION})
     return folder
@@ -98,8 +99,8 @@ def test_the_report_needs_nothing_else(output_dir: Path) -> None:
         assert all(value.startswith('data:') for value in shown.values(name))
     assert not re.search(r'https?:|url\(|@import', path.read_text())
     large = [uri for uri in shown.values('src') if uri.startswith('data:image/jpeg')]
-    assert len(large) == 1
-    assert Image.open(io.BytesIO(base64.b64decode(large[0].partition(',')[2]))).size == (1400, 210)
+    sizes = [Image.open(io.BytesIO(base64.b64decode(uri.partition(',')[2]))).size for uri in large]
+    assert sizes == [(1400, 210), (150, 2000)]  # too wide a one is made smaller, a tall one scrolls
 
 
 def test_a_run_without_anything_has_its_config(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 REPORT = 'report.html'  # name of every page
 Block = dict[str, Any]  # 'kind', which names a macro of page.html, 'title', and what that macro shows
-SMALL, WIDEST = 50_000, 1400  # bytes of a picture that is taken as it is; pixels of the longer side of any other
+SMALL, WIDEST = 50_000, 1400  # bytes of a picture that is taken as it is; width of any other, pixels
 GREY = '#8a8f98'
 
 
@@ -28,13 +28,13 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def picture_uri(png: bytes) -> str:
-    """A PNG or JPEG file as a data URI; a big one as a JPEG of at most 1,400 pixels."""
+    """A PNG or JPEG file as a data URI; a big one as a JPEG, at most 1,400 pixels wide."""
     image: Image.Image = Image.open(io.BytesIO(png))
     if len(png) <= SMALL:
         return data_uri(png, str(image.format).lower())
     small = io.BytesIO()
     image = image.convert('RGB')
-    image.thumbnail((WIDEST, WIDEST))
+    image.thumbnail((WIDEST, 10 * WIDEST))
     image.save(small, 'JPEG', quality=85)
     return data_uri(small.getvalue(), 'jpeg')
 
@@ -82,13 +82,13 @@ def plots(title: str, draws: Sequence[Callable[[], Figure]], note: str = '') -> 
 
 
 def pictures(title: str, files: Sequence[tuple[str, bytes]], note: str = '', colours: Mapping[str, str] | None = None,
-             columns: int = 3) -> Block:
-    """Pictures under their captions.
+             columns: int = 0) -> Block:
+    """Pictures above their captions, in their own size, so that letters in them stay legible.
 
     Args:
         files: (caption, PNG or JPEG file).
         colours: {name: '#rrggbb'} of a legend.
-        columns: pictures in a row, where the screen is wide enough for them.
+        columns: pictures in a row, where the screen is wide enough for them; 0: as many as fit.
     """
     shown = [{'caption': caption, 'uri': picture_uri(content)} for caption, content in files]
     return {'kind': 'pictures', 'title': title, 'pictures': shown, 'note': note, 'colours': dict(colours or {}),

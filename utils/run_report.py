@@ -115,8 +115,7 @@ def training_pictures(history: History) -> list[page.Block]:
         taken = history.pictures.get(name, [])
         chosen = [taken[i] for i in sorted({round(i) for i in np.linspace(0, len(taken) - 1, SHOWN)})] if taken else []
         if chosen:
-            blocks.append(page.pictures(title, [(f'{caption} {step}', png) for step, png in chosen], text,
-                                        columns=1))
+            blocks.append(page.pictures(title, [(f'{caption} {step}', png) for step, png in chosen], text))
     return blocks
 
 
@@ -130,5 +129,5 @@ def prediction_pictures(output_dir: Path, classes: Sequence[str]) -> list[page.B
     for title, pattern in (('Clusters', 'clusters/*.jpg'), ('Nearest neighbours', 'neighbours.png')):
         found = sorted(output_dir.glob(pattern))
         if found:
-            blocks.append(page.pictures(title, [(path.stem, path.read_bytes()) for path in found], columns=1))
+            blocks.append(page.pictures(title, [(path.stem, path.read_bytes()) for path in found]))
     return blocks
