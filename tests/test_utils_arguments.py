@@ -14,7 +14,7 @@ from utils.config import add_config_arguments
 from utils.errors import UserError
 from utils.launch import add_process_arguments
 from utils.logger import duration, log_epoch, setup_logging
-from utils.schema import Kmeans
+from utils.schema import Kmeans, Pretrain
 from utils.strict_yaml import schema_keys
 
 OF_SCRIPT = {'pretrain/main.py': 'configs', 'segmentation/linear_finetune.py': 'linear_finetune',
@@ -62,6 +62,21 @@ def test_an_unknown_option_suggests_the_near_one(given: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
         parser.parse_args(given.split())
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(('given', 'mend'), [
+    ('--lr', 'optimizer_kwargs.lr'), ('--epoch', 'epochs'), ('--seeds', 'seed'), ('--batch-size', 'train_batch_size'),
+    ('--size', 'augmentation_kwargs.size'), ('--ndim', 'model_kwargs.ndim'), ('--K', 'moco_kwargs.K'),
+    ('--T', 'moco_kwargs.T'), ('--num-worker', 'num_workers'), ('--resume', None), ('--learning-rate', None),
+    ('--sat', None), ('--helf', None)])
+def test_an_unknown_option_suggests_the_key_whose_last_part_is_near(given: str, mend: str | None) -> None:
+    parser = ArgumentParser('Title.')
+    add_config_arguments(parser, Pretrain)
+    add_process_arguments(parser)
+    with pytest.raises(UserError) as caught:
+        parser.parse_args(['--config_exp', 'x', given, '3'])
+    said = 'see --help.' if mend is None else f'did you mean --set {mend}=VALUE?'
+    assert str(caught.value) == f'unknown option {given}; {said}'
 
 
 def test_abbreviations_and_defaults_still_work() -> None:
