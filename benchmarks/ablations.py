@@ -15,6 +15,7 @@ import csv
 import io
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,7 +97,7 @@ def write(plan: Plan, experiment: Experiment, groups: Sequence[str]) -> None:
     write_text(experiment.root / 'ablations.csv', text.getvalue())
     panels = {group: {label: {name: mean_and_deviation(some) for name, some in values.items() if some}
                       for label, values in variants.items()} for group, variants in found.items()}
-    save_image(to_image(sweep_panels(panels)), experiment.root / 'ablations.png')
+    save_image(to_image(partial(sweep_panels, panels)), experiment.root / 'ablations.png')
     print(f'\nmIoU in percent\n\n{markdown(lines)}\nWritten to {experiment.root}')
 
 

@@ -16,6 +16,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,9 +164,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     bars = {name: {column: entries[task] for column, entries in columns.items() if 'IoU' in entries.get(task, {})}
             for task, name in task_names(columns).items()}
     bars = {name: entries for name, entries in bars.items() if entries}
-    pictures = {'classes.png': to_image(class_bars(bars))} if bars else {}
+    pictures = {'classes.png': to_image(partial(class_bars, bars))} if bars else {}
     if curves := {name: column[CURVE] for name, column in columns.items() if CURVE in column}:
-        pictures['overclustering.png'] = to_image(cluster_curves(curves))
+        pictures['overclustering.png'] = to_image(partial(cluster_curves, curves))
     if args.pictures is not None:
         panels = [np.array(Image.open(path).convert('RGB')) for path in sorted(args.pictures.glob('*.png'))]
         if not panels:

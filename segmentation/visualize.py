@@ -14,6 +14,7 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     names = [saved.name(int(i)) for i in points]
     pictures = {
-        'map': to_image(draw_map(places, axes, saved.colours()[points], names, {i: crops[points[i]] for i in drawn})),
+        'map': to_image(partial(draw_map, places, axes, saved.colours()[points], names,
+                                {i: crops[points[i]] for i in drawn})),
         'embedding': draw_embedding(model, dataset, p.features, args.images, device),
         'neighbours': draw_neighbours(saved, rows, crops)}
     sheets = {k: montage([fit(crops[int(i)]) for i in found[:TYPICAL]], COLUMNS) for k, found in members.items()}

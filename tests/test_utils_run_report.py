@@ -4,6 +4,7 @@ import io
 import re
 import shutil
 import subprocess
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from utils import page
+from utils.charts import cluster_curves, to_svg
 from utils.history import read_history
 from utils.pictures import PALETTE
 from utils.results import save_results
@@ -125,6 +127,14 @@ def test_bars_of_several_columns(tmp_path: Path) -> None:
     assert [row['values'] for row in block['rows']] == [[10.0, 20.0], [None, 5.0]]
     assert 'before' in shown.text
     assert '–' in shown.text
+
+
+def test_curves_of_many_columns_are_seen_on_a_dark_page() -> None:
+    curves = {str(i): [{'num_clusters': 5, 'mIoU': i}, {'num_clusters': 9, 'mIoU': i + 1}] for i in range(8)}
+    light, dark = (to_svg(partial(cluster_curves, curves), theme) for theme in ('light', 'dark'))
+    assert 'stroke: #0072b2' in light
+    assert 'stroke: #56b4e9' in dark
+    assert '#000000' not in dark
 
 
 def browse(page_file: Path, profile: Path, *options: str) -> subprocess.CompletedProcess:

@@ -21,7 +21,7 @@ HATCHES = ('', '//', '..', 'xx')
 LINE_STYLES = ('-', '--', ':', '-.')
 # of plots on the pages of utils.page; on the dark one lighter colours come first
 TEXT = {'light': '#1f2328', 'dark': '#e6e9ee'}
-LINES = {'light': COLOURS[:4], 'dark': ('#56B4E9', '#E69F00', '#2CC295', '#CC79A7')}
+LINES = {'light': COLOURS[:6], 'dark': ('#56B4E9', '#E69F00', '#2CC295', '#CC79A7', '#F0E442', '#D55E00')}
 Points = Sequence[tuple[float, float]]
 
 
@@ -72,7 +72,7 @@ def cluster_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figur
         ordered = sorted(points, key=lambda point: point['num_clusters'])
         axes.errorbar([point['num_clusters'] for point in ordered], [point['mIoU'] for point in ordered],
                       [point.get('std', 0) for point in ordered], label=column, capsize=3,
-                      color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)])
+                      marker=MARKERS[i % len(MARKERS)])
     axes.set_xlabel('number of clusters')
     axes.set_ylabel('mIoU, %')
     axes.set_ylim(bottom=0)
@@ -135,8 +135,14 @@ def _finish(axes: Axes, title: str) -> None:
     axes.legend(fontsize='small')
 
 
-def to_image(figure: Figure) -> Image.Image:
-    """The plot as a picture, 120 pixels an inch."""
+def to_image(draw: Callable[[], Figure]) -> Image.Image:
+    """A plot as a picture, 120 pixels an inch.
+
+    Args:
+        draw: makes the plot.
+    """
+    with mpl.rc_context({'axes.prop_cycle': cycler(color=COLOURS)}):
+        figure = draw()
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(120)
     canvas.draw()
