@@ -1,7 +1,7 @@
 """Train BASNet on given masks, for example on those of ``saliency/predict.py --method unsupervised``.
 
     python saliency/train.py --config_env configs/env.yml --config_exp configs/saliency/basnet.yml \\
-        [--images DIR --masks DIR]
+        --images photos/images --masks photos/saliency_masks
 
 Noisy masks bootstrap themselves (paper, supplementary material): the network learns what they have in common.
 Leaves basnet.pth, which predict.py --method basnet takes as --weights.

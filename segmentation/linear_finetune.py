@@ -1,7 +1,7 @@
 """Linear classifier: train a 1x1 convolution on frozen pixel embeddings, or the whole network with it; then score it.
 
     python segmentation/linear_finetune.py --config_env configs/env.yml \\
-        --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml [--crf-postprocess]
+        --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml --crf-postprocess
 
 Configs in configs/finetune train the whole network on a share of the labels.
 """

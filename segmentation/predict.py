@@ -1,8 +1,7 @@
 """Segment images: label maps, overlays and a legend.
 
     python segmentation/predict.py --images photos --output segmented --model results/own_images/kmeans/clusters.pth.tar
-    python segmentation/predict.py --images film.mp4 --output segmented --model PATH/best_model.pth.tar \\
-        [--crf-postprocess]
+    python segmentation/predict.py --images film.mp4 --output frames --model best_model.pth.tar --crf-postprocess
 
 --images is an image, a folder (subfolders count) or a video; --model is clusters.pth.tar of kmeans.py or
 best_model.pth.tar of linear_finetune.py. Label maps are palette PNGs of the images' own sizes, under the same

@@ -2,7 +2,7 @@
 
     python segmentation/score_predictions.py --config_env configs/env.yml \\
         --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml \\
-        [--predictions FOLDER]
+        --predictions results/linear_finetune_VOCSegmentation_supervised_saliency/predictions
 
 A label map is a PNG of class ids in one channel, ID.png, of the size of its image.
 """

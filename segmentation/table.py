@@ -1,8 +1,7 @@
 """One table of several runs, a row a protocol, a column a model, in percent; and plots and a report of the same.
 
     python segmentation/table.py --column before results/demo/kmeans-before-embedding \\
-        --column after results/demo/kmeans-after --output results/demo \\
-        [--per-class] [--pretraining results/demo/pretrain]
+        --column after results/demo/kmeans-after --output results/demo --pretraining results/demo/pretrain
 
 Reads each run's results.json. Writes table.md, table.csv, classes.png (bars per class) and, where a run
 of K-means has it, overclustering.png (mIoU over the number of clusters). report.html joins the table, the

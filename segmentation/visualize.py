@@ -1,7 +1,7 @@
 """Show what an embedding knows: pictures of a finished run of kmeans.py or retrieval.py, and a page of them.
 
     python segmentation/visualize.py --run results/kmeans_VOCSegmentation_supervised_saliency \\
-        [--output DIR] [--method tsne] [--images 12] [--thumbnails 150]
+        --method tsne --images 12
 
 Reads the saved prototypes and, for pixels and masks, the checkpoint and the data set of the run. Writes
 embedding.png (the three main directions of the pixel embeddings as red, green and blue), map.png (prototypes in two

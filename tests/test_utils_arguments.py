@@ -3,11 +3,12 @@ import importlib
 import io
 import json
 import logging
+import shlex
 import sys
 
 import pytest
 
-from tests.test_layout import SCRIPTS
+from tests.test_layout import BENCHMARKS, SCRIPTS
 from tests.test_utils_config import SCHEMAS
 from utils.arguments import ArgumentParser
 from utils.config import add_config_arguments
@@ -44,6 +45,28 @@ def test_help_has_an_example_and_every_key_with_its_default(script: str, capsys,
             if isinstance(key.field.default, (int, str)):
                 assert f' {name} = {json.dumps(key.field.default)} {key.field.metadata["help"].split()[0]}' in words
         assert ' db_root = (must be given)' in words
+
+
+@pytest.mark.parametrize('script', sorted({*SCRIPTS, 'segmentation/table.py', *BENCHMARKS} - {
+    'benchmarks/__init__.py', 'benchmarks/experiment.py'}))
+def test_the_examples_of_the_help_are_accepted_as_they_are_written(script: str, monkeypatch) -> None:
+    module = importlib.import_module(script[:-3].replace('/', '.'))
+    parse, accepted = ArgumentParser.parse_args, []
+
+    def stop(self: ArgumentParser, argv: list[str]) -> None:
+        accepted.append(parse(self, argv))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ArgumentParser, 'parse_args', stop)
+    commands = [shlex.split(line) for line in module.__doc__.replace('\\\n', ' ').splitlines()
+                if line.startswith('    python ')]
+    assert commands
+    for command in commands:
+        assert command[:2] == ['python', script]
+        with pytest.raises(KeyboardInterrupt):
+            module.main(command[2:])
+        assert not any(mark in word for word in command for mark in ('[', ']', '...'))
+    assert len(accepted) == len(commands)
 
 
 @pytest.mark.parametrize(('given', 'said'), [
