@@ -93,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 writer.add_scalar(name, value, epoch)
             trainer.finish_epoch(figures=figures)
             shown = ''.join(f', {name} {value:.2f}' for name, value in figures.items())
-            log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}{shown}, lr {lr:.5f}', time.perf_counter() - start)
+            log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}{shown}, lr {lr:.5f}',
+                      time.perf_counter() - start, trainer.share)
     writer.close()
 
     if distributed.is_main():

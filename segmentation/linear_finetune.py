@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 writer.add_scalar(name, value, epoch)
             trainer.finish_epoch(best_miou=best)
             log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}, mIoU at {p.val_size} px {100 * miou:.2f} '
-                      f'(best {100 * best:.2f}), lr {lr:.5f}', time.perf_counter() - start)
+                      f'(best {100 * best:.2f}), lr {lr:.5f}', time.perf_counter() - start, trainer.share)
     writer.close()
 
     distributed.barrier()  # the best model is written

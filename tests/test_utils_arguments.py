@@ -120,6 +120,10 @@ def test_epoch_summaries_have_a_colour_on_a_terminal_alone(tmp_path, monkeypatch
             monkeypatch.setattr(sys, 'stdout', stream)
             setup_logging(tmp_path)
             log_epoch(1, 4, 'loss 1.5', 90)
+            log_epoch(1, 4, 'loss 1.5', 9, 0.1)
+            assert stream.getvalue().rstrip('\033[0m\n').endswith('loss 1.5, 9 s, about 3 min left')
+            log_epoch(1, 4, 'loss 1.5', 0, 0)
+            assert stream.getvalue().rstrip('\033[0m\n').endswith('loss 1.5, 0 s')
             logging.info('a line')
             shown = stream.getvalue()
             assert ('\033[1;32mEpoch 2 of 4: loss 1.5, 90 s, about 3 min left\033[0m\n' in shown) == coloured

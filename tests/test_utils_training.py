@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -219,7 +220,7 @@ class Small:
 
     def __init__(self, folder: Path, checkpoint_every: int = 0, log_every: int = 4) -> None:
         torch.manual_seed(0)
-        self.path, self.calls = folder / 'checkpoint.pth.tar', 0
+        self.path, self.calls, self.losses = folder / 'checkpoint.pth.tar', 0, []
         self.model = nn.Linear(3, 1)
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1, momentum=0.9)
         sampler = SeededSampler(2 * STEPS, 0)
@@ -235,6 +236,7 @@ class Small:
         def compute(batch: dict) -> dict[str, Tensor]:
             self.calls += 1
             loss = (nn.functional.dropout(self.model(batch['x'])) - 1).square().mean()
+            self.losses.append(float(loss.detach()))
             return {'loss': event(loss) if self.calls == at else loss}
         return self.trainer.train_one_epoch(compute)
 
@@ -249,6 +251,7 @@ def test_a_signal_lets_the_step_end_and_be_saved(tmp_path: Path) -> None:
     with whole.trainer:
         means = [whole.train(), (whole.trainer.finish_epoch(), whole.train())[1]]
         whole.trainer.finish_epoch()
+    assert means[0]['loss'] == pytest.approx(np.mean(whole.losses[:STEPS]))
     parts, handler = Small(tmp_path / 'parts'), signal.getsignal(signal.SIGTERM)
     with pytest.raises(StoppedError, match='stopped by SIGTERM'), parts.trainer:
         parts.train(3, signalled)
@@ -256,8 +259,8 @@ def test_a_signal_lets_the_step_end_and_be_saved(tmp_path: Path) -> None:
     parts = Small(tmp_path / 'parts')
     assert (parts.trainer.epoch, parts.trainer.step) == (0, 3)
     with parts.trainer:
-        assert parts.train() == means[0]  # of the window of the log that the signal fell into
-        assert parts.calls == STEPS - 3
+        assert parts.train() == means[0]
+        assert (parts.calls, parts.trainer.share) == (STEPS - 3, 0.5)
         parts.trainer.finish_epoch(best=1)
     with pytest.raises(StoppedError, match='stopped by SIGTERM'), parts.trainer:
         parts.train(2 * STEPS - 3, signalled)
