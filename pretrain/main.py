@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
             set_learning_rate(optimizer, lr)
             model.train()
-            writer.add_scalar('train/lr', lr, epoch)
+            writer.add_scalar('train/lr', lr, epoch + 1)
 
             def losses(batch: dict[str, Any], epoch: int = epoch) -> dict[str, Tensor]:
                 if trainer.step == 0:

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 with trainer.at_once():
                     figures = validate(source, val_loader)
             for name, value in (('train/lr', lr), *((f'val/{name}', value) for name, value in figures.items())):
-                writer.add_scalar(name, value, epoch)
+                writer.add_scalar(name, value, epoch + 1)
             trainer.finish_epoch(figures=figures)
             shown = ''.join(f', {name} {value:.2f}' for name, value in figures.items())
             log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}{shown}, lr {lr:.5f}',

@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if distributed.is_main():
                     save_checkpoint(model.state_dict(), best_path)
             for name, value in (('train/lr', lr), ('val/miou', 100 * miou)):
-                writer.add_scalar(name, value, epoch)
+                writer.add_scalar(name, value, epoch + 1)
             trainer.finish_epoch(best_miou=best)
             log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}, mIoU at {p.val_size} px {100 * miou:.2f} '
                       f'(best {100 * best:.2f}), lr {lr:.5f}', time.perf_counter() - start, trainer.share)

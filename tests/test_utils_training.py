@@ -159,7 +159,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_ctrl_c_saves_the_first(r
     assert 'Traceback' not in printed
     state = load_checkpoint(checkpoint)
     assert (0, 0) < (state['epoch'], state['step']) < (2000, 0)
-    assert f'epoch {state["epoch"]} step {state["step"]}/3' in printed.splitlines()[-2]
+    assert f'epoch {state["epoch"] + 1} step {state["step"]}/3' in printed.splitlines()[-2]
 
 
 def test_an_error_in_a_loader_worker_ends_the_run(runner: Runner, shapes: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_loss_that_is_not_finite_names_step_and_images_and_is_not_saved(tmp_pa
     small = Small(tmp_path, checkpoint_every)
     good = f'{small.path} is the last good checkpoint' if checkpoint_every else 'there is no checkpoint yet'
     images = [name for (name, _) in small.trainer.sampler][4:6]
-    with pytest.raises(UserError, match=f'the loss is nan at epoch 0, step 3, images image{images[0]}, '
+    with pytest.raises(UserError, match=f'the loss is nan at epoch 1, step 3, images image{images[0]}, '
                                         f'image{images[1]}; {good}'), small.trainer:
         small.train(3, lambda loss: loss * math.nan)
     assert [load_checkpoint(path)['step'] for path in tmp_path.glob('*.tar')] == [2] * bool(checkpoint_every)

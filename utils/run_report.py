@@ -21,7 +21,7 @@ TASKS = {'linear': 'Linear classifier', 'linear_crf': 'Linear classifier + CRF',
          'finetuned_crf': 'Fine-tuned + CRF', 'kmeans': 'K-means', 'retrieval': 'Retrieval',
          'offline': 'Label maps on disk', 'saliency': 'Masks', 'clusters': 'Clusters'}  # others under their own names
 CURVE = 'overclustering'  # a list of {num_clusters, mIoU, std, ...}
-# title, x, y, scalars of one plot; of steps, or of epochs, which are counted from 0 in the record
+# title, x, y, scalars of one plot
 STEP, EPOCH = 'step', 'epoch'
 PLOTS = (('Losses', STEP, 'loss', ('train/loss', 'train/contrastive', 'train/saliency')),
          ('Accuracy of the contrast', STEP, 'share of foreground pixels', ('train/accuracy',)),
@@ -96,9 +96,7 @@ def curve_blocks(history: History) -> list[page.Block]:
     from utils.charts import training_curves
     draws = []
     for title, x, y, names in PLOTS:
-        first = 1 if x == EPOCH else 0
-        curves = {name.rpartition('/')[2]: [(step + first, value) for step, value in history.scalars[name]]
-                  for name in names if name in history.scalars}
+        curves = {name.rpartition('/')[2]: history.scalars[name] for name in names if name in history.scalars}
         if curves:
             draws.append(partial(training_curves, title, x, y, curves))
     return [page.plots('Training', draws)] if draws else []

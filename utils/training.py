@@ -105,7 +105,7 @@ class Trainer:
         self.share = len(self.loader) / steps
         with starting_workers():
             batches = iter(self.loader)
-        for images in progress(batches, f'epoch {self.epoch}', steps, self.step):
+        for images in progress(batches, f'epoch {self.epoch + 1}', steps, self.step):
             losses = compute_losses(images)
             self.precision.step(losses['loss'], self.optimizer)
             self.step += 1
@@ -127,7 +127,7 @@ class Trainer:
         if distributed.is_main():
             for name, value in {**{f'train/{name}': value for name, value in means.items()}, **statistics()}.items():
                 self.writer.add_scalar(name, value, self.epoch * steps + self.step)
-        log.info('epoch %d step %d/%d  %s', self.epoch, self.step, steps,
+        log.info('epoch %d step %d/%d  %s', self.epoch + 1, self.step, steps,
                  '  '.join(f'{name} {value:.4f}' for name, value in means.items()))
         self.whole.add(self.recent)
         self.recent.reset()
@@ -146,8 +146,9 @@ class Trainer:
         if found:
             step, value, ids = min(found)
             good = (f'{self.path} is the last good checkpoint' if self.path.is_file() else 'there is no checkpoint yet')
-            raise UserError(f'the loss is {value} at epoch {self.epoch}, step {step}, images {name_some(ids, 16)}; '
-                            f'{good}: look at these images, or lower optimizer_kwargs.lr in another output_dir.')
+            raise UserError(f'the loss is {value} at epoch {self.epoch + 1}, step {step}, images '
+                            f'{name_some(ids, 16)}; {good}: look at these images, or lower '
+                            'optimizer_kwargs.lr in another output_dir.')
 
     def finish_epoch(self, **extra: Any) -> None:
         """Count the epoch as done, and save; ``extra`` replaces entries of ``self.extra``."""
