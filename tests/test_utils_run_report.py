@@ -68,7 +68,11 @@ def output_dir(tmp_path_factory) -> Path:
         writer.add_image('views', np.full((8, 9, 3), step, np.uint8), step, dataformats='HWC')
     writer.close()
     save_results({'kmeans': {'mIoU': 45.678, 'std': 1.5, 'IoU': {'background': 81.25, 'cat & <dog>': 12.5}},
-                  'overclustering': [{'num_clusters': 5, 'mIoU': 30.0, 'std': 1.0}]}, folder)
+                  'overclustering': [{'num_clusters': 5, 'mIoU': 30.0, 'std': 1.0}],
+                  'clusters': {'num_clusters': 2, 'sizes': [31, 17], 'silhouette': {'2': 0.5, '3': None}}}, folder)
+    (folder / 'clusters').mkdir()
+    for k in (1, 10, 2):
+        Image.new('RGB', (9, 9)).save(folder / 'clusters' / f'cluster_{k}.jpg')
     (folder / 'visualizations').mkdir()
     (folder / 'visualizations' / '<i>a.png').write_bytes(png())
     (folder / 'visualizations' / 'large.png').write_bytes(png((300, 2000)))
@@ -84,11 +88,15 @@ def test_the_report_holds_what_the_run_left(output_dir: Path) -> None:
                  'IoU, %', 'epoch 0', 'epoch 2', 'epoch 4', 'Over-clustering', 'Confusion matrix: K-means'):
         assert text in shown.text, text
     assert 'epoch 1' not in shown.text
+    assert [shown.text.index(text) for text in ('31', '17')]
+    places = [shown.text.index(f'cluster_{k}\n') for k in (1, 2, 10)]
+    assert places == sorted(places)
+    assert 'true > its predicted' in shown.text
     styles = ' '.join(shown.values('style'))
     assert '--ink:#{:02x}{:02x}{:02x};width:12.50%'.format(*PALETTE[1]) in styles
     assert 'cat & <dog> as background: 25.00 %' in shown.values('title')
     plots = [base64.b64decode(uri.partition(',')[2]).decode() for uri in shown.values('srcset')]
-    assert len(plots) == 1 + 5  # over-clustering; losses in one, and four others
+    assert len(plots) == 1 + 1 + 5  # over-clustering; silhouettes; losses in one, and four others
     assert all('<svg' in plot for plot in plots)
 
 
@@ -102,7 +110,7 @@ def test_the_report_needs_nothing_else(output_dir: Path) -> None:
     assert not re.search(r'https?:|url\(|@import', path.read_text())
     large = [uri for uri in shown.values('src') if uri.startswith('data:image/jpeg')]
     sizes = [Image.open(io.BytesIO(base64.b64decode(uri.partition(',')[2]))).size for uri in large]
-    assert sizes == [(1400, 210), (150, 2000)]  # too wide a one is made smaller, a tall one scrolls
+    assert [size for size in sizes if size != (9, 9)] == [(1400, 210), (150, 2000)]  # too wide a one is made smaller, a tall one scrolls
 
 
 def test_a_run_without_anything_has_its_config(tmp_path: Path) -> None:

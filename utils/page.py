@@ -21,6 +21,7 @@ REPORT = 'report.html'  # name of every page
 Block = dict[str, Any]  # 'kind', which names a macro of page.html, 'title', and what that macro shows
 SMALL, WIDEST = 50_000, 1400  # bytes of a picture that is taken as it is; width of any other, pixels
 GREY = '#8a8f98'
+VOID = {'void': '#{:02x}{:02x}{:02x}'.format(*PALETTE[255])}  # name and colour of pixels that do not count
 
 
 def data_uri(content: bytes, kind: str) -> str:

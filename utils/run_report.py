@@ -32,7 +32,7 @@ PLOTS = (('Losses', STEP, 'loss', ('train/loss', 'train/contrastive', 'train/sal
          ('Validation', EPOCH, '%', ('val/miou', 'val/mIoU', 'val/maxF')),
          ('Validation: mean absolute error', EPOCH, '%', ('val/MAE',)),
          ('K-means on a labelled subset', EPOCH, 'mIoU, %', ('probe/mIoU',)))
-PREDICTIONS = 'visualizations'
+PREDICTIONS, NEIGHBOURS = 'visualizations', 'neighbours.png'
 FROM_LEFT = ('From left to right: image, ground truth, prediction, and after a CRF, if there is one. '
              'K-means: the first run.')
 SHOWN = 3  # of the pictures that were taken over training: the first, the last and the one in between
@@ -83,11 +83,26 @@ def result_blocks(results: Mapping[str, Any], classes: Sequence[str]) -> list[pa
                 spread = '' if deviation is None else f' ± {deviation:.2f}'
                 rows.append((TASKS.get(task, task), name, (f'{value:.2f}' if isinstance(value, float) else str(value))
                              + spread))
+        blocks += cluster_blocks(entry)
         if 'IoU' in entry:
             blocks.append(page.bars(f'IoU of each class: {TASKS.get(task, task)}', {task: entry['IoU']}, classes))
     if rows:
         blocks.insert(0, page.table('Results', ('', 'figure', 'value'), rows,
                                     'mIoU, accuracy, NMI and ARI in per cent; ± one standard deviation over runs.'))
+    return blocks
+
+
+def cluster_blocks(entry: Mapping[str, Any]) -> list[page.Block]:
+    """Silhouettes and sizes of clusters that were found without ground truth, if the entry holds them."""
+    blocks = []
+    values = [(int(k), value) for k, value in entry.get('silhouette', {}).items() if value is not None]
+    if values:
+        from utils.charts import training_curves
+        blocks.append(page.plots('Silhouette', [partial(training_curves, 'Silhouette', 'number of clusters',
+                                                        'mean silhouette, -1 to 1', {'silhouette': sorted(values)})]))
+    if 'sizes' in entry:
+        blocks.append(page.table('Objects in each cluster', ('cluster', 'objects'), [
+            (str(k), str(size)) for k, size in enumerate(entry['sizes'], 1)]))
     return blocks
 
 
@@ -123,9 +138,18 @@ def prediction_pictures(output_dir: Path, classes: Sequence[str]) -> list[page.B
     drawn = sorted((output_dir / PREDICTIONS).glob('*.png'))
     if drawn:
         blocks.append(page.pictures('Predictions', [(path.stem, path.read_bytes()) for path in drawn], FROM_LEFT,
-                                    page.class_colours(classes)))
-    for title, pattern in (('Clusters', 'clusters/*.jpg'), ('Nearest neighbours', 'neighbours.png')):
-        found = sorted(output_dir.glob(pattern))
-        if found:
-            blocks.append(page.pictures(title, [(path.stem, path.read_bytes()) for path in found]))
+                                    page.class_colours(classes) | page.VOID))
+    sheets = sorted((output_dir / 'clusters').glob('cluster_*.jpg'), key=lambda path: int(path.stem.rpartition('_')[2]))
+    if sheets:
+        blocks.append(page.pictures('Clusters', [(path.stem, path.read_bytes()) for path in sheets],
+                                    'The most typical objects of each cluster, in colour.'))
+    if (output_dir / NEIGHBOURS).is_file():
+        blocks.append(neighbour_block({NEIGHBOURS: output_dir / NEIGHBOURS}))
     return blocks
+
+
+def neighbour_block(sheets: Mapping[str, Path]) -> page.Block:
+    """The sheets that retrieval.py left, each under its caption."""
+    return page.pictures('Nearest neighbours', [(caption, sheet.read_bytes()) for caption, sheet in sheets.items()],
+                         'A row an object: first its crop, outlined in yellow, under its true > its predicted class; '
+                         'then the images of the nearest objects in the memory, under their classes.')
