@@ -52,6 +52,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--per-class', action='store_true', help='also a row a class')
     parser.add_argument('--pretraining', type=Path, nargs='+', default=[], metavar='DIR',
                         help='output directories of the pretraining, part by part, whose curves the report shows')
+    parser.add_argument('--note', default='', metavar='TEXT', help='what the columns are, shown under the title of the '
+                                                                   'report (default: nothing)')
     parser.add_argument('--pictures', type=Path, help='folder of PNGs to join into pictures.png')
     return parser.parse_args(argv)
 
@@ -176,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = [(row.protocol, row.figure, *map(cell_text, row.cells)) for row in rows_of(columns, per_class=False)]
     runs = {name: {TASKS.get(task, task): folder for task, folder in sources(folders, columns[name]).items()}
             for name, *folders in args.column}
-    write_story(args.output, text, bars, curves, runs, args.pretraining)
+    write_story(args.output, text, bars, curves, runs, args.pretraining, args.note)
     print(f'Written to {args.output}: {", ".join(["table.md", "table.csv", *pictures, REPORT])}')
 
 

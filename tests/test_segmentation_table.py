@@ -60,10 +60,12 @@ def test_the_story_joins_figures_pictures_and_curves(columns: list[str], tmp_pat
         path = tmp_path / folder / 'visualizations' / f'of_{folder}.png'
         path.parent.mkdir()
         Image.new('RGB', (30, 20), 'red').save(path)
-    table.main([*columns, '--pretraining', str(pretraining)])
+    Image.new('RGB', (30, 20), 'red').save(tmp_path / 'c' / 'neighbours.png')
+    table.main([*columns, '--pretraining', str(pretraining), '--note', 'One is the first.'])
     shown = Page(tmp_path / 'out' / 'report.html')
     for text in ('20.00 ± 1.00', '45.68', 'Training: pretrain', 'IoU of each class: K-means', 'Over-clustering',
-                 'one: of_a', 'two: of_c', 'Predictions: Linear classifier'):
+                 'one: of_a', 'two: of_c', 'Predictions: Linear classifier', 'Results: one · two', 'One is the first.',
+                 'Nearest neighbours', 'void'):
         assert text in shown.text, text
     assert 'of_b' not in shown.text
     assert 'Predictions: Retrieval' not in shown.text  # the folder of the linear classifier, shown already
