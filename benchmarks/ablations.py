@@ -1,7 +1,7 @@
 """What each part of the method is worth on the animals of VOC, as the paper's ablations ask.
 
-    python benchmarks/ablations.py --db-root FOLDER --output results/voc_animals [--weights PATH] [--seeds 3] \\
-        [--groups "temperature T" ...] [--set pretrain.epochs=4 ...]
+    python benchmarks/ablations.py --db-root datasets --output results/voc_animals --seeds 3 \\
+        --groups "temperature T" "bank size K"
 
 Each variant differs in one thing from pretraining with supervised masks from ImageNet weights
 (configs/voc_animals/pretrain_supervised.yml); K-means, retrieval and the linear classifier score it, on given masks.
@@ -15,6 +15,7 @@ import csv
 import io
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from benchmarks.experiment import Experiment, add_experiment_arguments, markdown, mean_and_deviation, shown
 from benchmarks.voc_animals import FIGURES, Plan, crf_flags
+from utils.arguments import ArgumentParser
 from utils.charts import sweep_panels, to_image
 from utils.errors import run_script
 from utils.pictures import save_image
@@ -66,7 +68,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add_experiment_arguments(parser)
     parser.add_argument('--groups', nargs='+', choices=tuple(GROUPS), default=list(GROUPS),
                         help='which ablations (default: all)')
@@ -96,7 +98,7 @@ def write(plan: Plan, experiment: Experiment, groups: Sequence[str]) -> None:
     write_text(experiment.root / 'ablations.csv', text.getvalue())
     panels = {group: {label: {name: mean_and_deviation(some) for name, some in values.items() if some}
                       for label, values in variants.items()} for group, variants in found.items()}
-    save_image(to_image(sweep_panels(panels)), experiment.root / 'ablations.png')
+    save_image(to_image(partial(sweep_panels, panels)), experiment.root / 'ablations.png')
     print(f'\nmIoU in percent\n\n{markdown(lines)}\nWritten to {experiment.root}')
 
 

@@ -1,6 +1,6 @@
 """What evaluation costs at VOC's scale once the network has run, beside the plain way of doing it.
 
-    python benchmarks/evaluation.py [--parts kmeans miou retrieval crf] [--images 1449] [--share 0.01] [--large]
+    python benchmarks/evaluation.py --parts kmeans miou --images 1449 --share 0.01
 
 Prototypes, masks, label maps and photographs of VOC's sizes are drawn by code, by seed, one image at a
 time; drawing them is not timed. The plain way works on a share of the images and is extrapolated. Both
@@ -9,12 +9,11 @@ memory is shown.
 """
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,9 @@ from data.voc import VOC_CLASSES, VOID
 from segmentation.crf import crf_in_workers, dense_crf
 from segmentation.embedding import object_histograms, split_mask
 from segmentation.memory_bank import MemoryBank
+from utils.arguments import ArgumentParser
 from utils.clustering import cluster_confusion, iou_matrix, kmeans, match_clusters, score_clusters, whiten
+from utils.errors import run_script
 from utils.metrics import confusion_matrix, iou_of
 from utils.parallel import available_cores, in_threads
 
@@ -229,17 +230,17 @@ def miou_of(maps: list[np.ndarray]) -> float:
     return 100 * float(iou_of(sum(confusion_matrix(Drawing(i).truth, m, CLASSES) for i, m in enumerate(maps))).mean())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = ArgumentParser(__doc__)
     parts = ('kmeans', 'miou', 'retrieval', 'crf')
     parser.add_argument('--parts', nargs='+', choices=parts, default=parts, help='default: all')
-    parser.add_argument('--images', type=int, default=1449, help='images of the split (default: %(default)s)')
+    parser.add_argument('--images', type=int, default=1449, help='images of the split')
     parser.add_argument('--share', type=float, default=0.02, help='share of them for the plain way')
     parser.add_argument('--large', action='store_true', help='retrieval: also 1,000,000 entries, 10,000 queries')
     parser.add_argument('--crf-images', type=int, default=12, help='images for the CRF, both ways')
     parser.add_argument('--workers', type=int, default=available_cores(), help='processes of the CRF')
     parser.add_argument('--min-probability', type=float, default=0.05, help='of the CRF with fewer classes')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     share = max(CLUSTERS, round(args.share * args.images))
     factor = args.images / share
 
@@ -273,4 +274,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_script(main)

@@ -1,6 +1,6 @@
 """Pairs of views a second on one core, from image files to normalised tensors, beside the plain way.
 
-    python benchmarks/input_pipeline.py [--db-root DIR] [--images 60] [--size 224] [--rounds 7]
+    python benchmarks/input_pipeline.py --images 60 --size 224 --rounds 7
 
 Without --db-root the images are drawn by code, longest side 500 px. The plain way reads by Pillow, makes a
 full copy of the sample for each view and transforms it by torchvision, on Pillow images. All draw the same views
@@ -9,7 +9,6 @@ process; the table shows medians of the rounds.
 """
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 import sys
@@ -34,7 +33,9 @@ from data.pairs import DRAWS, MAX_FOREGROUND, MIN_FOREGROUND, PairDataset
 from data.synthetic import generate
 from data.views import ContrastiveView
 from data.voc import VOCSegmentation
+from utils.arguments import ArgumentParser
 from utils.backbones import IMAGENET
+from utils.errors import run_script
 
 DRAWN_SIZE = 500
 JITTER = (0.4, 0.4, 0.4, 0.1)
@@ -123,14 +124,14 @@ def measure(root: Path, split: str, saliency: str, images: int, size: int, round
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument('--db-root', type=Path, help='folder that holds the data set; default: draw one')
-    parser.add_argument('--db-name', default='VOCSegmentation')
-    parser.add_argument('--split', default='trainaug')
-    parser.add_argument('--saliency', default='supervised_model')
-    parser.add_argument('--images', type=int, default=60, help='the first of the split')
+    parser.add_argument('--db-name', default='VOCSegmentation', help='the data set in it')
+    parser.add_argument('--split', default='trainaug', help='of the data set')
+    parser.add_argument('--saliency', default='supervised_model', help='its masks: saliency_<name>')
+    parser.add_argument('--images', type=int, default=60, help='images, the first of the split')
     parser.add_argument('--size', type=int, default=224, help='side of the views, pixels')
-    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--rounds', type=int, default=7, help='rounds that all ways take in turn')
     args = parser.parse_args(argv)
     options = args.split, args.saliency, args.images, args.size, args.rounds
     if args.db_root is not None:
@@ -141,4 +142,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_script(main)

@@ -1,6 +1,6 @@
 """What segmentation/predict.py costs beside the network alone.
 
-    python benchmarks/prediction.py [--images 32] [--backbone resnet50] [--size 512] [--rounds 3] [--device cpu]
+    python benchmarks/prediction.py --images 32 --backbone resnet50 --size 512 --device cpu
 
 Photographs of VOC's size are drawn by code and stored as JPEG. The network alone runs over the same batches,
 prepared beforehand; predict.py reads, prepares, predicts, draws and writes. The two take turns; shown are
@@ -9,11 +9,10 @@ the machine does.
 """
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
@@ -28,6 +27,8 @@ from data.frames import open_frames
 from models.segmentation import LinearSegmentationModel
 from segmentation.predict import segment
 from segmentation.segmenter import LinearSegmenter
+from utils.arguments import ArgumentParser
+from utils.errors import run_script
 from utils.parallel import available_cores
 from utils.runtime import pick_device
 
@@ -52,14 +53,14 @@ def timed(function: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - clock, time.process_time() - cpu
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--images', type=int, default=32)
-    parser.add_argument('--backbone', default='resnet50')
-    parser.add_argument('--size', type=int, default=512)
-    parser.add_argument('--rounds', type=int, default=3)
-    parser.add_argument('--device', default='auto')
-    args = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument('--images', type=int, default=32, help='images to draw and predict')
+    parser.add_argument('--backbone', default='resnet50', help='of the network')
+    parser.add_argument('--size', type=int, default=512, help="side of the network's input, pixels")
+    parser.add_argument('--rounds', type=int, default=3, help='rounds that both take in turn')
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto', help='where the network runs')
+    args = parser.parse_args(argv)
     segmenter = LinearSegmenter(LinearSegmentationModel(args.backbone, CLASSES).eval(),
                                 tuple(map(str, range(CLASSES))), args.size, pick_device(args.device))
     with tempfile.TemporaryDirectory() as name:
@@ -86,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_script(main)

@@ -1,6 +1,6 @@
 """Pretraining steps in one and several processes: the same global batch, split over them.
 
-    python benchmarks/scaling.py [--processes 1 2] [--backbone resnet18] [--batch 16] [--size 96] [--device cpu]
+    python benchmarks/scaling.py --processes 1 2 --backbone resnet18 --batch 16 --size 96
 
 Each process has its share of the CPU cores, or a GPU of its own. The loader is left out: pairs are noise.
 """
@@ -26,6 +26,7 @@ from models.segmentation import ContrastiveSegmentationModel
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
 from utils import distributed
+from utils.arguments import ArgumentParser
 from utils.errors import UserError, run_script
 from utils.optim import build_optimizer
 from utils.parallel import available_cores
@@ -64,14 +65,14 @@ def work(rank: int, processes: int, args: argparse.Namespace, folder: str) -> No
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--processes', type=int, nargs='+', default=[1, 2])
-    parser.add_argument('--backbone', default='resnet18', choices=['resnet18', 'resnet50'])
+    parser = ArgumentParser(__doc__)
+    parser.add_argument('--processes', type=int, nargs='+', default=[1, 2], help='numbers of processes to time')
+    parser.add_argument('--backbone', default='resnet18', choices=['resnet18', 'resnet50'], help='of the encoder')
     parser.add_argument('--batch', type=int, default=16, help='pairs a step, of all processes together')
-    parser.add_argument('--size', type=int, default=96)
-    parser.add_argument('--steps', type=int, default=7)
-    parser.add_argument('--precision', default='fp32', choices=list(DTYPES))
-    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
+    parser.add_argument('--size', type=int, default=96, help='side of the views, pixels')
+    parser.add_argument('--steps', type=int, default=7, help='steps that are timed')
+    parser.add_argument('--precision', default='fp32', choices=list(DTYPES), help='of the networks')
+    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'], help='where the processes run')
     args = parser.parse_args(argv)
     for processes in args.processes:
         if processes < 1 or args.batch % processes:

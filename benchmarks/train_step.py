@@ -1,7 +1,6 @@
 """Time and peak memory of one pretraining step, beside the plainest version of the same mathematics.
 
-    python benchmarks/train_step.py [--backbone resnet18] [--batch 16] [--size 96] [--steps 7]
-        [--precision fp32 bf16] [--compile] [--device cpu]
+    python benchmarks/train_step.py --backbone resnet18 --batch 16 --size 96 --steps 7 --precision fp32 bf16
 
 All train on the same pairs in one process, in turn, step by step; medians are printed, and the median of
 the ratios step by step. Memory is measured in a process for each (on a GPU: as PyTorch allots it). Then a
@@ -38,6 +37,8 @@ from models.resnet import DilatedResNet
 from models.segmentation import ContrastiveSegmentationModel
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
+from utils.arguments import ArgumentParser
+from utils.errors import run_script
 from utils.optim import build_optimizer
 from utils.precision import DTYPES, Precision
 
@@ -210,15 +211,16 @@ def input_seconds(count: int, size: int) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--backbone', default='resnet18', choices=['resnet18', 'resnet50'])
-    parser.add_argument('--batch', type=int, default=16)
-    parser.add_argument('--size', type=int, default=96)
-    parser.add_argument('--steps', type=int, default=7)
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--precision', nargs='+', default=['fp32'], choices=list(DTYPES))
+    parser = ArgumentParser(__doc__)
+    parser.add_argument('--backbone', default='resnet18', choices=['resnet18', 'resnet50'], help='of the encoder')
+    parser.add_argument('--batch', type=int, default=16, help='pairs a step')
+    parser.add_argument('--size', type=int, default=96, help='side of the views, pixels')
+    parser.add_argument('--steps', type=int, default=7, help='steps that are timed')
+    parser.add_argument('--threads', type=int, default=2, help='of PyTorch on the CPU')
+    parser.add_argument('--precision', nargs='+', default=['fp32'], choices=list(DTYPES),
+                        help="of this project's networks, each a way of its own")
     parser.add_argument('--compile', action='store_true', help="torch.compile in this project's way")
-    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
+    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'], help='where they train')
     args = parser.parse_args(argv)
     names = ['plain', *args.precision]
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), max_tasks_per_child=1) as pool:
@@ -250,4 +252,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_script(main)

@@ -1,7 +1,7 @@
 """What pretraining gains on the animals of VOC, before and after, with and without labels.
 
-    python benchmarks/voc_animals.py --db-root FOLDER --output results/voc_animals [--weights PATH] [--seeds 3] \\
-        [--init imagenet random] [--masks supervised unsupervised] [--all-classes] [--set pretrain.epochs=4 ...]
+    python benchmarks/voc_animals.py --db-root datasets --output results/voc_animals --seeds 3 \\
+        --init imagenet --masks supervised unsupervised --set pretrain.epochs=4
 
 For each start (ImageNet or random weights) and seed: K-means, retrieval and the linear classifier on the initial
 weights, on features of the backbone and on the untrained embedding; pretraining with masks of either kind; then the
@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from benchmarks.experiment import Experiment, Run, add_experiment_arguments, markdown, mean_and_deviation, shown
 from segmentation.crf import require_crf
+from utils.arguments import ArgumentParser
 from utils.errors import UserError, run_script
 from utils.results import write_text
 
@@ -201,7 +202,7 @@ def crf_flags() -> list[str]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add_experiment_arguments(parser)
     parser.add_argument('--init', nargs='+', choices=('imagenet', 'random'), default=['imagenet', 'random'],
                         help='initial weights (default: both)')

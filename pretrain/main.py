@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
             set_learning_rate(optimizer, lr)
             model.train()
-            writer.add_scalar('train/lr', lr, epoch)
+            writer.add_scalar('train/lr', lr, epoch + 1)
 
             def losses(batch: dict[str, Any], epoch: int = epoch) -> dict[str, Tensor]:
                 if trainer.step == 0:
@@ -109,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 with trainer.at_once():
                     probe.measure(writer, model.model_q, epoch)
             trainer.finish_epoch()
-            log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}, lr {lr:.5f}', time.perf_counter() - start)
+            log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}, lr {lr:.5f}',
+                      time.perf_counter() - start, trainer.share)
     panels.draw_embedding(p.epochs, last=True)
     writer.close()
     write_run_report(as_dict(p), 'Pretraining')

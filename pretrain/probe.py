@@ -44,7 +44,7 @@ class Probe:
                             'probe_images, or choose a larger probe_split.')
 
     def measure(self, writer: Any, model: ContrastiveSegmentationModel, epoch: int) -> None:
-        """Log the mIoU, in per cent, in the main process; the model stays as it is."""
+        """Log the mIoU, in per cent, in the main process; the model stays as it is. Epochs count from 0."""
         if not distributed.is_main():
             return
         prototypes, inside, outside = [], [], []
@@ -64,7 +64,7 @@ class Probe:
                     outside.append(counts[:, 0])
                     inside.append(counts[:, 1])
         miou = self._score(np.concatenate(prototypes), np.stack(inside), np.stack(outside))
-        writer.add_scalar('probe/mIoU', miou, epoch)
+        writer.add_scalar('probe/mIoU', miou, epoch + 1)
         log.info('Probe: K-means mIoU of %d images is %.2f', len(self.chosen), miou)
 
     def _score(self, prototypes: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> float:

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from data.files import find_images, mask_name, one_a_mask, prepare_output, read_image, write_mask
 from saliency.postprocess import binarise
-from saliency.report import contact_sheet
+from saliency.report import SHEET, contact_sheet
 from saliency.sources import METHODS, MaskSource, build_source
 from utils.arguments import ArgumentParser
 from utils.errors import UserError, run_script
@@ -145,9 +145,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             written.append(name)
 
-    text = write_report(args.output, settings, 'masks', len(names), len(written), len(done), left_out)
     if done or written:
         contact_sheet(args.images, sorted(done + written), args.output)
+    text = write_report(args.output, settings, 'masks', len(names), len(written), len(done), left_out, SHEET)
     print(text.partition('\n')[0] + f'; see {args.output / "report.txt"}')
 
 

@@ -10,6 +10,8 @@ from PIL import Image
 from data.files import mask_name, read_image
 from utils.pictures import save_image
 
+SHEET = 'contact_sheet.jpg'
+
 
 def contact_sheet(images: Path, names: Sequence[Path], output: Path, count: int = 24, columns: int = 3,
                   height: int = 160) -> None:
@@ -28,4 +30,4 @@ def contact_sheet(images: Path, names: Sequence[Path], output: Path, count: int 
             picture.thumbnail((height, height))
             sheet.paste(picture, (left, top))
             left += height
-    save_image(sheet, output / 'contact_sheet.jpg')
+    save_image(sheet, output / SHEET)

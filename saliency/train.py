@@ -1,7 +1,7 @@
 """Train BASNet on given masks, for example on those of ``saliency/predict.py --method unsupervised``.
 
     python saliency/train.py --config_env configs/env.yml --config_exp configs/saliency/basnet.yml \\
-        [--images DIR --masks DIR]
+        --images photos/images --masks photos/saliency_masks
 
 Noisy masks bootstrap themselves (paper, supplementary material): the network learns what they have in common.
 Leaves basnet.pth, which predict.py --method basnet takes as --weights.
@@ -90,10 +90,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 with trainer.at_once():
                     figures = validate(source, val_loader)
             for name, value in (('train/lr', lr), *((f'val/{name}', value) for name, value in figures.items())):
-                writer.add_scalar(name, value, epoch)
+                writer.add_scalar(name, value, epoch + 1)
             trainer.finish_epoch(figures=figures)
             shown = ''.join(f', {name} {value:.2f}' for name, value in figures.items())
-            log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}{shown}, lr {lr:.5f}', time.perf_counter() - start)
+            log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}{shown}, lr {lr:.5f}',
+                      time.perf_counter() - start, trainer.share)
     writer.close()
 
     if distributed.is_main():

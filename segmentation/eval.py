@@ -2,7 +2,7 @@
 
     python segmentation/eval.py --config_env configs/env.yml \\
         --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml \\
-        --state-dict PATH [--crf-postprocess]
+        --state-dict results/linear_finetune_VOCSegmentation_supervised_saliency/best_model.pth.tar --crf-postprocess
 """
 from __future__ import annotations
 

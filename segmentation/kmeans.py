@@ -2,12 +2,12 @@
 
     python segmentation/kmeans.py --config_env configs/env.yml \\
         --config_exp configs/kmeans/kmeans_VOCSegmentation_supervised_saliency.yml \\
-        [--num_seeds 5] [--num_clusters 21 50 100 200 300 500]
+        --num_seeds 5 --num_clusters 21 50 100
 
-With ground truth clusters are matched to classes and scored. A plain folder of images has none: of several
-numbers of clusters (``--num_clusters 5-20``) the one of highest silhouette is taken, each cluster is drawn to
-clusters/, and clusters.yml takes names for them. Label maps go to predictions/, and what
-segmentation/predict.py needs for new images to clusters.pth.tar.
+With ground truth clusters are matched to classes and scored, for each number of clusters. A plain folder of
+images has none: of several numbers of clusters (``--num_clusters 5-20``) the one of highest silhouette is taken,
+each cluster is drawn to clusters/, and clusters.yml takes names for them. Label maps go to predictions/, and
+what segmentation/predict.py needs for new images to clusters.pth.tar.
 """
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Linear classifier: train a 1x1 convolution on frozen pixel embeddings, or the whole network with it; then score it.
 
     python segmentation/linear_finetune.py --config_env configs/env.yml \\
-        --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml [--crf-postprocess]
+        --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml --crf-postprocess
 
 Configs in configs/finetune train the whole network on a share of the labels.
 """
@@ -98,10 +98,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if distributed.is_main():
                     save_checkpoint(model.state_dict(), best_path)
             for name, value in (('train/lr', lr), ('val/miou', 100 * miou)):
-                writer.add_scalar(name, value, epoch)
+                writer.add_scalar(name, value, epoch + 1)
             trainer.finish_epoch(best_miou=best)
             log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}, mIoU at {p.val_size} px {100 * miou:.2f} '
-                      f'(best {100 * best:.2f}), lr {lr:.5f}', time.perf_counter() - start)
+                      f'(best {100 * best:.2f}), lr {lr:.5f}', time.perf_counter() - start, trainer.share)
     writer.close()
 
     distributed.barrier()  # the best model is written

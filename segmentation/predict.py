@@ -1,8 +1,7 @@
 """Segment images: label maps, overlays and a legend.
 
     python segmentation/predict.py --images photos --output segmented --model results/own_images/kmeans/clusters.pth.tar
-    python segmentation/predict.py --images film.mp4 --output segmented --model PATH/best_model.pth.tar \\
-        [--crf-postprocess]
+    python segmentation/predict.py --images film.mp4 --output frames --model best_model.pth.tar --crf-postprocess
 
 --images is an image, a folder (subfolders count) or a video; --model is clusters.pth.tar of kmeans.py or
 best_model.pth.tar of linear_finetune.py. Label maps are palette PNGs of the images' own sizes, under the same
@@ -38,7 +37,7 @@ from utils.parallel import available_cores, in_threads
 from utils.pictures import legend, montage, overlay, save_image, save_label_map, thumbnail
 from utils.report import check_settings, write_report
 
-MAPS, OVERLAYS = 'predictions', 'overlays'
+MAPS, OVERLAYS, SHEET = 'predictions', 'overlays', 'contact_sheet.png'
 SHOWN, COLUMNS, SIDE = 24, 6, 160  # of the contact sheet: overlays, overlays in a row, longer side in pixels
 
 
@@ -127,7 +126,7 @@ def contact_sheet(output: Path, names: Sequence[Path], classes: Sequence[str]) -
     sheet = Image.new('RGB', (max(above.width, below.width), above.height + below.height), 'white')
     sheet.paste(above, (0, 0))
     sheet.paste(below, (0, above.height))
-    save_image(sheet, output / 'contact_sheet.png')
+    save_image(sheet, output / SHEET)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -167,10 +166,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     left_out = failed | {name.as_posix(): f'its label map would have the name of that of {owner.name}'
                          for name, owner in doubles.items()}
-    text = write_report(args.output, settings, 'label maps', len(done) + len(written) + len(left_out), len(written),
-                        len(done), left_out)
     if done or written:
         contact_sheet(args.output, sorted(done + written), classes)
+    text = write_report(args.output, settings, 'label maps', len(done) + len(written) + len(left_out), len(written),
+                        len(done), left_out, SHEET, classes)
     if failed:
         raise UserError(f'{len(failed)} of {len(failed) + len(done) + len(written)} images cannot be read: '
                         f'{name_some([f"{name} ({reason})" for name, reason in failed.items()], 3)}; replace them and '

@@ -1,8 +1,9 @@
 """Segment retrieval: each object takes the class of its nearest neighbour in a labelled memory.
 
     python segmentation/retrieval.py --config_env configs/env.yml \\
-        --config_exp configs/retrieval/retrieval_VOCSegmentation_unsupervised_saliency.yml \\
-        [--memory PATH/memory.npz]
+        --config_exp configs/retrieval/retrieval_VOCSegmentation_unsupervised_saliency.yml
+
+With --memory it takes the memory.npz that an earlier run left in its output directory.
 """
 from __future__ import annotations
 

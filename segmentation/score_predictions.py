@@ -2,7 +2,7 @@
 
     python segmentation/score_predictions.py --config_env configs/env.yml \\
         --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml \\
-        [--predictions FOLDER]
+        --predictions results/linear_finetune_VOCSegmentation_supervised_saliency/predictions
 
 A label map is a PNG of class ids in one channel, ID.png, of the size of its image.
 """
@@ -21,12 +21,13 @@ import numpy as np
 from data.build import labelled_root
 from data.voc import VOCSegmentation, read_image
 from utils.arguments import ArgumentParser
-from utils.config import add_config_arguments, load_config
+from utils.config import add_config_arguments, as_dict, load_config
 from utils.errors import UserError, name_some, run_script
 from utils.logger import progress
 from utils.metrics import confusion_matrix, iou_of
 from utils.parallel import available_cores, in_threads
 from utils.results import iou_entry, log_iou, save_results
+from utils.run_report import write_run_report
 from utils.runtime import prepare
 from utils.schema import LinearFinetune
 
@@ -81,10 +82,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = VOCSegmentation(labelled_root(p, p.val_db_name), p.val_split, semseg=True,
                               eval_classes=p.eval_classes)
     folder = args.predictions or Path(p.output_dir) / 'predictions'
-    iou = iou_of(offline_confusion(dataset, folder))
+    confusion = offline_confusion(dataset, folder)
+    iou = iou_of(confusion)
     log.info('%d label maps of %s against %s %s', len(dataset), folder, p.val_db_name, p.val_split)
     log_iou(iou, dataset.classes)
     log.info('Results: %s', save_results({'offline': iou_entry(iou, dataset.classes)}, Path(p.output_dir)))
+    write_run_report(as_dict(p), 'Label maps on disk', dataset.classes, {'offline': confusion})
 
 
 if __name__ == '__main__':

@@ -9,14 +9,14 @@ from typing import Any
 from utils import page
 from utils.charts import cluster_curves
 from utils.history import read_history
-from utils.run_report import FROM_LEFT, PREDICTIONS, REPORT, curve_blocks, training_pictures
+from utils.run_report import FROM_LEFT, NEIGHBOURS, PREDICTIONS, curve_blocks, neighbour_block, training_pictures
 
 SHOWN = 4  # images of a protocol
 
 
 def write_story(output: Path, rows: Sequence[Sequence[str]], bars: Mapping[str, Mapping[str, Mapping[str, Any]]],
                 curves: Mapping[str, Any], runs: Mapping[str, Mapping[str, Path]],
-                pretraining: Sequence[Path] = ()) -> None:
+                pretraining: Sequence[Path] = (), note: str = '') -> None:
     """Write report.html into ``output``.
 
     Args:
@@ -25,6 +25,7 @@ def write_story(output: Path, rows: Sequence[Sequence[str]], bars: Mapping[str, 
         curves: {column: its curve of over-clustering}.
         runs: {column: {protocol: output directory}}.
         pretraining: output directories of the pretraining, part by part, whose curves and pictures are shown.
+        note: what the columns are, shown under the title.
     """
     blocks = [page.table('Results', ('protocol', 'figure', *runs), rows,
                          'In per cent; ± one standard deviation over runs.')]
@@ -34,11 +35,15 @@ def write_story(output: Path, rows: Sequence[Sequence[str]], bars: Mapping[str, 
     if curves:
         blocks.append(page.plots('Over-clustering', [partial(cluster_curves, curves)]))
     blocks += prediction_blocks(runs, classes)
+    sheets = {column: folder / NEIGHBOURS for column, run in runs.items() for folder in run.values()
+              if (folder / NEIGHBOURS).is_file()}
+    if sheets:
+        blocks.append(neighbour_block(sheets))
     for folder in pretraining:
         history = read_history(folder)
         blocks += [{**block, 'title': f'{block["title"]}: {folder.name}'}
                    for block in (*curve_blocks(history), *training_pictures(history))]
-    page.write_page(output / REPORT, f'Results: {", ".join(runs)}', 'What each model knows, side by side' + (
+    page.write_page(output, f'Results: {" · ".join(runs)}', note or 'What each model knows, side by side' + (
         ', and how it was trained without labels' if pretraining else ''), blocks)
 
 
@@ -53,6 +58,7 @@ def prediction_blocks(runs: Mapping[str, Mapping[str, Path]], classes: Sequence[
         seen.append(folders)
         files = [(f'{column}: {Path(name).stem}', (folder / name).read_bytes())
                  for name in names for column, folder in folders.items() if (folder / name).is_file()]
-        blocks.append(page.pictures(f'Predictions: {protocol}', files, FROM_LEFT, page.class_colours(classes),
-                                    columns=max(2, len(folders))))
+        colours = page.class_colours(classes) | page.VOID
+        blocks.append(page.pictures(f'Predictions: {protocol}', files, FROM_LEFT, colours,
+                                    columns=len(folders) if len(folders) > 1 else 0))
     return blocks

@@ -1,8 +1,7 @@
 """One table of several runs, a row a protocol, a column a model, in percent; and plots and a report of the same.
 
     python segmentation/table.py --column before results/demo/kmeans-before-embedding \\
-        --column after results/demo/kmeans-after --output results/demo \\
-        [--per-class] [--pretraining results/demo/pretrain]
+        --column after results/demo/kmeans-after --output results/demo --pretraining results/demo/pretrain
 
 Reads each run's results.json. Writes table.md, table.csv, classes.png (bars per class) and, where a run
 of K-means has it, overclustering.png (mIoU over the number of clusters). report.html joins the table, the
@@ -16,6 +15,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +28,10 @@ from segmentation.story import write_story
 from utils.arguments import ArgumentParser
 from utils.charts import class_bars, cluster_curves, to_image
 from utils.errors import UserError, run_script
+from utils.page import REPORT
 from utils.pictures import montage, save_image
 from utils.results import write_text
-from utils.run_report import CURVE, REPORT, TASKS
+from utils.run_report import CURVE, TASKS
 
 Column = dict[str, Any]  # {task: its entry in results.json}
 
@@ -51,6 +52,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--per-class', action='store_true', help='also a row a class')
     parser.add_argument('--pretraining', type=Path, nargs='+', default=[], metavar='DIR',
                         help='output directories of the pretraining, part by part, whose curves the report shows')
+    parser.add_argument('--note', default='', metavar='TEXT', help='what the columns are, shown under the title of the '
+                                                                   'report (default: nothing)')
     parser.add_argument('--pictures', type=Path, help='folder of PNGs to join into pictures.png')
     return parser.parse_args(argv)
 
@@ -162,9 +165,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     bars = {name: {column: entries[task] for column, entries in columns.items() if 'IoU' in entries.get(task, {})}
             for task, name in task_names(columns).items()}
     bars = {name: entries for name, entries in bars.items() if entries}
-    pictures = {'classes.png': to_image(class_bars(bars))} if bars else {}
+    pictures = {'classes.png': to_image(partial(class_bars, bars))} if bars else {}
     if curves := {name: column[CURVE] for name, column in columns.items() if CURVE in column}:
-        pictures['overclustering.png'] = to_image(cluster_curves(curves))
+        pictures['overclustering.png'] = to_image(partial(cluster_curves, curves))
     if args.pictures is not None:
         panels = [np.array(Image.open(path).convert('RGB')) for path in sorted(args.pictures.glob('*.png'))]
         if not panels:
@@ -175,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = [(row.protocol, row.figure, *map(cell_text, row.cells)) for row in rows_of(columns, per_class=False)]
     runs = {name: {TASKS.get(task, task): folder for task, folder in sources(folders, columns[name]).items()}
             for name, *folders in args.column}
-    write_story(args.output, text, bars, curves, runs, args.pretraining)
+    write_story(args.output, text, bars, curves, runs, args.pretraining, args.note)
     print(f'Written to {args.output}: {", ".join(["table.md", "table.csv", *pictures, REPORT])}')
 
 

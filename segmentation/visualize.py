@@ -1,7 +1,7 @@
 """Show what an embedding knows: pictures of a finished run of kmeans.py or retrieval.py, and a page of them.
 
     python segmentation/visualize.py --run results/kmeans_VOCSegmentation_supervised_saliency \\
-        [--output DIR] [--method tsne] [--images 12] [--thumbnails 150]
+        --method tsne --images 12
 
 Reads the saved prototypes and, for pixels and masks, the checkpoint and the data set of the run. Writes
 embedding.png (the three main directions of the pixel embeddings as red, green and blue), map.png (prototypes in two
@@ -14,6 +14,7 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,9 @@ from utils.arguments import ArgumentParser
 from utils.charts import to_image
 from utils.config import Config
 from utils.errors import UserError, run_script
-from utils.pictures import montage, panel, pca_colours, save_image, thumbnail
+from utils.pictures import PART, montage, panel, pca_colours, save_image, thumbnail
 from utils.runtime import pick_device, place, to_device
 
-SIDE = 200  # longer side of an image in embedding.png, pixels
 ROWS, NEIGHBOURS = 12, 5  # of neighbours.png
 TYPICAL, COLUMNS = 12, 6  # objects of a cluster, and in a row
 
@@ -88,11 +88,11 @@ def draw_embedding(model: Any, dataset: ImageSet, features: str, count: int, dev
     panels = []
     for i, colours in zip(chosen, pca_colours(np.concatenate(maps)), strict=True):
         sample = dataset.load(i)
-        image = thumbnail(sample['image'], SIDE)
+        image = thumbnail(sample['image'], PART)
         size = image.shape[1::-1]
         shown, captions = [image, cv2.resize(colours, size, interpolation=cv2.INTER_LINEAR)], ['image', 'embedding']
         if 'semseg' in sample:
-            shown.append(cv2.resize(sample['semseg'], size, interpolation=cv2.INTER_NEAREST))
+            shown.append(sample['semseg'])
             captions.append('ground truth')
         panels.append(np.array(panel(shown, captions)))
     return montage(panels, 2)
@@ -151,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     names = [saved.name(int(i)) for i in points]
     pictures = {
-        'map': to_image(draw_map(places, axes, saved.colours()[points], names, {i: crops[points[i]] for i in drawn})),
+        'map': to_image(partial(draw_map, places, axes, saved.colours()[points], names,
+                                {i: crops[points[i]] for i in drawn})),
         'embedding': draw_embedding(model, dataset, p.features, args.images, device),
         'neighbours': draw_neighbours(saved, rows, crops)}
     sheets = {k: montage([fit(crops[int(i)]) for i in found[:TYPICAL]], COLUMNS) for k, found in members.items()}
@@ -163,12 +164,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                            'blue.'),
              'neighbours': ('Nearest neighbours', 'A row an object, first, and those of other images whose prototypes '
                             'have the greatest cosine.')}
-    blocks = [page.pictures(texts[name][0], [(f'{name}.png', png(picture))], texts[name][1], columns=1)
+    blocks = [page.pictures(texts[name][0], [(f'{name}.png', png(picture))], texts[name][1])
               for name, picture in pictures.items()]
     if sheets:
         blocks.append(page.pictures('Clusters, the most typical objects first', [
-            (cluster_caption(saved, members[k], k), png(sheet)) for k, sheet in sheets.items()], columns=2))
-    page.write_page(output / 'report.html', 'What the embedding knows', str(args.run), blocks)
+            (cluster_caption(saved, members[k], k), png(sheet)) for k, sheet in sheets.items()]))
+    page.write_page(output, 'What the embedding knows', str(args.run), blocks)
     print(f'Written to {output}: report.html and {len(pictures) + len(sheets)} pictures')
 
 

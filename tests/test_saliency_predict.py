@@ -14,6 +14,7 @@ from data.files import read_image
 from saliency.predict import main
 from saliency.report import contact_sheet
 from tests.golden_inputs import photo
+from tests.test_utils_run_report import Page
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,6 +66,9 @@ def test_masks_and_report(folder, tmp_path, workers, capsys):
     assert report['left_out']['a.webp'] == 'its mask would have the name of that of a.jpg'
     assert 'left out: broken.jpg: cannot be read' in (output / 'report.txt').read_text()
     assert Image.open(output / 'contact_sheet.jpg').width > 600
+    shown = Page(output / 'report.html').text
+    for text in ('masks written', 'broken.jpg', 'no object: less than 1%', 'contact_sheet.jpg', 'unsupervised'):
+        assert text in shown, text
     assert not list(output.rglob('.*'))
     assert '8 images: 5 masks written' in capsys.readouterr().out
 

@@ -22,6 +22,7 @@ from segmentation.segmenter import FOREIGN, Segmenter, object_logits
 from tests.colours import arguments
 from tests.golden_inputs import photo
 from tests.test_data_frames import write_video
+from tests.test_utils_run_report import Page
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError, run_script
 from utils.pictures import PALETTE, legend, overlay
@@ -89,6 +90,10 @@ def test_the_images_of_kmeans_get_the_maps_of_kmeans(own: Path, tmp_path: Path, 
     assert np.abs(drawn - expected).mean() < 12  # JPEG
     assert (output / 'legend.png').is_file()
     assert Image.open(output / 'contact_sheet.png').width > 300
+    shown = Page(output / 'report.html')
+    for text in ('label maps written', 'contact_sheet.png', 'cluster_3', 'merged clusters'):
+        assert text in shown.text, text
+    assert '--ink:#{:02x}{:02x}{:02x}'.format(*PALETTE[3]) in shown.values('style')
     assert '6 images: 6 label maps written, 0 there already, 0 left out' in capsys.readouterr().out
 
 

@@ -60,10 +60,12 @@ def test_the_story_joins_figures_pictures_and_curves(columns: list[str], tmp_pat
         path = tmp_path / folder / 'visualizations' / f'of_{folder}.png'
         path.parent.mkdir()
         Image.new('RGB', (30, 20), 'red').save(path)
-    table.main([*columns, '--pretraining', str(pretraining)])
+    Image.new('RGB', (30, 20), 'red').save(tmp_path / 'c' / 'neighbours.png')
+    table.main([*columns, '--pretraining', str(pretraining), '--note', 'One is the first.'])
     shown = Page(tmp_path / 'out' / 'report.html')
     for text in ('20.00 ± 1.00', '45.68', 'Training: pretrain', 'IoU of each class: K-means', 'Over-clustering',
-                 'one: of_a', 'two: of_c', 'Predictions: Linear classifier'):
+                 'one: of_a', 'two: of_c', 'Predictions: Linear classifier', 'Results: one · two', 'One is the first.',
+                 'Nearest neighbours', 'void'):
         assert text in shown.text, text
     assert 'of_b' not in shown.text
     assert 'Predictions: Retrieval' not in shown.text  # the folder of the linear classifier, shown already
@@ -119,6 +121,7 @@ def test_label_maps_on_disk(shapes: Path, tmp_path: Path) -> None:
         fails(f' of 6 images of val have no prediction in .*{name}')
         save_label_map(np.where(truth == 255, 0, truth), tmp_path / 'maps' / f'{name}.png')
     score_predictions.main(arguments)
+    assert 'Confusion matrix: Label maps on disk' in Page(tmp_path / 'linear_finetune' / 'report.html').text
     entry = json.loads((tmp_path / 'linear_finetune' / 'results.json').read_text())['offline']
     present = np.unique(np.concatenate([truth.ravel() for truth in truths.values()]))
     assert sorted(entry['IoU'].values())[-1] == 100

@@ -3,18 +3,19 @@ import importlib
 import io
 import json
 import logging
+import shlex
 import sys
 
 import pytest
 
-from tests.test_layout import SCRIPTS
+from tests.test_layout import BENCHMARKS, SCRIPTS
 from tests.test_utils_config import SCHEMAS
 from utils.arguments import ArgumentParser
 from utils.config import add_config_arguments
 from utils.errors import UserError
 from utils.launch import add_process_arguments
 from utils.logger import duration, log_epoch, setup_logging
-from utils.schema import Kmeans
+from utils.schema import Kmeans, Pretrain
 from utils.strict_yaml import schema_keys
 
 OF_SCRIPT = {'pretrain/main.py': 'configs', 'segmentation/linear_finetune.py': 'linear_finetune',
@@ -46,6 +47,28 @@ def test_help_has_an_example_and_every_key_with_its_default(script: str, capsys,
         assert ' db_root = (must be given)' in words
 
 
+@pytest.mark.parametrize('script', sorted({*SCRIPTS, 'segmentation/table.py', *BENCHMARKS} - {
+    'benchmarks/__init__.py', 'benchmarks/experiment.py'}))
+def test_the_examples_of_the_help_are_accepted_as_they_are_written(script: str, monkeypatch) -> None:
+    module = importlib.import_module(script[:-3].replace('/', '.'))
+    parse, accepted = ArgumentParser.parse_args, []
+
+    def stop(self: ArgumentParser, argv: list[str]) -> None:
+        accepted.append(parse(self, argv))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ArgumentParser, 'parse_args', stop)
+    commands = [shlex.split(line) for line in module.__doc__.replace('\\\n', ' ').splitlines()
+                if line.startswith('    python ')]
+    assert commands
+    for command in commands:
+        assert command[:2] == ['python', script]
+        with pytest.raises(KeyboardInterrupt):
+            module.main(command[2:])
+        assert not any(mark in word for word in command for mark in ('[', ']', '...'))
+    assert len(accepted) == len(commands)
+
+
 @pytest.mark.parametrize(('given', 'said'), [
     ('--config_exp x --nprocs 2', 'unknown option --nprocs; did you mean --nproc?'),
     ('--config-expr x', 'unknown option --config-expr; did you mean --config_exp?'),
@@ -62,6 +85,21 @@ def test_an_unknown_option_suggests_the_near_one(given: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
         parser.parse_args(given.split())
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(('given', 'mend'), [
+    ('--lr', 'optimizer_kwargs.lr'), ('--epoch', 'epochs'), ('--seeds', 'seed'), ('--batch-size', 'train_batch_size'),
+    ('--size', 'augmentation_kwargs.size'), ('--ndim', 'model_kwargs.ndim'), ('--K', 'moco_kwargs.K'),
+    ('--T', 'moco_kwargs.T'), ('--num-worker', 'num_workers'), ('--resume', None), ('--learning-rate', None),
+    ('--sat', None), ('--helf', None)])
+def test_an_unknown_option_suggests_the_key_whose_last_part_is_near(given: str, mend: str | None) -> None:
+    parser = ArgumentParser('Title.')
+    add_config_arguments(parser, Pretrain)
+    add_process_arguments(parser)
+    with pytest.raises(UserError) as caught:
+        parser.parse_args(['--config_exp', 'x', given, '3'])
+    said = 'see --help.' if mend is None else f'did you mean --set {mend}=VALUE?'
+    assert str(caught.value) == f'unknown option {given}; {said}'
 
 
 def test_abbreviations_and_defaults_still_work() -> None:
@@ -82,6 +120,10 @@ def test_epoch_summaries_have_a_colour_on_a_terminal_alone(tmp_path, monkeypatch
             monkeypatch.setattr(sys, 'stdout', stream)
             setup_logging(tmp_path)
             log_epoch(1, 4, 'loss 1.5', 90)
+            log_epoch(1, 4, 'loss 1.5', 9, 0.1)
+            assert stream.getvalue().rstrip('\033[0m\n').endswith('loss 1.5, 9 s, about 3 min left')
+            log_epoch(1, 4, 'loss 1.5', 0, 0)
+            assert stream.getvalue().rstrip('\033[0m\n').endswith('loss 1.5, 0 s')
             logging.info('a line')
             shown = stream.getvalue()
             assert ('\033[1;32mEpoch 2 of 4: loss 1.5, 90 s, about 3 min left\033[0m\n' in shown) == coloured

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from utils.metrics import Mean, confusion_matrix, iou_of
-from utils.pictures import montage, panel, save_label_map, voc_palette
+from utils.pictures import CAPTION, PART, montage, panel, save_label_map, voc_palette
 from utils.results import iou_entry, log_iou, save_results
 
 
@@ -70,4 +70,8 @@ def test_panel_and_montage() -> None:
     joined = np.array(panel([image, labels], ['image', 'truth']))
     assert joined[-1, 0].tolist() == [7, 7, 7]
     assert joined[-1, -1].tolist() == [128, 0, 0]
+    labels = np.arange(2, dtype=np.uint8).repeat(250)[None].repeat(375, 0)
+    small = np.array(panel([np.zeros((375, 500, 3), np.uint8), labels], ['image', 'truth']))
+    assert small.shape[:2] == (150 + CAPTION, 2 * PART + 4)
+    assert np.unique(small[CAPTION:, PART + 4:].reshape(-1, 3), axis=0).tolist() == [[0, 0, 0], [128, 0, 0]]
     assert montage([joined] * 3, 2).size == (2 * joined.shape[1] + 8, 2 * joined.shape[0] + 8)

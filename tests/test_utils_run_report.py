@@ -4,6 +4,7 @@ import io
 import re
 import shutil
 import subprocess
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from utils import page
+from utils.charts import cluster_curves, to_svg
 from utils.history import read_history
 from utils.pictures import PALETTE
 from utils.results import save_results
@@ -66,10 +68,15 @@ def output_dir(tmp_path_factory) -> Path:
         writer.add_image('views', np.full((8, 9, 3), step, np.uint8), step, dataformats='HWC')
     writer.close()
     save_results({'kmeans': {'mIoU': 45.678, 'std': 1.5, 'IoU': {'background': 81.25, 'cat & <dog>': 12.5}},
-                  'overclustering': [{'num_clusters': 5, 'mIoU': 30.0, 'std': 1.0}]}, folder)
+                  'overclustering': [{'num_clusters': 5, 'mIoU': 30.0, 'std': 1.0}],
+                  'clusters': {'num_clusters': 2, 'sizes': [31, 17], 'silhouette': {'2': 0.5, '3': None}}}, folder)
+    (folder / 'clusters').mkdir()
+    for k in (1, 10, 2):
+        Image.new('RGB', (9, 9)).save(folder / 'clusters' / f'cluster_{k}.jpg')
     (folder / 'visualizations').mkdir()
     (folder / 'visualizations' / '<i>a.png').write_bytes(png())
     (folder / 'visualizations' / 'large.png').write_bytes(png((300, 2000)))
+    (folder / 'neighbours.png').write_bytes(png((2000, 150)))
     config = {'output_dir': str(folder), 'config_name': 'a<script>', 'moco_kwargs': {'K': 40}}
     write_run_report(config, 'Title <b>', CLASSES, {'kmeans': CONFUSION})
     return folder
@@ -81,11 +88,15 @@ def test_the_report_holds_what_the_run_left(output_dir: Path) -> None:
                  'IoU, %', 'epoch 0', 'epoch 2', 'epoch 4', 'Over-clustering', 'Confusion matrix: K-means'):
         assert text in shown.text, text
     assert 'epoch 1' not in shown.text
+    assert [shown.text.index(text) for text in ('31', '17')]
+    places = [shown.text.index(f'cluster_{k}\n') for k in (1, 2, 10)]
+    assert places == sorted(places)
+    assert 'true > its predicted' in shown.text
     styles = ' '.join(shown.values('style'))
     assert '--ink:#{:02x}{:02x}{:02x};width:12.50%'.format(*PALETTE[1]) in styles
     assert 'cat & <dog> as background: 25.00 %' in shown.values('title')
     plots = [base64.b64decode(uri.partition(',')[2]).decode() for uri in shown.values('srcset')]
-    assert len(plots) == 1 + 5  # over-clustering; losses in one, and four others
+    assert len(plots) == 1 + 1 + 5  # over-clustering; silhouettes; losses in one, and four others
     assert all('<svg' in plot for plot in plots)
 
 
@@ -98,8 +109,8 @@ def test_the_report_needs_nothing_else(output_dir: Path) -> None:
         assert all(value.startswith('data:') for value in shown.values(name))
     assert not re.search(r'https?:|url\(|@import', path.read_text())
     large = [uri for uri in shown.values('src') if uri.startswith('data:image/jpeg')]
-    assert len(large) == 1
-    assert Image.open(io.BytesIO(base64.b64decode(large[0].partition(',')[2]))).size == (1400, 210)
+    sizes = [Image.open(io.BytesIO(base64.b64decode(uri.partition(',')[2]))).size for uri in large]
+    assert [size for size in sizes if size != (9, 9)] == [(1400, 210), (150, 2000)]  # too wide a one is made smaller, a tall one scrolls
 
 
 def test_a_run_without_anything_has_its_config(tmp_path: Path) -> None:
@@ -120,11 +131,18 @@ def test_steps_that_were_done_again_count_once_and_the_latest_time(tmp_path: Pat
 
 def test_bars_of_several_columns(tmp_path: Path) -> None:
     block = page.bars('IoU', {'before': {'background': 10.0}, 'after': {'background': 20.0, 'fish': 5.0}}, CLASSES)
-    page.write_page(tmp_path / 'page.html', 'Story', '', [block])
-    shown = Page(tmp_path / 'page.html')
+    shown = Page(page.write_page(tmp_path, 'Story', '', [block]))
     assert [row['values'] for row in block['rows']] == [[10.0, 20.0], [None, 5.0]]
     assert 'before' in shown.text
     assert '–' in shown.text
+
+
+def test_curves_of_many_columns_are_seen_on_a_dark_page() -> None:
+    curves = {str(i): [{'num_clusters': 5, 'mIoU': i}, {'num_clusters': 9, 'mIoU': i + 1}] for i in range(8)}
+    light, dark = (to_svg(partial(cluster_curves, curves), theme) for theme in ('light', 'dark'))
+    assert 'stroke: #0072b2' in light
+    assert 'stroke: #56b4e9' in dark
+    assert '#000000' not in dark
 
 
 def browse(page_file: Path, profile: Path, *options: str) -> subprocess.CompletedProcess:

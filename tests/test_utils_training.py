@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -158,7 +159,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_ctrl_c_saves_the_first(r
     assert 'Traceback' not in printed
     state = load_checkpoint(checkpoint)
     assert (0, 0) < (state['epoch'], state['step']) < (2000, 0)
-    assert f'epoch {state["epoch"]} step {state["step"]}/3' in printed.splitlines()[-2]
+    assert f'epoch {state["epoch"] + 1} step {state["step"]}/3' in printed.splitlines()[-2]
 
 
 def test_an_error_in_a_loader_worker_ends_the_run(runner: Runner, shapes: Path) -> None:
@@ -219,7 +220,7 @@ class Small:
 
     def __init__(self, folder: Path, checkpoint_every: int = 0, log_every: int = 4) -> None:
         torch.manual_seed(0)
-        self.path, self.calls = folder / 'checkpoint.pth.tar', 0
+        self.path, self.calls, self.losses = folder / 'checkpoint.pth.tar', 0, []
         self.model = nn.Linear(3, 1)
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1, momentum=0.9)
         sampler = SeededSampler(2 * STEPS, 0)
@@ -235,6 +236,7 @@ class Small:
         def compute(batch: dict) -> dict[str, Tensor]:
             self.calls += 1
             loss = (nn.functional.dropout(self.model(batch['x'])) - 1).square().mean()
+            self.losses.append(float(loss.detach()))
             return {'loss': event(loss) if self.calls == at else loss}
         return self.trainer.train_one_epoch(compute)
 
@@ -249,6 +251,7 @@ def test_a_signal_lets_the_step_end_and_be_saved(tmp_path: Path) -> None:
     with whole.trainer:
         means = [whole.train(), (whole.trainer.finish_epoch(), whole.train())[1]]
         whole.trainer.finish_epoch()
+    assert means[0]['loss'] == pytest.approx(np.mean(whole.losses[:STEPS]))
     parts, handler = Small(tmp_path / 'parts'), signal.getsignal(signal.SIGTERM)
     with pytest.raises(StoppedError, match='stopped by SIGTERM'), parts.trainer:
         parts.train(3, signalled)
@@ -256,8 +259,8 @@ def test_a_signal_lets_the_step_end_and_be_saved(tmp_path: Path) -> None:
     parts = Small(tmp_path / 'parts')
     assert (parts.trainer.epoch, parts.trainer.step) == (0, 3)
     with parts.trainer:
-        assert parts.train() == means[0]  # of the window of the log that the signal fell into
-        assert parts.calls == STEPS - 3
+        assert parts.train() == means[0]
+        assert (parts.calls, parts.trainer.share) == (STEPS - 3, 0.5)
         parts.trainer.finish_epoch(best=1)
     with pytest.raises(StoppedError, match='stopped by SIGTERM'), parts.trainer:
         parts.train(2 * STEPS - 3, signalled)
@@ -305,7 +308,7 @@ def test_a_loss_that_is_not_finite_names_step_and_images_and_is_not_saved(tmp_pa
     small = Small(tmp_path, checkpoint_every)
     good = f'{small.path} is the last good checkpoint' if checkpoint_every else 'there is no checkpoint yet'
     images = [name for (name, _) in small.trainer.sampler][4:6]
-    with pytest.raises(UserError, match=f'the loss is nan at epoch 0, step 3, images image{images[0]}, '
+    with pytest.raises(UserError, match=f'the loss is nan at epoch 1, step 3, images image{images[0]}, '
                                         f'image{images[1]}; {good}'), small.trainer:
         small.train(3, lambda loss: loss * math.nan)
     assert [load_checkpoint(path)['step'] for path in tmp_path.glob('*.tar')] == [2] * bool(checkpoint_every)

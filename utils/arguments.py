@@ -14,6 +14,7 @@ from utils.schema import Env
 from utils.strict_yaml import Key, schema_keys
 
 WIDTH = 110  # of the list of config keys, characters
+NEAR = 0.75  # likeness of an unknown option and what is suggested for it, 0..1
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -57,14 +58,26 @@ class ArgumentParser(argparse.ArgumentParser):
             name, equals, _ = word.partition('=')
             option = name.startswith('--') and name != '--'
             if option and not any(other.startswith(name) for other in known):
-                key = name.lstrip('-').replace('-', '_')
-                near = get_close_matches(name.replace('-', '_'), [other.replace('-', '_') for other in known], 1)
-                match = next((other for other in known if near and other.replace('-', '_') == near[0]), None)
-                mend = f'--set {key}=VALUE' if key in self.config_keys else match
+                mend = self._near(name)
                 raise UserError(f'unknown option {name}; ' + (f'did you mean {mend}?' if mend else 'see --help.'))
             if equals and name in self.config_keys and message.startswith('unrecognized arguments'):
                 raise UserError(f'{word} is a config key; write --set {word}.')
         raise UserError(f'{message}; see --help.')
+
+    def _near(self, name: str) -> str | None:
+        """The option or the config key, whole or its last part, that an unknown option is most like; None for none."""
+        mends = {}
+        for key in reversed(self.config_keys):  # of several with one last part the first counts
+            mends[key.rpartition('.')[2].lower()] = f'--set {key}=VALUE'
+        mends |= {key.lower(): f'--set {key}=VALUE' for key in self.config_keys}
+        mends |= {_bare(option): option for option in self._option_string_actions
+                  if option.startswith('--') and option not in ('--help', '--set')}
+        near = get_close_matches(_bare(name), mends, 1, NEAR)
+        return mends[near[0]] if near else None
+
+
+def _bare(option: str) -> str:
+    return option.lstrip('-').replace('-', '_').lower()
 
 
 def describe_keys(keys: dict[str, Key]) -> list[str]:

@@ -21,19 +21,21 @@ HATCHES = ('', '//', '..', 'xx')
 LINE_STYLES = ('-', '--', ':', '-.')
 # of plots on the pages of utils.page; on the dark one lighter colours come first
 TEXT = {'light': '#1f2328', 'dark': '#e6e9ee'}
-LINES = {'light': COLOURS[:4], 'dark': ('#56B4E9', '#E69F00', '#2CC295', '#CC79A7')}
+LINES = {'light': COLOURS[:6], 'dark': ('#56B4E9', '#E69F00', '#2CC295', '#CC79A7', '#F0E442', '#D55E00')}
 Points = Sequence[tuple[float, float]]
 
 
 def class_bars(tasks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
-    """Bars of the IoU of each class, a panel a task.
+    """Bars of the IoU of each class, a panel a task, and one legend above all.
 
     Args:
         tasks: {title: {column: entry}}; an entry holds 'IoU' {class: percent} and may hold 'IoU_std'.
             A class that a column lacks has no bar.
     """
     most = max(len(_classes(columns)) for columns in tasks.values())
-    figure = Figure(figsize=(2 + 0.55 * most, 3.6 * len(tasks)), layout='constrained')
+    inks = {column: i for i, column in enumerate(dict.fromkeys(name for columns in tasks.values() for name in columns))}
+    inches = max(5, 2 + 0.55 * most)
+    figure = Figure(figsize=(inches, 3.6 * len(tasks)), layout='constrained')
     for axes, (title, columns) in zip(figure.subplots(len(tasks), squeeze=False)[:, 0], tasks.items(), strict=True):
         names = _classes(columns)
         width = 0.8 / len(columns)
@@ -41,8 +43,9 @@ def class_bars(tasks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
             places = np.arange(len(names)) + (i - (len(columns) - 1) / 2) * width
             heights = [entry['IoU'].get(name, np.nan) for name in names]
             spread = entry.get('IoU_std')
-            axes.bar(places, heights, width, label=column, color=COLOURS[i % len(COLOURS)], edgecolor='white',
-                     linewidth=0.3, hatch=HATCHES[i // len(COLOURS) % len(HATCHES)], capsize=1.5,
+            axes.bar(places, heights, width, label=column, color=COLOURS[inks[column] % len(COLOURS)],
+                     edgecolor='white', linewidth=0.3, capsize=1.5,
+                     hatch=HATCHES[inks[column] // len(COLOURS) % len(HATCHES)],
                      yerr=None if spread is None else [spread.get(name, 0) for name in names],
                      error_kw={'elinewidth': 0.7})
         axes.set_xticks(np.arange(len(names)), names, rotation=45, ha='right')
@@ -50,6 +53,10 @@ def class_bars(tasks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
         axes.set_ylabel('IoU, %')
         axes.set_ylim(0, 100)
         _finish(axes, title)
+        axes.get_legend().remove()  # it would hide bars
+    handles = {name: bar for axes in figure.axes for bar, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    in_a_row = max(1, int(11 * inches / (8 + max(map(len, handles)))))  # about 11 letters an inch
+    figure.legend(handles.values(), handles, loc='outside upper center', ncols=in_a_row, fontsize='small')
     return figure
 
 
@@ -65,7 +72,7 @@ def cluster_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figur
         ordered = sorted(points, key=lambda point: point['num_clusters'])
         axes.errorbar([point['num_clusters'] for point in ordered], [point['mIoU'] for point in ordered],
                       [point.get('std', 0) for point in ordered], label=column, capsize=3,
-                      color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)])
+                      marker=MARKERS[i % len(MARKERS)])
     axes.set_xlabel('number of clusters')
     axes.set_ylabel('mIoU, %')
     axes.set_ylim(bottom=0)
@@ -128,8 +135,14 @@ def _finish(axes: Axes, title: str) -> None:
     axes.legend(fontsize='small')
 
 
-def to_image(figure: Figure) -> Image.Image:
-    """The plot as a picture, 120 pixels an inch."""
+def to_image(draw: Callable[[], Figure]) -> Image.Image:
+    """A plot as a picture, 120 pixels an inch.
+
+    Args:
+        draw: makes the plot.
+    """
+    with mpl.rc_context({'axes.prop_cycle': cycler(color=COLOURS)}):
+        figure = draw()
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(120)
     canvas.draw()

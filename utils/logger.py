@@ -22,17 +22,18 @@ def paint(text: str, stream: TextIO, colour: int = 32) -> str:
     return f'\033[1;{colour}m{text}\033[0m' if stream.isatty() and not os.environ.get('NO_COLOR') else text
 
 
-def log_epoch(epoch: int, epochs: int, figures: str, seconds: float) -> None:
+def log_epoch(epoch: int, epochs: int, figures: str, seconds: float, share: float = 1.0) -> None:
     """One line that sums an epoch up, in colour on a terminal.
 
     Args:
         epoch: from 0.
         figures: 'loss 1.2, lr 0.004'.
         seconds: that it took.
+        share: of the epoch that was done in this time: less than 1 after a start within it.
     """
-    left = duration(seconds * (epochs - epoch - 1))
+    left = duration(seconds / share * (epochs - epoch - 1)) if share else ''
     log.info('Epoch %d of %d: %s, %s%s', epoch + 1, epochs, figures, duration(seconds),
-             f', about {left} left' if epoch + 1 < epochs else '', extra={'summary': True})
+             f', about {left} left' if left and epoch + 1 < epochs else '', extra={'summary': True})
 
 
 def duration(seconds: float) -> str:

@@ -50,6 +50,12 @@ class Mean:
             self.sums[name] = self.sums[name] + detached if name in self.sums else detached
         self.count += 1
 
+    def add(self, other: Mean) -> None:
+        """Add the steps of another."""
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.count += other.count
+
     def read(self) -> dict[str, float]:
         """The means since the last reset."""
         if not self.sums:

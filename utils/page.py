@@ -17,9 +17,11 @@ from utils.results import write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+REPORT = 'report.html'  # name of every page
 Block = dict[str, Any]  # 'kind', which names a macro of page.html, 'title', and what that macro shows
-SMALL, WIDEST = 50_000, 1400  # bytes of a picture that is taken as it is; pixels of the longer side of any other
+SMALL, WIDEST = 50_000, 1400  # bytes of a picture that is taken as it is; width of any other, pixels
 GREY = '#8a8f98'
+VOID = {'void': '#{:02x}{:02x}{:02x}'.format(*PALETTE[255])}  # name and colour of pixels that do not count
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -27,20 +29,20 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def picture_uri(png: bytes) -> str:
-    """A PNG or JPEG file as a data URI; a big one as a JPEG of at most 1,400 pixels."""
+    """A PNG or JPEG file as a data URI; a big one as a JPEG, at most 1,400 pixels wide."""
     image: Image.Image = Image.open(io.BytesIO(png))
     if len(png) <= SMALL:
         return data_uri(png, str(image.format).lower())
     small = io.BytesIO()
     image = image.convert('RGB')
-    image.thumbnail((WIDEST, WIDEST))
+    image.thumbnail((WIDEST, 10 * WIDEST))
     image.save(small, 'JPEG', quality=85)
     return data_uri(small.getvalue(), 'jpeg')
 
 
 def class_colours(classes: Sequence[str]) -> dict[str, str]:
-    """{class: '#rrggbb'} of the VOC palette."""
-    return {name: '#{:02x}{:02x}{:02x}'.format(*PALETTE[i % 256]) for i, name in enumerate(classes)}
+    """{class: '#rrggbb'} of the VOC palette; of classes of one name that of the first."""
+    return {name: '#{:02x}{:02x}{:02x}'.format(*PALETTE[classes.index(name) % 256]) for name in classes}
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], note: str = '',
@@ -81,27 +83,30 @@ def plots(title: str, draws: Sequence[Callable[[], Figure]], note: str = '') -> 
 
 
 def pictures(title: str, files: Sequence[tuple[str, bytes]], note: str = '', colours: Mapping[str, str] | None = None,
-             columns: int = 3) -> Block:
-    """Pictures under their captions.
+             columns: int = 0) -> Block:
+    """Pictures above their captions, in their own size, so that letters in them stay legible.
 
     Args:
         files: (caption, PNG or JPEG file).
         colours: {name: '#rrggbb'} of a legend.
-        columns: pictures in a row, where the screen is wide enough for them.
+        columns: pictures in a row, where the screen is wide enough for them; 0: as many as fit.
     """
     shown = [{'caption': caption, 'uri': picture_uri(content)} for caption, content in files]
     return {'kind': 'pictures', 'title': title, 'pictures': shown, 'note': note, 'colours': dict(colours or {}),
             'columns': columns}
 
 
-def write_page(path: Path, title: str, lead: str, blocks: Sequence[Block]) -> Path:
-    """Write the page, whole or not at all; all text is escaped.
+def write_page(folder: Path, title: str, lead: str, blocks: Sequence[Block]) -> Path:
+    """Write report.html into a folder, whole or not at all; all text is escaped.
 
     Args:
         lead: the line below the title.
+
+    Returns:
+        its path.
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True, undefined=StrictUndefined)
     page = environment.get_template('page.html').render(title=title, lead=lead, blocks=blocks)
-    write_text(path, page.lstrip())
-    return path
+    write_text(folder / REPORT, page.lstrip())
+    return folder / REPORT

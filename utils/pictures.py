@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 CAPTION = 18  # height of a caption, pixels
+PART = 200  # longer side of an image in a panel at most, pixels: four and their captions fit a screen
 
 
 def voc_palette(size: int = 256) -> np.ndarray:
@@ -41,13 +42,14 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def panel(images: Sequence[np.ndarray], captions: Sequence[str], gap: int = 4) -> Image.Image:
-    """Images of one height side by side under their captions.
+    """Images of one size side by side under their captions, large ones made smaller.
 
     Args:
-        images: each (H, W, 3) uint8, or (H, W) class ids, drawn in the VOC palette.
+        images: each (H, W, 3) uint8, or (H, W) uint8 class ids, drawn in the VOC palette.
         captions: one an image.
     """
-    coloured = [PALETTE[image] if image.ndim == 2 else image for image in images]
+    small = [thumbnail(image, PART) for image in images]
+    coloured = [PALETTE[image] if image.ndim == 2 else image for image in small]
     height = max(image.shape[0] for image in coloured)
     width = sum(image.shape[1] for image in coloured) + gap * (len(coloured) - 1)
     canvas = Image.new('RGB', (width, height + CAPTION), 'white')
@@ -106,10 +108,11 @@ def pca_colours(maps: np.ndarray) -> np.ndarray:
 
 
 def thumbnail(image: np.ndarray, side: int) -> np.ndarray:
-    """An image (H, W, 3) uint8 made smaller so that its longer side is at most ``side``."""
+    """An image (H, W, 3) or label map (H, W), uint8, made smaller so that its longer side is at most ``side``."""
     scale = side / max(image.shape[:2])
     size = [max(1, round(scale * length)) for length in image.shape[1::-1]]
-    return image if scale >= 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    by = cv2.INTER_NEAREST if image.ndim == 2 else cv2.INTER_AREA
+    return image if scale >= 1 else cv2.resize(image, size, interpolation=by)
 
 
 def legend(classes: Sequence[str], columns: int = 4) -> Image.Image:

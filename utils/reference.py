@@ -50,8 +50,8 @@ def reference() -> str:
     for page in PAGES:
         lines += ['', f'## {(page.__doc__ or "").strip() if page is not schema.Env else "configs/env.yml"}', '',
                   '| key | values | default | |', '|---|---|---|---|']
-        lines += ['| ' + ' | '.join((f'`{key}`', values, default, text.replace('|', '\\|'))) + ' |'
-                  for key, values, default, text in rows(page)]
+        lines += ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in (f'`{key}`', *rest)) + ' |'
+                  for key, *rest in rows(page)]
     return '\n'.join(lines) + '\n'
 
 

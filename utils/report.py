@@ -1,14 +1,17 @@
-"""What came of a folder of images: report.json and report.txt beside the results."""
+"""What came of a folder of images: report.json, report.txt and report.html beside the results."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from utils import page
 from utils.errors import UserError
 from utils.results import write_text
 
 REPORT = 'report.json'
+NAMED = 50  # images left out that the page names
 
 
 def check_settings(output: Path, settings: dict[str, Any]) -> None:
@@ -33,13 +36,15 @@ def check_settings(output: Path, settings: dict[str, Any]) -> None:
 
 
 def write_report(output: Path, settings: dict[str, Any], what: str, images: int, written: int, existing: int,
-                 left_out: dict[str, str]) -> str:
-    """Write report.json and report.txt.
+                 left_out: dict[str, str], sheet: str, classes: Sequence[str] = ()) -> str:
+    """Write report.json, report.txt and report.html.
 
     Args:
         what: is made of each image: 'masks'.
         images, written, existing: how many images were found, masks written now, masks there already.
         left_out: image -> why it has no mask.
+        sheet: name of the contact sheet in ``output``, shown if it is there.
+        classes: names of the labels whose colours it has.
 
     Returns:
         the text of report.txt.
@@ -50,4 +55,20 @@ def write_report(output: Path, settings: dict[str, Any], what: str, images: int,
     lines += [f'left out: {name}: {reason}' for name, reason in sorted(left_out.items())]
     text = '\n'.join(lines) + '\n'
     write_text(output / 'report.txt', text)
+    _write_page(output, settings, what, counts, output / sheet, classes)
     return text
+
+
+def _write_page(output: Path, settings: dict[str, Any], what: str, counts: dict[str, Any], sheet: Path,
+                classes: Sequence[str]) -> None:
+    left_out = sorted(counts['left_out'].items())
+    numbers = [(name.replace('_', ' '), str(value)) for name, value in counts.items() if name != 'left_out']
+    blocks = [page.table('Images', (), [*numbers, ('left out', str(len(left_out)))])]
+    if left_out:
+        blocks.append(page.table('Left out', ('image', 'why'), left_out[:NAMED], '' if len(left_out) <= NAMED else
+                                 f'The first {NAMED} of {len(left_out)}; report.txt names all.'))
+    if sheet.is_file():
+        blocks.append(page.pictures('Contact sheet', [(sheet.name, sheet.read_bytes())],
+                                    colours=page.class_colours(classes)))
+    shown = [(name, json.dumps(value, ensure_ascii=False)) for name, value in settings.items()]
+    page.write_page(output, what.capitalize(), str(output), [*blocks, page.table('Settings', (), shown, folded=True)])

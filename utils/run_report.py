@@ -17,12 +17,11 @@ from utils.config import flat
 from utils.history import History, read_history
 
 log = logging.getLogger(__name__)
-REPORT = 'report.html'
 TASKS = {'linear': 'Linear classifier', 'linear_crf': 'Linear classifier + CRF', 'finetuned': 'Fine-tuned',
          'finetuned_crf': 'Fine-tuned + CRF', 'kmeans': 'K-means', 'retrieval': 'Retrieval',
          'offline': 'Label maps on disk', 'saliency': 'Masks', 'clusters': 'Clusters'}  # others under their own names
 CURVE = 'overclustering'  # a list of {num_clusters, mIoU, std, ...}
-# title, x, y, scalars of one plot; of steps, or of epochs, which are counted from 0 in the record
+# title, x, y, scalars of one plot
 STEP, EPOCH = 'step', 'epoch'
 PLOTS = (('Losses', STEP, 'loss', ('train/loss', 'train/contrastive', 'train/saliency')),
          ('Accuracy of the contrast', STEP, 'share of foreground pixels', ('train/accuracy',)),
@@ -33,7 +32,7 @@ PLOTS = (('Losses', STEP, 'loss', ('train/loss', 'train/contrastive', 'train/sal
          ('Validation', EPOCH, '%', ('val/miou', 'val/mIoU', 'val/maxF')),
          ('Validation: mean absolute error', EPOCH, '%', ('val/MAE',)),
          ('K-means on a labelled subset', EPOCH, 'mIoU, %', ('probe/mIoU',)))
-PREDICTIONS = 'visualizations'
+PREDICTIONS, NEIGHBOURS = 'visualizations', 'neighbours.png'
 FROM_LEFT = ('From left to right: image, ground truth, prediction, and after a CRF, if there is one. '
              'K-means: the first run.')
 SHOWN = 3  # of the pictures that were taken over training: the first, the last and the one in between
@@ -60,7 +59,7 @@ def write_run_report(config: Mapping[str, Any], title: str, classes: Sequence[st
               *curve_blocks(history), *training_pictures(history), *prediction_pictures(output_dir, classes),
               config_block(config)]
     lead = f'{config["config_name"]} · {time.strftime("%Y-%m-%d %H:%M")} · PyTorch {torch.__version__}'
-    log.info('Report: %s', page.write_page(output_dir / REPORT, title, lead, blocks))
+    log.info('Report: %s', page.write_page(output_dir, title, lead, blocks))
 
 
 def config_block(config: Mapping[str, Any]) -> page.Block:
@@ -84,6 +83,7 @@ def result_blocks(results: Mapping[str, Any], classes: Sequence[str]) -> list[pa
                 spread = '' if deviation is None else f' ± {deviation:.2f}'
                 rows.append((TASKS.get(task, task), name, (f'{value:.2f}' if isinstance(value, float) else str(value))
                              + spread))
+        blocks += cluster_blocks(entry)
         if 'IoU' in entry:
             blocks.append(page.bars(f'IoU of each class: {TASKS.get(task, task)}', {task: entry['IoU']}, classes))
     if rows:
@@ -92,14 +92,26 @@ def result_blocks(results: Mapping[str, Any], classes: Sequence[str]) -> list[pa
     return blocks
 
 
+def cluster_blocks(entry: Mapping[str, Any]) -> list[page.Block]:
+    """Silhouettes and sizes of clusters that were found without ground truth, if the entry holds them."""
+    blocks = []
+    values = [(int(k), value) for k, value in entry.get('silhouette', {}).items() if value is not None]
+    if values:
+        from utils.charts import training_curves
+        blocks.append(page.plots('Silhouette', [partial(training_curves, 'Silhouette', 'number of clusters',
+                                                        'mean silhouette, -1 to 1', {'silhouette': sorted(values)})]))
+    if 'sizes' in entry:
+        blocks.append(page.table('Objects in each cluster', ('cluster', 'objects'), [
+            (str(k), str(size)) for k, size in enumerate(entry['sizes'], 1)]))
+    return blocks
+
+
 def curve_blocks(history: History) -> list[page.Block]:
     """The curves of training that there are."""
     from utils.charts import training_curves
     draws = []
     for title, x, y, names in PLOTS:
-        first = 1 if x == EPOCH else 0
-        curves = {name.rpartition('/')[2]: [(step + first, value) for step, value in history.scalars[name]]
-                  for name in names if name in history.scalars}
+        curves = {name.rpartition('/')[2]: history.scalars[name] for name in names if name in history.scalars}
         if curves:
             draws.append(partial(training_curves, title, x, y, curves))
     return [page.plots('Training', draws)] if draws else []
@@ -116,8 +128,7 @@ def training_pictures(history: History) -> list[page.Block]:
         taken = history.pictures.get(name, [])
         chosen = [taken[i] for i in sorted({round(i) for i in np.linspace(0, len(taken) - 1, SHOWN)})] if taken else []
         if chosen:
-            blocks.append(page.pictures(title, [(f'{caption} {step}', png) for step, png in chosen], text,
-                                        columns=1))
+            blocks.append(page.pictures(title, [(f'{caption} {step}', png) for step, png in chosen], text))
     return blocks
 
 
@@ -127,9 +138,18 @@ def prediction_pictures(output_dir: Path, classes: Sequence[str]) -> list[page.B
     drawn = sorted((output_dir / PREDICTIONS).glob('*.png'))
     if drawn:
         blocks.append(page.pictures('Predictions', [(path.stem, path.read_bytes()) for path in drawn], FROM_LEFT,
-                                    page.class_colours(classes)))
-    for title, pattern in (('Clusters', 'clusters/*.jpg'), ('Nearest neighbours', 'neighbours.png')):
-        found = sorted(output_dir.glob(pattern))
-        if found:
-            blocks.append(page.pictures(title, [(path.stem, path.read_bytes()) for path in found], columns=1))
+                                    page.class_colours(classes) | page.VOID))
+    sheets = sorted((output_dir / 'clusters').glob('cluster_*.jpg'), key=lambda path: int(path.stem.rpartition('_')[2]))
+    if sheets:
+        blocks.append(page.pictures('Clusters', [(path.stem, path.read_bytes()) for path in sheets],
+                                    'The most typical objects of each cluster, in colour.'))
+    if (output_dir / NEIGHBOURS).is_file():
+        blocks.append(neighbour_block({NEIGHBOURS: output_dir / NEIGHBOURS}))
     return blocks
+
+
+def neighbour_block(sheets: Mapping[str, Path]) -> page.Block:
+    """The sheets that retrieval.py left, each under its caption."""
+    return page.pictures('Nearest neighbours', [(caption, sheet.read_bytes()) for caption, sheet in sheets.items()],
+                         'A row an object: first its crop, outlined in yellow, under its true > its predicted class; '
+                         'then the images of the nearest objects in the memory, under their classes.')

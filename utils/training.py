@@ -59,8 +59,10 @@ class Trainer:
         if len(set(found)) > 1:
             raise UserError(f'the processes found different checkpoints at {path} (epoch and step '
                             f'{name_some(sorted(set(found)))}); output_dir must be one folder that all machines share.')
-        self.recent = Mean()  # since the last line of the log
+        self.recent, self.whole = Mean(), Mean()  # since the last line of the log; of the epoch up to there
         self.recent.sums, self.recent.count = state.get('recent', ({}, 0))
+        self.whole.sums, self.whole.count = state.get('whole', ({}, 0))
+        self.share = 1.0  # of the epoch's steps, what this process did itself, and not an earlier start of the run
         self._unchecked: list[tuple[int, Sequence[str], Tensor]] = []  # step, images, loss
         self._signal: int | None = None
 
@@ -91,7 +93,7 @@ class Trainer:
             statistics: what else is written for TensorBoard at each line of the log, by its name there.
 
         Returns:
-            the means of the last steps that were logged.
+            the means of the epoch's steps.
 
         Raises:
             UserError: the loss is not finite, or the checkpoint cannot be written.
@@ -100,9 +102,10 @@ class Trainer:
         batch = self.loader.batch_size or 1
         self.sampler.epoch, self.sampler.start = self.epoch, self.step * batch * distributed.world_size()
         steps = self.step + len(self.loader)
+        self.share = len(self.loader) / steps
         with starting_workers():
             batches = iter(self.loader)
-        for images in progress(batches, f'epoch {self.epoch}', steps, self.step):
+        for images in progress(batches, f'epoch {self.epoch + 1}', steps, self.step):
             losses = compute_losses(images)
             self.precision.step(losses['loss'], self.optimizer)
             self.step += 1
@@ -116,7 +119,7 @@ class Trainer:
                 self.save()
             if asked:
                 stop(self._signal)
-        return self.recent.read()
+        return self.whole.read()
 
     def _log(self, steps: int, statistics: Callable[[], dict[str, float]]) -> None:
         self._check()
@@ -124,10 +127,10 @@ class Trainer:
         if distributed.is_main():
             for name, value in {**{f'train/{name}': value for name, value in means.items()}, **statistics()}.items():
                 self.writer.add_scalar(name, value, self.epoch * steps + self.step)
-        log.info('epoch %d step %d/%d  %s', self.epoch, self.step, steps,
+        log.info('epoch %d step %d/%d  %s', self.epoch + 1, self.step, steps,
                  '  '.join(f'{name} {value:.4f}' for name, value in means.items()))
-        if self.step < steps:
-            self.recent.reset()
+        self.whole.add(self.recent)
+        self.recent.reset()
 
     def _check(self) -> None:
         """Read the losses since the last check, the one time that the device is waited for.
@@ -143,22 +146,23 @@ class Trainer:
         if found:
             step, value, ids = min(found)
             good = (f'{self.path} is the last good checkpoint' if self.path.is_file() else 'there is no checkpoint yet')
-            raise UserError(f'the loss is {value} at epoch {self.epoch}, step {step}, images {name_some(ids, 16)}; '
-                            f'{good}: look at these images, or lower optimizer_kwargs.lr in another output_dir.')
+            raise UserError(f'the loss is {value} at epoch {self.epoch + 1}, step {step}, images '
+                            f'{name_some(ids, 16)}; {good}: look at these images, or lower '
+                            'optimizer_kwargs.lr in another output_dir.')
 
     def finish_epoch(self, **extra: Any) -> None:
         """Count the epoch as done, and save; ``extra`` replaces entries of ``self.extra``."""
         self.extra.update(extra)
         self.epoch, self.step = self.epoch + 1, 0
-        self.recent.reset()
+        self.whole.reset()
         self.save()
 
     def save(self) -> None:
         """Write the checkpoint, and the scalars up to it."""
         self.writer.flush()
         save_training(self.path, self.model, self.optimizer, self.config, epoch=self.epoch, step=self.step,
-                      recent=(self.recent.sums, self.recent.count), extra=self.extra,
-                      scaler=self.precision.scaler.state_dict())
+                      recent=(self.recent.sums, self.recent.count), whole=(self.whole.sums, self.whole.count),
+                      extra=self.extra, scaler=self.precision.scaler.state_dict())
         distributed.barrier()  # nobody leaves while it is being written
 
     @contextmanager
