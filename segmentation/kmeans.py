@@ -25,7 +25,7 @@ import logging
 import numpy as np
 from torch.utils.data import DataLoader
 
-from data.build import evaluation_loader, has_ground_truth, unlabelled_loader
+from data.build import evaluation_loader, has_ground_truth, identity, unlabelled_loader
 from data.folder import ImageSet
 from models.build import build_prototype_model
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel
@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p = load_config(args.config_env, args.config_exp, Kmeans, args.overrides)
     if start_processes(args.nproc, p.device, __file__, argv):
         return
-    device = prepare(p)
+    device = prepare(p, identity(p, p.val_db_name))
 
     labelled = has_ground_truth(p, p.val_db_name)
     from_network = p.saliency == 'network'

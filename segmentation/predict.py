@@ -1,6 +1,6 @@
 """Segment images: label maps, overlays and a legend.
 
-    python segmentation/predict.py --images photos --output segmented --model results/own_images/kmeans/clusters.pth.tar
+    python segmentation/predict.py --images NEW --output segmented --model photos/results/kmeans/clusters.pth.tar
     python segmentation/predict.py --images film.mp4 --output segmented --model PATH/best_model.pth.tar \\
         [--crf-postprocess]
 

@@ -196,3 +196,8 @@ def test_probe_sees_what_reading_sees(tmp_path: Path) -> None:
     for name, options in (('a.jpg', {'exif': exif}), ('b.png', {}), ('c.webp', {})):
         path = write(tmp_path, name, size=(33, 51), **options)
         assert probe_image(path) == read_image(path).shape[:2]
+
+
+def test_the_folder_says_which_run_it_is(root: Path, shapes: Path) -> None:
+    assert build.identity(EasyDict(db_root=str(root)), '.') == ('db_root',)
+    assert build.identity(EasyDict(db_root=str(shapes.parent)), shapes.name) == ()  # told by its name, may move

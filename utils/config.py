@@ -211,11 +211,12 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
 ]
 
 
-def save_config(config: Mapping[str, Any], output_dir: str | Path) -> Path:
+def save_config(config: Mapping[str, Any], output_dir: str | Path, identity: Sequence[str] = ()) -> Path:
     """Write ``config.yml`` in output_dir, or make sure that the one there says the same.
 
     A folder that holds nothing but a config and a log, of a start that failed, takes the new config.
-    Keys of ``IGNORED`` may differ; the file stays as it was first written. Call it in one process only.
+    Keys of ``IGNORED`` but not of ``identity`` may differ; the file stays as it was first written. Call it in one
+    process only.
 
     Raises:
         UserError: results made with another config are there; the message shows the differing keys.
@@ -233,11 +234,12 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path) -> Path:
         before, after = flat(old), flat(new)
         changes = [f'{name}: {_text(before.get(name, "absent"))} -> {_text(after.get(name, "absent"))}'
                    for name in dict.fromkeys((*after, *before))
-                   if name not in IGNORED
+                   if (name not in IGNORED or name in identity)
                    and (name in before, _text(before.get(name))) != (name in after, _text(after.get(name)))]
         if changes:
+            other = 'root_dir' if 'db_root' in identity else 'output_dir'  # the steps on a folder share its root_dir
             raise UserError(f'{output_dir} holds results of another config ({name_some(changes, 20)}); '
-                            'choose another output_dir (--set output_dir=...) or delete the folder.')
+                            f'choose another {other} (--set {other}=...) or delete the folder.')
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f'.config.yml.{os.getpid()}')
