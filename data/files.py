@@ -2,18 +2,23 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from utils.errors import UserError
 from utils.pictures import save_image
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError)
+TURN = Image.Transpose
+ORIENTATION = 0x0112  # the EXIF tag, and what makes an image upright for each of its values
+UPRIGHT = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE, 6: TURN.ROTATE_270,
+           7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
+TURNED = (5, 6, 7, 8)  # these exchange width and height
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, Image.DecompressionBombError)
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -88,7 +93,8 @@ def read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as file:
             file.load()
-            image = ImageOps.exif_transpose(file)
+            turn = UPRIGHT.get(file.getexif().get(ORIENTATION))
+            image = file if turn is None else file.transpose(turn)  # PIL's own also rewrites the EXIF, which may fail
             if image.mode.startswith('I') or image.mode == 'F':  # deep grey: PIL would clip it at 255
                 deep = np.asarray(image, np.float64)
                 top = 65535 if image.mode.startswith('I') else 1.0
