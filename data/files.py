@@ -5,6 +5,7 @@ import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
@@ -24,19 +25,32 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error,
 def find_images(folder: Path) -> list[Path]:
     """The images below a folder, as sorted relative paths; hidden files and folders do not count.
 
+    Links are followed, each folder is listed once.
+
     Raises:
-        UserError: the folder is missing or holds no image.
+        UserError: the folder is missing or holds no image, or one below it cannot be listed.
     """
     if not folder.is_dir():
         raise UserError(f'{folder} is not a folder; give the folder that holds the images.')
     found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith('.')]
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        status = Path(parent).stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that is there already, perhaps around this one
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
         found += [(Path(parent) / name).relative_to(folder) for name in names
                   if not name.startswith('.') and Path(name).suffix.lower() in SUFFIXES]
     if not found:
         raise UserError(f'folder {folder} holds no image ({", ".join(SUFFIXES)}); give the folder of the images.')
     return sorted(found)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(f'folder {error.filename} cannot be listed ({error.strerror}); change its permissions or move it '
+                    'elsewhere.') from error
 
 
 def mask_name(image: Path) -> Path:

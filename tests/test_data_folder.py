@@ -1,5 +1,6 @@
 """A plain folder of images as a data set: every kind of file, random splits, and what is said of what does not fit."""
 import logging
+import os
 import struct
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from easydict import EasyDict
 from PIL import Image, ImageOps
 
 from data import build
-from data.files import probe_image, read_image
+from data.files import find_images, probe_image, read_image
 from data.folder import FolderDataset, is_folder
 from data.pairs import PairDataset
 from data.views import ContrastiveView
@@ -222,3 +223,26 @@ def test_exif_that_cannot_be_written_again(tmp_path: Path) -> None:
     path = write(tmp_path, 'a.jpg', size=(33, 51), exif=exif)
     assert read_image(path).shape == (51, 33, 3)
     np.testing.assert_array_equal(read_image(path), np.rot90(read_pixels(path), -1))
+
+
+def test_links_around_a_folder_list_it_once(tmp_path: Path) -> None:
+    write(tmp_path, 'sub/a.png')
+    images = tmp_path / 'images'
+    (images / 'sub' / 'loop').symlink_to('..')
+    (tmp_path / 'elsewhere').mkdir()
+    write(tmp_path, '../elsewhere/b.png', mask=False)
+    (images / 'link').symlink_to('../elsewhere')
+    assert find_images(images) == [Path('link/b.png'), Path('sub/a.png')]
+
+
+def test_a_subfolder_that_cannot_be_listed_is_named(root: Path, monkeypatch) -> None:
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith('/b'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, 'scandir', scandir)
+    with pytest.raises(UserError, match=r'^folder \S+images/b cannot be listed \(Permission denied\); change its perm'):
+        find_images(root / 'images')
