@@ -29,7 +29,7 @@ from saliency.sources import METHODS, MaskSource, build_source
 from utils.arguments import ArgumentParser
 from utils.errors import UserError, run_script
 from utils.parallel import process_pool
-from utils.report import check_settings, write_report
+from utils.report import check_settings, fingerprint, write_report
 
 Result = tuple[Path, str]  # an image, and why it has no mask: '' if it has one
 NO_OBJECT = 'no object: less than 1% of the image is salient'
@@ -123,8 +123,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = find_images(args.images)
     source = build_source(args.method, args.weights, args.onnx_config, args.device, args.input_size)
     prepare_output(args.output, args.images)
-    settings = {'method': args.method, 'weights': args.weights and str(args.weights.resolve()),
-                'onnx_config': args.onnx_config and str(args.onnx_config.resolve()), 'input_size': args.input_size}
+    settings = {'images': str(args.images.resolve()), 'method': args.method, 'weights': fingerprint(args.weights),
+                'onnx_config': fingerprint(args.onnx_config), 'input_size': args.input_size}
     check_settings(args.output, settings)
 
     alone, doubles = one_a_mask(names)

@@ -14,7 +14,6 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +35,7 @@ from utils.errors import UserError, name_some, run_script
 from utils.logger import progress
 from utils.parallel import available_cores, in_threads
 from utils.pictures import legend, montage, overlay, save_image, save_label_map, thumbnail
-from utils.report import check_settings, write_report
+from utils.report import check_settings, fingerprint, write_report
 
 MAPS, OVERLAYS = 'predictions', 'overlays'
 SHOWN, COLUMNS, SIDE = 24, 6, 160  # of the contact sheet: overlays, overlays in a row, longer side in pixels
@@ -140,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     prepare_output(args.output, folder)
     classes = segmenter.classes
     merged = [f'{label} in {classes.index(name)}' for label, name in enumerate(classes) if classes.index(name) != label]
-    settings = {'images': str(args.images.resolve()), 'model': sha256(model.read_bytes()).hexdigest()[:16],
+    settings = {'images': str(args.images.resolve()), 'model': fingerprint(model),
                 'merged clusters': merged, 'crf': args.crf_postprocess}
     check_settings(args.output, settings)
     save_image(legend(classes), args.output / 'legend.png')

@@ -99,6 +99,10 @@ def test_other_settings_need_another_folder(folder, tmp_path):
     (output / 'report.json').write_text('[]')
     with pytest.raises(UserError, match='not a report of this script'):
         run(folder, output)
+    run(folder / 'sub', tmp_path / 'others', '--workers', '0')
+    (folder / 'b.webp').write_bytes((folder / 'a.webp').read_bytes())
+    with pytest.raises(UserError, match=r'made with other settings \(images \S+/sub then, \S+/images now\)'):
+        run(folder, tmp_path / 'others')
 
 
 def test_basnet(folder, tmp_path):
@@ -110,6 +114,15 @@ def test_basnet(folder, tmp_path):
           str(tmp_path / 'basnet.pth'), '--workers', '1', '--batch-size', '2', '--device', 'cpu', '--input-size', '64'])
     report = json.loads((output / 'report.json').read_text())
     assert report['masks_written'] + len(report['left_out']) == report['images'] == 2
+
+    (tmp_path / 'basnet.pth').rename(tmp_path / 'moved.pth')
+    flags = ['--images', str(folder / 'sub'), '--output', str(output), '--method', 'basnet', '--workers', '1',
+             '--device', 'cpu', '--input-size', '64', '--weights']
+    main([*flags, str(tmp_path / 'moved.pth')])  # the same weights
+    torch.manual_seed(1)
+    torch.save(BASNet().state_dict(), tmp_path / 'moved.pth')
+    with pytest.raises(UserError, match=r'made with other settings \(weights \w{16} then, \w{16} now\)'):
+        main([*flags, str(tmp_path / 'moved.pth')])
 
 
 def test_mistakes_are_one_sentence(folder, tmp_path):

@@ -1,6 +1,7 @@
 """What came of a folder of images: report.json and report.txt beside the results."""
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,16 @@ from utils.results import write_text
 REPORT = 'report.json'
 
 
+def fingerprint(path: Path | None) -> str | None:
+    """Of a file's content, for settings: a file may move, and another may come in its place."""
+    return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def check_settings(output: Path, settings: dict[str, Any]) -> None:
     """See that what is in the output folder, if anything, was made in the same way; note how, if nothing is.
 
     Raises:
-        UserError: it was made with another method or other weights.
+        UserError: it was made of other images, with another method or other weights.
     """
     path = output / REPORT
     try:
