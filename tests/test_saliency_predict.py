@@ -1,5 +1,6 @@
 """The script that masks a folder of images, run as its users run it."""
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,14 @@ def test_basnet(folder, tmp_path):
     torch.save(BASNet().state_dict(), tmp_path / 'moved.pth')
     with pytest.raises(UserError, match=r'made with other settings \(weights \w{16} then, \w{16} now\)'):
         main([*flags, str(tmp_path / 'moved.pth')])
+
+
+def test_workers_are_the_cores_that_may_be_used(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {3})
+    monkeypatch.setattr(os, 'cpu_count', lambda: 64)
+    flags = ['--images', 'a', '--output', 'b', '--method', 'unsupervised']
+    assert script.parse_args(flags).workers == 1
+    assert script.parse_args([*flags, '--workers', '5']).workers == 5
 
 
 def test_mistakes_are_one_sentence(folder, tmp_path):
