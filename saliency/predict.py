@@ -26,7 +26,7 @@ from saliency.postprocess import binarise
 from saliency.report import contact_sheet
 from saliency.sources import METHODS, MaskSource, build_source
 from utils.arguments import ArgumentParser
-from utils.errors import UserError, run_script
+from utils.errors import UserError, name_some, run_script
 from utils.parallel import available_cores, process_pool
 from utils.report import check_settings, fingerprint, write_report
 
@@ -146,6 +146,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = write_report(args.output, settings, 'masks', len(names), len(written), len(done), left_out)
     if done or written:
         contact_sheet(args.images, sorted(done + written), args.output)
+    else:
+        reasons = name_some([f'{name} ({reason})' for name, reason in sorted(left_out.items())], 3)
+        raise UserError(f'none of the {len(names)} images has a mask: {reasons}; replace the images or take another '
+                        f'--method, and see {args.output / "report.txt"}.')
     print(text.partition('\n')[0] + f'; see {args.output / "report.txt"}')
 
 

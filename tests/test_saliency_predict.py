@@ -70,6 +70,15 @@ def test_masks_and_report(folder, tmp_path, workers, capsys):
     assert '8 images: 5 masks written' in capsys.readouterr().out
 
 
+def test_no_mask_at_all_is_a_mistake(tmp_path):
+    (tmp_path / 'images').mkdir()
+    for name in 'abcd':
+        Image.new('RGB', (30, 20), 'blue').save(tmp_path / 'images' / f'{name}.png')
+    with pytest.raises(UserError, match=r'^none of the 4 images has a mask: a.png \(no object.* and 1 more; replace'):
+        run(tmp_path / 'images', tmp_path / 'masks', '--workers', '0')
+    assert '4 left out' in (tmp_path / 'masks' / 'report.txt').read_text()
+
+
 def test_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
     output = tmp_path / 'masks'
     written, write = [], script.write_mask
