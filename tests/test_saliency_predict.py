@@ -135,6 +135,24 @@ def test_basnet(folder, tmp_path):
         main([*flags, str(tmp_path / 'moved.pth')])
 
 
+def test_names_that_are_hard_to_write(folder, tmp_path):
+    odd = Path(os.fsdecode(str(tmp_path / 'odd').encode() + b'\xff'))
+    (odd / 'sub').mkdir(parents=True)
+    for name in (b'good\xff.jpg', b'two\nlines.jpg'):
+        (odd / 'sub' / os.fsdecode(name)).write_bytes((folder / 'a.jpg').read_bytes())
+    for name in (b'bad\xfe.jpg', b'bad\nlines.jpg'):
+        (odd / os.fsdecode(name)).write_bytes(b'nothing')
+    command = [sys.executable, 'saliency/predict.py', '--images', str(odd), '--output', f'{odd}_masks', '--method',
+               'unsupervised', '--workers', '0']
+    for there in (0, 2):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f'4 images: {2 - there} masks written, {there} there already, 2 left out' in done.stdout
+    lines = Path(f'{odd}_masks', 'report.txt').read_text(encoding='utf-8').splitlines()
+    assert [line.partition(' cannot')[0] for line in lines[1:]] == [
+        r'left out: bad\nlines.jpg:', r'left out: bad\udcfe.jpg:']
+
+
 def test_workers_are_the_cores_that_may_be_used(monkeypatch):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {3})
     monkeypatch.setattr(os, 'cpu_count', lambda: 64)

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 
 from utils import distributed
 from utils.interrupt import EXIT_STOPPED, StoppedError, handled, stop, stop_at_once
@@ -38,6 +39,8 @@ def run_script(main: Callable[[], None]) -> None:
     training finishes and saves its step first. Anything unexpected keeps its traceback. Of several processes
     the first that fails speaks for all.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # what is printed may hold names of files, which need not be UTF-8
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         with handled(stop_at_once, signal.SIGTERM), handled(stop, signal.SIGINT):
             main()

@@ -54,6 +54,6 @@ def write_report(output: Path, settings: dict[str, Any], what: str, images: int,
     write_text(output / REPORT, json.dumps({'settings': settings, **counts}, indent=2) + '\n')
     lines = [f'{images} images: {written} {what} written, {existing} there already, {len(left_out)} left out']
     lines += [f'left out: {name}: {reason}' for name, reason in sorted(left_out.items())]
-    text = '\n'.join(lines) + '\n'
+    text = '\n'.join('\\n'.join(line.splitlines()) for line in lines) + '\n'  # names may hold line breaks
     write_text(output / 'report.txt', text)
     return text
