@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -121,7 +121,12 @@ def contact_sheet(output: Path, names: Sequence[Path], classes: Sequence[str]) -
     """Up to 24 overlays, drawn at random from ``names``, above the legend: contact_sheet.png."""
     drawn = np.random.default_rng(0).choice(len(names), min(SHOWN, len(names)), replace=False)
     chosen = [names[i] for i in sorted(drawn)]
-    pictures = [thumbnail(read_image(output / OVERLAYS / name.with_suffix('.jpg')), SIDE) for name in chosen]
+    pictures = []
+    for name in chosen:
+        with suppress(ValueError):  # removed or damaged since it was drawn
+            pictures.append(thumbnail(read_image(output / OVERLAYS / name.with_suffix('.jpg')), SIDE))
+    if not pictures:
+        return
     above, below = montage(pictures, COLUMNS), legend(classes)
     sheet = Image.new('RGB', (max(above.width, below.width), above.height + below.height), 'white')
     sheet.paste(above, (0, 0))

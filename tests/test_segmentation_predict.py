@@ -147,6 +147,17 @@ def test_goes_on_where_it_stopped(own: Path, tmp_path: Path, model: Path) -> Non
     assert changed == ['c.png']
 
 
+def test_goes_on_without_some_of_the_overlays(own: Path, tmp_path: Path, model: Path) -> None:
+    output = tmp_path / 'out'
+    run(own / 'photos' / 'images', output, model)
+    (output / 'overlays' / 'a.jpg').unlink()
+    (output / 'overlays' / 'f.jpg').write_bytes(b'')
+    assert run(own / 'photos' / 'images', output, model)['label maps_existing'] == 6
+    subprocess.run(['rm', '-r', str(output / 'overlays'), str(output / 'contact_sheet.png')], check=True)
+    assert run(own / 'photos' / 'images', output, model)['label maps_existing'] == 6
+    assert not (output / 'contact_sheet.png').exists()
+
+
 def test_video(tmp_path: Path, model: Path) -> None:
     write_video(tmp_path / 'film.avi')
     report = run(tmp_path / 'film.avi', tmp_path / 'out', model)
