@@ -132,8 +132,16 @@ def test_kmeans_again_keeps_names_of_the_same_clusters_alone(own: Path, tmp_path
     assert (folder / 'clusters.yml').read_text() == text
     (tmp_path / 'photos' / 'images' / 'a.jpg').unlink()
     kmeans.main(again)
-    assert (folder / 'clusters_before.yml').read_text() == text
+    assert (folder / 'clusters_before_1.yml').read_text() == text
     assert 'dog' not in (folder / 'clusters.yml').read_text()
+    (tmp_path / 'photos' / 'images' / 'e.png').unlink()
+    kmeans.main(again)  # over placeholders, which need no backup
+    assert sorted(path.name for path in folder.glob('clusters*.yml')) == ['clusters.yml', 'clusters_before_1.yml']
+    (folder / 'clusters.yml').write_text('classes: [a')
+    (tmp_path / 'photos' / 'images' / 'f.jpg').unlink()
+    kmeans.main(again)
+    assert (folder / 'clusters_before_1.yml').read_text() == text
+    assert (folder / 'clusters_before_2.yml').read_text() == 'classes: [a'
 
 
 def test_goes_on_where_it_stopped(own: Path, tmp_path: Path, model: Path) -> None:
