@@ -15,7 +15,7 @@ from data.files import read_image
 from saliency.predict import main
 from saliency.report import contact_sheet
 from tests.golden_inputs import photo
-from utils.errors import UserError
+from utils.errors import UserError, run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -151,6 +151,16 @@ def test_names_that_are_hard_to_write(folder, tmp_path):
     lines = Path(f'{odd}_masks', 'report.txt').read_text(encoding='utf-8').splitlines()
     assert [line.partition(' cannot')[0] for line in lines[1:]] == [
         r'left out: bad\nlines.jpg:', r'left out: bad\udcfe.jpg:']
+
+
+def test_a_full_disk_is_one_sentence(folder, tmp_path, monkeypatch, capsys):
+    def full(mask, path):
+        raise OSError(28, 'No space left on device', str(path))
+
+    monkeypatch.setattr(script, 'write_mask', full)
+    with pytest.raises(SystemExit):
+        run_script(lambda: run(folder, tmp_path / 'masks', '--workers', '0'))
+    assert capsys.readouterr().err.endswith('a.png); free some space or choose another output folder.\n')
 
 
 def test_workers_are_the_cores_that_may_be_used(monkeypatch):

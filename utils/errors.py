@@ -65,7 +65,7 @@ def _report(failure: BaseException) -> None:
         if error.errno not in CANNOT_WRITE:
             raise
         place = f' ({error.filename})' if error.filename else ''
-        _end(f'cannot write: {error.strerror}{place}; free some space or choose another output_dir.')
+        _end(f'cannot write: {error.strerror}{place}; free some space or choose another output folder.')
 
 
 def _end(message: str) -> None:
