@@ -267,6 +267,12 @@ def test_one_sentence_each(own: Path, tmp_path: Path, model: Path, linear: Path,
     torch.save(ContrastiveSegmentationModel('resnet18', ndim=5).state_dict(), tmp_path / 'wide.pth.tar')
     assert 'does not fit this model' in fails(images, '--weights', str(tmp_path / 'wide.pth.tar'))
     assert not (tmp_path / 'out').exists()
+    assert 'error: --weights: no file nowhere.pth' in fails(images, '--weights', 'nowhere.pth')
+    gone = torch.load(model, weights_only=True)
+    gone['network']['pretraining'] = 'gone/checkpoint.pth.tar'
+    torch.save(gone, model)
+    assert ('was made with gone/checkpoint.pth.tar, which is no longer there; give it with --weights.'
+            in fails(images))
     moved = tmp_path / 'moved.pth.tar'
     moved.write_bytes((own / 'pretrained.pth.tar').read_bytes())
     assert run(images / 'a.jpg', tmp_path / 'moved', model, '--weights', str(moved))['label maps_written'] == 1

@@ -11,7 +11,7 @@ import yaml
 from easydict import EasyDict
 
 from utils.arguments import ArgumentParser
-from utils.errors import UserError, name_some
+from utils.errors import MissingFileError, UserError, name_some
 from utils.schema import Env
 from utils.strict_yaml import StrictReader
 
@@ -65,7 +65,7 @@ def find_file(path: str | Path) -> Path:
     """The absolute path of a file looked up from the working directory, then the repository root.
 
     Raises:
-        UserError: it is in neither; the message lists both.
+        MissingFileError: it is in neither; the message lists both.
     """
     return _look_up(path, (Path.cwd(), REPOSITORY))
 
@@ -74,7 +74,7 @@ def resolve_path(path: str | Path, root_dir: str | Path) -> Path:
     """The absolute path of a checkpoint looked up from the working directory, root_dir, the repository root.
 
     Raises:
-        UserError: it is in none of them; the message lists the three.
+        MissingFileError: it is in none of them; the message lists the three.
     """
     return _look_up(path, (Path.cwd(), Path(root_dir), REPOSITORY))
 
@@ -84,8 +84,8 @@ def _look_up(path: str | Path, folders: Sequence[Path]) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise UserError(f'no file {path}: looked for {" and ".join(map(str, places))}; correct the path '
-                    'or make the file first.')
+    raise MissingFileError(f'no file {path}: looked for {" and ".join(map(str, places))}; correct the path '
+                           'or make the file first.')
 
 
 def load_config(config_env: str, config_exp: str, schema: type, overrides: Sequence[str] = ()) -> EasyDict:

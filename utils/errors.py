@@ -20,6 +20,10 @@ class UserError(Exception):
     """A mistake the user can mend: one sentence that names the thing and the mend."""
 
 
+class MissingFileError(UserError):
+    """A file is in none of the places where it was looked for."""
+
+
 def sentence(error: UserError) -> str:
     """The sentence of an error, also when a loader worker sent it with its traceback in front."""
     text = str(error)
