@@ -57,7 +57,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    p = load_config(args.config_env, args.config_exp, TrainSaliency, args.overrides)
+    given = None if args.images is None or args.masks is None else args.images.resolve().parent
+    p = load_config(args.config_env, args.config_exp, TrainSaliency, args.overrides, given)
     if start_processes(args.nproc, p.device, __file__, argv):
         return
     below = [str(Path(folder).parent) for folder in (p.images, p.masks) if not Path(folder).is_absolute()]

@@ -88,7 +88,8 @@ def _look_up(path: str | Path, folders: Sequence[Path]) -> Path:
                            'or make the file first.')
 
 
-def load_config(config_env: str, config_exp: str, schema: type, overrides: Sequence[str] = ()) -> EasyDict:
+def load_config(config_env: str, config_exp: str, schema: type, overrides: Sequence[str] = (),
+                root_of_data: Path | None = None) -> EasyDict:
     """Read the two config files and the overrides, check them and fill in the defaults.
 
     Args:
@@ -96,6 +97,7 @@ def load_config(config_env: str, config_exp: str, schema: type, overrides: Seque
         config_exp: YAML file of ``schema``, looked up likewise.
         schema: dataclass of the experiment, e.g. ``utils.schema.Pretrain``.
         overrides: 'a.b=value' each, the value in YAML, for keys of the experiment, root_dir and db_root.
+        root_of_data: db_root where the file still has the placeholder.
 
     Returns:
         A read-only EasyDict of the keys of ``schema`` with ``root_dir``, ``db_root`` and ``output_dir``
@@ -121,7 +123,10 @@ def load_config(config_env: str, config_exp: str, schema: type, overrides: Seque
     errors = env.errors + exp.errors + errors
     errors += [f'{exp.places.get(key, shown_exp)}: {problem}' for key, problem in check_combinations(exp.values)]
     db_root = env.values.get('db_root', '')
-    if db_root == PLACEHOLDER or db_root.startswith(f'{PLACEHOLDER}/'):
+    unset = db_root == PLACEHOLDER or db_root.startswith(f'{PLACEHOLDER}/')
+    if unset and root_of_data is not None:
+        db_root = str(root_of_data)
+    elif unset:
         errors.append(f'{env.places["db_root"]}: db_root is still the placeholder {db_root}; set it to the folder '
                       'that holds the data sets, there or with --set db_root=FOLDER')
     if errors:
