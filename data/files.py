@@ -71,18 +71,21 @@ def one_a_mask(names: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
     return list(first.values()), {name: owner for name, owner in owners.items() if owner != name}
 
 
-def prepare_output(output: Path, images: Path | None) -> None:
+def prepare_output(output: Path, images: Path) -> None:
     """Make the output folder, and see that files can be written to it.
 
     Args:
-        images: the folder that the images are taken from; None for a single file.
+        images: the folder that the images are taken from, or a single file.
 
     Raises:
-        UserError: it lies inside the folder of the images or around it, or cannot be written.
+        UserError: it lies inside the folder of the images or around it, is that of the single file, or cannot be
+            written.
     """
-    inside = output.resolve()
-    around = None if images is None else images.resolve()
-    if around is not None and (inside == around or around in inside.parents or inside in around.parents):
+    inside, around = output.resolve(), images.resolve()
+    if around.is_file() and inside == around.parent:
+        raise UserError(f'--output {output} is the folder of {images}, whose other images results would join; choose '
+                        'another folder.')
+    if around.is_dir() and (inside == around or around in inside.parents or inside in around.parents):
         raise UserError(f'--output {output} and --images {images} lie one inside the other, so that results would be '
                         'taken for images; choose a folder elsewhere.')
     try:

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.files import prepare_output, read_image
+from data.files import mask_name, prepare_output, read_image
 from data.frames import Frame, open_frames
 from segmentation.crf import Refine, crf_in_workers, require_crf
 from segmentation.segmenter import Output, Segmenter
@@ -43,7 +43,7 @@ SHOWN, COLUMNS, SIDE = 24, 6, 160  # of the contact sheet: overlays, overlays in
 
 class Item(NamedTuple):
     """An image on its way: read, prepared for the network, then with the network's output."""
-    name: Path  # of its label map
+    name: Path
     image: np.ndarray | None
     tensor: Tensor | None
     reason: str = ''  # why it cannot be read
@@ -84,7 +84,7 @@ def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_s
         refine: the CRF, or None.
 
     Returns:
-        the name of each label map, and why there is none: '' if there is.
+        the name of each image, and why it has no label map: '' if it has one.
     """
     def read(frame: Frame) -> Item:
         name, load = frame
@@ -111,7 +111,7 @@ def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_s
             return item.name, item.reason
         labels = segmenter.finish(item.image, item.output, refine)
         save_image(Image.fromarray(overlay(item.image, labels)), output / OVERLAYS / item.name.with_suffix('.jpg'))
-        save_label_map(labels, output / MAPS / item.name)  # last: it says that the image is done
+        save_label_map(labels, output / MAPS / mask_name(item.name))  # last: it says that the image is done
         return item.name, ''
 
     return in_threads(write, predicted(), threads, threads + batch_size)
@@ -138,10 +138,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     if args.crf_postprocess:
         require_crf()
-    folder, total, doubles, frames = open_frames(args.images)
+    total, doubles, frames = open_frames(args.images)
     model = find_file(args.model)
     segmenter = Segmenter.load(model, args.device, args.weights)
-    prepare_output(args.output, folder)
+    prepare_output(args.output, args.images)
     classes = segmenter.classes
     merged = [f'{label} in {classes.index(name)}' for label, name in enumerate(classes) if classes.index(name) != label]
     settings = {'images': str(args.images.resolve()), 'model': fingerprint(model),
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def todo() -> Iterator[Frame]:
         for frame in progress(frames, 'prediction', total):
-            if (args.output / MAPS / frame[0]).is_file():
+            if (args.output / MAPS / mask_name(frame[0])).is_file():
                 done.append(frame[0])
             else:
                 yield frame
@@ -165,18 +165,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         threads = 2 * workers if workers else args.workers  # while one image is refined, the next waits
         for name, reason in segment(segmenter, todo(), args.output, args.batch_size, threads, refine):
             if reason:
-                failed[name.with_suffix('').as_posix()] = reason
+                failed[name.as_posix()] = reason
             else:
                 written.append(name)
 
+    count = len(done) + len(written) + len(failed)
     left_out = failed | {name.as_posix(): f'its label map would have the name of that of {owner.name}'
                          for name, owner in doubles.items()}
-    text = write_report(args.output, settings, 'label maps', len(done) + len(written) + len(left_out), len(written),
+    text = write_report(args.output, settings, 'label maps', count + len(doubles), len(written),
                         len(done), left_out)
     if done or written:
         contact_sheet(args.output, sorted(done + written), classes)
     if failed:
-        raise UserError(f'{len(failed)} of {len(failed) + len(done) + len(written)} images cannot be read: '
+        raise UserError(f'{len(failed)} of {count} images cannot be read: '
                         f'{name_some([f"{name} ({reason})" for name, reason in failed.items()], 3)}; replace them and '
                         f'start again, the label maps of the others are in {args.output / MAPS}.')
     print(text.partition('\n')[0] + f'; see {args.output}')

@@ -252,6 +252,7 @@ def test_one_sentence_each(own: Path, tmp_path: Path, model: Path, linear: Path,
     assert 'holds no image' in fails(tmp_path / 'empty')
     assert 'does not exist' in fails(tmp_path / 'none')
     assert 'one inside the other' in fails(images, output=images / 'out')
+    assert 'is the folder of' in fails(images / 'a.jpg', output=images)
     assert 'cannot write to --output' in fails(images, output=tmp_path / 'file' / 'out')
     assert '--batch-size' in fails(images, '--batch-size', '0')
     assert 'no file' in fails(images, file=tmp_path / 'none.pth.tar')
@@ -283,11 +284,11 @@ def test_unreadable_images_come_last(own: Path, tmp_path: Path, model: Path) -> 
     subprocess.run(['cp', '-r', str(own / 'photos' / 'images'), str(images)], check=True)
     (images / 'sub' / 'b.jpg').write_bytes((images / 'sub' / 'b.jpg').read_bytes()[:300])
     (images / 'a.png').write_bytes((images / 'e.png').read_bytes())  # would have the label map of a.jpg
-    with pytest.raises(UserError, match=r'^1 of 6 images cannot be read: sub/b \(.*others are in \S+predictions\.$'):
+    with pytest.raises(UserError, match=r'^1 of 6 images cannot be read: sub/b.jpg \(.* are in \S+predictions\.$'):
         run(images, tmp_path / 'out', model)
     assert len(maps_in(tmp_path / 'out' / 'predictions')) == 5
     report = json.loads((tmp_path / 'out' / 'report.json').read_text())
-    assert sorted(report['left_out']) == ['a.png', 'sub/b']
+    assert sorted(report['left_out']) == ['a.png', 'sub/b.jpg']
     assert report['images'] == 7
 
 
