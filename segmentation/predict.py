@@ -39,6 +39,7 @@ from utils.report import check_settings, fingerprint, write_report
 
 MAPS, OVERLAYS = 'predictions', 'overlays'
 SHOWN, COLUMNS, SIDE = 24, 6, 160  # of the contact sheet: overlays, overlays in a row, longer side in pixels
+LONGEST = 65_500  # side of a JPEG at most, pixels
 
 
 class Item(NamedTuple):
@@ -110,7 +111,8 @@ def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_s
         if item.image is None or item.output is None:
             return item.name, item.reason
         labels = segmenter.finish(item.image, item.output, refine)
-        save_image(Image.fromarray(overlay(item.image, labels)), output / OVERLAYS / item.name.with_suffix('.jpg'))
+        drawn = thumbnail(overlay(item.image, labels), LONGEST)
+        save_image(Image.fromarray(drawn), output / OVERLAYS / item.name.with_suffix('.jpg'))
         save_label_map(labels, output / MAPS / mask_name(item.name))  # last: it says that the image is done
         return item.name, ''
 

@@ -177,6 +177,13 @@ def test_video(tmp_path: Path, model: Path) -> None:
     np.testing.assert_array_equal(segment(first), maps_in(tmp_path / 'out' / 'predictions')['000000.png'])
 
 
+def test_an_image_too_long_for_an_overlay(tmp_path: Path, model: Path) -> None:
+    Image.new('RGB', (65_600, 2), 'red').save(tmp_path / 'long.png')
+    run(tmp_path / 'long.png', tmp_path / 'out', model)
+    assert Image.open(tmp_path / 'out' / 'predictions' / 'long.png').size == (65_600, 2)
+    assert Image.open(tmp_path / 'out' / 'overlays' / 'long.jpg').size == (65_500, 2)
+
+
 def test_logits_of_objects_have_their_labels() -> None:
     draw = np.random.default_rng(0)
     scores = draw.normal(0.5, 2, (30, 40)).astype(np.float32)
