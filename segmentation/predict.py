@@ -40,6 +40,7 @@ from utils.report import check_settings, fingerprint, write_report
 MAPS, OVERLAYS = 'predictions', 'overlays'
 SHOWN, COLUMNS, SIDE = 24, 6, 160  # of the contact sheet: overlays, overlays in a row, longer side in pixels
 LONGEST = 65_500  # side of a JPEG at most, pixels
+WHOLE = 0.9  # share of the frames that a video's header names, which need not be exact, that makes it whole
 
 
 class Item(NamedTuple):
@@ -172,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 written.append(name)
 
     count = len(done) + len(written) + len(failed)
-    left_out = failed | {name.as_posix(): f'its label map would have the name of that of {owner.name}'
+    cut = {args.images.name: f'it ends after {count} of {total} frames'} if count < WHOLE * total else {}
+    left_out = failed | cut | {name.as_posix(): f'its label map would have the name of that of {owner.name}'
                          for name, owner in doubles.items()}
     text = write_report(args.output, settings, 'label maps', count + len(doubles), len(written),
                         len(done), left_out)
@@ -182,6 +184,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'{len(failed)} of {count} images cannot be read: '
                         f'{name_some([f"{name} ({reason})" for name, reason in failed.items()], 3)}; replace them and '
                         f'start again, the label maps of the others are in {args.output / MAPS}.')
+    if cut:
+        raise UserError(f'video {args.images} ends after {count} of {total} frames; copy or convert it again and start '
+                        f'again, the label maps of these frames are in {args.output / MAPS}.')
     print(text.partition('\n')[0] + f'; see {args.output}')
 
 
