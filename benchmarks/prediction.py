@@ -1,11 +1,11 @@
 """What segmentation/predict.py costs beside the network alone.
 
-    python benchmarks/prediction.py --images 32 --backbone resnet50 --size 512 --device cpu
+    python benchmarks/prediction.py --images 32 --model linear --backbone resnet50 --size 512 --device cpu
 
 Photographs of VOC's size are drawn by code and stored as JPEG. The network alone runs over the same batches,
 prepared beforehand; predict.py reads, prepares, predicts, draws and writes. The two take turns; shown are
 the medians of the rounds. On a CPU both share its cores, so that CPU seconds say what is added whatever else
-the machine does.
+the machine does. --model clusters is the segmenter of kmeans.py, whose objects count as work beside the network.
 """
 from __future__ import annotations
 
@@ -24,15 +24,19 @@ from PIL import Image
 
 from data.files import read_image
 from data.frames import open_frames
-from models.segmentation import LinearSegmentationModel
+from data.transforms import EvaluationTransform
+from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
+from models.weights import fingerprint
+from segmentation.cluster_model import ClusterModel
 from segmentation.predict import segment
-from segmentation.segmenter import LinearSegmenter
+from segmentation.segmenter import ClusterSegmenter, LinearSegmenter, Segmenter
 from utils.arguments import ArgumentParser
+from utils.clustering import Whitening
 from utils.errors import run_script
 from utils.parallel import available_cores
-from utils.runtime import pick_device
+from utils.runtime import pick_device, to_device
 
-HEIGHT, WIDTH, CLASSES, BATCH = 375, 500, 21, 8
+HEIGHT, WIDTH, CLASSES, NDIM, BATCH = 375, 500, 21, 32, 8
 
 
 def draw(folder: Path, images: int) -> list[Path]:
@@ -46,6 +50,23 @@ def draw(folder: Path, images: int) -> list[Path]:
     return paths
 
 
+def clusters(folder: Path, image: np.ndarray, backbone: str, size: int, device: torch.device) -> ClusterSegmenter:
+    """Random centres, and a random network that sees objects in half of ``image``."""
+    model = ContrastiveSegmentationModel(backbone, NDIM).eval()
+    with torch.inference_mode():
+        features = model.decoder(model.backbone(EvaluationTransform(size)({'image': image})['image'][None]))
+    if model.classification_head is not None:
+        model.classification_head.weight.data.fill_(0.5 / float(features.sum(1).median()))
+    torch.save(model.state_dict(), folder / 'network.pth')
+    network = {'backbone': backbone, 'model_kwargs': {'ndim': NDIM}, 'features': 'embedding', 'min_component': None,
+               'pretraining': str(folder / 'network.pth'), 'root_dir': str(folder), 'size': size,
+               'fingerprint': fingerprint(model)}
+    centres = np.random.default_rng(0).standard_normal((CLASSES - 1, NDIM))
+    found = ClusterModel(Whitening(np.zeros(NDIM), np.eye(NDIM)), centres, np.arange(CLASSES),
+                         tuple(map(str, range(CLASSES))), network)
+    return ClusterSegmenter(found, 'clusters', device)
+
+
 def timed(function: Callable[[], None]) -> tuple[float, float]:
     """Seconds by the clock and of the CPU."""
     clock, cpu = time.perf_counter(), time.process_time()
@@ -56,21 +77,33 @@ def timed(function: Callable[[], None]) -> tuple[float, float]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument('--images', type=int, default=32, help='images to draw and predict')
+    parser.add_argument('--model', choices=('linear', 'clusters'), default='linear', help='what labels the pixels')
     parser.add_argument('--backbone', default='resnet50', help='of the network')
     parser.add_argument('--size', type=int, default=512, help="side of the network's input, pixels")
     parser.add_argument('--rounds', type=int, default=3, help='rounds that both take in turn')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto', help='where the network runs')
     args = parser.parse_args(argv)
-    segmenter = LinearSegmenter(LinearSegmentationModel(args.backbone, CLASSES).eval(),
-                                tuple(map(str, range(CLASSES))), args.size, pick_device(args.device))
+    device = pick_device(args.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / 'images').mkdir()
-        tensors = torch.stack([segmenter.prepare(read_image(path)) for path in draw(folder / 'images', args.images)])
+        images = [read_image(path) for path in draw(folder / 'images', args.images)]
+        segmenter: Segmenter
+        if args.model == 'clusters':
+            segmenter = clusters(folder, images[0], args.backbone, args.size, device)
+            network = segmenter.model.maps
+        else:
+            model = LinearSegmentationModel(args.backbone, CLASSES).eval()
+            segmenter = LinearSegmenter(model, tuple(map(str, range(CLASSES))), args.size, device)
+            network = model
+        tensors = torch.stack([segmenter.prepare(image) for image in images])
 
+        @torch.inference_mode()
         def alone() -> None:
             for batch in tensors.split(BATCH):
-                segmenter.run(batch)
+                network(to_device(batch, device))
+            if device.type == 'cuda':
+                torch.cuda.synchronize()
 
         def whole() -> None:
             frames = open_frames(folder / 'images').frames
@@ -78,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         segmenter.run(tensors[:BATCH])  # warm up
         rounds = np.median([[timed(alone), timed(whole)] for _ in range(args.rounds)], 0)
-    print(f'{args.images} images of {WIDTH} x {HEIGHT}, {args.backbone} at {args.size} px, {segmenter.device}, '
-          f'{available_cores()} cores')
+    print(f'{args.images} images of {WIDTH} x {HEIGHT}, {args.model}, {args.backbone} at {args.size} px, '
+          f'{segmenter.device}, {available_cores()} cores')
     for name, (clock, cpu) in zip(('network alone', 'predict.py'), rounds, strict=True):
         print(f'{name:14} {1000 * clock / args.images:8.1f} ms an image, {1000 * cpu / args.images:8.1f} ms of the CPU')
     print(f'predict.py / network alone: {rounds[1][0] / rounds[0][0]:.3f} by the clock, '

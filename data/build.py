@@ -36,6 +36,14 @@ def dataset_root(p: Any, name: str) -> Path:
         return ensure_dataset(root)
 
 
+def identity(p: Any, *names: str) -> tuple[str, ...]:
+    """The keys that say which images a run is made of, if one of its data sets is a plain folder: db_root.
+
+    A data set in the VOC layout is told by its name and may move.
+    """
+    return ('db_root',) if any(is_folder(Path(p.db_root) / name) for name in names) else ()
+
+
 def has_ground_truth(p: Any, name: str) -> bool:
     """Whether a data set has labels; a plain folder of images has none."""
     return not is_folder(dataset_root(p, name))

@@ -2,36 +2,55 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from utils.errors import UserError
 from utils.pictures import save_image
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError)
+TURN = Image.Transpose
+ORIENTATION = 0x0112  # the EXIF tag, and what makes an image upright for each of its values
+UPRIGHT = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE, 6: TURN.ROTATE_270,
+           7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
+TURNED = (5, 6, 7, 8)  # these exchange width and height
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, Image.DecompressionBombError)
 
 
 def find_images(folder: Path) -> list[Path]:
     """The images below a folder, as sorted relative paths; hidden files and folders do not count.
 
+    Links are followed, each folder is listed once.
+
     Raises:
-        UserError: the folder is missing or holds no image.
+        UserError: the folder is missing or holds no image, or one below it cannot be listed.
     """
     if not folder.is_dir():
         raise UserError(f'{folder} is not a folder; give the folder that holds the images.')
     found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith('.')]
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        status = Path(parent).stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that is there already, perhaps around this one
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
         found += [(Path(parent) / name).relative_to(folder) for name in names
                   if not name.startswith('.') and Path(name).suffix.lower() in SUFFIXES]
     if not found:
         raise UserError(f'folder {folder} holds no image ({", ".join(SUFFIXES)}); give the folder of the images.')
     return sorted(found)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(f'folder {error.filename} cannot be listed ({error.strerror}); change its permissions or move it '
+                    'elsewhere.') from error
 
 
 def mask_name(image: Path) -> Path:
@@ -52,18 +71,21 @@ def one_a_mask(names: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
     return list(first.values()), {name: owner for name, owner in owners.items() if owner != name}
 
 
-def prepare_output(output: Path, images: Path | None) -> None:
+def prepare_output(output: Path, images: Path) -> None:
     """Make the output folder, and see that files can be written to it.
 
     Args:
-        images: the folder that the images are taken from; None for a single file.
+        images: the folder that the images are taken from, or a single file.
 
     Raises:
-        UserError: it lies inside the folder of the images or around it, or cannot be written.
+        UserError: it lies inside the folder of the images or around it, is that of the single file, or cannot be
+            written.
     """
-    inside = output.resolve()
-    around = None if images is None else images.resolve()
-    if around is not None and (inside == around or around in inside.parents or inside in around.parents):
+    inside, around = output.resolve(), images.resolve()
+    if around.is_file() and inside == around.parent:
+        raise UserError(f'--output {output} is the folder of {images}, whose other images results would join; choose '
+                        'another folder.')
+    if around.is_dir() and (inside == around or around in inside.parents or inside in around.parents):
         raise UserError(f'--output {output} and --images {images} lie one inside the other, so that results would be '
                         'taken for images; choose a folder elsewhere.')
     try:
@@ -88,7 +110,8 @@ def read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as file:
             file.load()
-            image = ImageOps.exif_transpose(file)
+            turn = UPRIGHT.get(file.getexif().get(ORIENTATION))
+            image = file if turn is None else file.transpose(turn)  # PIL's own also rewrites the EXIF, which may fail
             if image.mode.startswith('I') or image.mode == 'F':  # deep grey: PIL would clip it at 255
                 deep = np.asarray(image, np.float64)
                 top = 65535 if image.mode.startswith('I') else 1.0

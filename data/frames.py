@@ -9,23 +9,21 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from data.files import SUFFIXES, find_images, mask_name, one_a_mask, read_image
+from data.files import SUFFIXES, find_images, one_a_mask, read_image
 from utils.errors import UserError
 
 VIDEOS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm')
-Frame = tuple[Path, Callable[[], np.ndarray]]  # name of its label map, and what reads it
+Frame = tuple[Path, Callable[[], np.ndarray]]  # its name, and what reads it
 
 
 class Frames(NamedTuple):
     """Where images come from.
 
-    folder: what results must be kept out of; None for a single file.
     total: number of images; for a video as its header says, which may be wrong.
     doubles: image -> the other one that has the name of its label map.
-    frames: each (relative name .png, function that reads the image); the function raises ValueError for a
+    frames: each (relative name, function that reads the image); the function raises ValueError for a
         file that cannot be read.
     """
-    folder: Path | None
     total: int
     doubles: dict[Path, Path]
     frames: Iterator[Frame]
@@ -39,18 +37,18 @@ def open_frames(path: Path) -> Frames:
     """
     if path.is_dir():
         names, doubles = one_a_mask(find_images(path))
-        return Frames(path, len(names), doubles, ((mask_name(n), partial(read_image, path / n)) for n in names))
+        return Frames(len(names), doubles, ((name, partial(read_image, path / name)) for name in names))
     if not path.is_file():
         raise UserError(f'{path} does not exist; give an image, a folder of images or a video.')
     if path.suffix.lower() in VIDEOS:
-        return Frames(None, *_video(path))
+        return _video(path)
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f'{path} is neither an image ({", ".join(SUFFIXES)}) nor a video ({", ".join(VIDEOS)}); '
                         'convert it to one of them.')
-    return Frames(None, 1, {}, iter([(Path(path.with_suffix('.png').name), partial(read_image, path))]))
+    return Frames(1, {}, iter([(Path(path.name), partial(read_image, path))]))
 
 
-def _video(path: Path) -> tuple[int, dict[Path, Path], Iterator[Frame]]:
+def _video(path: Path) -> Frames:
     capture = cv2.VideoCapture(str(path))
     if not capture.grab():
         raise UserError(f'video {path} cannot be read; convert it, e.g. to an .mp4 with H.264, or give a folder of its '
@@ -66,4 +64,4 @@ def _video(path: Path) -> tuple[int, dict[Path, Path], Iterator[Frame]]:
             index += 1
         capture.release()
 
-    return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), {}, frames()
+    return Frames(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), {}, frames())

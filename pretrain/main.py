@@ -18,7 +18,7 @@ import logging
 
 from torch import Tensor
 
-from data.build import pretrain_loader, probe_set
+from data.build import identity, pretrain_loader, probe_set
 from models.build import build_contrastive_model
 from models.resnet import FROZEN, freeze_layers
 from pretrain.engine import compute_losses
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p = load_config(args.config_env, args.config_exp, Pretrain, args.overrides)
     if start_processes(args.nproc, p.device, __file__, argv):
         return
-    device = prepare(p)
+    device = prepare(p, identity(p, p.train_db_name))
     path = Path(p.output_dir) / 'checkpoint.pth.tar'
 
     loader, sampler = pretrain_loader(p)

@@ -105,7 +105,7 @@ class OnnxSaliency:
         except Exception as error:
             raise UserError(f'--weights {self.weights} does not take an input {parts[0].shape} '
                             f'({_first_line(error)}); set input_size in --onnx-config to its own.') from error
-        if maps.ndim == 4:
+        if maps.ndim == 4 and maps.shape[1] == 1:
             maps = maps[:, 0]
         if maps.ndim != 3 or len(maps) != len(images):
             raise UserError(f'--weights {self.weights}: the first output {maps.shape} is not one map an image; '

@@ -10,7 +10,6 @@ where it stopped. Images without an object, damaged ones and the like are named 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,9 +26,9 @@ from saliency.postprocess import binarise
 from saliency.report import SHEET, contact_sheet
 from saliency.sources import METHODS, MaskSource, build_source
 from utils.arguments import ArgumentParser
-from utils.errors import UserError, run_script
-from utils.parallel import process_pool
-from utils.report import check_settings, write_report
+from utils.errors import UserError, name_some, run_script
+from utils.parallel import available_cores, process_pool
+from utils.report import check_settings, fingerprint, write_report
 
 Result = tuple[Path, str]  # an image, and why it has no mask: '' if it has one
 NO_OBJECT = 'no object: less than 1% of the image is salient'
@@ -42,15 +41,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--method', choices=METHODS, required=True, help='where the masks come from')
     parser.add_argument('--weights', type=Path, help='weights of the network: a checkpoint or an .onnx file')
     parser.add_argument('--onnx-config', type=Path, help='YAML file with input_size, mean and scale of an ONNX network')
-    parser.add_argument('--workers', type=int, help='processes (unsupervised) or reading threads (networks); '
-                                                    '0 works in the main process; default: one a CPU core')
+    parser.add_argument('--workers', type=int, default=available_cores(),
+                        help='processes (unsupervised) or reading threads (networks); 0 works in the main process; '
+                             'default: one a CPU core')
     parser.add_argument('--input-size', type=int, help="side of BASNet's input in pixels, the resize it was trained "
                                                        'with (default: 256, as published)')
     parser.add_argument('--batch-size', type=int, default=8, help='images a forward pass of a network')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto', help='where a network runs')
     args = parser.parse_args(argv)
-    if args.workers is None:
-        args.workers = os.cpu_count() or 1
     for name, value, least in (('--workers', args.workers, 0), ('--batch-size', args.batch_size, 1),
                                ('--input-size', args.input_size, 1)):
         if value is not None and value < least:
@@ -123,8 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = find_images(args.images)
     source = build_source(args.method, args.weights, args.onnx_config, args.device, args.input_size)
     prepare_output(args.output, args.images)
-    settings = {'method': args.method, 'weights': args.weights and str(args.weights.resolve()),
-                'onnx_config': args.onnx_config and str(args.onnx_config.resolve()), 'input_size': args.input_size}
+    settings = {'images': str(args.images.resolve()), 'method': args.method, 'weights': fingerprint(args.weights),
+                'onnx_config': fingerprint(args.onnx_config), 'input_size': args.input_size}
     check_settings(args.output, settings)
 
     alone, doubles = one_a_mask(names)
@@ -148,6 +146,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if done or written:
         contact_sheet(args.images, sorted(done + written), args.output)
     text = write_report(args.output, settings, 'masks', len(names), len(written), len(done), left_out, SHEET)
+    if not done and not written:
+        reasons = name_some([f'{name} ({reason})' for name, reason in sorted(left_out.items())], 3)
+        raise UserError(f'none of the {len(names)} images has a mask: {reasons}; replace the images or take another '
+                        f'--method, and see {args.output / "report.txt"}.')
     print(text.partition('\n')[0] + f'; see {args.output / "report.txt"}')
 
 

@@ -7,6 +7,12 @@ BETA2 = 0.3  # of the F-measure: precision counts more than recall (Achanta et a
 LEVELS = 255
 
 
+def mask_iou(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Of two masks (H, W) bool; two empty ones agree."""
+    union = int((mask | truth).sum())
+    return float((mask & truth).sum() / union) if union else 1.0
+
+
 class SaliencyScores:
     """Running figures over images of any size; the sum of two is that of the images of both."""
 
@@ -29,9 +35,8 @@ class SaliencyScores:
             truth: (H, W), the given mask, nonzero = object.
         """
         truth = truth > 0
-        union = int((mask | truth).sum())
         self.count += 1
-        self.iou += float((mask & truth).sum() / union) if union else 1.0  # two empty masks agree
+        self.iou += mask_iou(mask, truth)
         self.mae += float(np.abs(saliency - truth).mean())
         levels = np.minimum((saliency * LEVELS).astype(int), LEVELS - 1)
         every, hit = np.bincount(levels.ravel(), minlength=LEVELS), np.bincount(levels[truth], minlength=LEVELS)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import logging
 
-from data.build import masks_evaluation_loader, masks_loader
+from data.build import identity, masks_evaluation_loader, masks_loader
 from models.build import build_basnet
 from saliency.basnet import BASNetSaliency
 from saliency.engine import compute_losses, validate
@@ -57,10 +57,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    p = load_config(args.config_env, args.config_exp, TrainSaliency, args.overrides)
+    given = None if args.images is None or args.masks is None else args.images.resolve().parent
+    p = load_config(args.config_env, args.config_exp, TrainSaliency, args.overrides, given)
     if start_processes(args.nproc, p.device, __file__, argv):
         return
-    device = prepare(p)
+    below = [str(Path(folder).parent) for folder in (p.images, p.masks) if not Path(folder).is_absolute()]
+    device = prepare(p, identity(p, *below))
     output_dir = Path(p.output_dir)
 
     loader, sampler = masks_loader(p, TrainingView(p.resize, p.crop, p.flip_probability))

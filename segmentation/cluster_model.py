@@ -1,6 +1,7 @@
 """Clusters as a file: what gives an object of a new image its label, and the names that users give to clusters."""
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,6 +112,23 @@ def write_names(path: Path, sizes: Sequence[int]) -> None:
              'classes:', f'- {first}']
     lines += [f'- {name}  # objects: {size}' for name, size in zip(others, sizes, strict=True)]
     write_text(path, '\n'.join(lines) + '\n')
+
+
+def put_names_aside(path: Path) -> Path | None:
+    """Rename a file of names to one that is free, so that nothing a user wrote is lost; returns its new path.
+
+    None, and nothing is done, where there is no file or it holds placeholders alone.
+    """
+    if not path.is_file():
+        return None
+    try:
+        names = yaml.safe_load(path.read_text(encoding='utf-8'))['classes']
+        if names == placeholders(len(names) - 1):
+            return None
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        pass  # a user was there
+    free = (path.with_stem(f'{path.stem}_before_{number}') for number in itertools.count(1))
+    return path.replace(next(place for place in free if not place.exists()))
 
 
 def same_clusters(path: Path, model: ClusterModel) -> bool:

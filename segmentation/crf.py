@@ -104,7 +104,7 @@ def crf_in_workers(crf: Mapping[str, Any], workers: int) -> Iterator[Refine]:
             return pool.submit(refine, *arguments).result()
         except BrokenProcessPool as error:
             raise UserError('a process of the CRF was killed, probably for lack of memory; start again with fewer '
-                            'crf_workers.') from error
+                            'workers (--workers, or crf_workers).') from error
 
     try:
         yield in_worker

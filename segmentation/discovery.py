@@ -32,9 +32,12 @@ def best_run(points: np.ndarray, num_clusters: int, num_seeds: int, seed: int, f
 
 def silhouette(points: np.ndarray, clusters: np.ndarray, seed: int) -> float:
     """Mean silhouette (Rousseeuw, 1987), -1..1, of at most 5,000 points; nan for one cluster or one a point."""
+    if len(points) > SAMPLE:
+        chosen = np.random.default_rng(seed).choice(len(points), SAMPLE, replace=False)
+        points, clusters = points[chosen], clusters[chosen]
     if not 2 <= len(np.unique(clusters)) < len(points):
         return float('nan')
-    return float(silhouette_score(points, clusters, sample_size=min(SAMPLE, len(points)), random_state=seed))
+    return float(silhouette_score(points, clusters))
 
 
 def suggest(silhouettes: dict[int, float]) -> int:

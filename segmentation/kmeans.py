@@ -25,12 +25,12 @@ import logging
 import numpy as np
 from torch.utils.data import DataLoader
 
-from data.build import evaluation_loader, has_ground_truth, unlabelled_loader
+from data.build import evaluation_loader, has_ground_truth, identity, unlabelled_loader
 from data.folder import ImageSet
 from models.build import build_prototype_model
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel
 from models.weights import fingerprint
-from segmentation.cluster_model import NAMES, ClusterModel, same_clusters, write_names
+from segmentation.cluster_model import NAMES, ClusterModel, put_names_aside, same_clusters, write_names
 from segmentation.discovery import discover, write_sheets
 from segmentation.embedding import EmbeddedSplit, embed_split
 from utils import distributed
@@ -129,10 +129,10 @@ def save_clusters(p: Any, model: ContrastiveSegmentationModel | BackboneModel, c
     path = Path(p.output_dir) / 'clusters.pth.tar'
     names = path.with_name(NAMES)
     if clusters.classes is None:
-        if names.is_file() and not same_clusters(path, clusters):
-            log.info('The clusters are not those of before: their names are now in %s',
-                     names.replace(names.with_stem('clusters_before')))
-        if not names.is_file():
+        if not names.is_file() or not same_clusters(path, clusters):
+            before = put_names_aside(names)
+            if before is not None:
+                log.info('The clusters are not those of before: their names are now in %s', before)
             write_names(names, sizes)
         log.info('Names of the clusters, for you to edit: %s', names)
     replace(clusters, network=network).save(path)
@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p = load_config(args.config_env, args.config_exp, Kmeans, args.overrides)
     if start_processes(args.nproc, p.device, __file__, argv):
         return
-    device = prepare(p)
+    device = prepare(p, identity(p, p.val_db_name))
 
     labelled = has_ground_truth(p, p.val_db_name)
     from_network = p.saliency == 'network'

@@ -1,6 +1,6 @@
 """Segment images: label maps, overlays and a legend.
 
-    python segmentation/predict.py --images photos --output segmented --model results/own_images/kmeans/clusters.pth.tar
+    python segmentation/predict.py --images NEW --output segmented --model photos/results/kmeans/clusters.pth.tar
     python segmentation/predict.py --images film.mp4 --output frames --model best_model.pth.tar --crf-postprocess
 
 --images is an image, a folder (subfolders count) or a video; --model is clusters.pth.tar of kmeans.py or
@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from hashlib import sha256
+from contextlib import nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.files import prepare_output, read_image
+from data.files import mask_name, prepare_output, read_image
 from data.frames import Frame, open_frames
 from segmentation.crf import Refine, crf_in_workers, require_crf
 from segmentation.segmenter import Output, Segmenter
@@ -35,15 +34,17 @@ from utils.errors import UserError, name_some, run_script
 from utils.logger import progress
 from utils.parallel import available_cores, in_threads
 from utils.pictures import legend, montage, overlay, save_image, save_label_map, thumbnail
-from utils.report import check_settings, write_report
+from utils.report import check_settings, fingerprint, write_report
 
 MAPS, OVERLAYS, SHEET = 'predictions', 'overlays', 'contact_sheet.png'
 SHOWN, COLUMNS, SIDE = 24, 6, 160  # of the contact sheet: overlays, overlays in a row, longer side in pixels
+LONGEST = 65_500  # side of a JPEG at most, pixels
+WHOLE = 0.9  # share of the frames that a video's header names, which need not be exact, that makes it whole
 
 
 class Item(NamedTuple):
     """An image on its way: read, prepared for the network, then with the network's output."""
-    name: Path  # of its label map
+    name: Path
     image: np.ndarray | None
     tensor: Tensor | None
     reason: str = ''  # why it cannot be read
@@ -84,7 +85,7 @@ def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_s
         refine: the CRF, or None.
 
     Returns:
-        the name of each label map, and why there is none: '' if there is.
+        the name of each image, and why it has no label map: '' if it has one.
     """
     def read(frame: Frame) -> Item:
         name, load = frame
@@ -110,8 +111,9 @@ def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_s
         if item.image is None or item.output is None:
             return item.name, item.reason
         labels = segmenter.finish(item.image, item.output, refine)
-        save_image(Image.fromarray(overlay(item.image, labels)), output / OVERLAYS / item.name.with_suffix('.jpg'))
-        save_label_map(labels, output / MAPS / item.name)  # last: it says that the image is done
+        drawn = thumbnail(overlay(item.image, labels), LONGEST)
+        save_image(Image.fromarray(drawn), output / OVERLAYS / item.name.with_suffix('.jpg'))
+        save_label_map(labels, output / MAPS / mask_name(item.name))  # last: it says that the image is done
         return item.name, ''
 
     return in_threads(write, predicted(), threads, threads + batch_size)
@@ -121,7 +123,12 @@ def contact_sheet(output: Path, names: Sequence[Path], classes: Sequence[str]) -
     """Up to 24 overlays, drawn at random from ``names``, above the legend: contact_sheet.png."""
     drawn = np.random.default_rng(0).choice(len(names), min(SHOWN, len(names)), replace=False)
     chosen = [names[i] for i in sorted(drawn)]
-    pictures = [thumbnail(read_image(output / OVERLAYS / name.with_suffix('.jpg')), SIDE) for name in chosen]
+    pictures = []
+    for name in chosen:
+        with suppress(ValueError):  # removed or damaged since it was drawn
+            pictures.append(thumbnail(read_image(output / OVERLAYS / name.with_suffix('.jpg')), SIDE))
+    if not pictures:
+        return
     above, below = montage(pictures, COLUMNS), legend(classes)
     sheet = Image.new('RGB', (max(above.width, below.width), above.height + below.height), 'white')
     sheet.paste(above, (0, 0))
@@ -133,13 +140,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     if args.crf_postprocess:
         require_crf()
-    folder, total, doubles, frames = open_frames(args.images)
+    total, doubles, frames = open_frames(args.images)
     model = find_file(args.model)
     segmenter = Segmenter.load(model, args.device, args.weights)
-    prepare_output(args.output, folder)
+    prepare_output(args.output, args.images)
     classes = segmenter.classes
     merged = [f'{label} in {classes.index(name)}' for label, name in enumerate(classes) if classes.index(name) != label]
-    settings = {'images': str(args.images.resolve()), 'model': sha256(model.read_bytes()).hexdigest()[:16],
+    settings = {'images': str(args.images.resolve()), 'model': fingerprint(model),
                 'merged clusters': merged, 'crf': args.crf_postprocess}
     check_settings(args.output, settings)
     save_image(legend(classes), args.output / 'legend.png')
@@ -148,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def todo() -> Iterator[Frame]:
         for frame in progress(frames, 'prediction', total):
-            if (args.output / MAPS / frame[0]).is_file():
+            if (args.output / MAPS / mask_name(frame[0])).is_file():
                 done.append(frame[0])
             else:
                 yield frame
@@ -160,20 +167,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         threads = 2 * workers if workers else args.workers  # while one image is refined, the next waits
         for name, reason in segment(segmenter, todo(), args.output, args.batch_size, threads, refine):
             if reason:
-                failed[name.with_suffix('').as_posix()] = reason
+                failed[name.as_posix()] = reason
             else:
                 written.append(name)
 
-    left_out = failed | {name.as_posix(): f'its label map would have the name of that of {owner.name}'
+    count = len(done) + len(written) + len(failed)
+    cut = {args.images.name: f'it ends after {count} of {total} frames'} if count < WHOLE * total else {}
+    left_out = failed | cut | {name.as_posix(): f'its label map would have the name of that of {owner.name}'
                          for name, owner in doubles.items()}
     if done or written:
         contact_sheet(args.output, sorted(done + written), classes)
-    text = write_report(args.output, settings, 'label maps', len(done) + len(written) + len(left_out), len(written),
-                        len(done), left_out, SHEET, classes)
+    text = write_report(args.output, settings, 'label maps', count + len(doubles), len(written), len(done), left_out,
+                        SHEET, classes)
     if failed:
-        raise UserError(f'{len(failed)} of {len(failed) + len(done) + len(written)} images cannot be read: '
+        raise UserError(f'{len(failed)} of {count} images cannot be read: '
                         f'{name_some([f"{name} ({reason})" for name, reason in failed.items()], 3)}; replace them and '
                         f'start again, the label maps of the others are in {args.output / MAPS}.')
+    if cut:
+        raise UserError(f'video {args.images} ends after {count} of {total} frames; copy or convert it again and start '
+                        f'again, the label maps of these frames are in {args.output / MAPS}.')
     print(text.partition('\n')[0] + f'; see {args.output}')
 
 

@@ -27,7 +27,7 @@ from segmentation.crf import Refine
 from segmentation.embedding import THRESHOLD, find_objects
 from utils.backbones import normalisation_of
 from utils.checkpoint import load_checkpoint
-from utils.errors import UserError
+from utils.errors import MissingFileError, UserError
 from utils.runtime import pick_device, place, to_device
 
 SIZE = 512  # side of the network's input, for weights that do not say
@@ -133,7 +133,11 @@ class ClusterSegmenter(Segmenter):
         network = clusters.network
         super().__init__(clusters.classes or (), network['size'], device, network['backbone'])
         config = {**network, 'saliency': 'network', 'pretraining': str(weights or network['pretraining'])}
-        model: ContrastiveSegmentationModel | BackboneModel = build_prototype_model(SimpleNamespace(**config))
+        try:
+            model: ContrastiveSegmentationModel | BackboneModel = build_prototype_model(SimpleNamespace(**config))
+        except MissingFileError as error:
+            raise UserError(f'{source} was made with {network["pretraining"]}, which is no longer there; give it with '
+                            '--weights.' if weights is None else f'--weights: {error}') from error
         if fingerprint(model) != network['fingerprint']:
             raise UserError(f'{config["pretraining"]} holds the weights of another network than the one {source} was '
                             'made with; give that one with --weights, or run kmeans.py again.')

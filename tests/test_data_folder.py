@@ -1,15 +1,17 @@
 """A plain folder of images as a data set: every kind of file, random splits, and what is said of what does not fit."""
 import logging
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from easydict import EasyDict
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data import build
-from data.files import probe_image, read_image
+from data.files import find_images, probe_image, read_image
 from data.folder import FolderDataset, is_folder
 from data.pairs import PairDataset
 from data.views import ContrastiveView
@@ -196,3 +198,51 @@ def test_probe_sees_what_reading_sees(tmp_path: Path) -> None:
     for name, options in (('a.jpg', {'exif': exif}), ('b.png', {}), ('c.webp', {})):
         path = write(tmp_path, name, size=(33, 51), **options)
         assert probe_image(path) == read_image(path).shape[:2]
+
+
+def test_the_folder_says_which_run_it_is(root: Path, shapes: Path) -> None:
+    assert build.identity(EasyDict(db_root=str(root)), '.') == ('db_root',)
+    assert build.identity(EasyDict(db_root=str(shapes.parent)), shapes.name) == ()  # told by its name, may move
+
+
+def test_every_orientation(tmp_path: Path) -> None:
+    for value in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = value
+        path = write(tmp_path, f'{value}.png', size=(33, 51), exif=exif)
+        with Image.open(path) as image:
+            upright = np.array(ImageOps.exif_transpose(image))
+        np.testing.assert_array_equal(read_image(path), upright)
+        assert probe_image(path) == upright.shape[:2]
+
+
+def test_exif_that_cannot_be_written_again(tmp_path: Path) -> None:
+    width_as_text = struct.pack('<HHI4s', 0x0100, 2, 4, b'abc\0')
+    lying = struct.pack('<HHIHH', 0x0112, 3, 1, 6, 0)
+    exif = b'Exif\0\0II*\0' + struct.pack('<IH', 8, 2) + width_as_text + lying + struct.pack('<I', 0)
+    path = write(tmp_path, 'a.jpg', size=(33, 51), exif=exif)
+    assert read_image(path).shape == (51, 33, 3)
+    np.testing.assert_array_equal(read_image(path), np.rot90(read_pixels(path), -1))
+
+
+def test_links_around_a_folder_list_it_once(tmp_path: Path) -> None:
+    write(tmp_path, 'sub/a.png')
+    images = tmp_path / 'images'
+    (images / 'sub' / 'loop').symlink_to('..')
+    (tmp_path / 'elsewhere').mkdir()
+    write(tmp_path, '../elsewhere/b.png', mask=False)
+    (images / 'link').symlink_to('../elsewhere')
+    assert find_images(images) == [Path('link/b.png'), Path('sub/a.png')]
+
+
+def test_a_subfolder_that_cannot_be_listed_is_named(root: Path, monkeypatch) -> None:
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith('/b'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, 'scandir', scandir)
+    with pytest.raises(UserError, match=r'^folder \S+images/b cannot be listed \(Permission denied\); change its perm'):
+        find_images(root / 'images')

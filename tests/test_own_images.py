@@ -39,14 +39,14 @@ def test_from_photographs_to_segmentation(tmp_path: Path, capsys) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path)
     (tmp_path / 'photos' / 'images' / 'a' / 'broken.jpg').write_bytes(b'nothing')
-    results = tmp_path / 'results'
+    results = tmp_path / 'photos' / 'results'
     commands = readme_commands(photos=str(tmp_path / 'photos'), NEW=str(tmp_path / 'photos' / 'images' / 'a' / '0.jpg'),
-                               segmented=str(tmp_path / 'segmented'), **{'results/own_images': str(results)})
+                               segmented=str(tmp_path / 'segmented'))
     assert [words[0] for words in commands] == ['saliency/predict.py', 'pretrain/main.py', 'segmentation/kmeans.py',
                                                 'segmentation/predict.py']
     for script, *words in commands:
         words = [word.replace('5-20', '2-3') for word in words]
-        more = [f'root_dir={results}', *SMALL[script]] if script in SMALL else ['--workers', '1']
+        more = SMALL.get(script, ['--workers', '1'])
         importlib.import_module(script.removesuffix('.py').replace('/', '.')).main(words + more)
     assert '13 images: 12 masks written' in capsys.readouterr().out
     found = json.loads((results / 'kmeans' / 'results.json').read_text())['clusters']
@@ -60,10 +60,19 @@ def test_from_photographs_to_segmentation(tmp_path: Path, capsys) -> None:
     # an earlier checkpoint is a start too
     script, *words = commands[1]
     importlib.import_module('pretrain.main').main([
-        *words, f'root_dir={results}', *SMALL[script], 'output_dir=further', 'epochs=1',
+        *words, *SMALL[script], 'output_dir=further', 'epochs=1',
         f'pretraining={results}/pretrain/checkpoint.pth.tar'])
     assert (results / 'further' / 'checkpoint.pth.tar').is_file()
     assert f'Weights: {results}/pretrain/checkpoint.pth.tar' in capsys.readouterr().out
+
+    # other photographs are not taken for those that the results are of
+    (tmp_path / 'photos').rename(tmp_path / 'moved')
+    (tmp_path / 'photos').symlink_to('moved')
+    script, *words = commands[1]
+    start = importlib.import_module('pretrain.main').main
+    other = [f'root_dir={tmp_path}/moved/results', *SMALL[script]]
+    with pytest.raises(UserError, match=r'of another config \(db_root: .*/moved"\); choose another root_dir'):
+        start([*words, *other])
 
 
 @pytest.mark.parametrize(('name', 'schema'), [('pretrain', Pretrain), ('kmeans', Kmeans)])
@@ -74,6 +83,7 @@ def test_configs_open_with_their_command_and_ask_for_the_folder(name: str, schem
     assert config.output_dir == str(ROOT / 'results' / 'own_images' / name)
     script = {'pretrain': 'pretrain/main.py', 'kmeans': 'segmentation/kmeans.py'}[name]
     assert (ROOT / path).read_text().startswith(
-        f'# python {script} --config_env configs/own_images/env.yml --config_exp {path} --set db_root=FOLDER')
+        f'# python {script} --config_env configs/own_images/env.yml --config_exp {path} '
+        '--set db_root=FOLDER root_dir=FOLDER/results')
     with pytest.raises(UserError, match='db_root is still the placeholder /path/to/my_images; .*db_root=FOLDER'):
         load_config('configs/own_images/env.yml', path, schema)

@@ -1,4 +1,6 @@
 """Mask sources around networks: how images go in, how maps come out, and what is refused."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,17 @@ def test_onnx_refuses_what_does_not_fit(onnx_network):
     onnx_network.write_bytes(b'nothing')
     with pytest.raises(UserError, match='not an ONNX network'):
         build_source('onnx', onnx_network, config, 'cpu')
+
+
+@pytest.mark.parametrize('shape', [(1, 16, 24, 1), (1, 3, 16, 24)])
+def test_onnx_refuses_outputs_that_are_no_map(shape):
+    from saliency.onnx_network import OnnxConfig, OnnxSaliency
+    source = object.__new__(OnnxSaliency)
+    source.weights, source.config = 'net.onnx', OnnxConfig(input_size=[16, 24], mean=[0.5] * 3, scale=[1.0] * 3)
+    source.input = SimpleNamespace(name='image', shape=['N', 3, 16, 24])
+    source.session = SimpleNamespace(run=lambda names, inputs: [np.ones(shape, np.float32)])
+    with pytest.raises(UserError, match='is not one map an image; give a salient-object network'):
+        source.predict([np.zeros((16, 24, 3), np.uint8)])
 
 
 @pytest.mark.parametrize(('text', 'sentence'), [

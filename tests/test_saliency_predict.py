@@ -1,5 +1,6 @@
 """The script that masks a folder of images, run as its users run it."""
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from saliency.predict import main
 from saliency.report import contact_sheet
 from tests.golden_inputs import photo
 from tests.test_utils_run_report import Page
-from utils.errors import UserError
+from utils.errors import UserError, run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -73,6 +74,15 @@ def test_masks_and_report(folder, tmp_path, workers, capsys):
     assert '8 images: 5 masks written' in capsys.readouterr().out
 
 
+def test_no_mask_at_all_is_a_mistake(tmp_path):
+    (tmp_path / 'images').mkdir()
+    for name in 'abcd':
+        Image.new('RGB', (30, 20), 'blue').save(tmp_path / 'images' / f'{name}.png')
+    with pytest.raises(UserError, match=r'^none of the 4 images has a mask: a.png \(no object.* and 1 more; replace'):
+        run(tmp_path / 'images', tmp_path / 'masks', '--workers', '0')
+    assert '4 left out' in (tmp_path / 'masks' / 'report.txt').read_text()
+
+
 def test_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
     output = tmp_path / 'masks'
     written, write = [], script.write_mask
@@ -103,6 +113,10 @@ def test_other_settings_need_another_folder(folder, tmp_path):
     (output / 'report.json').write_text('[]')
     with pytest.raises(UserError, match='not a report of this script'):
         run(folder, output)
+    run(folder / 'sub', tmp_path / 'others', '--workers', '0')
+    (folder / 'b.webp').write_bytes((folder / 'a.webp').read_bytes())
+    with pytest.raises(UserError, match=r'made with other settings \(images \S+/sub then, \S+/images now\)'):
+        run(folder, tmp_path / 'others')
 
 
 def test_basnet(folder, tmp_path):
@@ -114,6 +128,51 @@ def test_basnet(folder, tmp_path):
           str(tmp_path / 'basnet.pth'), '--workers', '1', '--batch-size', '2', '--device', 'cpu', '--input-size', '64'])
     report = json.loads((output / 'report.json').read_text())
     assert report['masks_written'] + len(report['left_out']) == report['images'] == 2
+
+    (tmp_path / 'basnet.pth').rename(tmp_path / 'moved.pth')
+    flags = ['--images', str(folder / 'sub'), '--output', str(output), '--method', 'basnet', '--workers', '1',
+             '--device', 'cpu', '--input-size', '64', '--weights']
+    main([*flags, str(tmp_path / 'moved.pth')])  # the same weights
+    torch.manual_seed(1)
+    torch.save(BASNet().state_dict(), tmp_path / 'moved.pth')
+    with pytest.raises(UserError, match=r'made with other settings \(weights \w{16} then, \w{16} now\)'):
+        main([*flags, str(tmp_path / 'moved.pth')])
+
+
+def test_names_that_are_hard_to_write(folder, tmp_path):
+    odd = Path(os.fsdecode(str(tmp_path / 'odd').encode() + b'\xff'))
+    (odd / 'sub').mkdir(parents=True)
+    for name in (b'good\xff.jpg', b'two\nlines.jpg'):
+        (odd / 'sub' / os.fsdecode(name)).write_bytes((folder / 'a.jpg').read_bytes())
+    for name in (b'bad\xfe.jpg', b'bad\nlines.jpg'):
+        (odd / os.fsdecode(name)).write_bytes(b'nothing')
+    command = [sys.executable, 'saliency/predict.py', '--images', str(odd), '--output', f'{odd}_masks', '--method',
+               'unsupervised', '--workers', '0']
+    for there in (0, 2):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f'4 images: {2 - there} masks written, {there} there already, 2 left out' in done.stdout
+    lines = Path(f'{odd}_masks', 'report.txt').read_text(encoding='utf-8').splitlines()
+    assert [line.partition(' cannot')[0] for line in lines[1:]] == [
+        r'left out: bad\nlines.jpg:', r'left out: bad\udcfe.jpg:']
+
+
+def test_a_full_disk_is_one_sentence(folder, tmp_path, monkeypatch, capsys):
+    def full(mask, path):
+        raise OSError(28, 'No space left on device', str(path))
+
+    monkeypatch.setattr(script, 'write_mask', full)
+    with pytest.raises(SystemExit):
+        run_script(lambda: run(folder, tmp_path / 'masks', '--workers', '0'))
+    assert capsys.readouterr().err.endswith('a.png); free some space or choose another output folder.\n')
+
+
+def test_workers_are_the_cores_that_may_be_used(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {3})
+    monkeypatch.setattr(os, 'cpu_count', lambda: 64)
+    flags = ['--images', 'a', '--output', 'b', '--method', 'unsupervised']
+    assert script.parse_args(flags).workers == 1
+    assert script.parse_args([*flags, '--workers', '5']).workers == 5
 
 
 def test_mistakes_are_one_sentence(folder, tmp_path):

@@ -1,5 +1,6 @@
 """Training of BASNet: what goes in, that it learns, goes on where it stopped, and what it refuses."""
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,18 @@ def test_folders_of_the_command_line(shapes, tmp_path, monkeypatch, thin, capsys
                                                                     .read_bytes())
     script.main(arguments(tmp_path, 'epochs=1', flags=('--images', 'images', '--pseudo-labels', "it's # made: by me")))
     assert f"17 images of {shapes / 'images'} with masks of {shapes}/it's # made: by me\n" in capsys.readouterr().out
+
+
+def test_the_line_of_the_readme_needs_no_db_root(shapes, tmp_path, thin, capsys):
+    section = (Path(__file__).parents[1] / 'README.md').read_text().split('## Better masks from noisy ones\n')[1]
+    line = next(line for line in section.splitlines() if line.startswith('    python '))
+    words = line.replace('DIR', str(shapes / 'images'), 1).replace('DIR', str(shapes / 'saliency_unsupervised_model'))
+    small = re.search(r'append `(--set [^`]*)`', section).group(1)
+    more = [f'root_dir={tmp_path}', 'device=cpu', 'num_workers=0', 'epochs=1', 'train_batch_size=4']
+    script.main([*words.split()[2:], *small.split(), *more])
+    assert f"18 images of {shapes / 'images'} with masks" in capsys.readouterr().out
+    assert (tmp_path / 'basnet' / 'basnet.pth').is_file()
+    assert 'db_root is still the placeholder' in fails(capsys, words.split()[2:-2])
 
 
 def test_items_keep_image_and_mask_together(tmp_path):

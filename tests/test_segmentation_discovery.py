@@ -111,6 +111,10 @@ def test_best_of_several_runs_and_objects_without_a_mask(caplog) -> None:
         'Silhouette of 2 clusters', 'Silhouette of 4 clusters', 'Silhouette of 6 clusters']
     assert np.isnan(silhouette(points[:4], np.zeros(4, int), 0))
     assert np.isnan(silhouette(points[:4], np.arange(4), 0))
+    many = np.random.default_rng(0).standard_normal((20_000, 2))
+    rare = np.arange(20_000) == 7  # not among the 5,000 that are compared
+    assert np.isnan(silhouette(many, rare.astype(int), 0))
+    assert silhouette(many + 9 * (many[:, :1] > 0), (many[:, 0] > 0).astype(int), 0) > 0.7
     assert suggest({1: float('nan'), 5: 0.5, 3: 0.5, 7: 0.1}) == 3
 
 

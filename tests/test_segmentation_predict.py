@@ -126,19 +126,27 @@ def test_names_join_clusters(own: Path, tmp_path: Path, model: Path) -> None:
 
 
 def test_kmeans_again_keeps_names_of_the_same_clusters_alone(own: Path, tmp_path: Path) -> None:
-    for path in ('photos', 'results', 'pretrained.pth.tar'):
-        subprocess.run(['cp', '-r', str(own / path), str(tmp_path / path)], check=True)
+    subprocess.run(['cp', '-r', str(own / 'photos'), str(tmp_path / 'photos')], check=True)
     folder = tmp_path / 'results' / 'kmeans'
     again = arguments('kmeans', tmp_path, 'saliency=network', 'val_db_name=photos', 'val_split=all', 'num_clusters=3',
                       'num_seeds=2', f'pretraining={own / "pretrained.pth.tar"}')
+    kmeans.main(again)
     text = (folder / 'clusters.yml').read_text().replace('cluster_2', 'dog')
     (folder / 'clusters.yml').write_text(text)
     kmeans.main(again)
     assert (folder / 'clusters.yml').read_text() == text
     (tmp_path / 'photos' / 'images' / 'a.jpg').unlink()
     kmeans.main(again)
-    assert (folder / 'clusters_before.yml').read_text() == text
+    assert (folder / 'clusters_before_1.yml').read_text() == text
     assert 'dog' not in (folder / 'clusters.yml').read_text()
+    (tmp_path / 'photos' / 'images' / 'e.png').unlink()
+    kmeans.main(again)  # over placeholders, which need no backup
+    assert sorted(path.name for path in folder.glob('clusters*.yml')) == ['clusters.yml', 'clusters_before_1.yml']
+    (folder / 'clusters.yml').write_text('classes: [a')
+    (tmp_path / 'photos' / 'images' / 'a.jpg').write_bytes((own / 'photos' / 'images' / 'a.jpg').read_bytes())
+    kmeans.main(again)
+    assert (folder / 'clusters_before_1.yml').read_text() == text
+    assert (folder / 'clusters_before_2.yml').read_text() == 'classes: [a'
 
 
 def test_goes_on_where_it_stopped(own: Path, tmp_path: Path, model: Path) -> None:
@@ -152,6 +160,17 @@ def test_goes_on_where_it_stopped(own: Path, tmp_path: Path, model: Path) -> Non
     assert changed == ['c.png']
 
 
+def test_goes_on_without_some_of_the_overlays(own: Path, tmp_path: Path, model: Path) -> None:
+    output = tmp_path / 'out'
+    run(own / 'photos' / 'images', output, model)
+    (output / 'overlays' / 'a.jpg').unlink()
+    (output / 'overlays' / 'f.jpg').write_bytes(b'')
+    assert run(own / 'photos' / 'images', output, model)['label maps_existing'] == 6
+    subprocess.run(['rm', '-r', str(output / 'overlays'), str(output / 'contact_sheet.png')], check=True)
+    assert run(own / 'photos' / 'images', output, model)['label maps_existing'] == 6
+    assert not (output / 'contact_sheet.png').exists()
+
+
 def test_video(tmp_path: Path, model: Path) -> None:
     write_video(tmp_path / 'film.avi')
     report = run(tmp_path / 'film.avi', tmp_path / 'out', model)
@@ -161,6 +180,27 @@ def test_video(tmp_path: Path, model: Path) -> None:
         assert labels.shape == (32, 48)
     first = cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2RGB)
     np.testing.assert_array_equal(segment(first), maps_in(tmp_path / 'out' / 'predictions')['000000.png'])
+
+
+def test_a_film_that_is_cut_off(tmp_path: Path, model: Path) -> None:
+    write_video(tmp_path / 'film.avi', 40)
+    whole = (tmp_path / 'film.avi').read_bytes()
+    (tmp_path / 'film.avi').write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(UserError, match=r'film.avi ends after \d+ of 40 frames; copy or convert it again and start'):
+        run(tmp_path / 'film.avi', tmp_path / 'out', model)
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert 10 < report['images'] == report['label maps_written'] < 30
+    assert report['left_out'] == {'film.avi': f'it ends after {report["images"]} of 40 frames'}
+    (tmp_path / 'film.avi').write_bytes(whole)
+    report = run(tmp_path / 'film.avi', tmp_path / 'out', model)
+    assert (report['images'], report['left_out']) == (40, {})
+
+
+def test_an_image_too_long_for_an_overlay(tmp_path: Path, model: Path) -> None:
+    Image.new('RGB', (65_600, 2), 'red').save(tmp_path / 'long.png')
+    run(tmp_path / 'long.png', tmp_path / 'out', model)
+    assert Image.open(tmp_path / 'out' / 'predictions' / 'long.png').size == (65_600, 2)
+    assert Image.open(tmp_path / 'out' / 'overlays' / 'long.jpg').size == (65_500, 2)
 
 
 def test_logits_of_objects_have_their_labels() -> None:
@@ -238,6 +278,7 @@ def test_one_sentence_each(own: Path, tmp_path: Path, model: Path, linear: Path,
     assert 'holds no image' in fails(tmp_path / 'empty')
     assert 'does not exist' in fails(tmp_path / 'none')
     assert 'one inside the other' in fails(images, output=images / 'out')
+    assert 'is the folder of' in fails(images / 'a.jpg', output=images)
     assert 'cannot write to --output' in fails(images, output=tmp_path / 'file' / 'out')
     assert '--batch-size' in fails(images, '--batch-size', '0')
     assert 'no file' in fails(images, file=tmp_path / 'none.pth.tar')
@@ -253,6 +294,12 @@ def test_one_sentence_each(own: Path, tmp_path: Path, model: Path, linear: Path,
     torch.save(ContrastiveSegmentationModel('resnet18', ndim=5).state_dict(), tmp_path / 'wide.pth.tar')
     assert 'does not fit this model' in fails(images, '--weights', str(tmp_path / 'wide.pth.tar'))
     assert not (tmp_path / 'out').exists()
+    assert 'error: --weights: no file nowhere.pth' in fails(images, '--weights', 'nowhere.pth')
+    gone = torch.load(model, weights_only=True)
+    gone['network']['pretraining'] = 'gone/checkpoint.pth.tar'
+    torch.save(gone, model)
+    assert ('was made with gone/checkpoint.pth.tar, which is no longer there; give it with --weights.'
+            in fails(images))
     moved = tmp_path / 'moved.pth.tar'
     moved.write_bytes((own / 'pretrained.pth.tar').read_bytes())
     assert run(images / 'a.jpg', tmp_path / 'moved', model, '--weights', str(moved))['label maps_written'] == 1
@@ -263,11 +310,11 @@ def test_unreadable_images_come_last(own: Path, tmp_path: Path, model: Path) -> 
     subprocess.run(['cp', '-r', str(own / 'photos' / 'images'), str(images)], check=True)
     (images / 'sub' / 'b.jpg').write_bytes((images / 'sub' / 'b.jpg').read_bytes()[:300])
     (images / 'a.png').write_bytes((images / 'e.png').read_bytes())  # would have the label map of a.jpg
-    with pytest.raises(UserError, match=r'^1 of 6 images cannot be read: sub/b \(.*others are in \S+predictions\.$'):
+    with pytest.raises(UserError, match=r'^1 of 6 images cannot be read: sub/b.jpg \(.* are in \S+predictions\.$'):
         run(images, tmp_path / 'out', model)
     assert len(maps_in(tmp_path / 'out' / 'predictions')) == 5
     report = json.loads((tmp_path / 'out' / 'report.json').read_text())
-    assert sorted(report['left_out']) == ['a.png', 'sub/b']
+    assert sorted(report['left_out']) == ['a.png', 'sub/b.jpg']
     assert report['images'] == 7
 
 

@@ -355,6 +355,15 @@ def test_save_config_shows_what_differs(load, tmp_path):
         'folder.')
 
 
+def test_save_config_counts_what_is_named(load, tmp_path):
+    save_config(load(MINIMAL), tmp_path / 'run')
+    (tmp_path / 'run' / 'results.json').touch()
+    other = load(MINIMAL, overrides=['db_root=/d'])
+    save_config(other, tmp_path / 'run')
+    with pytest.raises(UserError, match=r'\(db_root: ".*sets" -> "/d"\); choose another root_dir \(--set root_dir='):
+        save_config(other, tmp_path / 'run', ['db_root'])
+
+
 def test_save_config_with_another_schema_or_a_broken_file(load, tmp_path):
     save_config(load(MINIMAL), tmp_path / 'run')
     (tmp_path / 'run' / 'results.json').touch()

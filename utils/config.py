@@ -11,7 +11,7 @@ import yaml
 from easydict import EasyDict
 
 from utils.arguments import ArgumentParser
-from utils.errors import UserError, name_some
+from utils.errors import MissingFileError, UserError, name_some
 from utils.schema import Env
 from utils.strict_yaml import StrictReader
 
@@ -65,7 +65,7 @@ def find_file(path: str | Path) -> Path:
     """The absolute path of a file looked up from the working directory, then the repository root.
 
     Raises:
-        UserError: it is in neither; the message lists both.
+        MissingFileError: it is in neither; the message lists both.
     """
     return _look_up(path, (Path.cwd(), REPOSITORY))
 
@@ -74,7 +74,7 @@ def resolve_path(path: str | Path, root_dir: str | Path) -> Path:
     """The absolute path of a checkpoint looked up from the working directory, root_dir, the repository root.
 
     Raises:
-        UserError: it is in none of them; the message lists the three.
+        MissingFileError: it is in none of them; the message lists the three.
     """
     return _look_up(path, (Path.cwd(), Path(root_dir), REPOSITORY))
 
@@ -84,11 +84,12 @@ def _look_up(path: str | Path, folders: Sequence[Path]) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise UserError(f'no file {path}: looked for {" and ".join(map(str, places))}; correct the path '
-                    'or make the file first.')
+    raise MissingFileError(f'no file {path}: looked for {" and ".join(map(str, places))}; correct the path '
+                           'or make the file first.')
 
 
-def load_config(config_env: str, config_exp: str, schema: type, overrides: Sequence[str] = ()) -> EasyDict:
+def load_config(config_env: str, config_exp: str, schema: type, overrides: Sequence[str] = (),
+                root_of_data: Path | None = None) -> EasyDict:
     """Read the two config files and the overrides, check them and fill in the defaults.
 
     Args:
@@ -96,6 +97,7 @@ def load_config(config_env: str, config_exp: str, schema: type, overrides: Seque
         config_exp: YAML file of ``schema``, looked up likewise.
         schema: dataclass of the experiment, e.g. ``utils.schema.Pretrain``.
         overrides: 'a.b=value' each, the value in YAML, for keys of the experiment, root_dir and db_root.
+        root_of_data: db_root where the file still has the placeholder.
 
     Returns:
         A read-only EasyDict of the keys of ``schema`` with ``root_dir``, ``db_root`` and ``output_dir``
@@ -121,7 +123,10 @@ def load_config(config_env: str, config_exp: str, schema: type, overrides: Seque
     errors = env.errors + exp.errors + errors
     errors += [f'{exp.places.get(key, shown_exp)}: {problem}' for key, problem in check_combinations(exp.values)]
     db_root = env.values.get('db_root', '')
-    if db_root == PLACEHOLDER or db_root.startswith(f'{PLACEHOLDER}/'):
+    unset = db_root == PLACEHOLDER or db_root.startswith(f'{PLACEHOLDER}/')
+    if unset and root_of_data is not None:
+        db_root = str(root_of_data)
+    elif unset:
         errors.append(f'{env.places["db_root"]}: db_root is still the placeholder {db_root}; set it to the folder '
                       'that holds the data sets, there or with --set db_root=FOLDER')
     if errors:
@@ -211,11 +216,12 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
 ]
 
 
-def save_config(config: Mapping[str, Any], output_dir: str | Path) -> Path:
+def save_config(config: Mapping[str, Any], output_dir: str | Path, identity: Sequence[str] = ()) -> Path:
     """Write ``config.yml`` in output_dir, or make sure that the one there says the same.
 
     A folder that holds nothing but a config and a log, of a start that failed, takes the new config.
-    Keys of ``IGNORED`` may differ; the file stays as it was first written. Call it in one process only.
+    Keys of ``IGNORED`` but not of ``identity`` may differ; the file stays as it was first written. Call it in one
+    process only.
 
     Raises:
         UserError: results made with another config are there; the message shows the differing keys.
@@ -233,11 +239,12 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path) -> Path:
         before, after = flat(old), flat(new)
         changes = [f'{name}: {_text(before.get(name, "absent"))} -> {_text(after.get(name, "absent"))}'
                    for name in dict.fromkeys((*after, *before))
-                   if name not in IGNORED
+                   if (name not in IGNORED or name in identity)
                    and (name in before, _text(before.get(name))) != (name in after, _text(after.get(name)))]
         if changes:
+            other = 'root_dir' if 'db_root' in identity else 'output_dir'  # the steps on a folder share its root_dir
             raise UserError(f'{output_dir} holds results of another config ({name_some(changes, 20)}); '
-                            'choose another output_dir (--set output_dir=...) or delete the folder.')
+                            f'choose another {other} (--set {other}=...) or delete the folder.')
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f'.config.yml.{os.getpid()}')

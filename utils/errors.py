@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 
 from utils import distributed
 from utils.interrupt import EXIT_STOPPED, StoppedError, handled, stop, stop_at_once
@@ -17,6 +18,10 @@ CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQU
 
 class UserError(Exception):
     """A mistake the user can mend: one sentence that names the thing and the mend."""
+
+
+class MissingFileError(UserError):
+    """A file is in none of the places where it was looked for."""
 
 
 def sentence(error: UserError) -> str:
@@ -38,6 +43,8 @@ def run_script(main: Callable[[], None]) -> None:
     training finishes and saves its step first. Anything unexpected keeps its traceback. Of several processes
     the first that fails speaks for all.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # what is printed may hold names of files, which need not be UTF-8
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         with handled(stop_at_once, signal.SIGTERM), handled(stop, signal.SIGINT):
             main()
@@ -62,7 +69,7 @@ def _report(failure: BaseException) -> None:
         if error.errno not in CANNOT_WRITE:
             raise
         place = f' ({error.filename})' if error.filename else ''
-        _end(f'cannot write: {error.strerror}{place}; free some space or choose another output_dir.')
+        _end(f'cannot write: {error.strerror}{place}; free some space or choose another output folder.')
 
 
 def _end(message: str) -> None:

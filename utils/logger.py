@@ -64,7 +64,7 @@ def setup_logging(output_dir: Path) -> None:
     terminal.setFormatter(logging.Formatter('%(message)s'))
     root.addHandler(terminal)
     if distributed.is_main():
-        file = logging.FileHandler(output_dir / 'log.txt')
+        file = logging.FileHandler(output_dir / 'log.txt', encoding='utf-8', errors='backslashreplace')
         file.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))
         root.addHandler(file)
 

@@ -1,6 +1,7 @@
 """What came of a folder of images: report.json, report.txt and report.html beside the results."""
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,16 @@ REPORT = 'report.json'
 NAMED = 50  # images left out that the page names
 
 
+def fingerprint(path: Path | None) -> str | None:
+    """Of a file's content, for settings: a file may move, and another may come in its place."""
+    return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def check_settings(output: Path, settings: dict[str, Any]) -> None:
     """See that what is in the output folder, if anything, was made in the same way; note how, if nothing is.
 
     Raises:
-        UserError: it was made with another method or other weights.
+        UserError: it was made of other images, with another method or other weights.
     """
     path = output / REPORT
     try:
@@ -53,7 +59,7 @@ def write_report(output: Path, settings: dict[str, Any], what: str, images: int,
     write_text(output / REPORT, json.dumps({'settings': settings, **counts}, indent=2) + '\n')
     lines = [f'{images} images: {written} {what} written, {existing} there already, {len(left_out)} left out']
     lines += [f'left out: {name}: {reason}' for name, reason in sorted(left_out.items())]
-    text = '\n'.join(lines) + '\n'
+    text = '\n'.join('\\n'.join(line.splitlines()) for line in lines) + '\n'  # names may hold line breaks
     write_text(output / 'report.txt', text)
     _write_page(output, settings, what, counts, output / sheet, classes)
     return text

@@ -45,10 +45,10 @@ def save_results(results: dict[str, Any], output_dir: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file through a temporary one beside it and a rename."""
+    """Write a text file through a temporary one beside it and a rename; of names that are not UTF-8 the codes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    temporary.write_text(text)
+    temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
     temporary.replace(path)
 
 

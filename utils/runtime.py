@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,12 @@ def lock(output_dir: Path) -> None:
         log.warning('%s cannot be locked (%s): start no second run there', output_dir, error.strerror)
 
 
-def prepare(p: Any) -> torch.device:
+def prepare(p: Any, identity: Sequence[str] = ()) -> torch.device:
     """Join the other processes, if any, and ready the output directory, the log, the random state and the device.
 
     Args:
         p: the config.
+        identity: keys that may not differ from those of results that are there, see ``save_config``.
 
     Raises:
         UserError: the output directory cannot be made, was made with another config or is in use, or the device is
@@ -119,7 +121,7 @@ def prepare(p: Any) -> torch.device:
                 raise UserError(f'output_dir {output_dir} cannot be made, for a file is in its place; choose another '
                                 '(--set output_dir=...) or move the file.') from error
             lock(output_dir)
-            save_config(p, output_dir)
+            save_config(p, output_dir, identity)
     setup_logging(output_dir)
     seed_everything(p.seed)
     log.info('Output: %s; device: %s%s', output_dir, device,

@@ -1,0 +1,24 @@
+"""The benchmark of predict.py runs with either kind of model."""
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import prediction
+
+
+@pytest.mark.parametrize('model', ['linear', 'clusters'])
+def test_table(model: str, capsys) -> None:
+    torch.manual_seed(0)
+    prediction.main(['--model', model, '--images', '2', '--backbone', 'resnet18', '--size', '64', '--rounds', '1',
+                     '--device', 'cpu'])
+    lines = capsys.readouterr().out.splitlines()
+    assert f'2 images of 500 x 375, {model}, resnet18 at 64 px' in lines[0]
+    assert [line.split('  ')[0] for line in lines[1:3]] == ['network alone', 'predict.py']
+    assert lines[3].startswith('predict.py / network alone: ')
+
+
+def test_the_clusters_see_objects(tmp_path) -> None:
+    torch.manual_seed(0)
+    image = prediction.read_image(prediction.draw(tmp_path, 1)[0])
+    labels = prediction.clusters(tmp_path, image, 'resnet18', 64, torch.device('cpu'))(image)
+    assert 0.2 < np.mean(labels > 0) < 0.8
