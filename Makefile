@@ -22,7 +22,7 @@ install: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt requirements-dev.txt
 	@echo '== Installing into $(VENV) (once; PyTorch is large, this takes a few minutes)'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	@echo '== Building the CRF (pydensecrf2)'
 	$(RUN) -m pip install --quiet --disable-pip-version-check 'pydensecrf2>=1.1' \

@@ -1,6 +1,6 @@
 """How good masks are: their IoU with the union of all labelled objects of an image; and what unsupervised ones cost.
 
-    python benchmarks/masks.py --db-root DIR --masks unsupervised_model FOLDER [--split val]
+    python benchmarks/masks.py --db-root DIR --masks unsupervised_model FOLDER --split val
     python benchmarks/masks.py --time 20
 
 DIR/VOCSegmentation is in the VOC layout. A kind of masks is the NAME of its folder saliency_NAME, or a folder of
@@ -10,7 +10,6 @@ images of 375x500 by --method unsupervised on one core.
 """
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from data.transforms import resize_mask
 from data.voc import VOID, read_ids, read_image, read_saliency
 from saliency.scores import mask_iou
 from saliency.unsupervised import UnsupervisedSaliency
+from utils.arguments import ArgumentParser
 from utils.errors import UserError, run_script
 from utils.parallel import available_cores, in_threads
 
@@ -106,7 +106,7 @@ def seconds_an_image(count: int) -> list[float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument('--db-root', type=Path, help='folder that holds VOCSegmentation/')
     parser.add_argument('--masks', nargs='+', default=[], metavar='NAME_OR_DIR')
     parser.add_argument('--split', nargs='+', default=[], help='lists, of sets/, to score by themselves too')
