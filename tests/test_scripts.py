@@ -80,6 +80,17 @@ def test_pretraining_leaves_a_released_checkpoint(run: Runner) -> None:
     assert '0 of its IDs have no image or no mask' in (folder / 'log.txt').read_text()
 
 
+def test_too_little_memory_of_a_gpu_is_one_sentence(capsys) -> None:
+    def main() -> None:
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+
+    with pytest.raises(SystemExit) as ended:
+        run_script(main)
+    assert ended.value.code == 2
+    assert re.fullmatch('error: CUDA out of memory; lower train_batch_size .*precision: bf16.*loss_chunk.\n',
+                        capsys.readouterr().err)
+
+
 def test_zero_epochs_write_the_initial_weights(run: Runner) -> None:
     run('pretrain.main', 'epochs=0', 'output_dir=before')
     initial = torch.load(run.root_dir / 'before' / 'checkpoint.pth.tar', weights_only=True)['model']

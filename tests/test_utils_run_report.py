@@ -110,7 +110,7 @@ def test_the_report_needs_nothing_else(output_dir: Path) -> None:
     assert not re.search(r'https?:|url\(|@import', path.read_text())
     large = [uri for uri in shown.values('src') if uri.startswith('data:image/jpeg')]
     sizes = [Image.open(io.BytesIO(base64.b64decode(uri.partition(',')[2]))).size for uri in large]
-    assert [size for size in sizes if size != (9, 9)] == [(1400, 210), (150, 2000)]  # too wide a one is made smaller, a tall one scrolls
+    assert [size for size in sizes if size != (9, 9)] == [(1400, 210), (150, 2000)]  # their width is limited
 
 
 def test_a_run_without_anything_has_its_config(tmp_path: Path) -> None:

@@ -8,11 +8,15 @@ import sys
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 
+import torch
+
 from utils import distributed
 from utils.interrupt import EXIT_STOPPED, StoppedError, handled, stop, stop_at_once
 from utils.logger import paint
 
 EXIT_USER_ERROR = 2
+OUT_OF_MEMORY = ('CUDA out of memory; lower train_batch_size (val_batch_size, where nothing is trained), or set '
+                 'precision: bf16, or lower loss_chunk.')
 CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG)
 
 
@@ -39,9 +43,9 @@ def name_some(names: Sequence[str], limit: int = 5) -> str:
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main(); user errors end in one sentence on stderr and exit code 2.
 
-    A full or unwritable disk counts as a user error. SIGTERM and SIGINT end in one sentence and exit code 75;
-    training finishes and saves its step first. Anything unexpected keeps its traceback. Of several processes
-    the first that fails speaks for all.
+    A full or unwritable disk and too little memory of a GPU count as user errors. SIGTERM and SIGINT end in one
+    sentence and exit code 75; training finishes and saves its step first. Anything unexpected keeps its
+    traceback. Of several processes the first that fails speaks for all.
     """
     if isinstance(sys.stdout, TextIOWrapper):  # what is printed may hold names of files, which need not be UTF-8
         sys.stdout.reconfigure(errors='backslashreplace')
@@ -49,7 +53,8 @@ def run_script(main: Callable[[], None]) -> None:
         with handled(stop_at_once, signal.SIGTERM), handled(stop, signal.SIGINT):
             main()
         distributed.leave()
-    except (Exception, StoppedError) as error:
+    except (Exception, StoppedError) as failure:
+        error = UserError(OUT_OF_MEMORY) if isinstance(failure, torch.OutOfMemoryError) else failure
         if not distributed.first_to_fail():
             sys.stdout.flush()
             os._exit(EXIT_STOPPED if isinstance(error, StoppedError) else
