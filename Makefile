@@ -15,6 +15,9 @@ SET-before-embedding := $(SET-before) saliency=supervised_model
 SET-before-backbone  := $(SET-before) saliency=supervised_model features=backbone
 SET-after            := pretraining=pretrain/checkpoint.pth.tar
 SET-after-given      := $(SET-after) saliency=supervised_model
+NOTE := 'The same encoder before and after pretraining without labels. Before: the better of its embedding and its \
+  backbone features. Before and after, K-means and retrieval have the exact masks (so that the background is always \
+  right); the last column has the masks that the trained network predicts.'
 
 .PHONY: demo test install clean $(LINEAR) $(PROTOTYPES)
 
@@ -49,7 +52,7 @@ demo: install
 	  $(MAKE) --no-print-directory -j2 $(LINEAR) $(PROTOTYPES)
 	@echo '== Before and after pretraining'
 	$(RUN) segmentation/table.py --output $(DEMO) --pictures $(DEMO)/kmeans-after/visualizations \
-	  --pretraining $(DEMO)/pretrain \
+	  --pretraining $(DEMO)/pretrain --note $(NOTE) \
 	  --column before $(DEMO)/linear-before-eval $(foreach task,kmeans retrieval,$(DEMO)/$(task)-before-embedding \
 	    $(DEMO)/$(task)-before-backbone) \
 	  --column after $(DEMO)/linear-after-eval $(DEMO)/kmeans-after-given $(DEMO)/retrieval-after-given \
@@ -71,6 +74,7 @@ $(PROTOTYPES):
 # segmentation/predict.py on the drawn images, taken as a plain folder without labels
 docs/own_images.png: OWN := $(DEMO)/own_images
 docs/own_images.png: $(DEMO)/pretrain/checkpoint.pth.tar
+	rm -rf $(OWN)
 	mkdir -p docs $(OWN)
 	ln -sfn ../data/Shapes/images $(OWN)/images
 	$(RUN) segmentation/kmeans.py --config_env configs/own_images/env.yml --config_exp configs/own_images/kmeans.yml \
