@@ -141,6 +141,16 @@ def test_unreadable_checkpoints(tmp_path: Path, capsys) -> None:
     assert 'ran' not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('length', [600, 5000, 65000])
+@pytest.mark.parametrize('archive', [True, False])
+def test_a_checkpoint_cut_at_any_length_is_truncated(tmp_path: Path, archive: bool, length: int) -> None:
+    path = tmp_path / 'short'
+    torch.save({'a': torch.zeros(60000)}, path, _use_new_zipfile_serialization=archive)
+    path.write_bytes(path.read_bytes()[:length if archive else length // 3])
+    with pytest.raises(UserError, match=f'checkpoint {path} is truncated or no checkpoint; copy or download it again'):
+        load_checkpoint(path)
+
+
 def test_a_failed_save_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / 'checkpoint'
     save_checkpoint({'a': 1}, path)

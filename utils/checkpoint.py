@@ -1,6 +1,7 @@
 """Checkpoints on disk: written whole or not at all, read as data and never as code."""
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -66,15 +67,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f'checkpoint {path} does not exist; give the path of a checkpoint file.')
+    damaged = UserError(f'checkpoint {path} is truncated or no checkpoint; copy or download it again.')
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is a seek to before the start of an archive that was cut
+            raise
+        raise damaged from error
     except pickle.UnpicklingError as error:
         if 'GLOBAL' in str(error):
             raise UserError(f'checkpoint {path} is a pickle that holds code, not only tensors, and is not loaded; '
                             'ask its author for a plain state dict.') from error
-        raise UserError(f'checkpoint {path} is truncated or no checkpoint; copy or download it again.') from error
-    except (EOFError, RuntimeError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise UserError(f'checkpoint {path} is truncated or no checkpoint; copy or download it again.') from error
+        raise damaged from error
+    except (EOFError, RuntimeError, zipfile.BadZipFile, LookupError, ValueError) as error:
+        raise damaged from error
     if not isinstance(state, dict):
         raise UserError(f'checkpoint {path} holds a {type(state).__name__}, not a dictionary of tensors; '
                         'save a state dict instead.')
