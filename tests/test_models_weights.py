@@ -1,5 +1,7 @@
 """Published checkpoints load here, and ours have their names; nothing loads in part."""
 import json
+import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -123,12 +125,11 @@ class Code:
         return print, ('ran',)
 
 
-def test_unreadable_checkpoints(tmp_path: Path, capsys) -> None:
-    whole, short, code, text = (tmp_path / name for name in ('whole', 'short', 'code', 'text'))
+def test_unreadable_checkpoints(tmp_path: Path) -> None:
+    whole, short, text = (tmp_path / name for name in ('whole', 'short', 'text'))
     save_checkpoint({'a': torch.arange(1000.)}, whole)
     assert load_checkpoint(whole)['a'].sum() == 499500
     short.write_bytes(whole.read_bytes()[:600])
-    torch.save({'model': Code()}, code)
     text.write_text('no checkpoint')
     with pytest.raises(UserError, match='does not exist'):
         load_checkpoint(tmp_path / 'none')
@@ -136,9 +137,21 @@ def test_unreadable_checkpoints(tmp_path: Path, capsys) -> None:
         load_checkpoint(short)
     with pytest.raises(UserError, match='truncated or no checkpoint'):
         load_checkpoint(text)
-    with pytest.raises(UserError, match='holds code'):
-        load_checkpoint(code)
-    assert 'ran' not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings('error')
+def test_code_is_named_and_never_run(tmp_path: Path, capsys) -> None:
+    archive, old, plain, script = (tmp_path / name for name in ('archive', 'old', 'plain', 'script'))
+    torch.save({'model': Code()}, archive)
+    torch.save({'model': Code()}, old, _use_new_zipfile_serialization=False)
+    plain.write_bytes(pickle.dumps({'model': Code()}))
+    with zipfile.ZipFile(script, 'w') as file:  # as TorchScript archives are laid out
+        for name in ('version', 'constants.pkl', 'data.pkl'):
+            file.writestr(f'script/{name}', '3')
+    for path in (archive, old, plain, script):
+        with pytest.raises(UserError, match=f'checkpoint {path} is a pickle that holds code or other objects'):
+            load_checkpoint(path)
+    assert capsys.readouterr() == ('', '')
 
 
 @pytest.mark.parametrize('length', [600, 5000, 65000])

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,22 +70,30 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f'checkpoint {path} does not exist; give the path of a checkpoint file.')
     damaged = UserError(f'checkpoint {path} is truncated or no checkpoint; copy or download it again.')
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of files that are refused below, in one sentence
+            state = torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
         if error.errno != errno.EINVAL:  # which is a seek to before the start of an archive that was cut
             raise
         raise damaged from error
-    except pickle.UnpicklingError as error:
-        if 'GLOBAL' in str(error):
-            raise UserError(f'checkpoint {path} is a pickle that holds code, not only tensors, and is not loaded; '
-                            'ask its author for a plain state dict.') from error
-        raise damaged from error
-    except (EOFError, RuntimeError, zipfile.BadZipFile, LookupError, ValueError) as error:
+    except (pickle.UnpicklingError, EOFError, RuntimeError, zipfile.BadZipFile, LookupError, ValueError) as error:
+        if _holds_code(path, error):
+            raise UserError(f'checkpoint {path} is a pickle that holds code or other objects, not only tensors, and is '
+                            'not loaded; ask its author for a plain state dict.') from error
         raise damaged from error
     if not isinstance(state, dict):
         raise UserError(f'checkpoint {path} holds a {type(state).__name__}, not a dictionary of tensors; '
                         'save a state dict instead.')
     return state
+
+
+def _holds_code(path: Path, error: Exception) -> bool:
+    """Whether torch.load refused a whole file: for its objects, as TorchScript, or as a pickle that is no archive."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return 'TorchScript' in str(error)
+    with path.open('rb') as file:
+        return 'GLOBAL' in str(error) or file.read(1) == b'\x80'
 
 
 def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: Mapping,
