@@ -4,6 +4,7 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from easydict import EasyDict
@@ -152,6 +153,30 @@ def test_code_is_named_and_never_run(tmp_path: Path, capsys) -> None:
         with pytest.raises(UserError, match=f'checkpoint {path} is a pickle that holds code or other objects'):
             load_checkpoint(path)
     assert capsys.readouterr() == ('', '')
+
+
+def test_numpy_numbers_are_data(tmp_path: Path) -> None:
+    numbers = {'best': np.float64(0.5), 'mIoU': np.float32(0.25), 'epoch': np.int64(7), 'done': np.bool_(True)}
+    path = tmp_path / 'checkpoint'
+    torch.save({**numbers, 'a': torch.ones(2)}, path)
+    state = load_checkpoint(path)
+    assert {name: state[name] for name in numbers} == numbers
+    torch.save({'best': np.float64(0.5)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b'numpy._core.', b'numpy.core.'))  # as NumPy 1 writes it
+    assert load_checkpoint(path) == {'best': 0.5}
+
+
+def test_entries_whose_names_are_no_text_are_none_of_ours() -> None:
+    assert identify({0: torch.ones(2), 'module.conv1.weight': torch.ones(3)}, 'x').state.keys() == {'conv1.weight'}
+    with pytest.raises(UserError, match='x is no checkpoint of this method, .* its entries are 0; give another file'):
+        identify({0: torch.ones(2)}, 'x')
+
+
+def test_a_linear_model_is_looked_up_as_pretraining_is(files: dict[str, Path]) -> None:
+    folder, name = files['linear'].parent, files['linear'].name
+    assert len(build_linear_model(config(root_dir=str(folder)), 21, name).classifier.bias) == 21
+    with pytest.raises(UserError, match=f'^no file nowhere: looked for .* and {folder}/nowhere; '):
+        build_linear_model(config(root_dir=str(folder)), 21, 'nowhere')
 
 
 @pytest.mark.parametrize('length', [600, 5000, 65000])

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,10 @@ from utils.errors import CANNOT_WRITE, UserError
 
 log = logging.getLogger(__name__)
 PREFIX = 'module.'
+# what a NumPy number is pickled as (by NumPy 1 under another name): data too, such as a best figure beside the weights
+SCALAR = np.float64(0).__reduce__()[0]
+NUMPY_SCALARS = [SCALAR, (SCALAR, 'numpy.core.multiarray.scalar'), np.dtype,
+                 *{type(np.dtype(code)) for code in '?bhilqBHILQefd'}]
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -70,7 +75,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f'checkpoint {path} does not exist; give the path of a checkpoint file.')
     damaged = UserError(f'checkpoint {path} is truncated or no checkpoint; copy or download it again.')
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_SCALARS):
             warnings.simplefilter('ignore')  # of files that are refused below, in one sentence
             state = torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
