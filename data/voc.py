@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from data.cache import SampleCache
-from utils.errors import UserError, name_some
+from utils.errors import UserError, cannot_read, name_some
 
 VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
                'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train',
@@ -127,7 +127,7 @@ def read_image(path: Path, mode: str | None = 'RGB') -> np.ndarray:
     """Read an image file: (H, W, 3) uint8 for mode 'RGB'; mode None keeps the stored values (class ids).
 
     Raises:
-        UserError: the file is missing, corrupt or truncated.
+        UserError: the file is missing, may not be read, or is corrupt or truncated.
     """
     try:
         if mode == 'RGB':
@@ -138,8 +138,8 @@ def read_image(path: Path, mode: str | None = 'RGB') -> np.ndarray:
             return np.array(image if mode is None else image.convert(mode))
     except FileNotFoundError as error:
         raise UserError(f'image file {path} does not exist; restore it or take its ID out of the list.') from error
-    except PermissionError:
-        raise
+    except PermissionError as error:
+        raise cannot_read(path) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f'image file {path} is corrupt or truncated ({error}); replace it or take its ID out of '
                         'the list.') from error

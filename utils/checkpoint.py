@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from utils import distributed
 from utils.config import as_dict
-from utils.errors import CANNOT_WRITE, UserError
+from utils.errors import CANNOT_WRITE, UserError, cannot_read
 
 log = logging.getLogger(__name__)
 PREFIX = 'module.'
@@ -69,7 +69,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU with ``weights_only=True``.
 
     Raises:
-        UserError: the file is missing, truncated, no checkpoint, or a pickle with code in it.
+        UserError: the file is missing, unreadable, truncated, no checkpoint, or a pickle with code in it.
     """
     if not path.is_file():
         raise UserError(f'checkpoint {path} does not exist; give the path of a checkpoint file.')
@@ -78,6 +78,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_SCALARS):
             warnings.simplefilter('ignore')  # of files that are refused below, in one sentence
             state = torch.load(path, map_location='cpu', weights_only=True)
+    except PermissionError as error:
+        raise cannot_read(path) from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # which is a seek to before the start of an archive that was cut
             raise

@@ -7,13 +7,15 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
+from pathlib import Path
 
 from utils import distributed
 from utils.interrupt import EXIT_STOPPED, StoppedError, handled, stop, stop_at_once
 from utils.logger import paint
 
 EXIT_USER_ERROR = 2
-CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG)
+DENIED = (errno.EACCES, errno.EPERM)
+CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, *DENIED, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -22,6 +24,11 @@ class UserError(Exception):
 
 class MissingFileError(UserError):
     """A file is in none of the places where it was looked for."""
+
+
+def cannot_read(path: Path) -> UserError:
+    """The error of a file that is there and may not be read."""
+    return UserError(f'{path} cannot be read (permission denied); change its permissions.')
 
 
 def sentence(error: UserError) -> str:
@@ -39,7 +46,7 @@ def name_some(names: Sequence[str], limit: int = 5) -> str:
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main(); user errors end in one sentence on stderr and exit code 2.
 
-    A full or unwritable disk counts as a user error. SIGTERM and SIGINT end in one sentence and exit code 75;
+    A full disk, or a file that may not be read or written, counts as a user error. SIGTERM and SIGINT end in one sentence and exit code 75;
     training finishes and saves its step first. Anything unexpected keeps its traceback. Of several processes
     the first that fails speaks for all.
     """
@@ -69,6 +76,8 @@ def _report(failure: BaseException) -> None:
         if error.errno not in CANNOT_WRITE:
             raise
         place = f' ({error.filename})' if error.filename else ''
+        if error.errno in DENIED:
+            _end(f'cannot read or write: {error.strerror}{place}; change its permissions or choose another folder.')
         _end(f'cannot write: {error.strerror}{place}; free some space or choose another output folder.')
 
 
