@@ -211,7 +211,6 @@ class VOCSegmentation(Dataset):
                 raise UserError(f'none of the {len(self.ids)} IDs of {split} has an image in {root / "images"} and '
                                 f'a mask in {root / self.saliency_folder}; check both folders.')
             self.ids = [name for name in self.ids if name in kept]
-            return
         self._require('images', '.jpg', 'image')
         if semseg:
             self._require(self.semseg_folder, '.png', 'ground truth')
