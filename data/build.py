@@ -142,24 +142,36 @@ def _in_turn(p: Any, base: ImageSet) -> DataLoader:
     return _loader(p, base, p.val_batch_size, sampler=share)
 
 
-def evaluation_loader(p: Any, db_name: str, split: str,
-                      saliency: str | None = None) -> tuple[DataLoader, VOCSegmentation]:
+def _log_left_out(base: ImageSet) -> None:
+    if isinstance(base, VOCSegmentation) and base.left_out:  # a plain folder says so itself
+        log.info('%d further IDs of %s %s have no image or no mask in %s and are left out', base.left_out,
+                 base.root.name, base.split, base.saliency_folder)
+
+
+def evaluation_loader(p: Any, db_name: str, split: str, saliency: str | None = None,
+                      skip: bool = False) -> tuple[DataLoader, VOCSegmentation]:
     """All images of a split in order, with ground truth (and masks) at their own size; no image is dropped.
 
     Several processes take the batches in turn.
+
+    Args:
+        skip: leave out IDs without image or mask and log how many; otherwise they are an error.
     """
     base = VOCSegmentation(labelled_root(p, db_name), split, semseg=True, saliency=saliency,
-                           transform=EvaluationTransform(p.val_size, normalisation_of(p.backbone)),
+                           skip_without_saliency=skip, transform=EvaluationTransform(p.val_size, normalisation_of(p.backbone)),
                            eval_classes=p.eval_classes)
     log.info('Evaluating on %d images of %s %s', len(base), db_name, split)
+    _log_left_out(base)
     return _in_turn(p, base), base
 
 
-def unlabelled_loader(p: Any, db_name: str, split: str, saliency: str | None = None) -> tuple[DataLoader, ImageSet]:
+def unlabelled_loader(p: Any, db_name: str, split: str, saliency: str | None = None,
+                      skip: bool = False) -> tuple[DataLoader, ImageSet]:
     """The same of a split that needs no ground truth, of a plain folder too."""
     transform = EvaluationTransform(p.val_size, normalisation_of(p.backbone))
-    base = _image_set(p, db_name, split, saliency, transform=transform)
+    base = _image_set(p, db_name, split, saliency, skip, transform)
     log.info('%d images of %s %s', len(base), base.root.name, split)
+    _log_left_out(base)
     return _in_turn(p, base), base
 
 

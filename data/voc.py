@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from data.cache import SampleCache
-from utils.errors import UserError, name_some
+from utils.errors import UserError, cannot_read, name_some
 
 VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
                'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train',
@@ -22,17 +23,25 @@ VOID = 255
 Sample = dict[str, Any]
 
 
+def _read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark. Raises UserError for another encoding."""
+    try:
+        return path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path} is not in UTF-8 (byte {error.start}); save it in that encoding.') from error
+
+
 def read_classes(root: Path) -> tuple[str, ...]:
     """Class names of a data set: ``classes`` of its dataset.yml, or VOC's 21 when it has none.
 
     Raises:
-        UserError: dataset.yml has no list of distinct names.
+        UserError: dataset.yml is not in UTF-8, or has no list of distinct names.
     """
     path = root / 'dataset.yml'
     if not path.is_file():
         return VOC_CLASSES
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(_read_text(path))
     except yaml.YAMLError as error:
         raise UserError(f'{path} is not valid YAML ({str(error).splitlines()[0]}); mend it.') from error
     classes = content.get('classes') if isinstance(content, dict) else None
@@ -69,16 +78,24 @@ def scored_classes(classes: Sequence[str], names: Sequence[str]) -> tuple[tuple[
 
 
 def read_ids(root: Path, split: str) -> list[str]:
-    """The image IDs of sets/<split>.txt. Raises UserError when the folder or the list is missing or empty."""
+    """The image IDs of sets/<split>.txt.
+
+    Raises:
+        UserError: the folder or the list is missing; the list is empty, not in UTF-8, or names an image twice.
+    """
     if not root.is_dir():
         raise UserError(f'data set folder {root} does not exist; set db_root in the env config to the folder that '
                         f'holds {root.name}/.')
     path = root / 'sets' / f'{split}.txt'
     if not path.is_file():
         raise UserError(f'list of image IDs {path} does not exist; choose a split that has one, or add it.')
-    ids = path.read_text().split()
+    ids = _read_text(path).split()
     if not ids:
         raise UserError(f'list of image IDs {path} is empty; add one ID a line.')
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise UserError(f'list of image IDs {path} names {name_some(twice)} more than once, and each image counts '
+                        'once; take the repetitions out.')
     return ids
 
 
@@ -127,7 +144,7 @@ def read_image(path: Path, mode: str | None = 'RGB') -> np.ndarray:
     """Read an image file: (H, W, 3) uint8 for mode 'RGB'; mode None keeps the stored values (class ids).
 
     Raises:
-        UserError: the file is missing, corrupt or truncated.
+        UserError: the file is missing, may not be read, or is corrupt or truncated.
     """
     try:
         if mode == 'RGB':
@@ -138,8 +155,8 @@ def read_image(path: Path, mode: str | None = 'RGB') -> np.ndarray:
             return np.array(image if mode is None else image.convert(mode))
     except FileNotFoundError as error:
         raise UserError(f'image file {path} does not exist; restore it or take its ID out of the list.') from error
-    except PermissionError:
-        raise
+    except PermissionError as error:
+        raise cannot_read(path) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f'image file {path} is corrupt or truncated ({error}); replace it or take its ID out of '
                         'the list.') from error
@@ -194,7 +211,6 @@ class VOCSegmentation(Dataset):
                 raise UserError(f'none of the {len(self.ids)} IDs of {split} has an image in {root / "images"} and '
                                 f'a mask in {root / self.saliency_folder}; check both folders.')
             self.ids = [name for name in self.ids if name in kept]
-            return
         self._require('images', '.jpg', 'image')
         if semseg:
             self._require(self.semseg_folder, '.png', 'ground truth')

@@ -93,16 +93,16 @@ def build_linear_model(p: Any, num_classes: int, state_dict: str | None = None) 
     """The linear model: backbone and decoder of ``pretraining`` under a new classifier, or a trained one.
 
     Args:
-        p: config with backbone, pretraining, features, network_lr_factor and model_kwargs.
+        p: config with backbone, pretraining, root_dir, features, network_lr_factor and model_kwargs.
         num_classes: classes, background included.
-        state_dict: path of a trained linear model, used instead of ``pretraining``.
+        state_dict: path of a trained linear model, looked up as that of ``pretraining`` is and used instead of it.
 
     Raises:
         UserError: the weights do not cover the model, or are of another kind; or the decoder would stay random.
     """
     model = LinearSegmentationModel(p.backbone, num_classes, p.model_kwargs.dropout, p.features, p.model_kwargs.decoder)
     if state_dict is not None:
-        weights = read_weights(Path(state_dict))
+        weights = read_weights(resolve_path(state_dict, p.root_dir))
         if weights.kind != 'linear':
             raise UserError(f'{weights.source} is a pretraining checkpoint or a plain backbone without a classifier; '
                             'train one on it with linear_finetune.py (key pretraining), or use kmeans.py or '

@@ -47,7 +47,8 @@ def identify(checkpoint: dict[str, Any], source: str, timm: bool = False) -> Wei
     for key in ('model', 'state_dict'):
         if isinstance(state.get(key), dict):
             state = state[key]
-    state = {name.removeprefix('module.'): value for name, value in state.items() if isinstance(value, Tensor)}
+    state = {name.removeprefix('module.'): value for name, value in state.items()
+             if isinstance(name, str) and isinstance(value, Tensor)}
     if any(name.startswith('model_q.') for name in state):
         return Weights('contrastive', _strip(state, 'model_q.'), source)
     if any(name.startswith('encoder_q.') for name in state):

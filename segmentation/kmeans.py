@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
              np.count_nonzero(split.prototypes.any(1)))
     fit = None
     if p.fit_split not in (None, p.val_split):
-        fit_loader, _ = unlabelled_loader(p, p.val_db_name, p.fit_split, masks)
+        fit_loader, _ = unlabelled_loader(p, p.val_db_name, p.fit_split, masks, skip=True)
         fit = embed_split(model, fit_loader, device, len(dataset.classes), **options).prototypes
     if not distributed.is_main():
         return

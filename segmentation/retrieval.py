@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if p.memory is not None:  # what does not fit is found before the network runs
         bank = load_memory(resolve_path(p.memory, p.root_dir), classes, p.ignore_classes)
     else:
-        memory_loader, memory_set = evaluation_loader(p, p.memory_db_name, p.memory_split, masks)
+        memory_loader, memory_set = evaluation_loader(p, p.memory_db_name, p.memory_split, masks, skip=True)
         if memory_set.classes != classes:
             raise UserError(f'{p.memory_db_name} and {p.val_db_name} have different classes; retrieve within one '
                             'list.')

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,6 +29,8 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmen
           task: str = 'linear') -> dict[str, np.ndarray]:
     """Predict the split at the images' own sizes, print the figures and write results.json.
 
+    Figures and label maps that an earlier CRF left in ``output_dir`` are replaced or, without a CRF, removed.
+
     Args:
         crf: keyword arguments of ``dense_crf``, or None for no CRF. With it the printed figure is that
             after the CRF; the one before it is logged and kept too.
@@ -52,7 +55,10 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmen
     if not distributed.is_main():
         return named
     log_iou(results['network' if crf is None else 'crf'], dataset.classes)
-    path = save_results({names[step]: iou_entry(iou, dataset.classes) for step, iou in results.items()}, output_dir)
+    if crf is None:  # what an earlier CRF left belongs to other weights
+        shutil.rmtree(output_dir / 'predictions_crf', ignore_errors=True)
+    path = save_results({names[step]: iou_entry(iou, dataset.classes) for step, iou in results.items()}, output_dir,
+                        drop=[names['crf']])
     log.info('Results: %s; label maps: %s; pictures: %s', path, output_dir / 'predictions',
              output_dir / 'visualizations')
     return named

@@ -24,7 +24,7 @@ def write_story(output: Path, rows: Sequence[Sequence[str]], bars: Mapping[str, 
         bars: {protocol: {column: its entry in results.json}} of the protocols with figures of classes.
         curves: {column: its curve of over-clustering}.
         runs: {column: {protocol: output directory}}.
-        pretraining: output directories of the pretraining, part by part, whose curves and pictures are shown.
+        pretraining: output directories of pretraining runs, whose curves and pictures are shown.
         note: what the columns are, shown under the title.
     """
     blocks = [page.table('Results', ('protocol', 'figure', *runs), rows,

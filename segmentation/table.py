@@ -51,7 +51,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--output', type=Path, required=True, help='folder for the tables and pictures')
     parser.add_argument('--per-class', action='store_true', help='also a row a class')
     parser.add_argument('--pretraining', type=Path, nargs='+', default=[], metavar='DIR',
-                        help='output directories of the pretraining, part by part, whose curves the report shows')
+                        help='output directories of pretraining runs, whose curves the report shows')
     parser.add_argument('--note', default='', metavar='TEXT', help='what the columns are, shown under the title of the '
                                                                    'report (default: nothing)')
     parser.add_argument('--pictures', type=Path, help='folder of PNGs to join into pictures.png')

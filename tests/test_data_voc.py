@@ -1,12 +1,15 @@
 """Reading the folder layout, and what is said when it is broken."""
+import errno
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from data.voc import VOC_CLASSES, VOCSegmentation, read_classes, read_image, read_saliency, scored_classes
-from utils.errors import UserError
+from data.voc import VOC_CLASSES, VOCSegmentation, read_classes, read_ids, read_image, read_saliency, scored_classes
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError, run_script
 
 
 def test_sample(shapes: Path) -> None:
@@ -110,6 +113,45 @@ def test_corrupt_files_are_named(shapes: Path) -> None:
                 data[0]
         path.write_bytes(whole)
     data[0]
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    path, denied = tmp_path / 'file', PermissionError(errno.EACCES, 'Permission denied', str(tmp_path / 'file'))
+    path.write_bytes(b'some')
+
+    def deny(*_, **__):
+        raise denied
+
+    monkeypatch.setattr(Image, 'open', deny)
+    monkeypatch.setattr(torch, 'load', deny)
+    for read in (lambda: read_image(path, None), lambda: load_checkpoint(path)):
+        with pytest.raises(UserError, match=rf'^{path} cannot be read \(permission denied\); change its permissions'):
+            read()
+    with pytest.raises(SystemExit):  # wherever else it happens
+        run_script(deny)
+    assert capsys.readouterr().err.startswith(f'error: cannot read or write: Permission denied ({path}); change its perm')
+
+
+def test_lists_in_other_encodings(shapes: Path) -> None:
+    ids, classes = read_ids(shapes, 'val'), read_classes(shapes)
+    names, yml = shapes / 'sets' / 'val.txt', shapes / 'dataset.yml'
+    for path in (names, yml):
+        path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())  # as Windows' Notepad marks UTF-8
+    assert (read_ids(shapes, 'val'), read_classes(shapes)) == (ids, classes)
+    names.write_bytes('café\n'.encode('latin-1'))
+    yml.write_bytes('classes: [none, café]\n'.encode('latin-1'))
+    with pytest.raises(UserError, match=rf'^{names} is not in UTF-8 \(byte 3\); save it in that encoding'):
+        read_ids(shapes, 'val')
+    with pytest.raises(UserError, match=rf'^{yml} is not in UTF-8 '):
+        read_classes(shapes)
+
+
+def test_an_image_that_is_listed_twice_is_named(shapes: Path) -> None:
+    names = shapes / 'sets' / 'val.txt'
+    ids = read_ids(shapes, 'val')
+    names.write_text('\n'.join([*ids, ids[2], ids[0], ids[2]]))
+    with pytest.raises(UserError, match=rf'^list of image IDs {names} names {ids[0]}, {ids[2]} more than once'):
+        read_ids(shapes, 'val')
 
 
 @pytest.mark.parametrize(('mode', 'options', 'levels'), [

@@ -92,7 +92,11 @@ def test_crf() -> None:
     golden = GOLDENS['crf']
     assert {str(c): int(n) for c, n in zip(*np.unique(before, return_counts=True), strict=True)} \
         == golden['pixels_per_class_before']
+    y, x = np.mgrid[:96, :128]
+    truth = np.where(((y - 48) / 32) ** 2 + ((x - 64) / (128 / 3)) ** 2 < 1, 8, 0)
+    assert (before == truth).mean() == pytest.approx(golden['agreement_before'], rel=1e-8)
     after = dense_crf(photo('crf', 96, 128), torch.from_numpy(logits))
     counts = np.bincount(after.ravel(), minlength=21)
     different = sum(abs(counts[c] - golden['pixels_per_class'].get(str(c), 0)) for c in range(21)) / 2
     assert different <= 0.001 * after.size
+    assert (after == truth).mean() == pytest.approx(golden['agreement_after'], abs=1e-3)

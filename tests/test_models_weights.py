@@ -1,7 +1,10 @@
 """Published checkpoints load here, and ours have their names; nothing loads in part."""
 import json
+import pickle
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from easydict import EasyDict
@@ -123,12 +126,11 @@ class Code:
         return print, ('ran',)
 
 
-def test_unreadable_checkpoints(tmp_path: Path, capsys) -> None:
-    whole, short, code, text = (tmp_path / name for name in ('whole', 'short', 'code', 'text'))
+def test_unreadable_checkpoints(tmp_path: Path) -> None:
+    whole, short, text = (tmp_path / name for name in ('whole', 'short', 'text'))
     save_checkpoint({'a': torch.arange(1000.)}, whole)
     assert load_checkpoint(whole)['a'].sum() == 499500
     short.write_bytes(whole.read_bytes()[:600])
-    torch.save({'model': Code()}, code)
     text.write_text('no checkpoint')
     with pytest.raises(UserError, match='does not exist'):
         load_checkpoint(tmp_path / 'none')
@@ -136,9 +138,55 @@ def test_unreadable_checkpoints(tmp_path: Path, capsys) -> None:
         load_checkpoint(short)
     with pytest.raises(UserError, match='truncated or no checkpoint'):
         load_checkpoint(text)
-    with pytest.raises(UserError, match='holds code'):
-        load_checkpoint(code)
-    assert 'ran' not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings('error')
+def test_code_is_named_and_never_run(tmp_path: Path, capsys) -> None:
+    archive, old, plain, script = (tmp_path / name for name in ('archive', 'old', 'plain', 'script'))
+    torch.save({'model': Code()}, archive)
+    torch.save({'model': Code()}, old, _use_new_zipfile_serialization=False)
+    plain.write_bytes(pickle.dumps({'model': Code()}))
+    with zipfile.ZipFile(script, 'w') as file:  # as TorchScript archives are laid out
+        for name in ('version', 'constants.pkl', 'data.pkl'):
+            file.writestr(f'script/{name}', '3')
+    for path in (archive, old, plain, script):
+        with pytest.raises(UserError, match=f'checkpoint {path} is a pickle that holds code or other objects'):
+            load_checkpoint(path)
+    assert capsys.readouterr() == ('', '')
+
+
+def test_numpy_numbers_are_data(tmp_path: Path) -> None:
+    numbers = {'best': np.float64(0.5), 'mIoU': np.float32(0.25), 'epoch': np.int64(7), 'done': np.bool_(True)}
+    path = tmp_path / 'checkpoint'
+    torch.save({**numbers, 'a': torch.ones(2)}, path)
+    state = load_checkpoint(path)
+    assert {name: state[name] for name in numbers} == numbers
+    torch.save({'best': np.float64(0.5)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b'numpy._core.', b'numpy.core.'))  # as NumPy 1 writes it
+    assert load_checkpoint(path) == {'best': 0.5}
+
+
+def test_entries_whose_names_are_no_text_are_none_of_ours() -> None:
+    assert identify({0: torch.ones(2), 'module.conv1.weight': torch.ones(3)}, 'x').state.keys() == {'conv1.weight'}
+    with pytest.raises(UserError, match='x is no checkpoint of this method, .* its entries are 0; give another file'):
+        identify({0: torch.ones(2)}, 'x')
+
+
+def test_a_linear_model_is_looked_up_as_pretraining_is(files: dict[str, Path]) -> None:
+    folder, name = files['linear'].parent, files['linear'].name
+    assert len(build_linear_model(config(root_dir=str(folder)), 21, name).classifier.bias) == 21
+    with pytest.raises(UserError, match=f'^no file nowhere: looked for .* and {folder}/nowhere; '):
+        build_linear_model(config(root_dir=str(folder)), 21, 'nowhere')
+
+
+@pytest.mark.parametrize('length', [600, 5000, 65000])
+@pytest.mark.parametrize('archive', [True, False])
+def test_a_checkpoint_cut_at_any_length_is_truncated(tmp_path: Path, archive: bool, length: int) -> None:
+    path = tmp_path / 'short'
+    torch.save({'a': torch.zeros(60000)}, path, _use_new_zipfile_serialization=archive)
+    path.write_bytes(path.read_bytes()[:length if archive else length // 3])
+    with pytest.raises(UserError, match=f'checkpoint {path} is truncated or no checkpoint; copy or download it again'):
+        load_checkpoint(path)
 
 
 def test_a_failed_save_keeps_the_previous_checkpoint(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_fitted_on_another_split(run, tmp_path: Path) -> None:
     for i in range(5):  # no ground truth: fitting needs none
         write_image(root, f'train_{i}', [(1 + i % 3, MIDDLE)], truth=False)
     names = (root / 'sets' / 'val.txt').read_text().split()
-    write_lists(root, val=names, train=[f'train_{i}' for i in range(5)])
+    write_lists(root, val=names, train=['no_mask', *(f'train_{i}' for i in range(5))])
     entry = run('fit_split=train')['kmeans']
     assert entry['mIoU'] == pytest.approx(25 * (4480 / 4608 + 512 / 640 + 2))  # as when fitted on val
     with pytest.raises(UserError, match='^5 images cannot form num_clusters 6; '):

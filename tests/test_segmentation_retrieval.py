@@ -75,6 +75,21 @@ def test_figures_by_hand(run, tmp_path: Path, capsys) -> None:
     assert sorted(entry['IoU'].values()) == [0, 50, 100, 100]
 
 
+def test_a_memory_of_images_that_have_a_mask(run, tmp_path: Path, capsys) -> None:
+    root = colours(tmp_path)
+    (root / 'saliency_supervised_model' / 'train_1.png').unlink()
+    saved = np.load(run() / 'memory.npz')
+    assert saved['images'].tolist() == ['train_0', 'train_2', 'train_3', 'train_4']
+    assert '1 further IDs of Colours train have no image or no mask in saliency_supervised_model' \
+        in capsys.readouterr().out
+    (root / 'SegmentationClass' / 'train_3.png').unlink()  # of an image that stays
+    with pytest.raises(UserError, match='^1 of 5 IDs of train have no ground truth in .*: train_3; '):
+        run(output='no_truth')
+    (root / 'saliency_supervised_model' / 'val_0.png').unlink()
+    with pytest.raises(UserError, match='^1 of 3 IDs of val have no saliency mask in .*: val_0; '):
+        run(output='val')
+
+
 def test_ignored_classes_are_void(run, tmp_path: Path) -> None:
     colours(tmp_path)
     folder = run('ignore_classes=[blue]', output='ignoring')

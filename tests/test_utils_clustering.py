@@ -111,6 +111,13 @@ def test_kept_whitening_is_that_of_the_protocol() -> None:
     np.testing.assert_allclose(whitening(others), whiten(others, 0, fit), atol=1e-10)
 
 
+@pytest.mark.filterwarnings('error')
+def test_one_image_is_a_cluster_of_its_own() -> None:
+    point = np.full((1, 4), 0.5, np.float32)
+    assert whiten(point, 0).tolist() == [[0]]
+    assert kmeans(whiten(point, 0), 1, 0).ids.tolist() == [0]
+
+
 def test_kept_whitening_has_no_directions_of_rounding() -> None:
     draw = np.random.default_rng(4)
     few = draw.standard_normal((5, 8)).astype(np.float32)  # five points differ in four directions

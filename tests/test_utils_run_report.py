@@ -1,6 +1,7 @@
 """report.html: what is in it, that it needs nothing else, and how a browser shows it."""
 import base64
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -80,6 +81,14 @@ def output_dir(tmp_path_factory) -> Path:
     config = {'output_dir': str(folder), 'config_name': 'a<script>', 'moco_kwargs': {'K': 40}}
     write_run_report(config, 'Title <b>', CLASSES, {'kmeans': CONFUSION})
     return folder
+
+
+@pytest.mark.parametrize('content', [b'{"kmeans": {"mIoU": 4', b'', b'[]', b'\xff\xfe'])
+def test_damaged_results_of_before_do_not_lose_those_of_now(tmp_path: Path, caplog, content: bytes) -> None:
+    (tmp_path / 'results.json').write_bytes(content)
+    write_run_report({'output_dir': str(tmp_path), 'config_name': 'x'}, 'Run')
+    assert json.loads(save_results({'linear': {'mIoU': 1}}, tmp_path).read_text()) == {'linear': {'mIoU': 1}}
+    assert f'{tmp_path / "results.json"} is damaged: what it held is left out' in caplog.text
 
 
 def test_the_report_holds_what_the_run_left(output_dir: Path) -> None:

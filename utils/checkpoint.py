@@ -1,24 +1,31 @@
 """Checkpoints on disk: written whole or not at all, read as data and never as code."""
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from utils import distributed
 from utils.config import as_dict
-from utils.errors import CANNOT_WRITE, UserError
+from utils.errors import CANNOT_WRITE, UserError, cannot_read
 
 log = logging.getLogger(__name__)
 PREFIX = 'module.'
+# what a NumPy number is pickled as (by NumPy 1 under another name): data too, such as a best figure beside the weights
+SCALAR = np.float64(0).__reduce__()[0]
+NUMPY_SCALARS = [SCALAR, (SCALAR, 'numpy.core.multiarray.scalar'), np.dtype,
+                 *{type(np.dtype(code)) for code in '?bhilqBHILQefd'}]
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -62,23 +69,38 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU with ``weights_only=True``.
 
     Raises:
-        UserError: the file is missing, truncated, no checkpoint, or a pickle with code in it.
+        UserError: the file is missing, unreadable, truncated, no checkpoint, or a pickle with code in it.
     """
     if not path.is_file():
         raise UserError(f'checkpoint {path} does not exist; give the path of a checkpoint file.')
+    damaged = UserError(f'checkpoint {path} is truncated or no checkpoint; copy or download it again.')
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        if 'GLOBAL' in str(error):
-            raise UserError(f'checkpoint {path} is a pickle that holds code, not only tensors, and is not loaded; '
-                            'ask its author for a plain state dict.') from error
-        raise UserError(f'checkpoint {path} is truncated or no checkpoint; copy or download it again.') from error
-    except (EOFError, RuntimeError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise UserError(f'checkpoint {path} is truncated or no checkpoint; copy or download it again.') from error
+        with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_SCALARS):
+            warnings.simplefilter('ignore')  # of files that are refused below, in one sentence
+            state = torch.load(path, map_location='cpu', weights_only=True)
+    except PermissionError as error:
+        raise cannot_read(path) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is a seek to before the start of an archive that was cut
+            raise
+        raise damaged from error
+    except (pickle.UnpicklingError, EOFError, RuntimeError, zipfile.BadZipFile, LookupError, ValueError) as error:
+        if _holds_code(path, error):
+            raise UserError(f'checkpoint {path} is a pickle that holds code or other objects, not only tensors, and is '
+                            'not loaded; ask its author for a plain state dict.') from error
+        raise damaged from error
     if not isinstance(state, dict):
         raise UserError(f'checkpoint {path} holds a {type(state).__name__}, not a dictionary of tensors; '
                         'save a state dict instead.')
     return state
+
+
+def _holds_code(path: Path, error: Exception) -> bool:
+    """Whether torch.load refused a whole file: for its objects, as TorchScript, or as a pickle that is no archive."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return 'TorchScript' in str(error)
+    with path.open('rb') as file:
+        return 'GLOBAL' in str(error) or file.read(1) == b'\x80'
 
 
 def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: Mapping,

@@ -20,7 +20,8 @@ def whiten(prototypes: np.ndarray, seed: int, fit: np.ndarray | None = None) -> 
     """PCA with whitening: (N, D) -> (N, min(32, M, D)), fitted on the (M, D) ``fit`` or on the prototypes."""
     fit = prototypes if fit is None else fit
     pca = PCA(min(DIMENSIONS, *fit.shape), whiten=True, random_state=seed)
-    return pca.fit_transform(prototypes) if fit is prototypes else pca.fit(fit).transform(prototypes)
+    with np.errstate(invalid='ignore'):  # the shares of a variance of 0, which are not used
+        return pca.fit_transform(prototypes) if fit is prototypes else pca.fit(fit).transform(prototypes)
 
 
 @dataclass

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
+from pathlib import Path
 
 import torch
 
@@ -17,7 +18,8 @@ from utils.logger import paint
 EXIT_USER_ERROR = 2
 OUT_OF_MEMORY = ('CUDA out of memory; lower train_batch_size (val_batch_size, where nothing is trained), or set '
                  'precision: bf16, or lower loss_chunk.')
-CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EFBIG)
+DENIED = (errno.EACCES, errno.EPERM)
+CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, *DENIED, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -26,6 +28,11 @@ class UserError(Exception):
 
 class MissingFileError(UserError):
     """A file is in none of the places where it was looked for."""
+
+
+def cannot_read(path: Path) -> UserError:
+    """The error of a file that is there and may not be read."""
+    return UserError(f'{path} cannot be read (permission denied); change its permissions.')
 
 
 def sentence(error: UserError) -> str:
@@ -43,9 +50,9 @@ def name_some(names: Sequence[str], limit: int = 5) -> str:
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main(); user errors end in one sentence on stderr and exit code 2.
 
-    A full or unwritable disk and too little memory of a GPU count as user errors. SIGTERM and SIGINT end in one
-    sentence and exit code 75; training finishes and saves its step first. Anything unexpected keeps its
-    traceback. Of several processes the first that fails speaks for all.
+    A full disk, a file that may not be read or written and too little memory of a GPU count as user errors. SIGTERM
+    and SIGINT end in one sentence and exit code 75; training finishes and saves its step first. Anything unexpected
+    keeps its traceback. Of several processes the first that fails speaks for all.
     """
     if isinstance(sys.stdout, TextIOWrapper):  # what is printed may hold names of files, which need not be UTF-8
         sys.stdout.reconfigure(errors='backslashreplace')
@@ -74,6 +81,8 @@ def _report(failure: BaseException) -> None:
         if error.errno not in CANNOT_WRITE:
             raise
         place = f' ({error.filename})' if error.filename else ''
+        if error.errno in DENIED:
+            _end(f'cannot read or write: {error.strerror}{place}; change its permissions or choose another folder.')
         _end(f'cannot write: {error.strerror}{place}; free some space or choose another output folder.')
 
 

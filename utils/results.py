@@ -32,14 +32,28 @@ def iou_entry(iou: np.ndarray, classes: Sequence[str], miou: float | None = None
     return {'mIoU': 100 * mean, 'IoU': {name: 100 * float(value) for name, value in zip(classes, iou, strict=True)}}
 
 
-def save_results(results: dict[str, Any], output_dir: Path) -> Path:
+def read_results(output_dir: Path) -> dict[str, Any]:
+    """results.json of a run: {task: entry}; nothing when it is not there, or is damaged, which is logged."""
+    path = output_dir / 'results.json'
+    try:
+        results = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+        if isinstance(results, dict):
+            return results
+    except ValueError:
+        pass
+    log.warning('%s is damaged: what it held is left out', path)
+    return {}
+
+
+def save_results(results: dict[str, Any], output_dir: Path, drop: Sequence[str] = ()) -> Path:
     """Write results.json, whole or not at all; entries of other tasks that are there already stay.
 
     Args:
         results: {task: entry}, e.g. {'kmeans': {...}}.
+        drop: tasks whose entries of before do not stay.
     """
     path = output_dir / 'results.json'
-    merged = (json.loads(path.read_text()) if path.is_file() else {}) | results
+    merged = {task: entry for task, entry in read_results(output_dir).items() if task not in drop} | results
     write_text(path, json.dumps(merged, indent=2) + '\n')
     return path
 

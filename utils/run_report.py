@@ -15,6 +15,7 @@ import torch
 from utils import distributed, page
 from utils.config import flat
 from utils.history import History, read_history
+from utils.results import read_results
 
 log = logging.getLogger(__name__)
 TASKS = {'linear': 'Linear classifier', 'linear_crf': 'Linear classifier + CRF', 'finetuned': 'Fine-tuned',
@@ -51,9 +52,8 @@ def write_run_report(config: Mapping[str, Any], title: str, classes: Sequence[st
     if not distributed.is_main():
         return
     output_dir = Path(config['output_dir'])
-    results = output_dir / 'results.json'
     history = read_history(output_dir)
-    blocks = [*result_blocks(json.loads(results.read_text()) if results.is_file() else {}, classes),
+    blocks = [*result_blocks(read_results(output_dir), classes),
               *(page.matrix(f'Confusion matrix: {TASKS.get(task, task)}', confusion, classes)
                 for task, confusion in (confusions or {}).items()),
               *curve_blocks(history), *training_pictures(history), *prediction_pictures(output_dir, classes),
