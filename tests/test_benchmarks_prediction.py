@@ -11,7 +11,7 @@ def test_table(model: str, capsys) -> None:
     torch.manual_seed(0)
     prediction.main(['--model', model, '--images', '2', '--backbone', 'resnet18', '--size', '64', '--rounds', '1',
                      '--device', 'cpu'])
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()[-4:]  # the log of the weights may go before them
     assert f'2 images of 500 x 375, {model}, resnet18 at 64 px' in lines[0]
     assert [line.split('  ')[0] for line in lines[1:3]] == ['network alone', 'predict.py']
     assert lines[3].startswith('predict.py / network alone: ')
