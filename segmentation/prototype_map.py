@@ -42,13 +42,14 @@ def spread(places: np.ndarray, count: int, seed: int) -> list[int]:
 
 
 def draw_map(places: np.ndarray, axes_labels: tuple[str, str], colours: np.ndarray, names: Sequence[str],
-             pictures: Mapping[int, np.ndarray]) -> Figure:
+             pictures: Mapping[int, np.ndarray], kind: str = 'class') -> Figure:
     """Draw the map.
 
     Args:
         places: (N, 2).
         colours: (N,) entries of the VOC palette.
         names: (N,) classes.
+        kind: what they are: 'class' or 'cluster'.
         pictures: {point: (h, w, 3) uint8}, drawn in place of the point.
     """
     figure = Figure(figsize=(10, 8.5), layout='constrained')
@@ -64,6 +65,6 @@ def draw_map(places: np.ndarray, axes_labels: tuple[str, str], colours: np.ndarr
     axes.margins(0.06)
     axes.set_xlabel(axes_labels[0])
     axes.set_ylabel(axes_labels[1])
-    axes.set_title(f'{len(places)} objects; pictures have the colour of their class')
-    figure.legend(loc='outside right upper', fontsize='small', title='class (objects)')
+    axes.set_title(f'{len(places)} objects; pictures have the colour of their {kind}')
+    figure.legend(loc='outside right upper', fontsize='small', title=f'{kind} (objects)', markerscale=2.5)
     return figure

@@ -13,6 +13,7 @@ import torch
 from data.build import collate
 from data.folder import ImageSet
 from data.transforms import resize_mask
+from data.voc import VOID
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel
 from segmentation.embedding import find_objects
 from utils.errors import UserError
@@ -42,17 +43,22 @@ class SavedObjects:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def labelled(self) -> bool:
+        """Whether any object has a class."""
+        return bool((self.labels >= 0).any())
+
     def name(self, index: int) -> str:
-        """The class of an object, or its cluster."""
+        """The class of an object, or where no class is known its cluster."""
         if self.labels[index] >= 0:
             return self.classes[self.labels[index]]
-        return '?' if self.clusters is None else f'cluster {self.clusters[index] + 1}'
+        return 'no class' if self.labelled or self.clusters is None else f'cluster {self.clusters[index] + 1}'
 
     def colours(self) -> np.ndarray:
-        """(N,) entry of the palette of each: its class, or where no class is known its cluster + 1."""
-        if (self.labels < 0).all() and self.clusters is not None:
-            return self.clusters + 1
-        return np.maximum(self.labels, 0)
+        """(N,) entry of the palette of each: its class, void without one; where no class is known its cluster + 1."""
+        if self.labelled or self.clusters is None:
+            return np.where(self.labels < 0, VOID, self.labels)
+        return self.clusters + 1
 
     def nearest(self, index: int, count: int) -> np.ndarray:
         """The objects of other images whose prototypes have the greatest cosine, the nearest first."""

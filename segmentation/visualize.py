@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [saved.name(int(i)) for i in points]
     pictures = {
         'map': to_image(partial(draw_map, places, axes, saved.colours()[points], names,
-                                {i: crops[points[i]] for i in drawn})),
+                                {i: crops[points[i]] for i in drawn}, 'class' if saved.labelled else 'cluster')),
         'embedding': draw_embedding(model, dataset, p.features, args.images, device),
         'neighbours': draw_neighbours(saved, rows, crops)}
     sheets = {k: montage([fit(crops[int(i)]) for i in found[:TYPICAL]], COLUMNS) for k, found in members.items()}
@@ -164,8 +164,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                            'blue.'),
              'neighbours': ('Nearest neighbours', 'A row an object, first, and those of other images whose prototypes '
                             'have the greatest cosine.')}
-    blocks = [page.pictures(texts[name][0], [(f'{name}.png', png(picture))], texts[name][1])
-              for name, picture in pictures.items()]
+    truth = page.class_colours(dataset.classes) | page.VOID if 'semseg' in dataset.load(0) else {}
+    blocks = [page.pictures(texts[name][0], [(f'{name}.png', png(picture))], texts[name][1],
+                            truth if name == 'embedding' else {}) for name, picture in pictures.items()]
     if sheets:
         blocks.append(page.pictures('Clusters, the most typical objects first', [
             (cluster_caption(saved, members[k], k), png(sheet)) for k, sheet in sheets.items()]))

@@ -56,7 +56,12 @@ def test_kmeans_run(run, tmp_path: Path, capsys) -> None:
     row = np.asarray(Image.open(output / 'neighbours.png')).astype(int)[18 + 64]
     assert all(abs(row[x] - RGB[1]).max() < 30 for x in (64, 132 + 64))  # a red one and the other red one
     text = Page(output / 'report.html').text
-    for shown in ('Map of the prototypes', ': 2 objects, 100% green', 'Nearest neighbours'):
+    saved.labels[0] = -1  # one of several with classes
+    assert (saved.name(0), saved.colours()[:3].tolist()) == ('no class', [255, 1, 2])
+    saved.labels[:] = -1
+    assert saved.name(0) == f'cluster {saved.clusters[0] + 1}'
+    assert saved.colours().tolist() == (saved.clusters + 1).tolist()
+    for shown in ('void', 'blue', 'Map of the prototypes', ': 2 objects, 100% green', 'Nearest neighbours'):
         assert shown in text
 
 
