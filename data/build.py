@@ -158,8 +158,8 @@ def evaluation_loader(p: Any, db_name: str, split: str, saliency: str | None = N
         skip: leave out IDs without image or mask and log how many; otherwise they are an error.
     """
     base = VOCSegmentation(labelled_root(p, db_name), split, semseg=True, saliency=saliency,
-                           skip_without_saliency=skip, transform=EvaluationTransform(p.val_size, normalisation_of(p.backbone)),
-                           eval_classes=p.eval_classes)
+                           skip_without_saliency=skip, eval_classes=p.eval_classes,
+                           transform=EvaluationTransform(p.val_size, normalisation_of(p.backbone)))
     log.info('Evaluating on %d images of %s %s', len(base), db_name, split)
     _log_left_out(base)
     return _in_turn(p, base), base

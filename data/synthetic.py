@@ -1,6 +1,6 @@
 """A data set drawn by code, in the folder layout of VOC, so that the whole method runs without a download.
 
-    python data/synthetic.py --output datasets/synthetic [--train 850] [--val 150] [--size 128] [--seed 0]
+    python data/synthetic.py --output datasets/synthetic --train 850 --val 150 --size 128 --seed 0
 """
 from __future__ import annotations
 

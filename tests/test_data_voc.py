@@ -129,7 +129,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch, capsy
             read()
     with pytest.raises(SystemExit):  # wherever else it happens
         run_script(deny)
-    assert capsys.readouterr().err.startswith(f'error: cannot read or write: Permission denied ({path}); change its perm')
+    assert capsys.readouterr().err.startswith(f'error: cannot read or write: Permission denied ({path}); change its')
 
 
 def test_lists_in_other_encodings(shapes: Path) -> None:

@@ -47,7 +47,7 @@ def test_help_has_an_example_and_every_key_with_its_default(script: str, capsys,
         assert ' db_root = (must be given)' in words
 
 
-@pytest.mark.parametrize('script', sorted({*SCRIPTS, 'segmentation/table.py', *BENCHMARKS} - {
+@pytest.mark.parametrize('script', sorted({*SCRIPTS, 'segmentation/table.py', 'data/synthetic.py', *BENCHMARKS} - {
     'benchmarks/__init__.py', 'benchmarks/experiment.py'}))
 def test_the_examples_of_the_help_are_accepted_as_they_are_written(script: str, monkeypatch) -> None:
     module = importlib.import_module(script[:-3].replace('/', '.'))
