@@ -1,8 +1,10 @@
 """The five scripts as users run them: end to end on a tiny set, from both working directories, and on bad input."""
 import importlib
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -194,13 +196,16 @@ def test_a_batch_of_one_image(run: Runner) -> None:
     assert one['mIoU'] == pytest.approx(many['mIoU'], abs=5)
 
 
-@pytest.mark.parametrize('folder', ['.', 'script'])
-def test_from_both_working_directories(run: Runner, folder: str) -> None:
-    for script in ('segmentation.kmeans', 'pretrain.main'):
+@pytest.mark.parametrize(('folder', 'scripts'), [
+    ('.', ('segmentation.kmeans', 'pretrain.main')), ('script', tuple(CONFIGS))])
+def test_from_both_working_directories(run: Runner, folder: str, scripts: tuple[str, ...]) -> None:
+    for script in scripts:
         path = ROOT / (script.replace('.', '/') + '.py')
         directory = ROOT if folder == '.' else path.parent
         arguments = run.arguments(script, f'output_dir=from_{len(folder)}_{path.stem}',
-                                  *(['epochs=0'] * ('main' in script)))
+                                  *(['epochs=0'] * ('epochs=2' in SMALL[script])))
+        if script == 'segmentation.eval':  # a path below root_dir
+            arguments += ['--state-dict', f'from_{len(folder)}_linear_finetune/best_model.pth.tar']
         shown = os.path.relpath(path, directory)
         done = subprocess.run([sys.executable, shown, *arguments], cwd=directory, capture_output=True, text=True,
                               timeout=300)
@@ -209,24 +214,72 @@ def test_from_both_working_directories(run: Runner, folder: str) -> None:
 
 
 def test_bad_input_to_any_script(run: Runner, capsys, tmp_path: Path) -> None:
-    def fails(*overrides: str, script: str = 'pretrain.main', flags: tuple[str, ...] = ()) -> str:
-        return run.fails(script, f'output_dir={tmp_path / script}', *overrides, flags=flags, capsys=capsys)
+    def fails(sentence: str, *overrides: str, script: str = 'pretrain.main', flags: tuple[str, ...] = ()) -> None:
+        assert run.fails(script, f'output_dir={tmp_path / script}', *overrides, flags=flags,
+                         capsys=capsys) == f'error: {sentence}'
 
-    assert 'did you mean' in fails('epoch=3').lower() or 'epochs' in fails('epoch=3')
-    assert 'db_root' in fails('db_root=/path/to/datasets')
-    assert 'nowhere' in fails('db_root=/nowhere')
-    assert 'K' in fails('moco_kwargs.K=3')
-    assert 'larger than the data set' in fails('train_batch_size=20')
+    fails("--set epoch=3: unknown key 'epoch'; did you mean 'epochs'?", 'epoch=3')
+    fails('--set db_root=/path/to/datasets: db_root is still the placeholder /path/to/datasets; set it to the folder '
+          'that holds the data sets, there or with --set db_root=FOLDER', 'db_root=/path/to/datasets')
+    fails('data set folder /nowhere/Shapes does not exist; set db_root in the env config to the folder that holds '
+          'Shapes/.', 'db_root=/nowhere')
+    fails('--set train_batch_size=4: train_batch_size 4 does not fit into the memory bank of moco_kwargs.K 3; raise K '
+          'or take smaller batches', 'moco_kwargs.K=3')
+    fails('train_batch_size 20 is larger than the data set: Shapes train has 12 usable images; lower it or add images.',
+          'train_batch_size=20')
     if not torch.cuda.is_available():
-        assert 'no CUDA device' in fails('device=cuda')
+        fails('device: cuda is asked for, but PyTorch sees no CUDA device; set device: cpu (or auto), or install a GPU '
+              'driver and a CUDA build of PyTorch.', 'device=cuda')
     assert not (tmp_path / 'pretrain.main' / 'checkpoint.pth.tar').exists()
     state = run.root_dir / 'pretrain' / 'checkpoint.pth.tar'
-    assert 'linear_finetune.py' in fails(script='segmentation.eval', flags=('--state-dict', str(state)))
-    assert 'does not exist' in fails(script='segmentation.eval', flags=('--state-dict', '/nowhere.pth'))
-    assert 'no file' in fails('pretraining=nowhere.pth', script='segmentation.kmeans')
-    assert 'eval_classes names cat' in fails('eval_classes=[cat]', script='segmentation.kmeans')
-    assert '6 images cannot form' in fails('num_clusters=7', script='segmentation.kmeans')
-    assert 'ignore_classes names cat' in fails('ignore_classes=[cat]', script='segmentation.retrieval')
+    fails(f'{state} is a pretraining checkpoint or a plain backbone without a classifier; train one on it with '
+          'linear_finetune.py (key pretraining), or use kmeans.py or retrieval.py.', script='segmentation.eval',
+          flags=('--state-dict', str(state)))
+    fails('no file /nowhere.pth: looked for /nowhere.pth; correct the path or make the file first.',
+          script='segmentation.eval', flags=('--state-dict', '/nowhere.pth'))
+    places = ' and '.join(str(folder / 'nowhere.pth') for folder in dict.fromkeys((Path.cwd(), run.root_dir, ROOT)))
+    fails(f'no file nowhere.pth: looked for {places}; correct the path or make the file first.',
+          'pretraining=nowhere.pth', script='segmentation.kmeans')
+    classes = 'background, star, ball, cross, pear, gear, fish, house'
+    fails(f'eval_classes names cat, which the data set does not have; its classes are {classes}.',
+          'eval_classes=[cat]', script='segmentation.kmeans')
+    fails('6 images cannot form num_clusters 7; lower num_clusters or take a larger split.', 'num_clusters=7',
+          script='segmentation.kmeans')
+    fails(f'ignore_classes names cat, which the data set does not have; its classes are {classes}.',
+          'ignore_classes=[cat]', script='segmentation.retrieval')
+
+
+def test_broken_files_are_one_sentence_and_results_stay(run: Runner, shapes: Path, tmp_path: Path, capsys) -> None:
+    weights = Path(shutil.copy(run.root_dir / 'pretrain' / 'checkpoint.pth.tar', tmp_path / 'weights.pth.tar'))
+    private = Runner(shapes.parent, tmp_path / 'results')
+    private('segmentation.kmeans', f'pretraining={weights}')
+    name = (shapes / 'sets' / 'val.txt').read_text().split()[0]
+
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / 'results' / 'kmeans').rglob('*')
+                if path.is_file() and path.name != 'log.txt'}
+
+    def breaks(path: Path, content: bytes | None, sentence: str) -> None:
+        whole, before = path.read_bytes(), written()
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        assert private.fails('segmentation.kmeans', f'pretraining={weights}', capsys=capsys) == f'error: {sentence}'
+        assert written() == before
+        path.write_bytes(whole)
+
+    breaks(shapes / 'sets' / 'val.txt', None, f'list of image IDs {shapes}/sets/val.txt does not exist; choose a split '
+                                              'that has one, or add it.')
+    for folder, suffix, what in (('images', 'jpg', 'image'), ('SegmentationClass', 'png', 'ground truth'),
+                                 ('saliency_supervised_model', 'png', 'saliency mask')):
+        breaks(shapes / folder / f'{name}.{suffix}', None, f'1 of 6 IDs of val have no {what} in {shapes}/{folder}: '
+                                                           f'{name}; add the files or take the IDs out.')
+    truth, png = shapes / 'SegmentationClass' / f'{name}.png', io.BytesIO()
+    Image.fromarray(np.full((64, 64), 8, np.uint8)).save(png, 'PNG')
+    breaks(truth, png.getvalue(), f'ground truth {truth} holds class id 8, outside 0..7 and 255 (void); mend the file '
+                                  'or list the class in dataset.yml.')
+    breaks(weights, weights.read_bytes()[:65000], f'checkpoint {weights} is truncated or no checkpoint; copy or '
+                                                  'download it again.')
 
 
 def test_another_config_does_not_write_over_results(run: Runner, capsys) -> None:
