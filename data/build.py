@@ -21,6 +21,7 @@ from utils import distributed
 from utils.backbones import normalisation_of
 from utils.errors import UserError
 from utils.interrupt import guard_worker
+from utils.parallel import available_cores
 from utils.runtime import pick_device
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,8 @@ def _start_worker(_: int) -> None:
 
 def _loader(p: Any, dataset: Dataset, batch_size: int, **kwargs: Any) -> DataLoader:
     # with a generator of its own a loader takes no number from the one that training draws from
-    return DataLoader(dataset, batch_size, num_workers=p.num_workers, persistent_workers=p.num_workers > 0,
+    workers = min(p.num_workers, available_cores())  # more would only take turns
+    return DataLoader(dataset, batch_size, num_workers=workers, persistent_workers=workers > 0,
                       pin_memory=pick_device(p.device).type == 'cuda', collate_fn=collate,
                       worker_init_fn=_start_worker, generator=torch.Generator(), **kwargs)
 

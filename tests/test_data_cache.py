@@ -127,3 +127,8 @@ def test_available_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert parallel.available_memory() == 150000
         (tmp_path / 'memory.max').write_text('max\n')
         assert 2 ** 22 < parallel.available_memory() < 2 ** 48
+
+
+def test_no_more_workers_than_cores(shapes, recwarn) -> None:
+    assert loader(shapes.parent, 'num_workers=999').num_workers == parallel.available_cores()
+    assert not [warning for warning in recwarn if 'worker' in str(warning.message)]

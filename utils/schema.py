@@ -87,7 +87,7 @@ class Run:
     output_dir: str | None = key(None, 'where results go; default: root_dir/<name of the config file>')
     seed: int = key(1234, 'seed of weights, order and augmentation')
     device: str = key('auto', 'auto takes the GPU when there is one', ('auto', 'cpu', 'cuda'))
-    num_workers: int = key(4, 'loader processes; 0 loads in the main process')
+    num_workers: int = key(4, 'loader processes, at most one a core; 0 loads in the main process')
 
 
 @dataclass(kw_only=True)
