@@ -26,11 +26,11 @@ import torch
 
 from data.transforms import resize_mask
 from data.voc import VOC_CLASSES, VOID
-from segmentation.crf import crf_in_workers, dense_crf
 from segmentation.embedding import object_histograms, split_mask
 from segmentation.memory_bank import MemoryBank
 from utils.arguments import ArgumentParser
 from utils.clustering import cluster_confusion, iou_matrix, kmeans, match_clusters, score_clusters, whiten
+from utils.crf import crf_in_workers, dense_crf
 from utils.errors import run_script
 from utils.metrics import confusion_matrix, iou_of
 from utils.parallel import available_cores, in_threads

@@ -23,8 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from benchmarks.experiment import Experiment, Run, add_experiment_arguments, markdown, mean_and_deviation, shown
-from segmentation.crf import require_crf
 from utils.arguments import ArgumentParser
+from utils.crf import require_crf
 from utils.errors import UserError, run_script
 from utils.results import write_text
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -22,16 +23,25 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from data.files import find_images, mask_name, one_a_mask, prepare_output, read_image, write_mask
-from saliency.postprocess import binarise
+from saliency.postprocess import binarise, crf_logits
 from saliency.report import SHEET, contact_sheet
 from saliency.sources import METHODS, MaskSource, build_source
 from utils.arguments import ArgumentParser
+from utils.crf import Refine, crf_in_workers, dense_crf, require_crf
 from utils.errors import UserError, name_some, run_script
-from utils.parallel import available_cores, process_pool
+from utils.parallel import available_cores, batches, in_threads, process_pool
 from utils.report import check_settings, fingerprint, write_report
 
 Result = tuple[Path, str]  # an image, and why it has no mask: '' if it has one
 NO_OBJECT = 'no object: less than 1% of the image is salient'
+
+
+class Item(NamedTuple):
+    """An image on its way: read, then with its map."""
+    name: Path
+    image: np.ndarray | None
+    reason: str = ''  # why it cannot be read
+    saliency: np.ndarray | None = None
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -41,9 +51,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--method', choices=METHODS, required=True, help='where the masks come from')
     parser.add_argument('--weights', type=Path, help='weights of the network: a checkpoint or an .onnx file')
     parser.add_argument('--onnx-config', type=Path, help='YAML file with input_size, mean and scale of an ONNX network')
+    parser.add_argument('--crf-postprocess', action='store_true',
+                        help="move the masks' outlines onto the edges of the image with a CRF")
     parser.add_argument('--workers', type=int, default=available_cores(),
-                        help='processes (unsupervised) or reading threads (networks); 0 works in the main process; '
-                             'default: one a CPU core')
+                        help='processes (unsupervised, CRF) or threads that read and write (networks); 0 works in the '
+                             'main process; default: one a CPU core')
     parser.add_argument('--input-size', type=int, help="side of BASNet's input in pixels, the resize it was trained "
                                                        'with (default: 256, as published)')
     parser.add_argument('--batch-size', type=int, default=8, help='images a forward pass of a network')
@@ -56,46 +68,41 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def try_read(path: Path) -> np.ndarray | str:
-    """The image, or why it cannot be read."""
-    try:
-        return read_image(path)
-    except ValueError as error:
-        return f'cannot be read: {error}'
-
-
-def mask_images(source: MaskSource, names: Sequence[Path], pixels: Sequence[np.ndarray | str],
-                output: Path) -> list[Result]:
-    """Predict and write the masks of a batch of images, some of which may be reasons why they are none."""
-    readable = [image for image in pixels if not isinstance(image, str)]
-    maps = iter(source.predict(readable) if readable else [])
-    results = []
-    for name, image in zip(names, pixels, strict=True):
-        reason = image if isinstance(image, str) else ''
-        if not reason:
-            mask = binarise(next(maps))
-            if mask is None:
-                reason = NO_OBJECT
-            else:
-                write_mask(mask, output / mask_name(name))
-        results.append((name, reason))
-    return results
+def finish(name: Path, image: np.ndarray, saliency: np.ndarray, output: Path, refine: Refine | None) -> str:
+    """Make the mask of a map and write it; why there is none, or ''."""
+    if refine is not None:
+        saliency = refine(image, crf_logits(saliency)).astype(np.float32)
+    mask = binarise(saliency)
+    if mask is None:
+        return NO_OBJECT
+    write_mask(mask, output / mask_name(name))
+    return ''
 
 
 def in_batches(source: MaskSource, images: Path, names: Sequence[Path], output: Path, batch_size: int,
-               threads: int) -> Iterator[Result]:
-    """Mask with one source, which sees whole batches; threads read the next batch meanwhile."""
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        ahead: tuple[Sequence[Path], list[Future]] | None = None
-        for start in range(0, len(names) + batch_size, batch_size):
-            chunk = names[start:start + batch_size]
-            reading = [pool.submit(try_read, images / name) for name in chunk]
-            if ahead is not None:
-                yield from mask_images(source, ahead[0], [future.result() for future in ahead[1]], output)
-            ahead = chunk, reading
+               threads: int, refine: Refine | None) -> Iterator[Result]:
+    """Mask with one source, which sees whole batches; threads read the next ones and finish the last one meanwhile."""
+    def read(name: Path) -> Item:
+        try:
+            return Item(name, read_image(images / name))
+        except ValueError as error:
+            return Item(name, None, f'cannot be read: {error}')
+
+    def predicted() -> Iterator[Item]:
+        for batch in batches(in_threads(read, names, threads, threads + 2 * batch_size), batch_size):
+            readable = [item.image for item in batch if item.image is not None]
+            maps = iter(source.predict(readable) if readable else [])
+            yield from (item if item.image is None else item._replace(saliency=next(maps)) for item in batch)
+
+    def write(item: Item) -> Result:
+        if item.image is None or item.saliency is None:
+            return item.name, item.reason
+        return item.name, finish(item.name, item.image, item.saliency, output, refine)
+
+    return in_threads(write, predicted(), threads, threads + batch_size)
 
 
-def in_processes(images: Path, names: Sequence[Path], output: Path, workers: int) -> Iterator[Result]:
+def in_processes(images: Path, names: Sequence[Path], output: Path, workers: int, crf: bool) -> Iterator[Result]:
     """Mask without weights, each image in one of several processes, as they come ready.
 
     Raises:
@@ -103,7 +110,7 @@ def in_processes(images: Path, names: Sequence[Path], output: Path, workers: int
     """
     pool = process_pool(min(workers, len(names)))
     try:
-        yield from pool.map(_mask_one, [(images, name, output) for name in names])
+        yield from pool.map(_mask_one, [(images, name, output, crf) for name in names])
     except BrokenProcessPool as error:
         raise UserError('a worker process was killed, probably for lack of memory; start again with fewer '
                         '--workers.') from error
@@ -111,18 +118,21 @@ def in_processes(images: Path, names: Sequence[Path], output: Path, workers: int
         pool.shutdown(cancel_futures=True)
 
 
-def _mask_one(job: tuple[Path, Path, Path]) -> Result:
-    images, name, output = job
-    return mask_images(build_source('unsupervised'), [name], [try_read(images / name)], output)[0]
+def _mask_one(job: tuple[Path, Path, Path, bool]) -> Result:
+    images, name, output, crf = job
+    return next(in_batches(build_source('unsupervised'), images, [name], output, 1, 1, dense_crf if crf else None))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.crf_postprocess:
+        require_crf()
     names = find_images(args.images)
     source = build_source(args.method, args.weights, args.onnx_config, args.device, args.input_size)
     prepare_output(args.output, args.images)
     settings = {'images': str(args.images.resolve()), 'method': args.method, 'weights': fingerprint(args.weights),
-                'onnx_config': fingerprint(args.onnx_config), 'input_size': args.input_size}
+                'onnx_config': fingerprint(args.onnx_config), 'input_size': args.input_size,
+                'crf_postprocess': args.crf_postprocess}
     check_settings(args.output, settings)
 
     alone, doubles = one_a_mask(names)
@@ -133,15 +143,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     todo = [name for name in alone if name not in already]
 
     written: list[Path] = []
-    if args.method == 'unsupervised' and args.workers > 0 and len(todo) > 1:
-        results = in_processes(args.images, todo, args.output, args.workers)
-    else:
-        results = in_batches(source, args.images, todo, args.output, args.batch_size, args.workers)
-    for name, reason in tqdm(results, 'masks', total=len(names), initial=len(names) - len(todo), disable=None):
-        if reason:
-            left_out[name.as_posix()] = reason
+    processes = args.method == 'unsupervised' and args.workers > 0 and len(todo) > 1
+    crf_workers = args.workers if not processes else 0
+    with crf_in_workers({}, crf_workers) if args.crf_postprocess else nullcontext() as refine:
+        if processes:
+            results = in_processes(args.images, todo, args.output, args.workers, args.crf_postprocess)
         else:
-            written.append(name)
+            threads = max(1, 2 * args.workers if args.crf_postprocess else args.workers)  # one waits for the CRF
+            results = in_batches(source, args.images, todo, args.output, args.batch_size, threads, refine)
+        for name, reason in tqdm(results, 'masks', total=len(names), initial=len(names) - len(todo), disable=None):
+            if reason:
+                left_out[name.as_posix()] = reason
+            else:
+                written.append(name)
 
     if done or written:
         contact_sheet(args.images, sorted(done + written), args.output)

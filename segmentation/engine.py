@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from data.transforms import resize_mask
 from data.voc import VOID, VOCSegmentation
 from models.segmentation import LinearSegmentationModel
-from segmentation.crf import Refine
 from utils import distributed
+from utils.crf import Refine
 from utils.logger import progress
 from utils.metrics import confusion_matrix
 from utils.parallel import in_threads

@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from data.build import evaluation_loader
 from models.build import build_linear_model
-from segmentation.crf import require_crf
 from segmentation.scoring import score
 from utils.arguments import ArgumentParser
 from utils.config import add_config_arguments, as_dict, load_config
+from utils.crf import require_crf
 from utils.errors import run_script
 from utils.launch import add_process_arguments, start_processes
 from utils.run_report import write_run_report

@@ -20,13 +20,13 @@ import logging
 from data.build import evaluation_loader, linear_loader
 from models.build import build_linear_model
 from models.weights import load_strict, read_weights
-from segmentation.crf import require_crf
 from segmentation.engine import compute_losses, validate
 from segmentation.scoring import score
 from utils import distributed
 from utils.arguments import ArgumentParser
 from utils.checkpoint import save_checkpoint
 from utils.config import add_config_arguments, as_dict, load_config
+from utils.crf import require_crf
 from utils.errors import run_script
 from utils.launch import add_process_arguments, start_processes
 from utils.logger import log_epoch, scalar_writer

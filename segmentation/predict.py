@@ -13,7 +13,6 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,13 +25,13 @@ from torch import Tensor
 
 from data.files import mask_name, prepare_output, read_image
 from data.frames import Frame, open_frames
-from segmentation.crf import Refine, crf_in_workers, require_crf
 from segmentation.segmenter import Output, Segmenter
 from utils.arguments import ArgumentParser
 from utils.config import find_file
+from utils.crf import Refine, crf_in_workers, require_crf
 from utils.errors import UserError, name_some, run_script
 from utils.logger import progress
-from utils.parallel import available_cores, in_threads
+from utils.parallel import available_cores, batches, in_threads
 from utils.pictures import legend, montage, overlay, save_image, save_label_map, thumbnail
 from utils.report import check_settings, fingerprint, write_report
 
@@ -68,12 +67,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if value < 1:
             raise UserError(f'{name} {value} is too small; give at least 1.')
     return args
-
-
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_size: int, threads: int,

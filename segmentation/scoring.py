@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 
 from data.voc import VOCSegmentation
 from models.segmentation import LinearSegmentationModel
-from segmentation.crf import crf_in_workers
 from segmentation.engine import predict
 from utils import distributed
+from utils.crf import crf_in_workers
 from utils.metrics import iou_of
 from utils.parallel import available_cores
 from utils.results import iou_entry, log_iou, save_results

@@ -23,10 +23,10 @@ from models.build import build_prototype_model, trained_linear_model
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
 from models.weights import fingerprint, identify
 from segmentation.cluster_model import ClusterModel
-from segmentation.crf import Refine
 from segmentation.embedding import THRESHOLD, find_objects
 from utils.backbones import normalisation_of
 from utils.checkpoint import load_checkpoint
+from utils.crf import Refine
 from utils.errors import MissingFileError, UserError
 from utils.runtime import pick_device, place, to_device
 
@@ -79,7 +79,7 @@ class Segmenter(ABC):
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            refine: makes a label map of the image and the logits, e.g. ``segmentation.crf.dense_crf``.
+            refine: makes a label map of the image and the logits, e.g. ``utils.crf.dense_crf``.
 
         Returns:
             (H, W) int32, indices of ``classes``.

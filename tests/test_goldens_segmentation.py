@@ -5,10 +5,10 @@ import torch
 
 from models.prototypes import weighted_prototypes
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel, resize
-from segmentation.crf import dense_crf
 from segmentation.engine import segmentation_loss
 from tests.golden_inputs import GOLDENS, fill, generator, images, labels, photo, tensor
 from utils.clustering import match_clusters, merge_clusters
+from utils.crf import dense_crf
 from utils.metrics import confusion_matrix, iou_of
 from utils.optim import learning_rate
 

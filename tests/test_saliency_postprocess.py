@@ -1,6 +1,7 @@
 import numpy as np
+import torch
 
-from saliency.postprocess import binarise
+from saliency.postprocess import binarise, crf_logits
 
 
 def test_threshold_is_strict():
@@ -36,3 +37,12 @@ def test_images_with_too_little_left_are_left_out():
     parts[::20, :50] = 1
     assert binarise(parts, min_segment=0.004, min_area=0.03) is None
     assert binarise(parts, min_segment=0.004, min_area=0.02).sum() == 250
+
+
+def test_crf_logits_are_the_probabilities():
+    saliency = np.array([[0.0, 0.25], [0.5, 1.0]], np.float32)
+    logits = crf_logits(saliency)
+    assert (logits.shape, logits.dtype) == ((2, 2, 2), np.float32)
+    assert np.isfinite(logits).all()
+    shown = torch.softmax(torch.from_numpy(logits), 0)[1]
+    assert torch.allclose(shown, torch.tensor([[0.001, 0.25], [0.5, 0.999]]), atol=1e-6)

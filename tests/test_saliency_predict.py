@@ -139,6 +139,45 @@ def test_basnet(folder, tmp_path):
         main([*flags, str(tmp_path / 'moved.pth')])
 
 
+class Coarse:
+    """A map of a box that is larger than the object."""
+
+    def predict(self, images):
+        maps = [np.full(image.shape[:2], 0.1, np.float32) for image in images]
+        for one in maps:
+            one[10:50, 14:66] = 0.7
+        return maps
+
+
+@pytest.mark.parametrize('workers', ['0', '1'])
+def test_crf_finds_the_outline(tmp_path, monkeypatch, workers):
+    pytest.importorskip('pydensecrf', reason='the CRF is optional')
+    images = tmp_path / 'images'
+    images.mkdir()
+    object_ = np.zeros((60, 80), bool)
+    object_[16:44, 22:58] = True
+    Image.fromarray(np.where(object_[..., None], [200, 60, 40], [40, 90, 60]).astype(np.uint8)).save(images / 'a.png')
+    monkeypatch.setattr(script, 'build_source', lambda *_: Coarse())
+    flags = ['--images', str(images), '--method', 'basnet', '--workers', workers, '--output']
+    main([*flags, str(tmp_path / 'plain')])
+    main([*flags, str(tmp_path / 'refined'), '--crf-postprocess'])
+    assert (np.asarray(Image.open(tmp_path / 'plain' / 'a.png')) > 0).sum() == 40 * 52
+    refined = np.asarray(Image.open(tmp_path / 'refined' / 'a.png')) > 0
+    assert (refined != object_).sum() <= 0.05 * object_.sum()
+    with pytest.raises(UserError, match='crf_postprocess True then, False now'):
+        main([*flags, str(tmp_path / 'refined')])
+
+
+def test_crf_in_the_processes_of_unsupervised(folder, tmp_path):
+    pytest.importorskip('pydensecrf', reason='the CRF is optional')
+    one, other = tmp_path / 'one', tmp_path / 'other'
+    run(folder, one, '--workers', '0', '--crf-postprocess')
+    run(folder, other, '--workers', '1', '--crf-postprocess')
+    masks = {path.relative_to(one): path.read_bytes() for path in one.rglob('*.png')}
+    assert len(masks) >= 4
+    assert masks == {path.relative_to(other): path.read_bytes() for path in other.rglob('*.png')}
+
+
 def test_names_that_are_hard_to_write(folder, tmp_path):
     odd = Path(os.fsdecode(str(tmp_path / 'odd').encode() + b'\xff'))
     (odd / 'sub').mkdir(parents=True)

@@ -17,13 +17,13 @@ from data.files import read_image
 from data.transforms import EvaluationTransform, resize_mask
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from segmentation import kmeans, predict
-from segmentation.crf import dense_crf
 from segmentation.segmenter import FOREIGN, Segmenter, object_logits
 from tests.colours import arguments
 from tests.golden_inputs import photo
 from tests.test_data_frames import write_video
 from tests.test_utils_run_report import Page
 from utils.checkpoint import save_checkpoint
+from utils.crf import dense_crf
 from utils.errors import UserError, run_script
 from utils.pictures import PALETTE, legend, overlay
 

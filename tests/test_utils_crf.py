@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from segmentation.crf import crf_in_workers, dense_crf
 from tests.golden_inputs import generator, photo
+from utils.crf import crf_in_workers, dense_crf
 from utils.errors import UserError
 from utils.parallel import in_threads
 
@@ -40,7 +40,7 @@ def test_workers_change_nothing() -> None:
 
 
 def test_a_killed_worker_is_one_sentence(monkeypatch) -> None:
-    monkeypatch.setattr('segmentation.crf.dense_crf', os._exit)
+    monkeypatch.setattr('utils.crf.dense_crf', os._exit)
     with crf_in_workers({}, 1) as refine, pytest.raises(UserError, match=r'workers \(--workers, or crf_workers\)'):
         refine(3)  # the exit status
 
