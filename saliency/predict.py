@@ -89,7 +89,7 @@ def in_batches(source: MaskSource, images: Path, names: Sequence[Path], output: 
             return Item(name, None, f'cannot be read: {error}')
 
     def predicted() -> Iterator[Item]:
-        for batch in batches(in_threads(read, names, threads, threads + 2 * batch_size), batch_size):
+        for batch in batches(in_threads(read, names, threads, threads + batch_size), batch_size):
             readable = [item.image for item in batch if item.image is not None]
             maps = iter(source.predict(readable) if readable else [])
             yield from (item if item.image is None else item._replace(saliency=next(maps)) for item in batch)
