@@ -88,7 +88,7 @@ def _start_worker(_: int) -> None:
 
 def _loader(p: Any, dataset: Dataset, batch_size: int, **kwargs: Any) -> DataLoader:
     # with a generator of its own a loader takes no number from the one that training draws from
-    workers = min(p.num_workers, available_cores())  # more would only take turns
+    workers = min(p.num_workers, available_cores())
     return DataLoader(dataset, batch_size, num_workers=workers, persistent_workers=workers > 0,
                       pin_memory=pick_device(p.device).type == 'cuda', collate_fn=collate,
                       worker_init_fn=_start_worker, generator=torch.Generator(), **kwargs)

@@ -27,7 +27,7 @@ from saliency.postprocess import binarise, crf_logits
 from saliency.report import SHEET, contact_sheet
 from saliency.sources import METHODS, MaskSource, build_source
 from utils.arguments import ArgumentParser
-from utils.crf import Refine, crf_in_workers, dense_crf, require_crf
+from utils.crf import Refine, crf_in_workers, require_crf
 from utils.errors import UserError, name_some, run_script
 from utils.parallel import available_cores, batches, in_threads, process_pool
 from utils.report import check_settings, fingerprint, write_report
@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--weights', type=Path, help='weights of the network: a checkpoint or an .onnx file')
     parser.add_argument('--onnx-config', type=Path, help='YAML file with input_size, mean and scale of an ONNX network')
     parser.add_argument('--crf-postprocess', action='store_true',
-                        help="move the masks' outlines onto the edges of the image with a CRF")
+                        help="move the outlines of a network's masks onto the edges of the image with a CRF")
     parser.add_argument('--workers', type=int, default=available_cores(),
                         help='processes (unsupervised, CRF) or threads that read and write (networks); 0 works in the '
                              'main process; default: one a CPU core')
@@ -65,6 +65,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                                ('--input-size', args.input_size, 1)):
         if value is not None and value < least:
             raise UserError(f'{name} {value} is too small; give at least {least}.')
+    if args.crf_postprocess:
+        if args.method == 'unsupervised':
+            raise UserError('--method unsupervised has GrabCut in place of the CRF; leave out --crf-postprocess.')
+        require_crf()
     return args
 
 
@@ -74,7 +78,7 @@ def finish(name: Path, image: np.ndarray, saliency: np.ndarray, output: Path, re
         saliency = refine(image, crf_logits(saliency)).astype(np.float32)
     mask = binarise(saliency)
     if mask is None:
-        return NO_OBJECT
+        return NO_OBJECT if refine is None else f'{NO_OBJECT} after the CRF'
     write_mask(mask, output / mask_name(name))
     return ''
 
@@ -89,7 +93,7 @@ def in_batches(source: MaskSource, images: Path, names: Sequence[Path], output: 
             return Item(name, None, f'cannot be read: {error}')
 
     def predicted() -> Iterator[Item]:
-        for batch in batches(in_threads(read, names, threads, threads + batch_size), batch_size):
+        for batch in batches(in_threads(read, names, threads, batch_size), batch_size):
             readable = [item.image for item in batch if item.image is not None]
             maps = iter(source.predict(readable) if readable else [])
             yield from (item if item.image is None else item._replace(saliency=next(maps)) for item in batch)
@@ -99,10 +103,10 @@ def in_batches(source: MaskSource, images: Path, names: Sequence[Path], output: 
             return item.name, item.reason
         return item.name, finish(item.name, item.image, item.saliency, output, refine)
 
-    return in_threads(write, predicted(), threads, threads + batch_size)
+    return in_threads(write, predicted(), threads + 1, 2 * (threads + 1))  # while one is refined, the next waits
 
 
-def in_processes(images: Path, names: Sequence[Path], output: Path, workers: int, crf: bool) -> Iterator[Result]:
+def in_processes(images: Path, names: Sequence[Path], output: Path, workers: int) -> Iterator[Result]:
     """Mask without weights, each image in one of several processes, as they come ready.
 
     Raises:
@@ -110,7 +114,7 @@ def in_processes(images: Path, names: Sequence[Path], output: Path, workers: int
     """
     pool = process_pool(min(workers, len(names)))
     try:
-        yield from pool.map(_mask_one, [(images, name, output, crf) for name in names])
+        yield from pool.map(_mask_one, [(images, name, output) for name in names])
     except BrokenProcessPool as error:
         raise UserError('a worker process was killed, probably for lack of memory; start again with fewer '
                         '--workers.') from error
@@ -118,21 +122,19 @@ def in_processes(images: Path, names: Sequence[Path], output: Path, workers: int
         pool.shutdown(cancel_futures=True)
 
 
-def _mask_one(job: tuple[Path, Path, Path, bool]) -> Result:
-    images, name, output, crf = job
-    return next(in_batches(build_source('unsupervised'), images, [name], output, 1, 1, dense_crf if crf else None))
+def _mask_one(job: tuple[Path, Path, Path]) -> Result:
+    images, name, output = job
+    return next(in_batches(build_source('unsupervised'), images, [name], output, 1, 1, None))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.crf_postprocess:
-        require_crf()
     names = find_images(args.images)
     source = build_source(args.method, args.weights, args.onnx_config, args.device, args.input_size)
     prepare_output(args.output, args.images)
     settings = {'images': str(args.images.resolve()), 'method': args.method, 'weights': fingerprint(args.weights),
                 'onnx_config': fingerprint(args.onnx_config), 'input_size': args.input_size,
-                'crf_postprocess': args.crf_postprocess}
+                'crf_postprocess': args.crf_postprocess or None}  # None: as where it was not known yet
     check_settings(args.output, settings)
 
     alone, doubles = one_a_mask(names)
@@ -143,14 +145,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     todo = [name for name in alone if name not in already]
 
     written: list[Path] = []
-    processes = args.method == 'unsupervised' and args.workers > 0 and len(todo) > 1
-    crf_workers = args.workers if not processes else 0
-    with crf_in_workers({}, crf_workers) if args.crf_postprocess else nullcontext() as refine:
-        if processes:
-            results = in_processes(args.images, todo, args.output, args.workers, args.crf_postprocess)
+    with crf_in_workers({}, args.workers) if args.crf_postprocess else nullcontext() as refine:
+        if args.method == 'unsupervised' and args.workers > 0 and len(todo) > 1:
+            results = in_processes(args.images, todo, args.output, args.workers)
         else:
-            threads = max(1, 2 * args.workers if args.crf_postprocess else args.workers)  # one waits for the CRF
-            results = in_batches(source, args.images, todo, args.output, args.batch_size, threads, refine)
+            results = in_batches(source, args.images, todo, args.output, args.batch_size, max(1, args.workers), refine)
         for name, reason in tqdm(results, 'masks', total=len(names), initial=len(names) - len(todo), disable=None):
             if reason:
                 left_out[name.as_posix()] = reason

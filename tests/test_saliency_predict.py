@@ -164,18 +164,14 @@ def test_crf_finds_the_outline(tmp_path, monkeypatch, workers):
     assert (np.asarray(Image.open(tmp_path / 'plain' / 'a.png')) > 0).sum() == 40 * 52
     refined = np.asarray(Image.open(tmp_path / 'refined' / 'a.png')) > 0
     assert (refined != object_).sum() <= 0.05 * object_.sum()
-    with pytest.raises(UserError, match='crf_postprocess True then, False now'):
+    with pytest.raises(UserError, match='crf_postprocess True then, None now'):
         main([*flags, str(tmp_path / 'refined')])
 
 
-def test_crf_in_the_processes_of_unsupervised(folder, tmp_path):
-    pytest.importorskip('pydensecrf', reason='the CRF is optional')
-    one, other = tmp_path / 'one', tmp_path / 'other'
-    run(folder, one, '--workers', '0', '--crf-postprocess')
-    run(folder, other, '--workers', '1', '--crf-postprocess')
-    masks = {path.relative_to(one): path.read_bytes() for path in one.rglob('*.png')}
-    assert len(masks) >= 4
-    assert masks == {path.relative_to(other): path.read_bytes() for path in other.rglob('*.png')}
+def test_unsupervised_has_no_crf(folder, tmp_path):
+    with pytest.raises(UserError, match='has GrabCut in place of the CRF; leave out --crf-postprocess'):
+        run(folder, tmp_path / 'masks', '--crf-postprocess')
+    assert not (tmp_path / 'masks').exists()
 
 
 def test_names_that_are_hard_to_write(folder, tmp_path):
