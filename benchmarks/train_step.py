@@ -1,6 +1,7 @@
 """Time and peak memory of one pretraining step, beside the plainest version of the same mathematics.
 
     python benchmarks/train_step.py --backbone resnet18 --batch 16 --size 96 --steps 7 --precision fp32 bf16
+    python benchmarks/train_step.py --backbone timm/tf_efficientnet_lite0 --batch 64 --size 224 --steps 3
 
 All train on the same pairs in one process, in turn, step by step; medians are printed, and the median of
 the ratios step by step. Memory is measured in a process for each (on a GPU: as PyTorch allots it). Then a
@@ -33,7 +34,7 @@ from data.pairs import PairDataset
 from data.synthetic import generate
 from data.views import ContrastiveView
 from data.voc import VOCSegmentation
-from models.resnet import DilatedResNet
+from models.backbone import build_backbone
 from models.segmentation import ContrastiveSegmentationModel
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
@@ -50,7 +51,7 @@ class PlainEncoder(nn.Module):
 
     def __init__(self, backbone: str, dim: int) -> None:
         super().__init__()
-        self.backbone = DilatedResNet(backbone)
+        self.backbone = build_backbone(backbone)
         self.decoder = nn.Sequential(*list(DeepLabHead(self.backbone.out_channels, 1))[:-1])
         self.head = nn.Conv2d(256, dim, 1)
         self.classification_head = nn.Conv2d(256, 1, 1, bias=False)
@@ -212,7 +213,7 @@ def input_seconds(count: int, size: int) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument('--backbone', default='resnet18', choices=['resnet18', 'resnet50'], help='of the encoder')
+    parser.add_argument('--backbone', default='resnet18', help='of the encoder: resnet18, resnet50 or timm/<name>')
     parser.add_argument('--batch', type=int, default=16, help='pairs a step')
     parser.add_argument('--size', type=int, default=96, help='side of the views, pixels')
     parser.add_argument('--steps', type=int, default=7, help='steps that are timed')
