@@ -45,7 +45,8 @@ def add_experiment_arguments(parser: ArgumentParser) -> None:
     parser.add_argument('--output', type=Path, required=True, help='folder of all runs, tables and plots')
     parser.add_argument('--weights', type=Path, help='ImageNet weights under the names of timm; default: timm fetches '
                                                      'them')
-    parser.add_argument('--seeds', type=int, default=3, help='trainings of each kind')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3],
+                        help='one training of each kind for each; two processes can share them out in one --output')
     parser.add_argument('--set', dest='overrides', metavar='[TASK.]KEY=VALUE', nargs='+', action='extend', default=[],
                         help='override a key in every script that has it, or in that of one task alone: '
                              f'{", ".join(SCRIPTS)}, e.g. pretrain.epochs=4 val_size=112')

@@ -1,6 +1,6 @@
 """What pretraining gains on the animals of VOC, before and after, with and without labels.
 
-    python benchmarks/voc_animals.py --db-root datasets --output results/voc_animals --seeds 3 \\
+    python benchmarks/voc_animals.py --db-root datasets --output results/voc_animals --seeds 1 2 3 \\
         --init imagenet --masks supervised unsupervised --set pretrain.epochs=4
 
 For each start (ImageNet or random weights) and seed: K-means, retrieval and the linear classifier on the initial
@@ -224,7 +224,7 @@ def write_tables(plan: Plan, experiment: Experiment) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     plan, experiment = Plan(args.weights, crf_flags(), args.all_classes), Experiment(args)
-    for seed in range(1, args.seeds + 1):  # a table after each seed
+    for seed in args.seeds:  # a table after each seed
         for init in args.init:
             plan.baselines(init, seed)
             for masks in args.masks:

@@ -63,7 +63,7 @@ def cells(path: Path) -> list[list[str]]:
 
 
 def test_baselines_then_pretraining_then_protocols(machine: Machine, tmp_path: Path) -> None:
-    voc_animals.main(arguments(tmp_path, '--seeds', '2', '--masks', 'supervised', '--init', 'imagenet',
+    voc_animals.main(arguments(tmp_path, '--seeds', '1', '2', '--masks', 'supervised', '--init', 'imagenet',
                                '--set', 'epochs=3', 'pretrain.epochs=4', 'val_size=64', 'device=cpu'))
     first = machine.started[:len(machine.started) // 2]
     assert [name for name, _ in first] == ['main', *['kmeans', 'retrieval', 'linear_finetune'] * 2, 'main', 'kmeans',
@@ -133,7 +133,7 @@ def test_keys_go_to_the_scripts_that_have_them() -> None:
 
 def test_ablations(machine: Machine, tmp_path: Path) -> None:
     groups = ['temperature T', 'parts left out', 'initial weights, nothing frozen', 'frozen stages', 'masks']
-    ablations.main(arguments(tmp_path, '--seeds', '2', '--groups', *groups, '--set', 'moco_kwargs.T=0.4'))
+    ablations.main(arguments(tmp_path, '--seeds', '1', '2', '--groups', *groups, '--set', 'moco_kwargs.T=0.4'))
     trained = [config for name, config in machine.started if name == 'main' and config.seed == 1]
     assert len({config.output_dir for config in trained}) == len(trained) == 4 + 1 + 4 + 2 + 3 + 1
     by_name = {Path(config.output_dir).parent.name: config for config in trained}
@@ -148,7 +148,7 @@ def test_ablations(machine: Machine, tmp_path: Path) -> None:
     assert all('-' not in row for row in rows[2:])
     assert np.asarray(Image.open(tmp_path / 'out' / 'ablations.png')).std() > 0
     started = len(machine.started)
-    voc_animals.main(arguments(tmp_path, '--seeds', '2', '--init', 'imagenet', '--masks', 'supervised',
+    voc_animals.main(arguments(tmp_path, '--seeds', '1', '2', '--init', 'imagenet', '--masks', 'supervised',
                                '--set', 'moco_kwargs.T=0.4'))
     assert all('initial' in config.output_dir or not config.output_dir.endswith('embedding_given')
                for _, config in machine.started[started:])  # the full method is there already
