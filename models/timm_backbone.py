@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.depthwise import speed_up_depthwise
 from models.weights import State, Weights
 from utils.backbones import TIMM, require_timm, timm_name
 from utils.errors import UserError, name_some
@@ -45,6 +46,7 @@ class TimmBackbone(nn.Module):
         try:
             self.network = timm.create_model(name, features_only=True, out_indices=(-1,), output_stride=STRIDE)
             info = self.network.feature_info.get_dicts()[-1]
+            speed_up_depthwise(self.network)
         except UNFIT:
             try:
                 self.network = timm.create_model(name, dynamic_img_size=True)
