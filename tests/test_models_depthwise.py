@@ -1,4 +1,4 @@
-"""Dilated depthwise convolutions by space to batch against PyTorch's own, in float64."""
+"""Dilated depthwise convolutions as a sum over taps against PyTorch's own, in float64."""
 import copy
 
 import pytest
