@@ -3,8 +3,9 @@
     python benchmarks/ablations.py --db-root datasets --output results/voc_animals --seeds 1 2 3 \\
         --groups "temperature T" "bank size K"
 
-Each variant differs in one thing from pretraining with supervised masks from ImageNet weights
-(configs/voc_animals/pretrain_supervised.yml); K-means, retrieval and the linear classifier score it, on given masks.
+Each variant differs in one thing from pretraining with supervised masks as the configs of --start have it (a folder of
+configs/voc_animals, by default that of ImageNet weights); K-means, retrieval and the linear classifier score it, on
+given masks.
 Runs that are finished are not run again, those of benchmarks/voc_animals.py in the same --output among them. Writes
 ablations.md, ablations.csv and ablations.png.
 """
@@ -22,7 +23,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from benchmarks.experiment import Experiment, add_experiment_arguments, markdown, mean_and_deviation, shown
-from benchmarks.voc_animals import FIGURES, Plan, crf_flags
+from benchmarks.voc_animals import FIGURES, STARTS, Plan, crf_flags
 from utils.arguments import ArgumentParser
 from utils.charts import sweep_panels, to_image
 from utils.errors import run_script
@@ -40,7 +41,6 @@ class Variant(NamedTuple):
     name: str = ''
     overrides: tuple[str, ...] = ()
     masks: str = 'supervised'
-    init: str = 'imagenet'
 
     @property
     def model(self) -> str:
@@ -60,7 +60,8 @@ GROUPS: dict[str, dict[str, Variant]] = {
         'all three': Variant('no_parts', (NO_MOMENTUM, NO_BANK, *WHOLE))},
     'masks': {'supervised': FULL,
               'unsupervised': Variant('masks_unsupervised', ('freeze_layers=true',), 'unsupervised')},
-    'initial weights, nothing frozen': {'ImageNet': UNFROZEN, 'random': Variant(init='random')},
+    'initial weights, nothing frozen': {
+        'ImageNet': UNFROZEN, 'random': Variant('random', ('freeze_layers=false', 'pretraining=none'))},
     'frozen stages': {'nothing': UNFROZEN,
                       **{'stem' if n == 0 else f'stem, {n}': FULL if n == 2 else
                          Variant(f'frozen_{n}', (f'freeze_layers={n}',)) for n in (0, 2, 4, 6)}},
@@ -70,20 +71,22 @@ GROUPS: dict[str, dict[str, Variant]] = {
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     add_experiment_arguments(parser)
+    parser.add_argument('--start', choices=STARTS, default='imagenet',
+                        help='what all variants differ from, a folder of configs/voc_animals (default: %(default)s)')
     parser.add_argument('--groups', nargs='+', choices=tuple(GROUPS), default=list(GROUPS),
                         help='which ablations (default: all)')
     return parser.parse_args(argv)
 
 
-def figures(plan: Plan, experiment: Experiment, variant: Variant) -> dict[str, list[float]]:
+def figures(plan: Plan, experiment: Experiment, start: str, variant: Variant) -> dict[str, list[float]]:
     """{figure: mIoU of each seed (and run of K-means), percent} of what is finished."""
-    row = plan.rows[(variant.init, variant.model, 'embedding', 'given', 'animals')]
+    row = plan.rows[(start, variant.model, 'embedding', 'given', 'animals')]
     return {name: [one['mIoU'] for one in row.entries(experiment, name)] for name in SHOWN}
 
 
-def write(plan: Plan, experiment: Experiment, groups: Sequence[str]) -> None:
+def write(plan: Plan, experiment: Experiment, start: str, groups: Sequence[str]) -> None:
     """The table in Markdown and as CSV, and the plot."""
-    found = {group: {label: figures(plan, experiment, variant) for label, variant in GROUPS[group].items()}
+    found = {group: {label: figures(plan, experiment, start, variant) for label, variant in GROUPS[group].items()}
              for group in groups}
     lines, text = [['ablation', 'variant', *SHOWN]], io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
@@ -107,11 +110,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan, experiment = Plan(args.weights, crf_flags(), False), Experiment(args)
     for seed in args.seeds:  # a table after each seed
         for variant in dict.fromkeys(variant for group in args.groups for variant in GROUPS[group].values()):
-            plan.trained(variant.init, seed, variant.masks, variant.model, variant.model, variant.overrides,
+            plan.trained(args.start, seed, variant.masks, variant.model, variant.model, variant.overrides,
                          predicted=False)
         experiment.run(plan.runs)
         if not args.list:
-            write(plan, experiment, args.groups)
+            write(plan, experiment, args.start, args.groups)
 
 
 if __name__ == '__main__':

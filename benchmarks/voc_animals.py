@@ -1,13 +1,14 @@
 """What pretraining gains on the animals of VOC, before and after, with and without labels.
 
     python benchmarks/voc_animals.py --db-root datasets --output results/voc_animals --seeds 1 2 3 \\
-        --init imagenet --masks supervised unsupervised --set pretrain.epochs=4
+        --start imagenet random --masks supervised unsupervised --set pretrain.epochs=4
 
-For each start (ImageNet or random weights) and seed: K-means, retrieval and the linear classifier on the initial
-weights, on features of the backbone and on the untrained embedding; pretraining with masks of either kind; then the
-same protocols, and the CRF. The protocols are those of configs/voc_animals, with masks from the data set ("given":
-saliency_supervised_model, the same for every row) or those that the network predicts. Runs that are finished are not
-run again. Writes table.md, gains.md, classes.md and figures.csv.
+For each start (a folder of configs/voc_animals: ImageNet or random weights, the full schedule at 224 px or one for two
+CPU cores) and seed: K-means, retrieval and the linear classifier on the initial weights, on features of the backbone
+and on the untrained embedding; pretraining with masks of either kind; then the same protocols, and the CRF. All is as
+the configs of the folder say, with masks from the data set ("given": saliency_supervised_model, the same for every row)
+or those that the network predicts. Runs that are finished are not run again. Writes table.md, gains.md, classes.md and
+figures.csv.
 """
 from __future__ import annotations
 
@@ -24,11 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from benchmarks.experiment import Experiment, Run, add_experiment_arguments, markdown, mean_and_deviation, shown
 from utils.arguments import ArgumentParser
+from utils.config import REPOSITORY
 from utils.crf import require_crf
 from utils.errors import UserError, run_script
 from utils.results import write_text
 
-CONFIGS = 'configs/voc_animals'
+CONFIGS = Path('configs/voc_animals')
+STARTS = tuple(sorted(path.name for path in (REPOSITORY / CONFIGS).iterdir() if path.name != 'sets'))
 GIVEN = 'supervised_model'
 FIGURES = {'K-means, 20 clusters': ('kmeans', 'kmeans'), 'K-means, 5 clusters': ('kmeans', 'kmeans 5'),
            'Retrieval': ('retrieval', 'retrieval'), 'LC': ('linear', 'linear'), 'LC + CRF': ('linear', 'linear_crf')}
@@ -73,11 +76,11 @@ class Plan:
         self.runs: list[Run] = []
         self.rows: dict[tuple, Row] = {}
 
-    def pretrain(self, init: str, seed: int, masks: str, name: str, overrides: Sequence[str] = ()) -> Run:
-        """Pretraining, in <init>/seed_<seed>/<name>; its checkpoint is the returned run's."""
-        start = [f'pretraining={self.weights}'] if init == 'imagenet' else ['pretraining=none', 'freeze_layers=false']
-        run = Run('pretrain', f'{CONFIGS}/pretrain_{masks}.yml', f'{init}/seed_{seed}/{name}/pretrain',
-                  (f'seed={seed}', *start, *overrides))
+    def pretrain(self, start: str, seed: int, masks: str, name: str, overrides: Sequence[str] = ()) -> Run:
+        """Pretraining, in <start>/seed_<seed>/<name>; its checkpoint is the returned run's."""
+        weights = [f'pretraining={self.weights}'] if start.startswith('imagenet') else []
+        run = Run('pretrain', f'{CONFIGS}/{start}/pretrain_{masks}.yml', f'{start}/seed_{seed}/{name}/pretrain',
+                  (f'seed={seed}', *weights, *overrides))
         self.runs.append(run)
         return run
 
@@ -99,20 +102,20 @@ class Plan:
             network += [f'features={features}', f'saliency={GIVEN if masks == "given" else "network"}']
         for classes, overrides in self.classes.items():
             folder = f'{Path(pretrained.folder).parent}/{task}_{features}_{masks}' + ('_21' if overrides else '')
-            run = Run(task, f'{CONFIGS}/{config}.yml', folder, (*network, *overrides),
+            run = Run(task, f'{CONFIGS}/{name[0]}/{config}.yml', folder, (*network, *overrides),
                       self.flags if task == 'linear' else ())
             self.runs.append(run)
             key = (*name, masks, classes)
             self.rows.setdefault(key, Row(key)).add(run)
 
-    def baselines(self, init: str, seed: int) -> None:
+    def baselines(self, start: str, seed: int) -> None:
         """The initial weights, scored on given masks: features of the backbone, and the untrained embedding."""
-        initial = self.pretrain(init, seed, 'supervised', 'initial', ['epochs=0'])
+        initial = self.pretrain(start, seed, 'supervised', 'initial', ['epochs=0'])
         for features in ('backbone', 'embedding'):
             for task in ('kmeans', 'retrieval', 'linear'):
-                self.protocol((init, INITIAL, features), initial, task, seed, features, 'given')
+                self.protocol((start, INITIAL, features), initial, task, seed, features, 'given')
 
-    def trained(self, init: str, seed: int, masks: str, model: str = '', name: str = '',
+    def trained(self, start: str, seed: int, masks: str, model: str = '', name: str = '',
                 overrides: Sequence[str] = (), predicted: bool = True) -> None:
         """Pretraining with masks of a kind and all protocols on it.
 
@@ -121,13 +124,13 @@ class Plan:
             overrides: of the pretraining.
             predicted: also score with masks that the network predicts, and the trained backbone's features.
         """
-        pretrained = self.pretrain(init, seed, masks, name or masks, overrides)
+        pretrained = self.pretrain(start, seed, masks, name or masks, overrides)
         model = model or f'{masks} masks'
         for task in ('kmeans', 'retrieval', 'linear'):
-            self.protocol((init, model, 'embedding'), pretrained, task, seed, 'embedding', 'given')
+            self.protocol((start, model, 'embedding'), pretrained, task, seed, 'embedding', 'given')
         for task in ('kmeans', 'retrieval') if predicted else ():
-            self.protocol((init, model, 'embedding'), pretrained, task, seed, 'embedding', 'predicted')
-            self.protocol((init, model, 'backbone'), pretrained, task, seed, 'backbone', 'given')
+            self.protocol((start, model, 'embedding'), pretrained, task, seed, 'embedding', 'predicted')
+            self.protocol((start, model, 'backbone'), pretrained, task, seed, 'backbone', 'given')
 
 
 def table(plan: Plan, experiment: Experiment) -> str:
@@ -204,8 +207,8 @@ def crf_flags() -> list[str]:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     add_experiment_arguments(parser)
-    parser.add_argument('--init', nargs='+', choices=('imagenet', 'random'), default=['imagenet', 'random'],
-                        help='initial weights (default: both)')
+    parser.add_argument('--start', nargs='+', choices=STARTS, default=['imagenet', 'random'],
+                        help='initial weights and schedule, each a folder of configs/voc_animals (default: %(default)s)')
     parser.add_argument('--masks', nargs='+', choices=('supervised', 'unsupervised'),
                         default=['supervised', 'unsupervised'], help='masks of the pretraining (default: both kinds)')
     parser.add_argument('--all-classes', action='store_true', help='score the 21 classes too')
@@ -225,10 +228,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     plan, experiment = Plan(args.weights, crf_flags(), args.all_classes), Experiment(args)
     for seed in args.seeds:  # a table after each seed
-        for init in args.init:
-            plan.baselines(init, seed)
+        for start in args.start:
+            plan.baselines(start, seed)
             for masks in args.masks:
-                plan.trained(init, seed, masks)
+                plan.trained(start, seed, masks)
         experiment.run(plan.runs)
         if not args.list:
             write_tables(plan, experiment)

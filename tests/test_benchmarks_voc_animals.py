@@ -63,7 +63,7 @@ def cells(path: Path) -> list[list[str]]:
 
 
 def test_baselines_then_pretraining_then_protocols(machine: Machine, tmp_path: Path) -> None:
-    voc_animals.main(arguments(tmp_path, '--seeds', '1', '2', '--masks', 'supervised', '--init', 'imagenet',
+    voc_animals.main(arguments(tmp_path, '--seeds', '1', '2', '--masks', 'supervised', '--start', 'imagenet',
                                '--set', 'epochs=3', 'pretrain.epochs=4', 'val_size=64', 'device=cpu'))
     first = machine.started[:len(machine.started) // 2]
     assert [name for name, _ in first] == ['main', *['kmeans', 'retrieval', 'linear_finetune'] * 2, 'main', 'kmeans',
@@ -95,7 +95,7 @@ def test_baselines_then_pretraining_then_protocols(machine: Machine, tmp_path: P
 
 
 def test_what_is_finished_is_not_run_again(machine: Machine, tmp_path: Path, capsys) -> None:
-    small = arguments(tmp_path, '--seeds', '1', '--masks', 'supervised', '--init', 'random')
+    small = arguments(tmp_path, '--seeds', '1', '--masks', 'supervised', '--start', 'random')
     machine.fails_at = 9
     with pytest.raises(SystemExit) as ended:
         voc_animals.main(small)
@@ -116,7 +116,7 @@ def test_what_is_finished_is_not_run_again(machine: Machine, tmp_path: Path, cap
 
 
 def test_twenty_one_classes_are_rows_of_their_own(machine: Machine, tmp_path: Path) -> None:
-    voc_animals.main(arguments(tmp_path, '--seeds', '1', '--masks', 'supervised', '--init', 'random', '--all-classes'))
+    voc_animals.main(arguments(tmp_path, '--seeds', '1', '--masks', 'supervised', '--start', 'random', '--all-classes'))
     rows = cells(tmp_path / 'out' / 'table.md')[2:]
     assert [row[4] for row in rows] == ['animals', 'all 21'] * 5
     assert sum(tuple(config.eval_classes) == () for name, config in machine.started if name != 'main') == 13
@@ -148,7 +148,7 @@ def test_ablations(machine: Machine, tmp_path: Path) -> None:
     assert all('-' not in row for row in rows[2:])
     assert np.asarray(Image.open(tmp_path / 'out' / 'ablations.png')).std() > 0
     started = len(machine.started)
-    voc_animals.main(arguments(tmp_path, '--seeds', '1', '2', '--init', 'imagenet', '--masks', 'supervised',
+    voc_animals.main(arguments(tmp_path, '--seeds', '1', '2', '--start', 'imagenet', '--masks', 'supervised',
                                '--set', 'moco_kwargs.T=0.4'))
     assert all('initial' in config.output_dir or not config.output_dir.endswith('embedding_given')
                for _, config in machine.started[started:])  # the full method is there already

@@ -29,7 +29,7 @@ SCHEMAS = {'linear_finetune': LinearFinetune, 'finetune': LinearFinetune, 'kmean
            'saliency': TrainSaliency, 'configs': Pretrain}
 STEMS = {'pretrain': Pretrain, 'linear': LinearFinetune, 'kmeans': Kmeans, 'retrieval': Retrieval}  # of voc_animals
 SHIPPED = sorted(path for path in CONFIGS.rglob('*.yml')
-                 if path.parent.name in (*SCHEMAS, 'voc_animals') and path != CONFIGS / 'env.yml')
+                 if (path.parent.name in SCHEMAS or path.parent.parent.name == 'voc_animals') and path.name != 'env.yml')
 MINIMAL = 'pretraining: none\nepochs: 1\ntrain_batch_size: 2\n'
 
 
