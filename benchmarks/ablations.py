@@ -5,9 +5,8 @@
 
 Each variant differs in one thing from pretraining with supervised masks as the configs of --start have it (a folder of
 configs/voc_animals, by default that of ImageNet weights); K-means, retrieval and the linear classifier score it, on
-given masks.
-Runs that are finished are not run again, those of benchmarks/voc_animals.py in the same --output among them. Writes
-ablations.md, ablations.csv and ablations.png.
+given masks. Runs that are finished are not run again, those of benchmarks/voc_animals.py in the same --output among
+them. Writes ablations.md, ablations.csv and ablations.png.
 """
 from __future__ import annotations
 
@@ -18,17 +17,19 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from benchmarks.experiment import Experiment, add_experiment_arguments, markdown, mean_and_deviation, shown
-from benchmarks.voc_animals import FIGURES, STARTS, Plan, crf_flags
+from benchmarks.voc_animals import CONFIGS, FIGURES, STARTS, Plan, crf_flags
 from utils.arguments import ArgumentParser
 from utils.charts import sweep_panels, to_image
+from utils.config import load_config
 from utils.errors import run_script
 from utils.pictures import save_image
 from utils.results import write_text
+from utils.schema import Pretrain
 
 WHOLE = ('augmentation_kwargs.scale=[1.0, 1.0]', 'augmentation_kwargs.jitter_probability=0.0',
          'augmentation_kwargs.grey_probability=0.0', 'augmentation_kwargs.flip_probability=0.0')  # both views the image
@@ -40,32 +41,32 @@ class Variant(NamedTuple):
     """A pretraining; without name and overrides it is the one that all others are compared with."""
     name: str = ''
     overrides: tuple[str, ...] = ()
-    masks: str = 'supervised'
-
-    @property
-    def model(self) -> str:
-        """Its name in the plan, and that of its folder."""
-        return self.name or self.masks
 
 
 FULL, UNFROZEN = Variant(), Variant('frozen_none', ('freeze_layers=false',))
 GROUPS: dict[str, dict[str, Variant]] = {
-    'temperature T': {str(T): FULL if T == 0.5 else Variant(f'T_{T}', (f'moco_kwargs.T={T}',))
-                      for T in (0.1, 0.3, 0.5, 0.7, 1.0)},
-    'bank size K': {str(K): FULL if K == 128 else Variant(f'K_{K}', (f'moco_kwargs.K={K}',))
-                    for K in (64, 128, 256, 512, 1024)},
+    'temperature T': {str(T): Variant(f'T_{T}', (f'moco_kwargs.T={T}',)) for T in (0.1, 0.3, 0.5, 0.7, 1.0)},
+    'bank size K': {str(K): Variant(f'K_{K}', (f'moco_kwargs.K={K}',)) for K in (64, 128, 256, 512, 1024)},
     'parts left out': {
         'none': FULL, 'momentum\nencoder': Variant('no_momentum', (NO_MOMENTUM,)),
         'bank': Variant('K_0', (NO_BANK,)), 'augmented\nviews': Variant('no_views', WHOLE),
         'all three': Variant('no_parts', (NO_MOMENTUM, NO_BANK, *WHOLE))},
-    'masks': {'supervised': FULL,
-              'unsupervised': Variant('masks_unsupervised', ('freeze_layers=true',), 'unsupervised')},
+    'masks': {'supervised': FULL, 'unsupervised': Variant('masks_unsupervised', ('saliency=unsupervised_model',))},
     'initial weights, nothing frozen': {
         'ImageNet': UNFROZEN, 'random': Variant('random', ('freeze_layers=false', 'pretraining=none'))},
-    'frozen stages': {'nothing': UNFROZEN,
-                      **{'stem' if n == 0 else f'stem, {n}': FULL if n == 2 else
-                         Variant(f'frozen_{n}', (f'freeze_layers={n}',)) for n in (0, 2, 4, 6)}},
+    'frozen stages': {'nothing': UNFROZEN, **{'stem' if n == 0 else f'stem, {n}': Variant(f'frozen_{n}',
+                                                                                        (f'freeze_layers={n}',))
+                                              for n in (0, 2, 4, 6, 7)}},
 }
+
+
+def groups_of(start: str, chosen: Sequence[str]) -> dict[str, dict[str, Variant]]:
+    """The chosen groups; a variant that changes nothing in the config of a start is the full method."""
+    def config(overrides: Sequence[str]) -> Any:
+        return load_config('configs/env.yml', str(CONFIGS / start / 'pretrain_supervised.yml'), Pretrain,
+                           ['root_dir=.', 'db_root=.', *overrides])
+    return {group: {label: FULL if config(variant.overrides) == config(()) else variant
+                    for label, variant in GROUPS[group].items()} for group in chosen}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -80,14 +81,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def figures(plan: Plan, experiment: Experiment, start: str, variant: Variant) -> dict[str, list[float]]:
     """{figure: mIoU of each seed (and run of K-means), percent} of what is finished."""
-    row = plan.rows[(start, variant.model, 'embedding', 'given', 'animals')]
+    row = plan.rows[(start, variant.name or 'supervised masks', 'embedding', 'given', 'animals')]
     return {name: [one['mIoU'] for one in row.entries(experiment, name)] for name in SHOWN}
 
 
-def write(plan: Plan, experiment: Experiment, start: str, groups: Sequence[str]) -> None:
+def write(plan: Plan, experiment: Experiment, start: str, groups: dict[str, dict[str, Variant]]) -> None:
     """The table in Markdown and as CSV, and the plot."""
-    found = {group: {label: figures(plan, experiment, start, variant) for label, variant in GROUPS[group].items()}
-             for group in groups}
+    found = {group: {label: figures(plan, experiment, start, variant) for label, variant in variants.items()}
+             for group, variants in groups.items()}
     lines, text = [['ablation', 'variant', *SHOWN]], io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(['ablation', 'variant', 'figure', 'mean', 'std', 'count'])
@@ -108,13 +109,14 @@ def write(plan: Plan, experiment: Experiment, start: str, groups: Sequence[str])
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     plan, experiment = Plan(args.weights, crf_flags(), False), Experiment(args)
+    groups = groups_of(args.start, args.groups)
     for seed in args.seeds:  # a table after each seed
-        for variant in dict.fromkeys(variant for group in args.groups for variant in GROUPS[group].values()):
-            plan.trained(args.start, seed, variant.masks, variant.model, variant.model, variant.overrides,
+        for variant in dict.fromkeys(variant for variants in groups.values() for variant in variants.values()):
+            plan.trained(args.start, seed, 'supervised', variant.name, variant.name, variant.overrides,
                          predicted=False)
         experiment.run(plan.runs)
         if not args.list:
-            write(plan, experiment, args.start, args.groups)
+            write(plan, experiment, args.start, groups)
 
 
 if __name__ == '__main__':

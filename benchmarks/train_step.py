@@ -35,6 +35,7 @@ from data.synthetic import generate
 from data.views import ContrastiveView
 from data.voc import VOCSegmentation
 from models.backbone import build_backbone
+from models.depthwise import DilatedDepthwiseConv
 from models.segmentation import ContrastiveSegmentationModel
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
@@ -52,6 +53,9 @@ class PlainEncoder(nn.Module):
     def __init__(self, backbone: str, dim: int) -> None:
         super().__init__()
         self.backbone = build_backbone(backbone)
+        for module in self.backbone.modules():
+            if isinstance(module, DilatedDepthwiseConv):
+                module.__class__ = nn.Conv2d  # type: ignore[assignment]
         self.decoder = nn.Sequential(*list(DeepLabHead(self.backbone.out_channels, 1))[:-1])
         self.head = nn.Conv2d(256, dim, 1)
         self.classification_head = nn.Conv2d(256, 1, 1, bias=False)

@@ -208,7 +208,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     add_experiment_arguments(parser)
     parser.add_argument('--start', nargs='+', choices=STARTS, default=['imagenet', 'random'],
-                        help='initial weights and schedule, each a folder of configs/voc_animals (default: %(default)s)')
+                        help='initial weights and schedule, folders of configs/voc_animals (default: %(default)s)')
     parser.add_argument('--masks', nargs='+', choices=('supervised', 'unsupervised'),
                         default=['supervised', 'unsupervised'], help='masks of the pretraining (default: both kinds)')
     parser.add_argument('--all-classes', action='store_true', help='score the 21 classes too')

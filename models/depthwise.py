@@ -49,8 +49,8 @@ class _SumOverTaps(torch.autograd.Function):
 class DilatedDepthwiseConv(nn.Conv2d):
     """A depthwise convolution of stride 1 and dilation above 1 that keeps the image's size.
 
-    On the CPU it is a sum over the taps of the kernel, of products of whole maps, a few images at a time; taps that meet
-    padding alone are left out. Elsewhere, and in bf16, it is PyTorch's own.
+    On the CPU it is a sum over the taps of the kernel, of products of whole maps, a few images at a time; taps that
+    meet padding alone are left out. Elsewhere, and in bf16, it is PyTorch's own.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ def test_ablations(machine: Machine, tmp_path: Path) -> None:
     groups = ['temperature T', 'parts left out', 'initial weights, nothing frozen', 'frozen stages', 'masks']
     ablations.main(arguments(tmp_path, '--seeds', '1', '2', '--groups', *groups, '--set', 'moco_kwargs.T=0.4'))
     trained = [config for name, config in machine.started if name == 'main' and config.seed == 1]
-    assert len({config.output_dir for config in trained}) == len(trained) == 4 + 1 + 4 + 2 + 3 + 1
+    assert len({config.output_dir for config in trained}) == len(trained) == 4 + 1 + 4 + 2 + 4 + 1
     by_name = {Path(config.output_dir).parent.name: config for config in trained}
     assert by_name['T_0.1'].moco_kwargs.T == 0.1
     assert by_name['K_0'].moco_kwargs.T == 0.4

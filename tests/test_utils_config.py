@@ -28,8 +28,8 @@ CONFIGS = REPOSITORY / 'configs'
 SCHEMAS = {'linear_finetune': LinearFinetune, 'finetune': LinearFinetune, 'kmeans': Kmeans, 'retrieval': Retrieval,
            'saliency': TrainSaliency, 'configs': Pretrain}
 STEMS = {'pretrain': Pretrain, 'linear': LinearFinetune, 'kmeans': Kmeans, 'retrieval': Retrieval}  # of voc_animals
-SHIPPED = sorted(path for path in CONFIGS.rglob('*.yml')
-                 if (path.parent.name in SCHEMAS or path.parent.parent.name == 'voc_animals') and path.name != 'env.yml')
+SHIPPED = sorted(path for path in CONFIGS.rglob('*.yml') if path != CONFIGS / 'env.yml'
+                 and (path.parent.name in SCHEMAS or path.parent.parent.name == 'voc_animals'))
 MINIMAL = 'pretraining: none\nepochs: 1\ntrain_batch_size: 2\n'
 
 
