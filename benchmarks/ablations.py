@@ -114,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for variant in dict.fromkeys(variant for variants in groups.values() for variant in variants.values()):
             plan.trained(args.start, seed, 'supervised', variant.name, variant.name, variant.overrides,
                          predicted=False)
-        experiment.run(plan.runs)
-        if not args.list:
+        if not args.list or seed == args.seeds[-1]:
+            experiment.run(plan.runs)
             write(plan, experiment, args.start, groups)
 
 

@@ -232,8 +232,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             plan.baselines(start, seed)
             for masks in args.masks:
                 plan.trained(start, seed, masks)
-        experiment.run(plan.runs)
-        if not args.list:
+        if not args.list or seed == args.seeds[-1]:
+            experiment.run(plan.runs)
             write_tables(plan, experiment)
 
 
