@@ -21,7 +21,14 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from benchmarks.experiment import Experiment, add_experiment_arguments, markdown, mean_and_deviation, shown
+from benchmarks.experiment import (
+    Experiment,
+    add_experiment_arguments,
+    markdown,
+    mean_and_deviation,
+    overrides_of,
+    shown,
+)
 from benchmarks.voc_animals import CONFIGS, FIGURES, STARTS, Plan, crf_flags
 from utils.arguments import ArgumentParser
 from utils.charts import sweep_panels, to_image
@@ -38,33 +45,41 @@ SHOWN = [figure for figure in FIGURES if 'CRF' not in figure]
 
 
 class Variant(NamedTuple):
-    """A pretraining; without name and overrides it is the one that all others are compared with."""
+    """A pretraining with overrides '[task.]key=value'; without any it is the one that all others are compared with."""
     name: str = ''
     overrides: tuple[str, ...] = ()
 
 
+def sweep(name: str, key: str, values: Sequence[float]) -> dict[str, Variant]:
+    """A variant for each value of a key."""
+    return {str(value): Variant(f'{name}_{value}', (f'{key}={value}',)) for value in values}
+
+
 FULL, UNFROZEN = Variant(), Variant('frozen_none', ('freeze_layers=false',))
 GROUPS: dict[str, dict[str, Variant]] = {
-    'temperature T': {str(T): Variant(f'T_{T}', (f'moco_kwargs.T={T}',)) for T in (0.1, 0.3, 0.5, 0.7, 1.0)},
-    'bank size K': {str(K): Variant(f'K_{K}', (f'moco_kwargs.K={K}',)) for K in (64, 128, 256, 512, 1024)},
+    'temperature T': sweep('T', 'moco_kwargs.T', (0.1, 0.3, 0.5, 0.7, 1.0)),
+    'bank size K': sweep('K', 'moco_kwargs.K', (64, 128, 256, 512, 1024)),
     'parts left out': {
         'none': FULL, 'momentum\nencoder': Variant('no_momentum', (NO_MOMENTUM,)),
         'bank': Variant('K_0', (NO_BANK,)), 'augmented\nviews': Variant('no_views', WHOLE),
         'all three': Variant('no_parts', (NO_MOMENTUM, NO_BANK, *WHOLE))},
-    'masks': {'supervised': FULL, 'unsupervised': Variant('masks_unsupervised', ('saliency=unsupervised_model',))},
+    'masks': {'supervised': FULL,
+              'unsupervised': Variant('masks_unsupervised', ('pretrain.saliency=unsupervised_model',))},
     'initial weights, nothing frozen': {
-        'ImageNet': UNFROZEN, 'random': Variant('random', ('freeze_layers=false', 'pretraining=none'))},
-    'frozen stages': {'nothing': UNFROZEN, **{'stem' if n == 0 else f'stem, {n}': Variant(f'frozen_{n}',
-                                                                                        (f'freeze_layers={n}',))
-                                              for n in (0, 2, 4, 6, 7)}},
+        'ImageNet': UNFROZEN, 'random': Variant('random', ('freeze_layers=false', 'pretrain.pretraining=none'))},
+    'frozen stages': {'nothing': UNFROZEN, **{'stem' if n == '0' else f'stem, {n}': variant for n, variant in
+                                              sweep('frozen', 'freeze_layers', (0, 2, 4, 6, 7)).items()}},
+    'dimension of the embedding': sweep('ndim', 'model_kwargs.ndim', (4, 8, 16, 32)),
+    'learning rate': sweep('lr', 'pretrain.optimizer_kwargs.lr', (0.004, 0.02, 0.05, 0.1)),
+    'epochs': sweep('epochs', 'pretrain.epochs', (2, 5, 10, 20, 40)),
 }
 
 
-def groups_of(start: str, chosen: Sequence[str]) -> dict[str, dict[str, Variant]]:
-    """The chosen groups; a variant that changes nothing in the config of a start is the full method."""
+def groups_of(start: str, chosen: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, Variant]]:
+    """The chosen groups; a variant that changes nothing in the config of a start, with the overrides given, is FULL."""
     def config(overrides: Sequence[str]) -> Any:
         return load_config('configs/env.yml', str(CONFIGS / start / 'pretrain_supervised.yml'), Pretrain,
-                           ['root_dir=.', 'db_root=.', *overrides])
+                           ['root_dir=.', 'db_root=.', *overrides_of('pretrain', [*given, *overrides])])
     return {group: {label: FULL if config(variant.overrides) == config(()) else variant
                     for label, variant in GROUPS[group].items()} for group in chosen}
 
@@ -109,7 +124,7 @@ def write(plan: Plan, experiment: Experiment, start: str, groups: dict[str, dict
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     plan, experiment = Plan(args.weights, crf_flags(), False), Experiment(args)
-    groups = groups_of(args.start, args.groups)
+    groups = groups_of(args.start, args.groups, args.overrides)
     for seed in args.seeds:  # a table after each seed
         for variant in dict.fromkeys(variant for variants in groups.values() for variant in variants.values()):
             plan.trained(args.start, seed, 'supervised', variant.name, variant.name, variant.overrides,

@@ -50,7 +50,8 @@ def add_experiment_arguments(parser: ArgumentParser) -> None:
     parser.add_argument('--set', dest='overrides', metavar='[TASK.]KEY=VALUE', nargs='+', action='extend', default=[],
                         help='override a key in every script that has it, or in that of one task alone: '
                              f'{", ".join(SCRIPTS)}, e.g. pretrain.epochs=4 val_size=112')
-    parser.add_argument('--list', action='store_true', help='print the commands that are left and run none; the tables are of what is there')
+    parser.add_argument('--list', action='store_true', help='print the commands that are left and run '
+                        'none; the tables are of what is there')
 
 
 def overrides_of(task: str, given: Sequence[str]) -> list[str]:

@@ -23,7 +23,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from benchmarks.experiment import Experiment, Run, add_experiment_arguments, markdown, mean_and_deviation, shown
+from benchmarks.experiment import (
+    Experiment,
+    Run,
+    add_experiment_arguments,
+    markdown,
+    mean_and_deviation,
+    overrides_of,
+    shown,
+)
 from utils.arguments import ArgumentParser
 from utils.config import REPOSITORY
 from utils.crf import require_crf
@@ -80,18 +88,19 @@ class Plan:
         """Pretraining, in <start>/seed_<seed>/<name>; its checkpoint is the returned run's."""
         weights = [f'pretraining={self.weights}'] if start.startswith('imagenet') else []
         run = Run('pretrain', f'{CONFIGS}/{start}/pretrain_{masks}.yml', f'{start}/seed_{seed}/{name}/pretrain',
-                  (f'seed={seed}', *weights, *overrides))
+                  (f'seed={seed}', *weights, *overrides_of('pretrain', overrides)))
         self.runs.append(run)
         return run
 
     def protocol(self, name: tuple[str, str, str], pretrained: Run, task: str, seed: int, features: str,
-                 masks: str) -> None:
+                 masks: str, overrides: Sequence[str] = ()) -> None:
         """A protocol on a pretrained model, for animals and if asked for for all classes.
 
         Args:
             name: start, model and what is read, for the table.
             features: 'embedding' or 'backbone'.
             masks: 'given' or 'predicted'.
+            overrides: of the pretraining, of which the protocol takes those that its script has.
         """
         network = [f'pretraining={pretrained.folder}/checkpoint.pth.tar', f'seed={100 * seed}']
         if task == 'linear':
@@ -100,9 +109,10 @@ class Plan:
         else:
             config = task
             network += [f'features={features}', f'saliency={GIVEN if masks == "given" else "network"}']
-        for classes, overrides in self.classes.items():
-            folder = f'{Path(pretrained.folder).parent}/{task}_{features}_{masks}' + ('_21' if overrides else '')
-            run = Run(task, f'{CONFIGS}/{name[0]}/{config}.yml', folder, (*network, *overrides),
+        network += overrides_of(task, overrides)
+        for classes, chosen in self.classes.items():
+            folder = f'{Path(pretrained.folder).parent}/{task}_{features}_{masks}' + ('_21' if chosen else '')
+            run = Run(task, f'{CONFIGS}/{name[0]}/{config}.yml', folder, (*network, *chosen),
                       self.flags if task == 'linear' else ())
             self.runs.append(run)
             key = (*name, masks, classes)
@@ -121,16 +131,16 @@ class Plan:
 
         Args:
             model, name: as the table and as the folder calls it; default: by its masks.
-            overrides: of the pretraining.
+            overrides: '[task.]key=value', of the pretraining and of the protocols that have the key.
             predicted: also score with masks that the network predicts, and the trained backbone's features.
         """
         pretrained = self.pretrain(start, seed, masks, name or masks, overrides)
         model = model or f'{masks} masks'
         for task in ('kmeans', 'retrieval', 'linear'):
-            self.protocol((start, model, 'embedding'), pretrained, task, seed, 'embedding', 'given')
+            self.protocol((start, model, 'embedding'), pretrained, task, seed, 'embedding', 'given', overrides)
         for task in ('kmeans', 'retrieval') if predicted else ():
-            self.protocol((start, model, 'embedding'), pretrained, task, seed, 'embedding', 'predicted')
-            self.protocol((start, model, 'backbone'), pretrained, task, seed, 'backbone', 'given')
+            self.protocol((start, model, 'embedding'), pretrained, task, seed, 'embedding', 'predicted', overrides)
+            self.protocol((start, model, 'backbone'), pretrained, task, seed, 'backbone', 'given', overrides)
 
 
 def table(plan: Plan, experiment: Experiment) -> str:

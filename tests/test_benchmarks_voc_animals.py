@@ -132,16 +132,22 @@ def test_keys_go_to_the_scripts_that_have_them() -> None:
 
 
 def test_ablations(machine: Machine, tmp_path: Path) -> None:
-    groups = ['temperature T', 'parts left out', 'initial weights, nothing frozen', 'frozen stages', 'masks']
+    groups = ['temperature T', 'parts left out', 'initial weights, nothing frozen', 'frozen stages', 'masks',
+              'dimension of the embedding', 'epochs']
     ablations.main(arguments(tmp_path, '--seeds', '1', '2', '--groups', *groups, '--set', 'moco_kwargs.T=0.4'))
     trained = [config for name, config in machine.started if name == 'main' and config.seed == 1]
-    assert len({config.output_dir for config in trained}) == len(trained) == 4 + 1 + 4 + 2 + 4 + 1
+    assert len({config.output_dir for config in trained}) == len(trained) == 5 + 1 + 4 + 2 + 4 + 1 + 3 + 4
     by_name = {Path(config.output_dir).parent.name: config for config in trained}
     assert by_name['T_0.1'].moco_kwargs.T == 0.1
     assert by_name['K_0'].moco_kwargs.T == 0.4
     assert (by_name['no_parts'].moco_kwargs.K, by_name['no_parts'].moco_kwargs.m) == (0, 0)
     assert by_name['no_parts'].augmentation_kwargs.scale == (1, 1)
     assert (by_name['frozen_0'].freeze_layers, by_name['frozen_none'].freeze_layers) == (0, False)
+    assert (by_name['epochs_2'].epochs, by_name['ndim_8'].model_kwargs.ndim) == (2, 8)
+    for name, config in machine.started:  # of what is the network's, the protocols are told
+        if name != 'main':
+            assert (config.model_kwargs.ndim == 8) == ('ndim_8' in config.pretraining)
+            assert config.get('epochs', 20) == 20
     rows = cells(tmp_path / 'out' / 'ablations.md')
     assert rows[0] == ['ablation', 'variant', 'K-means, 20 clusters', 'K-means, 5 clusters', 'Retrieval', 'LC']
     assert [row[1] for row in rows if row[0] == 'temperature T'] == ['0.1', '0.3', '0.5', '0.7', '1.0']
