@@ -39,7 +39,7 @@ from utils.errors import UserError, run_script
 from utils.results import write_text
 
 CONFIGS = Path('configs/voc_animals')
-STARTS = tuple(sorted(path.name for path in (REPOSITORY / CONFIGS).iterdir() if path.name != 'sets'))
+STARTS = tuple(sorted(path.parent.name for path in (REPOSITORY / CONFIGS).glob('*/pretrain_supervised.yml')))
 GIVEN = 'supervised_model'
 FIGURES = {'K-means, 20 clusters': ('kmeans', 'kmeans'), 'K-means, 5 clusters': ('kmeans', 'kmeans 5'),
            'Retrieval': ('retrieval', 'retrieval'), 'LC': ('linear', 'linear'), 'LC + CRF': ('linear', 'linear_crf')}

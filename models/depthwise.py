@@ -29,9 +29,9 @@ class _SumOverTaps(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.dilation, ctx.images = dilation, max(1, BLOCK // x[0].numel())
-        y = torch.zeros_like(x)
+        y, taps = torch.zeros_like(x), list(_taps(len(weight), dilation, *x.shape[1:3]))
         for some, out in zip(x.split(ctx.images), y.split(ctx.images), strict=True):
-            for tap, outputs, inputs in _taps(len(weight), dilation, *x.shape[1:3]):
+            for tap, outputs, inputs in taps:
                 out[outputs].addcmul_(some[inputs], weight[tap])
         return y
 
@@ -39,8 +39,9 @@ class _SumOverTaps(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         grad_x, grad_weight = torch.zeros_like(x), torch.zeros_like(weight)
+        taps = list(_taps(len(weight), ctx.dilation, *x.shape[1:3]))
         for some, part, grad in zip(*(t.split(ctx.images) for t in (x, slope.contiguous(), grad_x)), strict=True):
-            for tap, outputs, inputs in _taps(len(weight), ctx.dilation, *x.shape[1:3]):
+            for tap, outputs, inputs in taps:
                 grad[inputs].addcmul_(part[outputs], weight[tap])
                 grad_weight[tap] += (some[inputs] * part[outputs]).sum((0, 1, 2))
         return grad_x, grad_weight, None
