@@ -45,9 +45,13 @@ SHOWN = [figure for figure in FIGURES if 'CRF' not in figure]
 
 
 class Variant(NamedTuple):
-    """A pretraining with overrides '[task.]key=value'; without any it is the one that all others are compared with."""
+    """A pretraining with overrides '[task.]key=value'; without any it is the one that all others are compared with.
+
+    name: of its folder and row; those without one share the runs of benchmarks/voc_animals.py.
+    """
     name: str = ''
     overrides: tuple[str, ...] = ()
+    masks: str = 'supervised'
 
 
 def sweep(name: str, key: str, values: Sequence[float]) -> dict[str, Variant]:
@@ -63,8 +67,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
         'none': FULL, 'momentum\nencoder': Variant('no_momentum', (NO_MOMENTUM,)),
         'bank': Variant('K_0', (NO_BANK,)), 'augmented\nviews': Variant('no_views', WHOLE),
         'all three': Variant('no_parts', (NO_MOMENTUM, NO_BANK, *WHOLE))},
-    'masks': {'supervised': FULL,
-              'unsupervised': Variant('masks_unsupervised', ('pretrain.saliency=unsupervised_model',))},
+    'masks': {'supervised': FULL, 'unsupervised': Variant(masks='unsupervised')},
     'initial weights, nothing frozen': {
         'ImageNet': UNFROZEN, 'random': Variant('random', ('freeze_layers=false', 'pretrain.pretraining=none'))},
     'frozen stages': {'nothing': UNFROZEN, **{'stem' if n == '0' else f'stem, {n}': variant for n, variant in
@@ -77,10 +80,10 @@ GROUPS: dict[str, dict[str, Variant]] = {
 
 def groups_of(start: str, chosen: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, Variant]]:
     """The chosen groups; a variant that changes nothing in the config of a start, with the overrides given, is FULL."""
-    def config(overrides: Sequence[str]) -> Any:
-        return load_config('configs/env.yml', str(CONFIGS / start / 'pretrain_supervised.yml'), Pretrain,
-                           ['root_dir=.', 'db_root=.', *overrides_of('pretrain', [*given, *overrides])])
-    return {group: {label: FULL if config(variant.overrides) == config(()) else variant
+    def config(variant: Variant) -> Any:
+        return load_config('configs/env.yml', str(CONFIGS / start / f'pretrain_{variant.masks}.yml'), Pretrain,
+                           ['root_dir=.', 'db_root=.', *overrides_of('pretrain', [*given, *variant.overrides])])
+    return {group: {label: FULL if config(variant) == config(FULL) else variant
                     for label, variant in GROUPS[group].items()} for group in chosen}
 
 
@@ -95,8 +98,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def figures(plan: Plan, experiment: Experiment, start: str, variant: Variant) -> dict[str, list[float]]:
-    """{figure: mIoU of each seed (and run of K-means), percent} of what is finished."""
-    row = plan.rows[(start, variant.name or 'supervised masks', 'embedding', 'given', 'animals')]
+    """{figure: mIoU of each seed, percent} of what is finished."""
+    row = plan.rows[(start, variant.name or f'{variant.masks} masks', 'embedding', 'given', 'animals')]
     return {name: [one['mIoU'] for one in row.entries(experiment, name)] for name in SHOWN}
 
 
@@ -127,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     groups = groups_of(args.start, args.groups, args.overrides)
     for seed in args.seeds:  # a table after each seed
         for variant in dict.fromkeys(variant for variants in groups.values() for variant in variants.values()):
-            plan.trained(args.start, seed, 'supervised', variant.name, variant.name, variant.overrides,
+            plan.trained(args.start, seed, variant.masks, variant.name, variant.name, variant.overrides,
                          predicted=False)
         if not args.list or seed == args.seeds[-1]:
             experiment.run(plan.runs)

@@ -117,23 +117,23 @@ class Experiment:
                 raise SystemExit(code if code > 0 else 1)
             write_text(self.root / run.folder / FINISHED, json.dumps(self.arguments(run)))
 
-    def figures(self, run: Run, task: str) -> list[dict[str, Any]]:
-        """The figures of a finished run: those of each of its runs of K-means, or of the one result.
+    def figure(self, run: Run, task: str) -> dict[str, Any] | None:
+        """The figures of a finished run, in percent: of K-means the mean of its runs.
 
         Args:
             task: the entry in results.json; 'kmeans 5' is the point of 5 clusters of the over-clustering curve.
 
         Returns:
-            entries with 'mIoU' and 'IoU', in percent; none if the run is not finished.
+            an entry with 'mIoU' and 'IoU'; None if the run is not finished.
         """
         path = self.root / run.folder / 'results.json'
         if not self.finished(run) or not path.is_file():
-            return []
+            return None
         results = json.loads(path.read_text())
         name, _, clusters = task.partition(' ')
-        entries = results.get('overclustering', []) if clusters else [results[name]] if name in results else []
-        entries = [entry for entry in entries if not clusters or entry['num_clusters'] == int(clusters)]
-        return [one for entry in entries for one in entry.get('runs', [entry])]
+        if clusters:
+            return next((point for point in results['overclustering'] if point['num_clusters'] == int(clusters)), None)
+        return results.get(name)
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
@@ -142,8 +142,11 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 
 
 def shown(values: Sequence[float]) -> str:
-    """'50.3 ± 1.4', or '-' for no value."""
-    return '{:.1f} ± {:.1f}'.format(*mean_and_deviation(values)) if values else '-'
+    """'50.3 ± 1.4', '50.3' of a single value, or '-' of none."""
+    if not values:
+        return '-'
+    mean, deviation = mean_and_deviation(values)
+    return f'{mean:.1f} ± {deviation:.1f}' if len(values) > 1 else f'{mean:.1f}'
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -63,9 +63,10 @@ class Row:
             runs.append(run)
 
     def entries(self, experiment: Experiment, figure: str) -> list[dict]:
-        """The figures of all seeds (and runs of K-means) in percent; none that are not there yet."""
+        """The figure of each seed (of K-means the mean of its runs) in percent; none that are not there yet."""
         task, entry = FIGURES[figure]
-        return [one for run in self.runs.get(task, []) for one in experiment.figures(run, entry)]
+        found = [experiment.figure(run, entry) for run in self.runs.get(task, [])]
+        return [one for one in found if one is not None]
 
 
 class Plan:
@@ -144,7 +145,7 @@ class Plan:
 
 
 def table(plan: Plan, experiment: Experiment) -> str:
-    """mIoU of each row, mean and standard deviation over seeds and, for K-means, its runs."""
+    """mIoU of each row, mean and standard deviation over seeds."""
     lines = [['start', 'model', 'features', 'masks', 'classes', *FIGURES]]
     for row in plan.rows.values():
         lines.append([*row.name, *(shown([one['mIoU'] for one in row.entries(experiment, figure)])
