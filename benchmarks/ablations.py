@@ -5,8 +5,8 @@
 
 Each variant differs in one thing from pretraining with supervised masks as the configs of --start have it (a folder of
 configs/voc_animals, by default that of ImageNet weights); K-means, retrieval and the linear classifier score it, on
-given masks. Runs that are finished are not run again, those of benchmarks/voc_animals.py in the same --output among
-them. Writes ablations.md, ablations.csv and ablations.png.
+given masks, and the initial weights beside it. Runs that are finished are not run again, those of
+benchmarks/voc_animals.py in the same --output among them. Writes ablations.md, ablations.csv and ablations.png.
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from benchmarks.experiment import (
     overrides_of,
     shown,
 )
-from benchmarks.voc_animals import CONFIGS, FIGURES, STARTS, Plan, crf_flags
+from benchmarks.voc_animals import CONFIGS, FIGURES, INITIAL, STARTS, Plan, crf_flags
 from utils.arguments import ArgumentParser
 from utils.charts import sweep_panels, to_image
 from utils.config import load_config
@@ -97,30 +97,42 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def figures(plan: Plan, experiment: Experiment, start: str, variant: Variant) -> dict[str, list[float]]:
-    """{figure: mIoU of each seed, percent} of what is finished."""
-    row = plan.rows[(start, variant.name or f'{variant.masks} masks', 'embedding', 'given', 'animals')]
-    return {name: [one['mIoU'] for one in row.entries(experiment, name)] for name in SHOWN}
+def figures(plan: Plan, experiment: Experiment, name: tuple[str, str, str]) -> dict[str, list[float]]:
+    """{figure: mIoU of each seed, percent} of what is finished, on given masks.
+
+    Args:
+        name: start, model and features, of a row of the plan.
+    """
+    row = plan.rows[(*name, 'given', 'animals')]
+    found = {figure: [one['mIoU'] for one in row.entries(experiment, figure)] for figure in SHOWN}
+    return {figure: values for figure, values in found.items() if values}
 
 
 def write(plan: Plan, experiment: Experiment, start: str, groups: dict[str, dict[str, Variant]]) -> None:
-    """The table in Markdown and as CSV, and the plot."""
-    found = {group: {label: figures(plan, experiment, start, variant) for label, variant in variants.items()}
-             for group, variants in groups.items()}
+    """The table in Markdown and as CSV, and the plot, of what is finished."""
+    before = {features: figures(plan, experiment, (start, INITIAL, features)) for features in ('backbone', 'embedding')}
+    found = {}
+    for group, variants in groups.items():
+        values = {label: figures(plan, experiment, (start, variant.name or f'{variant.masks} masks', 'embedding'))
+                  for label, variant in variants.items()}
+        if any(values.values()):
+            found[group] = {label: some for label, some in values.items() if some}
     lines, text = [['ablation', 'variant', *SHOWN]], io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(['ablation', 'variant', 'figure', 'mean', 'std', 'count'])
-    for group, variants in found.items():
-        for label, values in variants.items():
+    for group, rows in {INITIAL: before, **found}.items():
+        for label, values in rows.items():
             name = label.replace('\n', ' ')
-            lines.append([group, name, *(shown(values[figure]) for figure in SHOWN)])
-            writer.writerows([group, name, figure, *mean_and_deviation(values[figure]), len(values[figure])]
-                             for figure in SHOWN if values[figure])
+            lines.append([group, name, *(shown(values.get(figure, [])) for figure in SHOWN)])
+            writer.writerows([group, name, figure, *mean_and_deviation(some), len(some)]
+                             for figure, some in values.items())
     write_text(experiment.root / 'ablations.md', markdown(lines))
     write_text(experiment.root / 'ablations.csv', text.getvalue())
-    panels = {group: {label: {name: mean_and_deviation(some) for name, some in values.items() if some}
-                      for label, values in variants.items()} for group, variants in found.items()}
-    save_image(to_image(partial(sweep_panels, panels)), experiment.root / 'ablations.png')
+    if found:
+        panels = {group: {label: {figure: mean_and_deviation(some) for figure, some in values.items()}
+                          for label, values in rows.items()} for group, rows in found.items()}
+        pooled = {figure: mean_and_deviation(some)[0] for figure, some in before['backbone'].items()}
+        save_image(to_image(partial(sweep_panels, panels, pooled)), experiment.root / 'ablations.png')
     print(f'\nmIoU in percent\n\n{markdown(lines)}\nWritten to {experiment.root}')
 
 
@@ -129,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan, experiment = Plan(args.weights, crf_flags(), False), Experiment(args)
     groups = groups_of(args.start, args.groups, args.overrides)
     for seed in args.seeds:  # a table after each seed
+        plan.baselines(args.start, seed)
         for variant in dict.fromkeys(variant for variants in groups.values() for variant in variants.values()):
             plan.trained(args.start, seed, variant.masks, variant.name, variant.name, variant.overrides,
                          predicted=False)

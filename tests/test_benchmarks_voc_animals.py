@@ -135,7 +135,7 @@ def test_ablations(machine: Machine, tmp_path: Path) -> None:
     groups = ['temperature T', 'parts left out', 'initial weights, nothing frozen', 'frozen stages', 'masks',
               'dimension of the embedding', 'epochs']
     ablations.main(arguments(tmp_path, '--seeds', '1', '2', '--groups', *groups, '--set', 'moco_kwargs.T=0.4'))
-    trained = [config for name, config in machine.started if name == 'main' and config.seed == 1]
+    trained = [config for name, config in machine.started if name == 'main' and config.seed == 1 and config.epochs]
     assert len({config.output_dir for config in trained}) == len(trained) == 5 + 1 + 4 + 2 + 4 + 1 + 3 + 4
     by_name = {Path(config.output_dir).parent.name: config for config in trained}
     assert by_name['T_0.1'].moco_kwargs.T == 0.1
@@ -151,10 +151,25 @@ def test_ablations(machine: Machine, tmp_path: Path) -> None:
     rows = cells(tmp_path / 'out' / 'ablations.md')
     assert rows[0] == ['ablation', 'variant', 'K-means, 20 clusters', 'K-means, 5 clusters', 'Retrieval', 'LC']
     assert [row[1] for row in rows if row[0] == 'temperature T'] == ['0.1', '0.3', '0.5', '0.7', '1.0']
+    assert [row[:2] for row in rows[2:5]] == [['initial weights', 'backbone'], ['initial weights', 'embedding'],
+                                              ['temperature T', '0.1']]
     assert all('-' not in row for row in rows[2:])
     assert np.asarray(Image.open(tmp_path / 'out' / 'ablations.png')).std() > 0
     started = len(machine.started)
     voc_animals.main(arguments(tmp_path, '--seeds', '1', '2', '--start', 'imagenet', '--masks', 'supervised',
                                '--set', 'moco_kwargs.T=0.4'))
-    assert all('initial' in config.output_dir or not config.output_dir.endswith('embedding_given')
-               for _, config in machine.started[started:])  # the full method is there already
+    assert {Path(config.output_dir).name for _, config in machine.started[started:]} == {
+        f'{task}_{read}' for task in ('kmeans', 'retrieval') for read in ('embedding_predicted', 'backbone_given')}
+
+
+def test_ablations_of_nothing_finished(machine: Machine, tmp_path: Path) -> None:
+    small = arguments(tmp_path, '--seeds', '1', '--groups', 'temperature T', 'masks')
+    ablations.main([*small, '--list'])
+    assert not machine.started
+    assert not (tmp_path / 'out' / 'ablations.png').exists()
+    machine.fails_at = 12  # after the second of the variants
+    with pytest.raises(SystemExit):
+        ablations.main(small)
+    ablations.main([*small, '--list'])
+    assert [row[1] for row in cells(tmp_path / 'out' / 'ablations.md')[2:]] == ['backbone', 'embedding', '0.1']
+    assert (tmp_path / 'out' / 'ablations.png').exists()

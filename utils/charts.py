@@ -101,24 +101,38 @@ def training_curves(title: str, x: str, y: str, curves: Mapping[str, Points]) ->
     return figure
 
 
-def sweep_panels(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]) -> Figure:
-    """One panel a group: the figures of each variant, with error bars.
+def sweep_panels(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]],
+                 before: Mapping[str, float], columns: int = 3) -> Figure:
+    """One panel a group: the figures of each variant, with error bars, and one legend above all.
 
     Args:
-        groups: {group: {variant: {figure: (mean, standard deviation) in percent}}}.
+        groups: {group: {variant: {figure: (mean, standard deviation) in percent}}}, at least one.
+        before: {figure: percent}, drawn as broken lines through all panels.
+        columns: panels a row.
     """
-    figure = Figure(figsize=(7, 3.2 * len(groups)), layout='constrained')
+    rows = -(-len(groups) // columns)
+    figure = Figure(figsize=(4.6 * min(columns, len(groups)), 3.1 * rows + 0.4), layout='constrained')
     names = list(dict.fromkeys(name for variants in groups.values() for found in variants.values() for name in found))
-    for axes, (title, variants) in zip(figure.subplots(len(groups), squeeze=False)[:, 0], groups.items(), strict=True):
+    panels = figure.subplots(rows, min(columns, len(groups)), squeeze=False, sharey=True).flat
+    lines: dict[str, Any] = {}
+    for axes, (title, variants) in zip(panels, groups.items(), strict=False):
         for i, name in enumerate(names):
             points = [(place, *found[name]) for place, found in enumerate(variants.values()) if name in found]
+            ink = COLOURS[i % len(COLOURS)]
             if points:
                 places, means, spreads = zip(*points, strict=True)
-                axes.errorbar(places, means, spreads, label=name, capsize=3, color=COLOURS[i % len(COLOURS)],
-                              marker=MARKERS[i % len(MARKERS)])
-        axes.set_xticks(np.arange(len(variants)), list(variants))
-        axes.set_ylabel('mIoU, %')
-        _finish(axes, title)
+                lines[name] = axes.errorbar(places, means, spreads, capsize=3, color=ink,
+                                            marker=MARKERS[i % len(MARKERS)])
+            if name in before:
+                lines['before'] = axes.axhline(before[name], color=ink, linestyle='--', linewidth=1)
+        axes.set_xticks(np.arange(len(variants)), list(variants), fontsize='small')
+        axes.set_title(title)
+        axes.grid(axis='y', alpha=0.3)
+        axes.margins(x=0.08)
+    for axes in panels:  # those that no group is left for
+        axes.set_axis_off()
+    figure.supylabel('mIoU, %')
+    figure.legend(lines.values(), lines, loc='outside upper center', ncols=len(lines), fontsize='small')
     return figure
 
 
