@@ -28,7 +28,7 @@ class _SumOverTaps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.dilation, ctx.images = dilation, max(1, BLOCK // x[0].numel())
+        ctx.dilation, ctx.images = dilation, max(1, BLOCK // x.shape[1:].numel())
         y, taps = torch.zeros_like(x), list(_taps(len(weight), dilation, *x.shape[1:3]))
         for some, out in zip(x.split(ctx.images), y.split(ctx.images), strict=True):
             for tap, outputs, inputs in taps:

@@ -17,21 +17,21 @@ UNFIT = (TypeError, ValueError, AssertionError, NotImplementedError)  # what net
 
 
 def _flat(name: str) -> str:
-    """timm joins some names with _ where the whole network has a dot: stages_0 and stages.0."""
-    return name.replace('.', '_')
+    """A name that features and whole network share: one may have stages_0 for stages.0, or ``model.`` before all."""
+    return name.removeprefix('network.').removeprefix('model.').replace('.', '_')
 
 
 class TimmBackbone(nn.Module):
     """Any network of timm that has an output stride of 8 or patches: its last features, without head.
 
-    Convolutional networks (timm's ``features_only``) take an output stride of 8; vision transformers give the
-    features of their patches, after the last norm, on the patches' grid, for images of any multiple of a patch.
-    The weights are random.
+    Convolutional networks (timm's ``features_only``) take an output stride of 8, and Swin and its like keep their
+    own; vision transformers give the features of their patches, after the last norm, on the patches' grid, for
+    images of any multiple of a patch. The weights are random.
 
     Args:
         backbone: timm/<name>.
 
-    Shapes: (B, 3, H, W) normalised images -> (B, out_channels, ceil(H/stride), ceil(W/stride)).
+    Shapes: (B, 3, H, W) normalised images -> (B, out_channels, H/stride, W/stride), rounded as the network does.
 
     Raises:
         UserError: timm is not installed, or the network has neither.
@@ -46,7 +46,9 @@ class TimmBackbone(nn.Module):
         try:
             self.network = timm.create_model(name, features_only=True, out_indices=(-1,), output_stride=STRIDE)
             info = self.network.feature_info.get_dicts()[-1]
-            speed_up_depthwise(self.network)
+            with torch.no_grad():
+                self.network.eval()(torch.zeros(1, 3, 64, 96))  # some build, and then take only squares
+            speed_up_depthwise(self.network.train())
         except UNFIT:
             try:
                 self.network = timm.create_model(name, dynamic_img_size=True)
@@ -62,7 +64,7 @@ class TimmBackbone(nn.Module):
         if not self.patches:
             return self.network(images)[-1]
         if any(side % self.stride for side in images.shape[-2:]):
-            near = [round(side / self.stride) * self.stride for side in images.shape[-2:]]
+            near = [max(1, round(side / self.stride)) * self.stride for side in images.shape[-2:]]
             raise UserError(f'{self.name} reads patches of {self.stride} px, and images of {images.shape[-2]} x '
                             f'{images.shape[-1]} px are no multiple of that; take e.g. {max(near)} px '
                             '(augmentation_kwargs.size, train_size, val_size).')
@@ -74,7 +76,7 @@ class TimmBackbone(nn.Module):
             return require_timm().create_model(timm_name(self.name))
 
     def stages(self) -> list[list[nn.Parameter]]:
-        """The parameters of the stem and of each stage (of a transformer: each block), as timm groups them."""
+        """The parameters of the stem and of each stage as timm groups them (of transformers each block)."""
         whole = self.whole()
         numbers = require_timm().models.group_parameters(whole, whole.group_matcher(coarse=True), reverse=True)
         number_of = {_flat(name): number for name, number in numbers.items()}
@@ -90,7 +92,7 @@ class TimmBackbone(nn.Module):
         """
         own = {_flat(name): name for name in self.state_dict()}
         head = {_flat(name) for name in self.whole().state_dict()} - {_flat(name) for name in self.network.state_dict()}
-        state = {own.get(f'network_{_flat(name)}', name): value for name, value in weights.state.items()
+        state = {own.get(_flat(name), name): value for name, value in weights.state.items()
                  if _flat(name) not in head}
         return Weights(weights.kind, state, weights.source)
 
