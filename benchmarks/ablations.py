@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import json
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
@@ -33,7 +34,7 @@ from benchmarks.voc_animals import CONFIGS, FIGURES, INITIAL, STARTS, Plan, crf_
 from utils.arguments import ArgumentParser
 from utils.charts import sweep_panels, to_image
 from utils.config import load_config
-from utils.errors import run_script
+from utils.errors import UserError, run_script
 from utils.pictures import save_image
 from utils.results import write_text
 from utils.schema import Pretrain
@@ -41,6 +42,7 @@ from utils.schema import Pretrain
 WHOLE = ('augmentation_kwargs.scale=[1.0, 1.0]', 'augmentation_kwargs.jitter_probability=0.0',
          'augmentation_kwargs.grey_probability=0.0', 'augmentation_kwargs.flip_probability=0.0')  # both views the image
 NO_BANK, NO_MOMENTUM = 'moco_kwargs.K=0', 'moco_kwargs.m=0.0'
+FROM_IMAGENET = 'initial weights, nothing frozen'
 SHOWN = [figure for figure in FIGURES if 'CRF' not in figure]
 
 
@@ -68,7 +70,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
         'bank': Variant('K_0', (NO_BANK,)), 'augmented\nviews': Variant('no_views', WHOLE),
         'all three': Variant('no_parts', (NO_MOMENTUM, NO_BANK, *WHOLE))},
     'masks': {'supervised': FULL, 'unsupervised': Variant(masks='unsupervised')},
-    'initial weights, nothing frozen': {
+    FROM_IMAGENET: {
         'ImageNet': UNFROZEN, 'random': Variant('random', ('freeze_layers=false', 'pretrain.pretraining=none'))},
     'frozen stages': {'nothing': UNFROZEN, **{'stem' if n == '0' else f'stem, {n}': variant for n, variant in
                                               sweep('frozen', 'freeze_layers', (0, 2, 4, 6, 7)).items()}},
@@ -79,10 +81,19 @@ GROUPS: dict[str, dict[str, Variant]] = {
 
 
 def groups_of(start: str, chosen: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, Variant]]:
-    """The chosen groups; a variant that changes nothing in the config of a start, with the overrides given, is FULL."""
-    def config(variant: Variant) -> Any:
-        return load_config('configs/env.yml', str(CONFIGS / start / f'pretrain_{variant.masks}.yml'), Pretrain,
-                           ['root_dir=.', 'db_root=.', *overrides_of('pretrain', [*given, *variant.overrides])])
+    """The chosen groups; a variant that changes nothing in the config of a start, with the overrides given, is FULL.
+
+    Raises:
+        UserError: they compare random with ImageNet weights, and the start has none.
+    """
+    if not start.startswith('imagenet') and FROM_IMAGENET in chosen:
+        raise UserError(f'--start {start} has no ImageNet weights for the group "{FROM_IMAGENET}"; choose another '
+                        'start, or --groups without it.')
+
+    def config(variant: Variant) -> str:
+        path = str(CONFIGS / start / f'pretrain_{variant.masks}.yml')
+        overrides = ['root_dir=.', 'db_root=.', *overrides_of('pretrain', [*given, *variant.overrides])]
+        return json.dumps(load_config('configs/env.yml', path, Pretrain, overrides), sort_keys=True)  # 0 is not false
     return {group: {label: FULL if config(variant) == config(FULL) else variant
                     for label, variant in GROUPS[group].items()} for group in chosen}
 
@@ -131,8 +142,9 @@ def write(plan: Plan, experiment: Experiment, start: str, groups: dict[str, dict
     if found:
         panels = {group: {label: {figure: mean_and_deviation(some) for figure, some in values.items()}
                           for label, values in rows.items()} for group, rows in found.items()}
-        pooled = {figure: mean_and_deviation(some)[0] for figure, some in before['backbone'].items()}
-        save_image(to_image(partial(sweep_panels, panels, pooled)), experiment.root / 'ablations.png')
+        stronger = {figure: max(mean_and_deviation(some[figure])[0] for some in before.values() if figure in some)
+                    for figure in SHOWN if any(figure in some for some in before.values())}
+        save_image(to_image(partial(sweep_panels, panels, stronger)), experiment.root / 'ablations.png')
     print(f'\nmIoU in percent\n\n{markdown(lines)}\nWritten to {experiment.root}')
 
 
@@ -144,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         plan.baselines(args.start, seed)
         for variant in dict.fromkeys(variant for variants in groups.values() for variant in variants.values()):
             plan.trained(args.start, seed, variant.masks, variant.name, variant.name, variant.overrides,
-                         predicted=False)
+                         predicted=False, crf=not variant.name)  # those without a name are shared
         if not args.list or seed == args.seeds[-1]:
             experiment.run(plan.runs)
             write(plan, experiment, args.start, groups)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from utils.config import REPOSITORY
-from utils.errors import UserError
+from utils.errors import UserError, name_some
+from utils.interrupt import SIGNALS, handled
 from utils.results import write_text
 from utils.schema import Env, Kmeans, LinearFinetune, Pretrain, Retrieval
 from utils.strict_yaml import schema_keys
@@ -21,6 +22,7 @@ from utils.strict_yaml import schema_keys
 SCRIPTS = {'pretrain': ('pretrain/main.py', Pretrain), 'linear': ('segmentation/linear_finetune.py', LinearFinetune),
            'kmeans': ('segmentation/kmeans.py', Kmeans), 'retrieval': ('segmentation/retrieval.py', Retrieval)}
 FINISHED = 'finished.json'
+OWN_KEYS = ('seed', 'output_dir', 'root_dir', 'db_root', 'features', 'saliency')  # what tells its runs apart
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Run:
     config: the file of the experiment, relative to the repository root.
     folder: where its results go, relative to the folder of the experiment.
     overrides, flags: 'key=value' and other arguments; they win over those of the command line.
+    needs: the run whose network it reads.
     """
     task: str
     config: str
     folder: str
     overrides: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    needs: Run | None = None
 
 
 def add_experiment_arguments(parser: ArgumentParser) -> None:
@@ -46,7 +50,8 @@ def add_experiment_arguments(parser: ArgumentParser) -> None:
     parser.add_argument('--weights', type=Path, help='ImageNet weights under the names of timm; default: timm fetches '
                                                      'them')
     parser.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3],
-                        help='one training of each kind for each; two processes can share them out in one --output')
+                        help='one training of each kind for each; two processes can share them out in one --output: '
+                             'the tables of all are those of a last call with all seeds')
     parser.add_argument('--set', dest='overrides', metavar='[TASK.]KEY=VALUE', nargs='+', action='extend', default=[],
                         help='override a key in every script that has it, or in that of one task alone: '
                              f'{", ".join(SCRIPTS)}, e.g. pretrain.epochs=4 val_size=112')
@@ -75,6 +80,17 @@ def overrides_of(task: str, given: Sequence[str]) -> list[str]:
     return chosen
 
 
+def call(command: Sequence[str]) -> int:
+    """Run a command in the repository and wait for it, also when a signal stops it: a training saves its step first.
+
+    Returns:
+        its exit code.
+    """
+    with subprocess.Popen(command, cwd=REPOSITORY, process_group=0) as child, \
+            handled(lambda number, _: child.send_signal(number), *SIGNALS):  # in its own group: it gets each once
+        return child.wait()
+
+
 class Experiment:
     """Runs what is not finished, and reads the figures of what is.
 
@@ -87,6 +103,10 @@ class Experiment:
         self.overrides, self.list_only = args.overrides, args.list
         for task in SCRIPTS:
             overrides_of(task, self.overrides)  # a wrong key is told before anything runs
+        for text in self.overrides:
+            if (key := text.partition('=')[0].rpartition('.')[2]) in OWN_KEYS:
+                raise UserError(f'--set {text}: the experiment sets {key} itself; see --db-root, --output, --seeds and '
+                                'the rows of its table.')
 
     def arguments(self, run: Run) -> list[str]:
         """The arguments of the run's script."""
@@ -94,28 +114,37 @@ class Experiment:
                 *overrides_of(run.task, self.overrides), f'db_root={self.db_root}', f'root_dir={self.root}',
                 f'output_dir={run.folder}', *run.overrides]
 
+    def record(self, run: Run) -> list[str]:
+        """What tells a run from those with other settings: its arguments, and those of the run that it needs."""
+        return [*self.arguments(run), *(self.record(run.needs) if run.needs else ())]
+
     def finished(self, run: Run) -> bool:
-        """Whether the run has ended well with the same arguments."""
+        """Whether the run has ended well, with the same settings."""
         path = self.root / run.folder / FINISHED
-        return path.is_file() and json.loads(path.read_text()) == self.arguments(run)
+        return path.is_file() and json.loads(path.read_text()) == self.record(run)
 
     def run(self, runs: Sequence[Run]) -> None:
         """Start each run that is not finished, one after the other.
 
         Raises:
+            UserError: a folder holds a run with other settings.
             SystemExit: one failed or was stopped, with its exit code; started again, the experiment goes on there.
         """
         left = [run for run in dict.fromkeys(runs) if not self.finished(run)]
         print(f'{len(left)} of {len(set(runs))} runs are left to do')
+        others = [run.folder for run in left if (self.root / run.folder / FINISHED).exists()]
+        if others and not self.list_only:
+            raise UserError(f'{self.root} holds runs with other settings ({name_some(others)}); '
+                            'choose another --output, or delete these folders.')
         for number, run in enumerate(left, 1):
             command = [SCRIPTS[run.task][0], *self.arguments(run)]
             print(f'\n== {number} of {len(left)}: python {" ".join(command)}', flush=True)
             if self.list_only:
                 continue
-            code = subprocess.run([sys.executable, *command], cwd=REPOSITORY).returncode
+            code = call([sys.executable, *command])
             if code:
                 raise SystemExit(code if code > 0 else 1)
-            write_text(self.root / run.folder / FINISHED, json.dumps(self.arguments(run)))
+            write_text(self.root / run.folder / FINISHED, json.dumps(self.record(run)))
 
     def figure(self, run: Run, task: str) -> dict[str, Any] | None:
         """The figures of a finished run, in percent: of K-means the mean of its runs.

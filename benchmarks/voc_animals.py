@@ -94,7 +94,7 @@ class Plan:
         return run
 
     def protocol(self, name: tuple[str, str, str], pretrained: Run, task: str, seed: int, features: str,
-                 masks: str, overrides: Sequence[str] = ()) -> None:
+                 masks: str, overrides: Sequence[str] = (), crf: bool = True) -> None:
         """A protocol on a pretrained model, for animals and if asked for for all classes.
 
         Args:
@@ -102,6 +102,7 @@ class Plan:
             features: 'embedding' or 'backbone'.
             masks: 'given' or 'predicted'.
             overrides: of the pretraining, of which the protocol takes those that its script has.
+            crf: score the linear classifier with the CRF too.
         """
         network = [f'pretraining={pretrained.folder}/checkpoint.pth.tar', f'seed={100 * seed}']
         if task == 'linear':
@@ -114,7 +115,7 @@ class Plan:
         for classes, chosen in self.classes.items():
             folder = f'{Path(pretrained.folder).parent}/{task}_{features}_{masks}' + ('_21' if chosen else '')
             run = Run(task, f'{CONFIGS}/{name[0]}/{config}.yml', folder, (*network, *chosen),
-                      self.flags if task == 'linear' else ())
+                      self.flags if task == 'linear' and crf else (), pretrained)
             self.runs.append(run)
             key = (*name, masks, classes)
             self.rows.setdefault(key, Row(key)).add(run)
@@ -127,18 +128,19 @@ class Plan:
                 self.protocol((start, INITIAL, features), initial, task, seed, features, 'given')
 
     def trained(self, start: str, seed: int, masks: str, model: str = '', name: str = '',
-                overrides: Sequence[str] = (), predicted: bool = True) -> None:
+                overrides: Sequence[str] = (), predicted: bool = True, crf: bool = True) -> None:
         """Pretraining with masks of a kind and all protocols on it.
 
         Args:
             model, name: as the table and as the folder calls it; default: by its masks.
             overrides: '[task.]key=value', of the pretraining and of the protocols that have the key.
             predicted: also score with masks that the network predicts, and the trained backbone's features.
+            crf: as of ``protocol``.
         """
         pretrained = self.pretrain(start, seed, masks, name or masks, overrides)
         model = model or f'{masks} masks'
         for task in ('kmeans', 'retrieval', 'linear'):
-            self.protocol((start, model, 'embedding'), pretrained, task, seed, 'embedding', 'given', overrides)
+            self.protocol((start, model, 'embedding'), pretrained, task, seed, 'embedding', 'given', overrides, crf)
         for task in ('kmeans', 'retrieval') if predicted else ():
             self.protocol((start, model, 'embedding'), pretrained, task, seed, 'embedding', 'predicted', overrides)
             self.protocol((start, model, 'backbone'), pretrained, task, seed, 'backbone', 'given', overrides)

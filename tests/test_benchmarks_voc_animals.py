@@ -1,8 +1,11 @@
 """The experiments on the animals of VOC: what they run, when they do not, and what the tables say. No training."""
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -10,7 +13,8 @@ from PIL import Image
 
 from benchmarks import ablations, experiment, voc_animals
 from benchmarks.experiment import overrides_of
-from utils.config import load_config
+from utils.charts import sweep_panels
+from utils.config import REPOSITORY, load_config, save_config
 from utils.errors import UserError
 from utils.schema import Kmeans, LinearFinetune, Pretrain, Retrieval
 
@@ -18,17 +22,17 @@ SCHEMAS = {'main': Pretrain, 'linear_finetune': LinearFinetune, 'kmeans': Kmeans
 
 
 class Machine:
-    """In place of the scripts: checks the config and writes figures that depend on it alone."""
+    """In place of the scripts: checks and saves the config, and writes figures that depend on it alone."""
 
     def __init__(self) -> None:
         self.started: list[tuple[str, dict]] = []
         self.fails_at = -1
 
-    def __call__(self, command: list[str], cwd: Path) -> CompletedProcess:
+    def __call__(self, command: list[str]) -> int:
         name, arguments = Path(command[1]).stem, command[2:]
         config = load_config(arguments[1], arguments[3], SCHEMAS[name], arguments[arguments.index('--set') + 1:])
         if len(self.started) == self.fails_at:
-            return CompletedProcess(command, 75)
+            return 75
         self.started.append((name, config))
         trained = 'initial' not in config.pretraining
         figure = 10.0 + 5 * trained + 2 * (config.get('features') == 'backbone') + config.seed % 7
@@ -37,20 +41,19 @@ class Machine:
             return {'mIoU': value, 'IoU': {'background': value + 30, 'cat': value - 30}}
 
         several = {'num_clusters': 20, **entry(figure), 'runs': [entry(figure - 1), entry(figure + 1)]}
-        folder = Path(config.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = save_config(config, config.output_dir).parent
         if name != 'main':
             (folder / 'results.json').write_text(json.dumps({
                 'kmeans': {'kmeans': several, 'overclustering': [{**several, 'num_clusters': 5}]},
                 'retrieval': {'retrieval': entry(figure)},
                 'linear_finetune': {'linear': entry(figure), 'linear_crf': entry(figure + 1)}}[name]))
-        return CompletedProcess(command, 0)
+        return 0
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     found = Machine()
-    monkeypatch.setattr(experiment.subprocess, 'run', found)
+    monkeypatch.setattr(experiment, 'call', found)
     return found
 
 
@@ -83,7 +86,7 @@ def test_baselines_then_pretraining_then_protocols(machine: Machine, tmp_path: P
     table = {tuple(row[1:4]): row[5:] for row in cells(tmp_path / 'out' / 'table.md')}
     # seeds 100 and 200 give 2 and 4 more
     assert table['initial weights', 'backbone', 'given'] == ['15.0 ± 1.4', '15.0 ± 1.4', '15.0 ± 1.4', '15.0 ± 1.4',
-                                                             '16.0 ± 1.4'][:len(voc_animals.FIGURES)]
+                                                             '16.0 ± 1.4']
     assert table['supervised masks', 'embedding', 'predicted'][2:] == ['18.0 ± 1.4', '-', '-']
     gains = {tuple(row[1:4]): row[5:] for row in cells(tmp_path / 'out' / 'gains.md')}
     assert gains['supervised masks', 'embedding', 'given'][2] == '+3.0 (+1.5 σ)'  # over the backbone's 15, not 13
@@ -106,13 +109,49 @@ def test_what_is_finished_is_not_run_again(machine: Machine, tmp_path: Path, cap
     assert len(folders) == len(set(folders)) == 15
     voc_animals.main(small)
     assert len(machine.started) == 15
-    capsys.readouterr()
-    voc_animals.main([*small, '--set', 'linear.epochs=1', '--list'])
-    assert '3 of 15 runs are left' in capsys.readouterr().out
-    assert len(machine.started) == 15
-    voc_animals.main([*small, '--set', 'linear.epochs=1'])
-    assert [name for name, _ in machine.started[15:]] == ['linear_finetune'] * 3
     assert all(config.freeze_layers is False for name, config in machine.started if name == 'main')
+
+
+@pytest.mark.parametrize(('key', 'left', 'named'), [('linear.epochs=1', 3, 'linear_backbone_given'),
+                                                    ('pretrain.epochs=1', 15, 'initial/pretrain')])
+def test_runs_with_other_settings_are_kept_apart(machine: Machine, tmp_path: Path, capsys, key: str, left: int,
+                                                 named: str) -> None:
+    small = arguments(tmp_path, '--seeds', '1', '--masks', 'supervised', '--start', 'random')
+    voc_animals.main(small)
+    capsys.readouterr()
+    voc_animals.main([*small, '--set', key, '--list'])
+    assert f'{left} of 15 runs are left' in capsys.readouterr().out
+    with pytest.raises(UserError, match=f'out holds runs with other settings .*{named}.*choose another --output'):
+        voc_animals.main([*small, '--set', key])
+    assert len(machine.started) == 15
+
+
+@pytest.mark.parametrize('text', ['seed=9', 'pretrain.saliency=unsupervised_model', 'output_dir=x'])
+def test_keys_of_the_experiment_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=f'--set {text}: the experiment sets'):
+        voc_animals.main(arguments(tmp_path, '--set', text))
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_experiment_lets_its_training_save(tmp_path: Path, number: signal.Signals) -> None:
+    ready, saved = tmp_path / 'ready', tmp_path / 'saved'
+    child = (f'import pathlib, signal, sys, time\n'
+             f'def save(number, frame):\n'
+             f'    time.sleep(0.5)\n'
+             f'    pathlib.Path({str(saved)!r}).write_text(str(number))\n'
+             f'    sys.exit(75)\n'
+             f'signal.signal(signal.{number.name}, save)\n'
+             f'pathlib.Path({str(ready)!r}).touch()\n'
+             f'time.sleep(60)')
+    parent = ('import sys; from benchmarks.experiment import call; from utils.errors import run_script\n'
+              f'run_script(lambda: sys.exit(call([sys.executable, "-c", {child!r}])))')
+    with subprocess.Popen([sys.executable, '-c', parent], cwd=REPOSITORY) as process:
+        while not ready.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(60) == 75
+    assert saved.read_text() == str(int(number))
 
 
 def test_twenty_one_classes_are_rows_of_their_own(machine: Machine, tmp_path: Path) -> None:
@@ -160,6 +199,22 @@ def test_ablations(machine: Machine, tmp_path: Path) -> None:
                                '--set', 'moco_kwargs.T=0.4'))
     assert {Path(config.output_dir).name for _, config in machine.started[started:]} == {
         f'{task}_{read}' for task in ('kmeans', 'retrieval') for read in ('embedding_predicted', 'backbone_given')}
+
+
+def test_ablations_of_random_weights() -> None:
+    names = ['frozen stages', 'masks']
+    frozen = ablations.groups_of('random_two_cores', names, [])['frozen stages']
+    assert frozen['nothing'] == ablations.FULL
+    assert frozen['stem'] != ablations.FULL  # 0 is not false
+    with pytest.raises(UserError, match='random_two_cores has no ImageNet weights'):
+        ablations.groups_of('random_two_cores', list(ablations.GROUPS), [])
+
+
+def test_panels_and_their_lines() -> None:
+    groups = {str(i): {'a': {'K-means': (30.0, 1.0)}, 'b': {'K-means': (40.0, 1.0)}} for i in range(4)}
+    figure = sweep_panels(groups, {'K-means': 35.0, 'LC': 20.0})
+    assert sum(axes.axison for axes in figure.axes) == 4
+    assert [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_linestyle() == '--'] == [35.0]
 
 
 def test_ablations_of_nothing_finished(machine: Machine, tmp_path: Path) -> None:

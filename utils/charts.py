@@ -113,7 +113,7 @@ def sweep_panels(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, flo
     rows = -(-len(groups) // columns)
     figure = Figure(figsize=(4.6 * min(columns, len(groups)), 3.1 * rows + 0.4), layout='constrained')
     names = list(dict.fromkeys(name for variants in groups.values() for found in variants.values() for name in found))
-    panels = figure.subplots(rows, min(columns, len(groups)), squeeze=False, sharey=True).flat
+    panels = list(figure.subplots(rows, min(columns, len(groups)), squeeze=False, sharey=True).flat)
     lines: dict[str, Any] = {}
     for axes, (title, variants) in zip(panels, groups.items(), strict=False):
         for i, name in enumerate(names):
@@ -129,7 +129,7 @@ def sweep_panels(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, flo
         axes.set_title(title)
         axes.grid(axis='y', alpha=0.3)
         axes.margins(x=0.08)
-    for axes in panels:  # those that no group is left for
+    for axes in panels[len(groups):]:
         axes.set_axis_off()
     figure.supylabel('mIoU, %')
     figure.legend(lines.values(), lines, loc='outside upper center', ncols=len(lines), fontsize='small')
