@@ -126,7 +126,7 @@ def write(plan: Plan, experiment: Experiment, start: str, groups: dict[str, dict
     for group, variants in groups.items():
         values = {label: figures(plan, experiment, (start, variant.name or f'{variant.masks} masks', 'embedding'))
                   for label, variant in variants.items()}
-        if any(values.values()):
+        if sum(map(bool, values.values())) > 1:  # else there is nothing to compare
             found[group] = {label: some for label, some in values.items() if some}
     lines, text = [['ablation', 'variant', *SHOWN]], io.StringIO()
     writer = csv.writer(text, lineterminator='\n')

@@ -222,9 +222,9 @@ def test_ablations_of_nothing_finished(machine: Machine, tmp_path: Path) -> None
     ablations.main([*small, '--list'])
     assert not machine.started
     assert not (tmp_path / 'out' / 'ablations.png').exists()
-    machine.fails_at = 12  # after the second of the variants
+    machine.fails_at = 15  # after the second of the variants
     with pytest.raises(SystemExit):
         ablations.main(small)
     ablations.main([*small, '--list'])
-    assert [row[1] for row in cells(tmp_path / 'out' / 'ablations.md')[2:]] == ['backbone', 'embedding', '0.1']
+    assert [row[1] for row in cells(tmp_path / 'out' / 'ablations.md')[2:]] == ['backbone', 'embedding', '0.1', '0.3']
     assert (tmp_path / 'out' / 'ablations.png').exists()

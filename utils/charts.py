@@ -115,6 +115,7 @@ def sweep_panels(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, flo
     names = list(dict.fromkeys(name for variants in groups.values() for found in variants.values() for name in found))
     panels = list(figure.subplots(rows, min(columns, len(groups)), squeeze=False, sharey=True).flat)
     lines: dict[str, Any] = {}
+    line = None
     for axes, (title, variants) in zip(panels, groups.items(), strict=False):
         for i, name in enumerate(names):
             points = [(place, *found[name]) for place, found in enumerate(variants.values()) if name in found]
@@ -124,7 +125,7 @@ def sweep_panels(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, flo
                 lines[name] = axes.errorbar(places, means, spreads, capsize=3, color=ink,
                                             marker=MARKERS[i % len(MARKERS)])
             if name in before:
-                lines['before'] = axes.axhline(before[name], color=ink, linestyle='--', linewidth=1)
+                line = axes.axhline(before[name], color=ink, linestyle='--', linewidth=1)
         axes.set_xticks(np.arange(len(variants)), list(variants), fontsize='small')
         axes.set_title(title)
         axes.grid(axis='y', alpha=0.3)
@@ -132,6 +133,8 @@ def sweep_panels(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, flo
     for axes in panels[len(groups):]:
         axes.set_axis_off()
     figure.supylabel('mIoU, %')
+    if line:
+        lines['before'] = line
     figure.legend(lines.values(), lines, loc='outside upper center', ncols=len(lines), fontsize='small')
     return figure
 
