@@ -146,18 +146,21 @@ class Plan:
             self.protocol((start, model, 'backbone'), pretrained, task, seed, 'backbone', 'given', overrides)
 
 
+def with_figures(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """The rows of a table that have a figure, below their head."""
+    return [['start', 'model', 'features', 'masks', 'classes', *FIGURES],
+            *(row for row in rows if set(row[-len(FIGURES):]) != {'-'})]
+
+
 def table(plan: Plan, experiment: Experiment) -> str:
     """mIoU of each row, mean and standard deviation over seeds."""
-    lines = [['start', 'model', 'features', 'masks', 'classes', *FIGURES]]
-    for row in plan.rows.values():
-        lines.append([*row.name, *(shown([one['mIoU'] for one in row.entries(experiment, figure)])
-                                   for figure in FIGURES)])
-    return markdown(lines)
+    return markdown(with_figures([[*row.name, *(shown([one['mIoU'] for one in row.entries(experiment, figure)])
+                                                for figure in FIGURES)] for row in plan.rows.values()]))
 
 
 def gains(plan: Plan, experiment: Experiment) -> str:
     """What each trained row gains over the stronger of the two baselines, and that in deviations of the difference."""
-    lines = [['start', 'model', 'features', 'masks', 'classes', *FIGURES]]
+    lines = []
     for row in plan.rows.values():
         if row.name[1] == INITIAL:
             continue
@@ -174,7 +177,7 @@ def gains(plan: Plan, experiment: Experiment) -> str:
             joint = math.hypot(spread, deviation)
             cells.append(f'{after - best:+.1f}' + (f' ({(after - best) / joint:+.1f} σ)' if joint else ''))
         lines.append([*row.name, *cells])
-    return markdown(lines)
+    return markdown(with_figures(lines))
 
 
 def class_tables(plan: Plan, experiment: Experiment) -> str:

@@ -103,6 +103,10 @@ def test_what_is_finished_is_not_run_again(machine: Machine, tmp_path: Path, cap
     with pytest.raises(SystemExit) as ended:
         voc_animals.main(small)
     assert ended.value.code == 75
+    voc_animals.main([*small, '--list'])
+    assert [row[1:4] for row in cells(tmp_path / 'out' / 'table.md')[2:]] == [
+        ['initial weights', 'backbone', 'given'], ['initial weights', 'embedding', 'given'],
+        ['supervised masks', 'embedding', 'given']]  # what has a figure
     machine.fails_at = -1
     voc_animals.main(small)
     folders = [config.output_dir for _, config in machine.started]
