@@ -192,10 +192,10 @@ def draw_batch(count: int, size: int) -> Batch:
 
 
 def peak_memory(name: str, args: argparse.Namespace) -> float:
-    """MB at the peak of three steps; called in a new process."""
+    """MB at the peak of two steps, the second with the optimizer's state; called in a new process."""
     torch.set_num_threads(args.threads)
     way = Way(name, args)
-    for _ in range(3):
+    for _ in range(2):
         way.step()
     if args.device == 'cuda':
         return torch.cuda.max_memory_allocated() / 1e6
