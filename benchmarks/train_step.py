@@ -20,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,7 +41,7 @@ from models.segmentation import ContrastiveSegmentationModel
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
 from utils.arguments import ArgumentParser
-from utils.errors import run_script
+from utils.errors import UserError, run_script
 from utils.optim import build_optimizer
 from utils.precision import DTYPES, Precision
 
@@ -191,8 +192,17 @@ def draw_batch(count: int, size: int) -> Batch:
     return {**views, 'query_mask': masks, 'key_mask': masks}
 
 
-def peak_memory(name: str, args: argparse.Namespace) -> float:
-    """MB at the peak of two steps, the second with the optimizer's state; called in a new process."""
+def peak_memory(name: str, args: argparse.Namespace) -> float | None:
+    """MB at the peak of two steps, the second with the optimizer's state, in a new process; None if it was killed."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        try:
+            return pool.submit(own_peak_memory, name, args).result()
+        except BrokenProcessPool:  # the system ends a process for which it has no memory
+            return None
+
+
+def own_peak_memory(name: str, args: argparse.Namespace) -> float:
+    """As ``peak_memory``, of this process."""
     torch.set_num_threads(args.threads)
     way = Way(name, args)
     for _ in range(2):
@@ -227,30 +237,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--compile', action='store_true', help="torch.compile in this project's way")
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'], help='where they train')
     args = parser.parse_args(argv)
-    names = ['plain', *args.precision]
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), max_tasks_per_child=1) as pool:
-        memory = {name: pool.submit(peak_memory, name, args).result() for name in names}  # while this one is small
+    memory = {name: peak_memory(name, args) for name in ('plain', *args.precision)}  # while this process is small
+    if all(memory[name] is None for name in args.precision):
+        raise UserError(f'{args.batch} pairs at {args.size} px do not fit into the memory of this machine; lower '
+                        '--batch or --size.')
 
     torch.set_num_threads(args.threads)
-    ways = [Way(name, args) for name in names]
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    ways = [Way(name, args) for name, peak in memory.items() if peak is not None]
+    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
     for count in range(args.steps + 2):
         for way in ways:
             taken = way.step()
             if count >= 2:  # the first two warm up
                 seconds[way.name].append(taken)
-    apart = [ways[1].taken_apart() for _ in range(args.steps)]
+    first = next(way for way in ways if way.name != 'plain')
+    apart = [first.taken_apart() for _ in range(args.steps)]
 
     machine = torch.cuda.get_device_name() if args.device == 'cuda' else f'{args.threads} threads'
     print(f'{args.backbone}, {args.batch} pairs at {args.size} px, {machine}, torch {torch.__version__}, '
           f'median of {args.steps} steps')
     print(f'{"":<22}{"ms a step":>10}{"plain / it":>12}{"peak MB":>10}{"of plain":>10}')
-    for name, taken in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(seconds['plain'], taken, strict=True))
+    for name, peak in memory.items():
         title = 'plain, fp32' if name == 'plain' else f'this project, {name}'
-        print(f'{title:<22}{1000 * statistics.median(taken):10.1f}{ratio:12.2f}{memory[name]:10.0f}'
-              f'{memory[name] / memory["plain"]:10.0%}')
-    print(f'parts of a step, {args.precision[0]}, ms:')
+        if peak is None:
+            print(f'{title:<22}does not fit into the memory of this machine')
+            continue
+        taken, plain, ratio, share = seconds[name], memory['plain'], '-', '-'
+        if plain is not None:
+            ratio = f'{statistics.median(a / b for a, b in zip(seconds["plain"], taken, strict=True)):.2f}'
+            share = f'{peak / plain:.0%}'
+        print(f'{title:<22}{1000 * statistics.median(taken):10.1f}{ratio:>12}{peak:10.0f}{share:>10}')
+    print(f'parts of a step, {first.name}, ms:')
     for part in apart[0]:
         print(f'  {part:<28}{1000 * statistics.median(parts[part] for parts in apart):8.1f}')
     print(f'  {"(its pairs, one worker)":<28}{1000 * input_seconds(args.batch, args.size):8.1f}')
