@@ -63,7 +63,11 @@ def test_every_shipped_file_loads_and_opens_with_its_command(path):
     config = load_config('configs/env.yml', str(path), schema,
                          ['root_dir=results', 'db_root=/data'])  # whatever env.yml was edited to
     assert config.config_name == path.stem
-    assert config.output_dir == str(REPOSITORY / 'results' / path.stem)
+    start = path.parent.relative_to(REPOSITORY / 'configs')  # stems of the animals' starts are the same
+    folder = start / path.stem if start.parts[:1] == ('voc_animals',) else path.stem
+    assert config.output_dir == str(REPOSITORY / 'results' / folder)
+    if config.get('pretraining', '').endswith('checkpoint.pth.tar') and start.parts[:1] == ('voc_animals',):
+        assert config.pretraining == f'{start}/pretrain_supervised/checkpoint.pth.tar'
     first = path.read_text().splitlines()[0]
     assert first.startswith('# cd ')
     assert f'--config_env configs/env.yml --config_exp {path.relative_to(REPOSITORY)}' in first
