@@ -30,7 +30,7 @@ from benchmarks.experiment import (
     overrides_of,
     shown,
 )
-from benchmarks.voc_animals import CONFIGS, FIGURES, INITIAL, STARTS, Plan, crf_flags
+from benchmarks.voc_animals import CONFIGS, FIGURES, INITIAL, STARTS, Plan, crf_flags, stronger
 from utils.arguments import ArgumentParser
 from utils.charts import sweep_panels, to_image
 from utils.config import load_config
@@ -115,7 +115,7 @@ def figures(plan: Plan, experiment: Experiment, name: tuple[str, str, str]) -> d
         name: start, model and features, of a row of the plan.
     """
     row = plan.rows[(*name, 'given', 'animals')]
-    found = {figure: [one['mIoU'] for one in row.entries(experiment, figure)] for figure in SHOWN}
+    found = {figure: row.values(experiment, figure) for figure in SHOWN}
     return {figure: values for figure, values in found.items() if values}
 
 
@@ -142,9 +142,9 @@ def write(plan: Plan, experiment: Experiment, start: str, groups: dict[str, dict
     if found:
         panels = {group: {label: {figure: mean_and_deviation(some) for figure, some in values.items()}
                           for label, values in rows.items()} for group, rows in found.items()}
-        stronger = {figure: max(mean_and_deviation(some[figure])[0] for some in before.values() if figure in some)
-                    for figure in SHOWN if any(figure in some for some in before.values())}
-        save_image(to_image(partial(sweep_panels, panels, stronger)), experiment.root / 'ablations.png')
+        best = {figure: stronger(plan, experiment, start, figure) for figure in SHOWN}
+        lines_before = {figure: one[0] for figure, one in best.items() if one is not None}
+        save_image(to_image(partial(sweep_panels, panels, lines_before)), experiment.root / 'ablations.png')
     print(f'\nmIoU in percent\n\n{markdown(lines)}\nWritten to {experiment.root}')
 
 

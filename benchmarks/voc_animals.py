@@ -68,6 +68,10 @@ class Row:
         found = [experiment.figure(run, entry) for run in self.runs.get(task, [])]
         return [one for one in found if one is not None]
 
+    def values(self, experiment: Experiment, figure: str) -> list[float]:
+        """The mIoU of each seed, in percent."""
+        return [one['mIoU'] for one in self.entries(experiment, figure)]
+
 
 class Plan:
     """All runs, in their order, and the rows that they fill.
@@ -154,8 +158,16 @@ def with_figures(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
 
 def table(plan: Plan, experiment: Experiment) -> str:
     """mIoU of each row, mean and standard deviation over seeds."""
-    return markdown(with_figures([[*row.name, *(shown([one['mIoU'] for one in row.entries(experiment, figure)])
-                                                for figure in FIGURES)] for row in plan.rows.values()]))
+    return markdown(with_figures([[*row.name, *(shown(row.values(experiment, figure)) for figure in FIGURES)]
+                                  for row in plan.rows.values()]))
+
+
+def stronger(plan: Plan, experiment: Experiment, start: str, figure: str,
+             classes: str = 'animals') -> tuple[float, float] | None:
+    """Mean and deviation of the stronger of the two baselines of a start; None if neither is there yet."""
+    found = [row.values(experiment, figure) for row in plan.rows.values()
+             if (row.name[0], row.name[1], row.name[4]) == (start, INITIAL, classes)]
+    return max((mean_and_deviation(values) for values in found if values), default=None)
 
 
 def gains(plan: Plan, experiment: Experiment) -> str:
@@ -166,14 +178,12 @@ def gains(plan: Plan, experiment: Experiment) -> str:
             continue
         cells = []
         for figure in FIGURES:
-            values = [one['mIoU'] for one in row.entries(experiment, figure)]
-            before = [[one['mIoU'] for one in other.entries(experiment, figure)] for other in plan.rows.values()
-                      if (other.name[0], other.name[1], other.name[4]) == (row.name[0], INITIAL, row.name[4])]
-            before = [found for found in before if found]
-            if not values or not before:
+            values = row.values(experiment, figure)
+            before = stronger(plan, experiment, row.name[0], figure, row.name[4])
+            if not values or before is None:
                 cells.append('-')
                 continue
-            (after, spread), (best, deviation) = mean_and_deviation(values), max(map(mean_and_deviation, before))
+            (after, spread), (best, deviation) = mean_and_deviation(values), before
             joint = math.hypot(spread, deviation)
             cells.append(f'{after - best:+.1f}' + (f' ({(after - best) / joint:+.1f} σ)' if joint else ''))
         lines.append([*row.name, *cells])
