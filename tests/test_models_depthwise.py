@@ -34,6 +34,27 @@ def test_outputs_and_gradients_equal_the_plain_convolution(height: int, width: i
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-11)
 
 
+@pytest.mark.parametrize('precision', ['autocast', 'weights'])
+def test_bf16_sums_in_float32(precision: str) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(6, 6, 5, padding=8, dilation=4, groups=6)
+    network, images = nn.Sequential(copy.deepcopy(plain)), torch.randn(2, 6, 12, 12).bfloat16()
+    speed_up_depthwise(network)
+    if precision == 'weights':
+        plain, network = plain.bfloat16().float(), network.bfloat16()
+    inputs = [images.float().requires_grad_(), images.clone().requires_grad_()]
+    expected = plain(inputs[0])
+    with torch.autocast('cpu', torch.bfloat16, enabled=precision == 'autocast'):
+        output = network(inputs[1])
+    torch.testing.assert_close(output.float(), expected, rtol=2 ** -8, atol=1e-5)  # one rounding, at the end
+    upstream = torch.randn_like(expected).bfloat16()
+    expected.backward(upstream.float())
+    output.backward(upstream)
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad.bfloat16())
+    for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad.to(ours.dtype))
+
+
 @pytest.mark.parametrize('other', [
     nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.Conv2d(6, 6, 3, padding=2, dilation=2),
     nn.Conv2d(6, 6, 3, stride=2, padding=2, dilation=2, groups=6), nn.Conv2d(6, 12, 3, padding=2, dilation=2, groups=6),
