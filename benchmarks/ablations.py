@@ -63,7 +63,7 @@ def sweep(name: str, key: str, values: Sequence[float]) -> dict[str, Variant]:
 
 FULL, UNFROZEN = Variant(), Variant('frozen_none', ('freeze_layers=false',))
 GROUPS: dict[str, dict[str, Variant]] = {
-    'temperature T': sweep('T', 'moco_kwargs.T', (0.1, 0.3, 0.5, 0.7, 1.0)),
+    'temperature T': sweep('T', 'moco_kwargs.T', (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)),
     'bank size K': sweep('K', 'moco_kwargs.K', (64, 128, 256, 512, 1024)),
     'parts left out': {
         'none': FULL, 'momentum\nencoder': Variant('no_momentum', (NO_MOMENTUM,)),

@@ -51,18 +51,19 @@ class DilatedDepthwiseConv(nn.Conv2d):
     """A depthwise convolution of stride 1 and dilation above 1 that keeps the image's size.
 
     On the CPU it is a sum over the taps of the kernel, of products of whole maps, a few images at a time; taps that
-    meet padding alone are left out. Numbers of 16 bits are summed in float32, which is more exact and faster than
-    PyTorch's own bf16 kernel. Elsewhere it is PyTorch's own.
+    meet padding alone are left out. Numbers of 16 bits are summed in float32, which over a network is faster than
+    PyTorch's own bf16 kernel; under autocast the weights stay float32. Elsewhere it is PyTorch's own.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != 'cpu':
+        autocast = torch.is_autocast_enabled('cpu')
+        if x.device.type != 'cpu' or (x.dtype != self.weight.dtype and not autocast):
             return super().forward(x)
         full = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast('cpu', enabled=False):
-            wide, weight = x.permute(0, 2, 3, 1).to(full).contiguous(), self.weight[:, 0].permute(1, 2, 0).to(full)
-            y = _SumOverTaps.apply(wide, weight.contiguous(), self.dilation[0]).permute(0, 3, 1, 2)
-            return (y if self.bias is None else y + self.bias[:, None, None]).to(x.dtype)
+        wide, weight = x.permute(0, 2, 3, 1).to(full).contiguous(), self.weight[:, 0].permute(1, 2, 0).to(full)
+        y = _SumOverTaps.apply(wide, weight.contiguous(), self.dilation[0]).permute(0, 3, 1, 2)
+        y = y if self.bias is None else y + self.bias[:, None, None]
+        return y.to(torch.get_autocast_dtype('cpu') if autocast and full == torch.float32 else x.dtype)
 
 
 def speed_up_depthwise(network: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Dilated depthwise convolutions as a sum over taps against PyTorch's own, in float64."""
+"""Dilated depthwise convolutions as a sum over taps against PyTorch's own, in float64 and in 16 bits."""
 import copy
 
 import pytest
@@ -34,25 +34,36 @@ def test_outputs_and_gradients_equal_the_plain_convolution(height: int, width: i
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-11)
 
 
-@pytest.mark.parametrize('precision', ['autocast', 'weights'])
-def test_bf16_sums_in_float32(precision: str) -> None:
+@pytest.mark.parametrize('images', [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize('autocast', [True, False])
+def test_sixteen_bits_sum_in_float32(images: torch.dtype, autocast: bool) -> None:
     torch.manual_seed(0)
     plain = nn.Conv2d(6, 6, 5, padding=8, dilation=4, groups=6)
-    network, images = nn.Sequential(copy.deepcopy(plain)), torch.randn(2, 6, 12, 12).bfloat16()
+    network, x = nn.Sequential(copy.deepcopy(plain)), torch.randn(2, 6, 12, 12).to(images)
     speed_up_depthwise(network)
-    if precision == 'weights':
-        plain, network = plain.bfloat16().float(), network.bfloat16()
-    inputs = [images.float().requires_grad_(), images.clone().requires_grad_()]
+    assert type(network[0]) is DilatedDepthwiseConv
+    if not autocast:  # weights of the same format
+        plain, network = plain.to(images).float(), network.to(images)
+    inputs = [x.float().clone().requires_grad_(), x.clone().requires_grad_()]
     expected = plain(inputs[0])
-    with torch.autocast('cpu', torch.bfloat16, enabled=precision == 'autocast'):
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
         output = network(inputs[1])
-    torch.testing.assert_close(output.float(), expected, rtol=2 ** -8, atol=1e-5)  # one rounding, at the end
-    upstream = torch.randn_like(expected).bfloat16()
+    assert output.dtype == (torch.bfloat16 if autocast else images)  # as PyTorch's own has it
+    one_rounding = {'rtol': 2 ** -8, 'atol': 1e-5}
+    torch.testing.assert_close(output.float(), expected, **one_rounding)
+    upstream = torch.randn_like(expected).to(output.dtype)
     expected.backward(upstream.float())
     output.backward(upstream)
-    torch.testing.assert_close(inputs[1].grad, inputs[0].grad.bfloat16())
+    torch.testing.assert_close(inputs[1].grad.float(), inputs[0].grad, **one_rounding)
     for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad.to(ours.dtype))
+        torch.testing.assert_close(ours.grad.float(), theirs.grad, rtol=2 ** -8, atol=1e-4)
+
+
+def test_images_of_another_format_are_refused_as_by_the_plain_convolution() -> None:
+    network = nn.Sequential(nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=6))
+    speed_up_depthwise(network)
+    with pytest.raises(RuntimeError, match='should be the same'):
+        network(torch.randn(1, 6, 8, 8).bfloat16())
 
 
 @pytest.mark.parametrize('other', [
