@@ -171,7 +171,10 @@ def stronger(plan: Plan, experiment: Experiment, start: str, figure: str,
 
 
 def gains(plan: Plan, experiment: Experiment) -> str:
-    """What each trained row gains over the stronger of the two baselines, and that in deviations of the difference."""
+    """What each trained row gains over the stronger of the two baselines, and that in deviations of the difference.
+
+    A row of one seed has no deviation, and none is given.
+    """
     lines = []
     for row in plan.rows.values():
         if row.name[1] == INITIAL:
@@ -184,7 +187,7 @@ def gains(plan: Plan, experiment: Experiment) -> str:
                 cells.append('-')
                 continue
             (after, spread), (best, deviation) = mean_and_deviation(values), before
-            joint = math.hypot(spread, deviation)
+            joint = math.hypot(spread, deviation) if len(values) > 1 else 0
             cells.append(f'{after - best:+.1f}' + (f' ({(after - best) / joint:+.1f} σ)' if joint else ''))
         lines.append([*row.name, *cells])
     return markdown(with_figures(lines))

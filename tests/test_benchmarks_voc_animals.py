@@ -97,6 +97,15 @@ def test_baselines_then_pretraining_then_protocols(machine: Machine, tmp_path: P
     assert 'Retrieval, animals' in (tmp_path / 'out' / 'classes.md').read_text()
 
 
+def test_a_single_seed_gains_without_deviations(machine: Machine, tmp_path: Path) -> None:
+    call = arguments(tmp_path, '--seeds', '1', '2', '--masks', 'supervised', '--start', 'imagenet')
+    voc_animals.main(call)
+    (tmp_path / 'out' / 'imagenet' / 'seed_2' / 'supervised' / 'retrieval_embedding_given' / 'finished.json').unlink()
+    voc_animals.main([*call, '--list'])
+    gains = {tuple(row[1:4]): row[5:] for row in cells(tmp_path / 'out' / 'gains.md')}
+    assert [' σ)' in cell for cell in gains['supervised masks', 'embedding', 'given']] == [True, True, False, True, True]
+
+
 def test_what_is_finished_is_not_run_again(machine: Machine, tmp_path: Path, capsys) -> None:
     small = arguments(tmp_path, '--seeds', '1', '--masks', 'supervised', '--start', 'random')
     machine.fails_at = 9
