@@ -49,8 +49,12 @@ def denormalize(image: Tensor, normalisation: Normalisation = IMAGENET) -> np.nd
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) -> (size, size, 3) float32 in 0..255, cubic, not keeping the aspect."""
-    return cv2.resize(image.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+    """(H, W, 3) uint8 -> (size, size, 3) uint8, cubic, not keeping the aspect.
+
+    The cubic kernel overshoots at edges: in 8 bits OpenCV rounds and cuts its result to 0..255, which in float32 would
+    reach from -60 to 300.
+    """
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def resize_mask(mask: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -66,7 +70,8 @@ class LinearTrainTransform:
         border_label: ground truth of the border that the affine map leaves: 0 as published, or 255.
         normalisation: what the network's weights want.
 
-    A sample's 'image' (H, W, 3) becomes (3, size, size) normalised, its 'semseg' (size, size) int64.
+    A sample's 'image' (H, W, 3) uint8 becomes (3, size, size) normalised, its 'semseg' (size, size) int64. Both the
+    affine map and the resize work on 8 bit images, see ``resize_image``.
     """
 
     def __init__(self, size: int, border_label: int = 0, angle: float = 5, scale: tuple[float, float] = (0.75, 1.25),
@@ -75,7 +80,7 @@ class LinearTrainTransform:
         self.angle, self.scale, self.flip_probability = angle, scale, flip_probability
 
     def __call__(self, sample: Sample) -> Sample:
-        image, semseg = sample['image'].astype(np.float32), sample['semseg']
+        image, semseg = sample['image'], sample['semseg']
         if uniform(0, 1) < self.flip_probability:
             image, semseg = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(semseg[:, ::-1])
         height, width = semseg.shape

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from data.pairs import PairDataset, SeededSampler
-from data.transforms import EvaluationTransform, LinearTrainTransform, normalize, seeded
+from data.transforms import EvaluationTransform, LinearTrainTransform, denormalize, normalize, seeded
 from data.views import ContrastiveView
 from data.voc import VOCSegmentation
 from utils.errors import UserError
@@ -105,6 +105,10 @@ def test_linear_transform_fills_the_border_as_published() -> None:
 def test_evaluation_transform_is_the_cubic_resize() -> None:
     image = np.random.default_rng(0).integers(0, 256, (30, 50, 3)).astype(np.uint8)
     out = EvaluationTransform(24)({'image': image, 'semseg': np.zeros((30, 50), np.uint8)})
-    expected = cv2.resize(image.astype(np.float32), (24, 24), interpolation=cv2.INTER_CUBIC)
-    assert torch.equal(out['image'], normalize(expected))
+    cubic = cv2.resize(image.astype(np.float32), (24, 24), interpolation=cv2.INTER_CUBIC)
+    assert cubic.min() < -20
+    assert cubic.max() > 275
+    levels = denormalize(out['image']).astype(float)
+    assert torch.equal(out['image'], normalize(levels))  # whole grey levels in 0..255
+    assert np.abs(levels - cubic.clip(0, 255)).max() < 1.5
     assert out['semseg'].shape == out['shape'] == (30, 50)
