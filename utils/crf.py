@@ -33,7 +33,8 @@ def dense_crf(image: np.ndarray, logits: Tensor | np.ndarray, iterations: int = 
     """Refine a segmentation with the image's colours.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB. The bilateral kernel gets it as BGR, as in the published code: its lattice is an
+            approximation that the order of the channels changes (by 0.1 to 0.3 % of the pixels).
         logits: (classes, h, w), resized to the image (bilinear), then softmax.
         iterations: of the mean field.
         pos_xy_std, pos_w: Gaussian kernel: standard deviation in pixels, weight.
@@ -64,7 +65,7 @@ def dense_crf(image: np.ndarray, logits: Tensor | np.ndarray, iterations: int = 
     crf.setUnaryEnergy(unary)
     if min_probability == 0:
         crf.addPairwiseGaussian(sxy=pos_xy_std, compat=pos_w)
-    crf.addPairwiseBilateral(sxy=bi_xy_std, srgb=bi_rgb_std, rgbim=np.ascontiguousarray(image), compat=bi_w)
+    crf.addPairwiseBilateral(sxy=bi_xy_std, srgb=bi_rgb_std, rgbim=np.ascontiguousarray(image[..., ::-1]), compat=bi_w)
     if min_probability == 0:
         field = crf.inference(iterations)
     else:
