@@ -73,13 +73,16 @@ class PlainPairs:
 
 
 def check_alike(plain: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Make sure that two pairs show the same: Pillow's hue and blends differ by a few grey levels."""
+    """Make sure that two pairs show the same.
+
+    Pillow's hue and blends differ by a few grey levels; torchvision reads a mask at the corners of pixels.
+    """
     def difference(name: str) -> float:
         return float((plain[name].as_subclass(Tensor).float() - ours[name].float()).abs().mean())
 
     assert plain['id'] == ours['id']
     assert max(difference('query'), difference('key')) < 0.1, f'views of {ours["id"]}'
-    assert max(difference('query_mask'), difference('key_mask')) < 0.01, f'masks of {ours["id"]}'
+    assert max(difference('query_mask'), difference('key_mask')) < 0.05, f'masks of {ours["id"]}'
 
 
 def rates(ways: dict[str, Callable[[Item], Any]], items: Sequence[Item], rounds: int) -> dict[str, list[float]]:

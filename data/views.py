@@ -65,11 +65,14 @@ class ContrastiveView:
                     grey=_happens(self.grey_probability), flip=_happens(self.flip_probability))
 
     def make_mask(self, mask: Array, draw: Draw) -> Array:
-        """The crop of a mask (H, W), resized (nearest) and flipped: (size, size)."""
+        """The crop of a mask (H, W), resized (nearest) and flipped: (size, size).
+
+        An output pixel reads the input pixel at its centre, so that the mask does not shift against its image.
+        """
         top, left, height, width = draw.crop
-        steps = np.arange(self.size)
-        columns = left + (steps[::-1] if draw.flip else steps) * width // self.size
-        return mask[top + steps * height // self.size].take(columns, axis=1)
+        centres = 2 * np.arange(self.size) + 1  # in halves of an output pixel
+        columns = left + (centres[::-1] if draw.flip else centres) * width // (2 * self.size)
+        return mask[top + centres * height // (2 * self.size)].take(columns, axis=1)
 
     def make_image(self, image: Array, draw: Draw) -> Tensor:
         """The view of an image (H, W, 3) uint8: (3, size, size) float32, normalised.
@@ -80,7 +83,7 @@ class ContrastiveView:
         for name, factor in draw.jitter:
             view = COLOUR[name](view, factor)
         if draw.grey:
-            view = _three(_grey(view))
+            view = _three(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY))  # rounded, as Pillow does
         if draw.flip:
             view = cv2.flip(view, 1)
         planes = np.empty((3, self.size, self.size), np.uint8)
