@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from data.cache import SampleCache
+from data.transforms import resize_mask
 from utils.errors import UserError, cannot_read, name_some
 
 VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
@@ -266,6 +267,4 @@ class VOCSegmentation(Dataset):
 
     @staticmethod
     def _fit(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        if mask.shape == size:
-            return mask
-        return np.array(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+        return mask if mask.shape == size else resize_mask(mask, size[1], size[0])
