@@ -79,9 +79,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     seed_process(p.seed)
     optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs)
     writer = scalar_writer(Path(p.output_dir))
-    trainer = Trainer(path, model, optimizer, precision, loader, sampler, p, writer, p.log_every, p.checkpoint_every)
-
     dataset = loader.dataset.base  # type: ignore[attr-defined]
+    trainer = Trainer(path, model, optimizer, precision, loader, sampler, dataset.ids, p, writer, p.log_every,
+                      p.checkpoint_every)
+
     panels = Panels(writer, model.model_q, precision, dataset, p.augmentation_kwargs.size, p.panel_every, p.compile,
                     normalisation_of(p.backbone))
     probe = Probe(probe_set(p), p.probe_images, precision, p.seed, p.compile) if p.probe_every else None

@@ -77,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = BASNetSaliency(network, device, p.resize)
     optimizer = build_optimizer(p.optimizer, network.parameters(), **p.optimizer_kwargs)
     writer = scalar_writer(output_dir)
-    trainer = Trainer(output_dir / 'checkpoint.pth.tar', network, optimizer, precision, loader, sampler, p, writer,
-                      p.log_every, p.checkpoint_every)
+    trainer = Trainer(output_dir / 'checkpoint.pth.tar', network, optimizer, precision, loader, sampler,
+                      loader.dataset.base.ids, p, writer, p.log_every, p.checkpoint_every)  # type: ignore[attr-defined]
 
     with trainer:
         for epoch in range(trainer.epoch, p.epochs):

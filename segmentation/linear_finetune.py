@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     trained = distributed.parallel(model)
     seed_process(p.seed)
     writer = scalar_writer(Path(p.output_dir))
-    trainer = Trainer(checkpoint, model, optimizer, precision, train_loader, sampler, p, writer, p.log_every,
-                      p.checkpoint_every)
+    trainer = Trainer(checkpoint, model, optimizer, precision, train_loader, sampler, labelled, p, writer,
+                      p.log_every, p.checkpoint_every)
     best = trainer.extra.get('best_miou', -1.0)
 
     if distributed.is_main():

@@ -226,7 +226,8 @@ class Small:
         sampler = SeededSampler(2 * STEPS, 0)
         loader = DataLoader(self, 2, sampler=sampler, collate_fn=collate, generator=torch.Generator())
         self.trainer = Trainer(self.path, self.model, self.optimizer, Precision(torch.device('cpu')), loader, sampler,
-                               {}, SummaryWriter(folder / 'tb'), log_every, checkpoint_every)
+                               [f'image{i}' for i in range(2 * STEPS)], {}, SummaryWriter(folder / 'tb'), log_every,
+                               checkpoint_every)
 
     def __getitem__(self, item: tuple[int, int]) -> dict:
         return {'x': torch.tensor([1.0, item[0], item[1] % 7]) / 7, 'id': f'image{item[0]}'}

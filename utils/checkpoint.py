@@ -8,7 +8,7 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from utils import distributed
 from utils.config import as_dict
-from utils.errors import CANNOT_WRITE, UserError, cannot_read
+from utils.errors import CANNOT_WRITE, UserError, cannot_read, name_some
 
 log = logging.getLogger(__name__)
 PREFIX = 'module.'
@@ -128,26 +128,57 @@ def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
                      'optimizer': optimizer.state_dict(), 'rng': states, 'config': as_dict(config), **progress}, path)
 
 
-def resume_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def resume_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
+                    ids: Sequence[str]) -> dict[str, Any]:
     """Take a run up where ``save_training`` left it.
+
+    Args:
+        ids: the images that the run trains on, in order; the checkpoint's entry 'ids' must be the same.
 
     Returns:
         the checkpoint's other entries; none without a checkpoint.
 
     Raises:
-        UserError: the checkpoint cannot be read, or belongs to another model.
+        UserError: the checkpoint cannot be read, is of the published code, of other images or of another model, or
+            holds weights that are not finite.
     """
     if not path.is_file():
         return {}
     state = load_checkpoint(path)
+    if 'model' in state and 'rng' not in state:
+        raise UserError(f'{path} is a checkpoint of the published code, whose weights can be used and whose run cannot '
+                        'be resumed (it holds no random states and no list of images): move it to another folder and '
+                        'start from it with pretraining: PATH.')
+    _require_same_images(path, state.get('ids', ids), ids)
     try:
+        require_finite(state['model'], path)
         model.load_state_dict({name.removeprefix(PREFIX): value for name, value in state.pop('model').items()})
         optimizer.load_state_dict(state.pop('optimizer'))
         _restore_random_state(state.pop('rng'))
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f'checkpoint {path} does not belong to this run ({str(error).splitlines()[0]}); '
                         'choose another output_dir or delete it.') from error
     return state
+
+
+def _require_same_images(path: Path, before: Sequence[str], now: Sequence[str]) -> None:
+    if list(before) == list(now):
+        return
+    started, present = set(before), set(now)
+    gone, more = ([name for name in before if name not in present], [name for name in now if name not in started])
+    differences = [f'lacks {len(gone)} of {len(before)} IDs ({name_some(gone)})'] * bool(gone)
+    differences += [f'has {len(more)} more ({name_some(more)})'] * bool(more)
+    raise UserError(f'the list of training images has changed since the run of {path} was started: it '
+                    f'{" and ".join(differences) or "has the same IDs in another order"}; restore it, or choose '
+                    'another output_dir.')
+
+
+def require_finite(arrays: Mapping[str, Tensor | np.ndarray], source: Path | str) -> None:
+    """Raises UserError when any value of a file's arrays is infinite or not a number; the sentence names them."""
+    wrong = [name for name, value in arrays.items() if not torch.as_tensor(value).isfinite().all()]
+    if wrong:
+        raise UserError(f'{source} holds weights that are not finite ({name_some(wrong)}): its training diverged or '
+                        'the file is damaged; give another one.')
 
 
 def _random_state() -> dict[str, Tensor]:

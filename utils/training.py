@@ -35,22 +35,24 @@ class Trainer:
         path: the checkpoint.
         precision: takes the steps of the optimiser.
         loader: a whole epoch in batches, whose 'id' names their images; ``sampler`` is its order.
+        ids: the images of the loader's data set, in order; a run goes on with the same ones alone.
         config: written into the checkpoint.
         writer: gets the means of the losses at each line of the log.
         log_every: steps between two lines.
         checkpoint_every: steps between two checkpoints within an epoch; 0 leaves it to the epoch's end.
 
     Raises:
-        UserError: the checkpoint cannot be read, belongs to another model, or is not the same for all processes.
+        UserError: the checkpoint cannot be read, belongs to another model or to other images, or is not the same for
+            all processes.
     """
 
     def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision,
-                 loader: DataLoader, sampler: Any, config: Mapping[str, Any], writer: Any, log_every: int,
-                 checkpoint_every: int) -> None:
+                 loader: DataLoader, sampler: Any, ids: Sequence[str], config: Mapping[str, Any], writer: Any,
+                 log_every: int, checkpoint_every: int) -> None:
         self.path, self.model, self.optimizer, self.precision = path, model, optimizer, precision
-        self.loader, self.sampler, self.config, self.writer = loader, sampler, config, writer
+        self.loader, self.sampler, self.ids, self.config, self.writer = loader, sampler, list(ids), config, writer
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
-        state = resume_training(path, model, optimizer)
+        state = resume_training(path, model, optimizer, ids)
         if state:
             precision.scaler.load_state_dict(state.get('scaler', {}))
             log.info('Resuming after epoch %d and %d steps from %s', state['epoch'], state['step'], path)
@@ -160,9 +162,10 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint, and the scalars up to it."""
         self.writer.flush()
-        save_training(self.path, self.model, self.optimizer, self.config, epoch=self.epoch, step=self.step,
-                      recent=(self.recent.sums, self.recent.count), whole=(self.whole.sums, self.whole.count),
-                      extra=self.extra, scaler=self.precision.scaler.state_dict())
+        save_training(self.path, self.model, self.optimizer, self.config, ids=self.ids, epoch=self.epoch,
+                      step=self.step, recent=(self.recent.sums, self.recent.count),
+                      whole=(self.whole.sums, self.whole.count), extra=self.extra,
+                      scaler=self.precision.scaler.state_dict())
         distributed.barrier()  # nobody leaves while it is being written
 
     @contextmanager
