@@ -29,7 +29,7 @@ from data.voc import VOC_CLASSES, VOID
 from segmentation.embedding import object_histograms, split_mask
 from segmentation.memory_bank import MemoryBank
 from utils.arguments import ArgumentParser
-from utils.clustering import cluster_confusion, iou_matrix, kmeans, match_clusters, score_clusters, whiten
+from utils.clustering import Whitening, cluster_confusion, iou_matrix, kmeans, match_clusters, score_clusters
 from utils.crf import crf_in_workers, dense_crf
 from utils.errors import run_script
 from utils.metrics import confusion_matrix, iou_of
@@ -92,6 +92,11 @@ class Stopwatch:
         self.seconds += self.clock() - self.start
 
 
+def whitened(prototypes: list[np.ndarray]) -> np.ndarray:
+    stacked = np.stack(prototypes)
+    return Whitening.fit(stacked, 1234)(stacked)
+
+
 def kmeans_ours(images: int) -> tuple[float, list[np.ndarray]]:
     """All that follows the network: seconds, and the IoU matrix of each run."""
     watch, inside, outside, prototypes, packed = Stopwatch(), [], [], [], []
@@ -105,7 +110,7 @@ def kmeans_ours(images: int) -> tuple[float, list[np.ndarray]]:
             packed.append(np.packbits(objects))
             prototypes.append(drawing.prototype)
     with watch:
-        matrices, histograms, points = [], np.concatenate(inside), whiten(np.stack(prototypes), 1234)
+        matrices, histograms, points = [], np.concatenate(inside), whitened(prototypes)
         for run in range(RUNS):
             clusters = kmeans(points, CLUSTERS, 1234 + run).ids
             confusion = cluster_confusion(histograms, np.stack(outside), clusters, CLUSTERS)
@@ -118,7 +123,7 @@ def kmeans_plain(images: int) -> tuple[float, list[np.ndarray]]:
     """The matching alone of one run: each class with each cluster over all pixels, as float32."""
     watch = Stopwatch()
     drawings = list(map(Drawing, range(images)))
-    clusters = kmeans(whiten(np.stack([d.prototype for d in drawings]), 1234), CLUSTERS, 1234).ids
+    clusters = kmeans(whitened([d.prototype for d in drawings]), CLUSTERS, 1234).ids
     truth, predicted = (np.concatenate(maps).astype(np.float32) for maps in zip(*(
         (d.truth.ravel(), (resize_mask(d.mask, d.width, d.height) * (c + 1)).ravel())
         for d, c in zip(drawings, clusters, strict=True)), strict=True))

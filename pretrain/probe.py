@@ -13,7 +13,7 @@ from models.prototypes import weighted_prototypes
 from models.segmentation import ContrastiveSegmentationModel, resize
 from pretrain.panels import THRESHOLD, observed
 from utils import distributed
-from utils.clustering import cluster_confusion, kmeans, match_clusters, score_clusters, whiten
+from utils.clustering import Whitening, cluster_confusion, kmeans, match_clusters, score_clusters
 from utils.errors import UserError
 from utils.metrics import confusion_matrix
 from utils.precision import Precision, full
@@ -70,6 +70,6 @@ class Probe:
     def _score(self, prototypes: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> float:
         ids = np.zeros(len(prototypes), np.int64)  # of images without any mask
         if prototypes.any():
-            ids = kmeans(whiten(prototypes, self.seed), self.clusters, self.seed).ids
+            ids = kmeans(Whitening.fit(prototypes, self.seed)(prototypes), self.clusters, self.seed).ids
         confusion = cluster_confusion(inside, outside, ids, self.clusters)
         return 100 * score_clusters(confusion, match_clusters(confusion)).scalars['mIoU']

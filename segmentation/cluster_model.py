@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.clustering import Whitening
+from utils.clustering import Whitening, nearest_centre
 from utils.errors import UserError
 from utils.results import write_text
 
@@ -40,8 +40,7 @@ class ClusterModel:
 
     def assign(self, prototypes: np.ndarray) -> np.ndarray:
         """(N, D) -> (N,) the cluster of the nearest centre."""
-        points = self.whitening(prototypes)
-        return ((points[:, None] - self.centres) ** 2).sum(2).argmin(1)
+        return nearest_centre(self.whitening(prototypes), self.centres)
 
     def label(self, prototypes: np.ndarray) -> np.ndarray:
         """(N, D) -> (N,) label of each object."""

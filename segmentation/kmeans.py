@@ -43,7 +43,6 @@ from utils.clustering import (
     match_clusters,
     merge_clusters,
     score_clusters,
-    whiten,
 )
 from utils.config import add_config_arguments, as_dict, load_config
 from utils.errors import UserError, run_script
@@ -164,8 +163,9 @@ def evaluate(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | 
         fit: (M, D) prototypes that K-means is fitted on; None: those of the split.
     """
     # all of K-means at once: what cannot be clustered fails before anything is printed
-    points = whiten(split.prototypes, p.seed, fit)
-    fit_points = None if fit is None else whiten(fit, p.seed)
+    whitening = Whitening.fit(split.prototypes if fit is None else fit, p.seed)
+    points = whitening(split.prototypes)
+    fit_points = None if fit is None else whitening(fit)
     classes = dataset.classes
     results: dict[int, list[ClusterScores]] = {}
     for count in sorted({p.num_clusters, *p.overclustering}, reverse=True):
@@ -192,9 +192,7 @@ def evaluate(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | 
     for point in curve:
         log.info('%d clusters: mIoU %.2f (standard deviation %.2f), pixel accuracy %.2f, NMI %.2f, ARI %.2f',
                  *(point[name] for name in ('num_clusters', 'mIoU', 'std', 'accuracy', 'NMI', 'ARI')))
-    whitening = Whitening.fit(split.prototypes if fit is None else fit, p.seed)
-    centres = first.centres[:, :whitening.projection.shape[1]]
-    return ClusterModel(whitening, centres, table, classes, {}), table[first.ids + 1], {
+    return ClusterModel(whitening, first.centres, table, classes, {}), table[first.ids + 1], {
         'kmeans': entry, **({'overclustering': curve} if curve else {})}, {'kmeans': first_confusion}
 
 

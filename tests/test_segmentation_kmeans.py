@@ -1,5 +1,6 @@
 """The K-means script on data with ground truth: figures worked out by hand on flat colours."""
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from models.segmentation import resize
 from segmentation import kmeans as script
+from segmentation.embedding import EmbeddedSplit
 from tests.colours import MIDDLE, SIDE, ColourModel, results, runner, write_image, write_lists
 from utils.clustering import score_clusters
 from utils.errors import UserError
@@ -149,6 +151,18 @@ def test_transfer_to_a_data_set_of_other_classes(run, tmp_path: Path) -> None:
     entry = run('val_db_name=Others', 'val_split=test')['kmeans']
     assert entry['IoU'] == {'nothing': 100, 'warm': 100, 'fresh': 100, 'cold': 100, 'absent': 0}
     assert entry['mIoU'] == 80
+
+
+def test_what_is_saved_is_what_was_scored() -> None:
+    draw = np.random.default_rng(1)
+    prototypes = draw.standard_normal((700, 300)).astype(np.float32)  # so many that PCA is randomised
+    split = EmbeddedSplit(prototypes, draw.integers(0, 9, (700, 3)), np.zeros((700, 3), np.int64), [], [], [],
+                          np.arange(700))
+    p = SimpleNamespace(seed=1234, num_clusters=20, overclustering=[], num_seeds=1, components=False,
+                        matching='majority')
+    for fit in (None, draw.standard_normal((800, 300)).astype(np.float32)):
+        clusters, labels, *_ = script.evaluate(p, SimpleNamespace(classes=('rest', 'a', 'b')), split, fit)
+        np.testing.assert_array_equal(clusters.label(prototypes), labels)
 
 
 def test_deviation_over_runs() -> None:

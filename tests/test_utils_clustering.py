@@ -6,6 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+from segmentation.cluster_model import ClusterModel
 from segmentation.embedding import embed_split
 from tests.colours import ColourModel, loader_of, random_blobs, slow_confusion
 from utils.clustering import (
@@ -17,7 +18,6 @@ from utils.clustering import (
     merge_clusters,
     normalized_mutual_information,
     score_clusters,
-    whiten,
 )
 
 CPU = torch.device('cpu')
@@ -30,8 +30,9 @@ def test_kmeans_of_other_points_than_it_was_fitted_on() -> None:
     draw = np.random.default_rng(0)
     train, val = draw.standard_normal((50, 6)), draw.standard_normal((9, 6))
     centred = train - train.mean(0)
-    np.testing.assert_allclose(np.cov(whiten(train, 0).T), np.eye(6), atol=1e-10)
-    projected = whiten(val, 0, train)  # Mahalanobis distances to the mean of train
+    whitening = Whitening.fit(train, 0)
+    np.testing.assert_allclose(np.cov(whitening(train).T), np.eye(6), atol=1e-10)
+    projected = whitening(val)  # Mahalanobis distances to the mean of train
     expected = np.einsum('ni,ij,nj->n', val - train.mean(0), np.linalg.inv(np.cov(centred.T)), val - train.mean(0))
     np.testing.assert_allclose((projected ** 2).sum(1), expected, rtol=1e-8)
 
@@ -103,19 +104,23 @@ def test_nmi_and_ari_from_a_contingency_table() -> None:
     assert (normalized_mutual_information(one_cluster), adjusted_rand_index(one_cluster)) == (0, 0)
 
 
-def test_kept_whitening_is_that_of_the_protocol() -> None:
+def test_an_object_gets_the_same_cluster_alone_and_in_its_split() -> None:
     draw = np.random.default_rng(3)
-    fit, others = draw.standard_normal((50, 6)), draw.standard_normal((9, 6))
-    whitening = Whitening.fit(fit, 0)
-    np.testing.assert_allclose(whitening(fit), whiten(fit, 0), atol=1e-10)
-    np.testing.assert_allclose(whitening(others), whiten(others, 0, fit), atol=1e-10)
+    prototypes = draw.standard_normal((700, 300)).astype(np.float32)  # so many that PCA is randomised
+    whitening = Whitening.fit(prototypes, 0)
+    found = kmeans(whitening(prototypes), 20, 0)
+    kept = ClusterModel(whitening, found.centres, np.arange(21), None, {})
+    assert [int(kept.assign(prototype[None])[0]) for prototype in prototypes] == found.ids.tolist()
+    distances = [[((point - centre) ** 2).sum() for centre in found.centres] for point in whitening(prototypes)]
+    assert found.ids.tolist() == np.argmin(distances, 1).tolist()
 
 
 @pytest.mark.filterwarnings('error')
 def test_one_image_is_a_cluster_of_its_own() -> None:
     point = np.full((1, 4), 0.5, np.float32)
-    assert whiten(point, 0).tolist() == [[0]]
-    assert kmeans(whiten(point, 0), 1, 0).ids.tolist() == [0]
+    whitened = Whitening.fit(point, 0)(point)
+    assert whitened.tolist() == [[0]]
+    assert kmeans(whitened, 1, 0).ids.tolist() == [0]
 
 
 def test_kept_whitening_has_no_directions_of_rounding() -> None:

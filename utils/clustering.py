@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 from scipy.stats import entropy
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
@@ -16,17 +17,9 @@ DIMENSIONS = 32
 EMPTY = 1e-9  # share of the greatest variance below which a direction holds rounding alone
 
 
-def whiten(prototypes: np.ndarray, seed: int, fit: np.ndarray | None = None) -> np.ndarray:
-    """PCA with whitening: (N, D) -> (N, min(32, M, D)), fitted on the (M, D) ``fit`` or on the prototypes."""
-    fit = prototypes if fit is None else fit
-    pca = PCA(min(DIMENSIONS, *fit.shape), whiten=True, random_state=seed)
-    with np.errstate(invalid='ignore'):  # the shares of a variance of 0, which are not used
-        return pca.fit_transform(prototypes) if fit is prototypes else pca.fit(fit).transform(prototypes)
-
-
 @dataclass
 class Whitening:
-    """The map of ``whiten`` by itself, to be kept: (N, D) -> (N, d), (x - mean) @ projection.
+    """PCA with whitening, fitted once and kept: (N, D) -> (N, d), (x - mean) @ projection.
 
     mean: (D,) float64.
     projection: (D, d) float64, d at most 32: directions in which the fitted points do not differ are left out,
@@ -37,6 +30,7 @@ class Whitening:
 
     @classmethod
     def fit(cls, prototypes: np.ndarray, seed: int) -> Whitening:
+        """Of (M, D) prototypes; ``seed``: of the randomised solver that scikit-learn takes for many dimensions."""
         with np.errstate(invalid='ignore'):  # the shares of a variance of 0, which are not used
             pca = PCA(min(DIMENSIONS, *prototypes.shape), random_state=seed).fit(prototypes.astype(np.float64))
         variance = pca.explained_variance_
@@ -50,10 +44,15 @@ class Whitening:
 
 @dataclass
 class Clustering:
-    """One run of K-means: ids (N,), the cluster of each point; centres (K, d); the sum of squared distances."""
+    """One run of K-means: ids (N,), the nearest centre of each point; centres (K, d); the sum of squared distances."""
     ids: np.ndarray
     centres: np.ndarray
     inertia: float
+
+
+def nearest_centre(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """(N, d), (K, d) -> (N,) the centre of least Euclidean distance; a point's does not depend on the others."""
+    return cdist(points, centres, 'sqeuclidean').argmin(1)
 
 
 def kmeans(points: np.ndarray, num_clusters: int, seed: int, fit: np.ndarray | None = None,
@@ -73,8 +72,8 @@ def kmeans(points: np.ndarray, num_clusters: int, seed: int, fit: np.ndarray | N
         raise UserError(f'{len(fit)} {unit} cannot form num_clusters {num_clusters}; lower num_clusters or take a '
                         'larger split.')
     model = MiniBatchKMeans(num_clusters, batch_size=1000, n_init=3, random_state=seed)
-    ids = model.fit_predict(points) if fit is points else model.fit(fit).predict(points)
-    return Clustering(ids, model.cluster_centers_, float(model.inertia_))
+    centres = model.fit(fit).cluster_centers_
+    return Clustering(nearest_centre(points, centres), centres, float(model.inertia_))
 
 
 def cluster_confusion(inside: np.ndarray, outside: np.ndarray, clusters: np.ndarray, num_clusters: int) -> np.ndarray:
