@@ -15,6 +15,7 @@ import numpy as np
 from utils.config import REPOSITORY
 from utils.errors import UserError, name_some
 from utils.interrupt import SIGNALS, handled
+from utils.metrics import standard_deviation
 from utils.results import write_text
 from utils.schema import Env, Kmeans, LinearFinetune, Pretrain, Retrieval
 from utils.strict_yaml import schema_keys
@@ -165,17 +166,17 @@ class Experiment:
         return results.get(name)
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation of a sample (of one value: 0)."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (None of one value)."""
+    return float(np.mean(values)), standard_deviation(values)
 
 
 def shown(values: Sequence[float]) -> str:
-    """'50.3 ± 1.4', '50.3' of a single value, or '-' of none."""
+    """'50.3 ± 1.4 (n = 3)', '50.3' of a single value, or '-' of none."""
     if not values:
         return '-'
     mean, deviation = mean_and_deviation(values)
-    return f'{mean:.1f} ± {deviation:.1f}' if len(values) > 1 else f'{mean:.1f}'
+    return f'{mean:.1f}' if deviation is None else f'{mean:.1f} ± {deviation:.1f} (n = {len(values)})'
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -163,11 +163,11 @@ def table(plan: Plan, experiment: Experiment) -> str:
 
 
 def stronger(plan: Plan, experiment: Experiment, start: str, figure: str,
-             classes: str = 'animals') -> tuple[float, float] | None:
+             classes: str = 'animals') -> tuple[float, float | None] | None:
     """Mean and deviation of the stronger of the two baselines of a start; None if neither is there yet."""
     found = [row.values(experiment, figure) for row in plan.rows.values()
              if (row.name[0], row.name[1], row.name[4]) == (start, INITIAL, classes)]
-    return max((mean_and_deviation(values) for values in found if values), default=None)
+    return max((mean_and_deviation(values) for values in found if values), key=lambda one: one[0], default=None)
 
 
 def gains(plan: Plan, experiment: Experiment) -> str:
@@ -187,7 +187,7 @@ def gains(plan: Plan, experiment: Experiment) -> str:
                 cells.append('-')
                 continue
             (after, spread), (best, deviation) = mean_and_deviation(values), before
-            joint = math.hypot(spread, deviation) if len(values) > 1 else 0
+            joint = 0 if spread is None else math.hypot(spread, deviation or 0)
             cells.append(f'{after - best:+.1f}' + (f' ({(after - best) / joint:+.1f} σ)' if joint else ''))
         lines.append([*row.name, *cells])
     return markdown(with_figures(lines))

@@ -47,6 +47,7 @@ from utils.clustering import (
 from utils.config import add_config_arguments, as_dict, load_config
 from utils.errors import UserError, run_script
 from utils.launch import add_process_arguments, start_processes
+from utils.metrics import standard_deviation
 from utils.parallel import available_cores, in_threads
 from utils.pictures import panel, save_image, save_label_map
 from utils.results import iou_entry, log_iou, save_arrays, save_results
@@ -142,18 +143,22 @@ def summary(runs: Sequence[ClusterScores], num_clusters: int, classes: Sequence[
     """The JSON entry of several runs, in percent.
 
     Returns:
-        'num_clusters'; means and deviations over the runs: 'mIoU', 'std', 'accuracy', 'accuracy_std', ..., 'IoU' and
-        'IoU_std' {class: IoU}; 'runs': each one's figures.
+        'num_clusters'; means and standard deviations (None of one run) over the 'num_runs' runs: 'mIoU', 'std',
+        'accuracy', 'accuracy_std', ..., 'IoU' and 'IoU_std' {class: IoU}; 'runs': the results of each.
     """
     iou = np.array([run.iou for run in runs])
-    entry: dict[str, Any] = {'num_clusters': num_clusters, **iou_entry(iou.mean(0), classes)}
-    entry |= {'IoU_std': {name: 100 * float(value) for name, value in zip(classes, iou.std(0), strict=True)},
+    entry: dict[str, Any] = {'num_clusters': num_clusters, 'num_runs': len(runs), **iou_entry(iou.mean(0), classes)}
+    entry |= {'IoU_std': {name: standard_deviation(100 * values) for name, values in zip(classes, iou.T, strict=True)},
               'runs': [{**iou_entry(run.iou, classes), **{name: 100 * value for name, value in run.scalars.items()}}
                        for run in runs]}
     for name in runs[0].scalars:
         values = [100 * run.scalars[name] for run in runs]
-        entry |= {name: float(np.mean(values)), 'std' if name == 'mIoU' else f'{name}_std': float(np.std(values))}
+        entry |= {name: float(np.mean(values)), 'std' if name == 'mIoU' else f'{name}_std': standard_deviation(values)}
     return entry
+
+
+def _spread(deviation: float | None) -> str:
+    return '' if deviation is None else f' (standard deviation {deviation:.2f})'
 
 
 def evaluate(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None) -> Found:
@@ -185,13 +190,14 @@ def evaluate(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | 
     entry = summary(runs, p.num_clusters, classes)
     log.info('Mean of %d runs:', len(runs))
     log_iou(np.mean([run.iou for run in runs], 0), classes)
-    log.info('Standard deviation of the mIoU is %.2f', entry['std'])
+    if entry['std'] is not None:
+        log.info('Standard deviation of the mIoU is %.2f', entry['std'])
     for name, title in (('accuracy', 'Pixel accuracy'), ('NMI', 'NMI'), ('ARI', 'ARI')):
-        log.info('%s is %.2f (standard deviation %.2f)', title, entry[name], entry[f'{name}_std'])
+        log.info('%s is %.2f%s', title, entry[name], _spread(entry[f'{name}_std']))
     curve = [summary(results[count], count, classes) for count in p.overclustering]
     for point in curve:
-        log.info('%d clusters: mIoU %.2f (standard deviation %.2f), pixel accuracy %.2f, NMI %.2f, ARI %.2f',
-                 *(point[name] for name in ('num_clusters', 'mIoU', 'std', 'accuracy', 'NMI', 'ARI')))
+        log.info('%d clusters: mIoU %.2f%s, pixel accuracy %.2f, NMI %.2f, ARI %.2f', point['num_clusters'],
+                 point['mIoU'], _spread(point['std']), point['accuracy'], point['NMI'], point['ARI'])
     return ClusterModel(whitening, first.centres, table, classes, {}), table[first.ids + 1], {
         'kmeans': entry, **({'overclustering': curve} if curve else {})}, {'kmeans': first_confusion}
 

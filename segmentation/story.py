@@ -9,7 +9,15 @@ from typing import Any
 from utils import page
 from utils.charts import cluster_curves
 from utils.history import read_history
-from utils.run_report import FROM_LEFT, NEIGHBOURS, PREDICTIONS, curve_blocks, neighbour_block, training_pictures
+from utils.run_report import (
+    FROM_LEFT,
+    NEIGHBOURS,
+    PREDICTIONS,
+    SPREAD,
+    curve_blocks,
+    neighbour_block,
+    training_pictures,
+)
 
 SHOWN = 4  # images of a protocol
 
@@ -28,7 +36,7 @@ def write_story(output: Path, rows: Sequence[Sequence[str]], bars: Mapping[str, 
         note: what the columns are, shown under the title.
     """
     blocks = [page.table('Results', ('protocol', 'figure', *runs), rows,
-                         'In per cent; ± one standard deviation over runs.')]
+                         f'In per cent; {SPREAD}.')]
     classes = max((list(entry['IoU']) for columns in bars.values() for entry in columns.values()), key=len, default=[])
     blocks += [page.bars(f'IoU of each class: {protocol}', {name: entry['IoU'] for name, entry in columns.items()},
                          classes) for protocol, columns in bars.items()]

@@ -36,11 +36,18 @@ from utils.run_report import CURVE, TASKS
 Column = dict[str, Any]  # {task: its entry in results.json}
 
 
+class Cell(NamedTuple):
+    """A result in percent, and where it is a mean of several runs their standard deviation and number."""
+    mean: float
+    std: float | None
+    runs: int | None
+
+
 class Row(NamedTuple):
     """One line of the table."""
     protocol: str
     figure: str  # mIoU, or IoU and a class
-    cells: list[tuple[float, float | None] | None]  # of each column: percent and standard deviation over runs
+    cells: list[Cell | None]  # of each column
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -112,32 +119,39 @@ def task_names(columns: dict[str, Column]) -> dict[str, str]:
                                                      *(t for t in present if t not in TASKS))}
 
 
+def cell_of(entry: Column, name: str | None = None) -> Cell | None:
+    """The mIoU of an entry, or the IoU of a class; a deviation without its n, of an earlier version, is left out."""
+    values, deviations = (entry, entry.get('std')) if name is None else (
+        entry.get('IoU', {}), (entry.get('IoU_std') or {}).get(name))
+    runs = entry.get('num_runs')
+    key = 'mIoU' if name is None else name
+    return Cell(values[key], None if runs is None else deviations, runs) if key in values else None
+
+
 def rows_of(columns: dict[str, Column], per_class: bool) -> list[Row]:
     """The rows of the table; a cell is None where a column lacks the figure."""
     rows = []
     for task, protocol in task_names(columns).items():
         entries = [column.get(task, {}) for column in columns.values()]
-        rows.append(Row(protocol, 'mIoU', [(e['mIoU'], e.get('std')) if e else None for e in entries]))
+        rows.append(Row(protocol, 'mIoU', [cell_of(e) for e in entries]))
         for name in dict.fromkeys(name for e in entries for name in e.get('IoU', {})) if per_class else ():
-            rows.append(Row(protocol, f'IoU {name}', [
-                (e['IoU'][name], e.get('IoU_std', {}).get(name)) if name in e.get('IoU', {}) else None
-                for e in entries]))
+            rows.append(Row(protocol, f'IoU {name}', [cell_of(e, name) for e in entries]))
     curves = [{point['num_clusters']: point for point in column.get(CURVE, [])} for column in columns.values()]
     for count in sorted({count for curve in curves for count in curve}):
-        rows.append(Row(f'{TASKS["kmeans"]}, {count} clusters', 'mIoU', [
-            (curve[count]['mIoU'], curve[count].get('std')) if count in curve else None for curve in curves]))
+        rows.append(Row(f'{TASKS["kmeans"]}, {count} clusters', 'mIoU', [cell_of(curve.get(count, {}))
+                                                                         for curve in curves]))
     return rows
 
 
-def cell_text(cell: tuple[float, float | None] | None) -> str:
-    """'45.68 ± 1.50': a figure with its standard deviation, if it has one."""
+def cell_text(cell: Cell | None) -> str:
+    """'45.68 ± 1.50 (n = 5)': a result with its standard deviation over n runs, if it has one."""
     if cell is None:
         return '-'
-    return f'{cell[0]:.2f}' + ('' if cell[1] is None else f' ± {cell[1]:.2f}')
+    return f'{cell.mean:.2f}' + ('' if cell.std is None else f' ± {cell.std:.2f} (n = {cell.runs})')
 
 
 def markdown(columns: dict[str, Column], per_class: bool = False) -> str:
-    """The table in Markdown: two decimals, and +- the standard deviation over runs where there is one."""
+    """The table in Markdown: two decimals, ± the sample standard deviation over n runs where there is one."""
     lines = [['%', 'figure', *columns], ['---', '---'] + ['---:'] * len(columns)]
     lines += [[row.protocol, row.figure, *map(cell_text, row.cells)] for row in rows_of(columns, per_class)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
@@ -146,12 +160,13 @@ def markdown(columns: dict[str, Column], per_class: bool = False) -> str:
 
 
 def csv_table(columns: dict[str, Column], per_class: bool = False) -> str:
-    """The same as CSV, in full precision; a column's standard deviations stand in a column of their own."""
+    """The same as CSV, in full precision; standard deviations and numbers of runs have columns of their own."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['protocol', 'figure', *(name + suffix for name in columns for suffix in ('', ' std'))])
+    writer.writerow(['protocol', 'figure', *(name + suffix for name in columns for suffix in ('', ' std', ' n'))])
     for row in rows_of(columns, per_class):
-        writer.writerow([row.protocol, row.figure, *(value for cell in row.cells for value in cell or (None, None))])
+        cells = (cell or (None, None, None) for cell in row.cells)
+        writer.writerow([row.protocol, row.figure, *(value for cell in cells for value in cell)])
     return text.getvalue()
 
 

@@ -85,9 +85,9 @@ def test_baselines_then_pretraining_then_protocols(machine: Machine, tmp_path: P
 
     table = {tuple(row[1:4]): row[5:] for row in cells(tmp_path / 'out' / 'table.md')}
     # seeds 100 and 200 give 2 and 4 more
-    assert table['initial weights', 'backbone', 'given'] == ['15.0 ± 1.4', '15.0 ± 1.4', '15.0 ± 1.4', '15.0 ± 1.4',
-                                                             '16.0 ± 1.4']
-    assert table['supervised masks', 'embedding', 'predicted'][2:] == ['18.0 ± 1.4', '-', '-']
+    assert table['initial weights', 'backbone', 'given'] == [*['15.0 ± 1.4 (n = 2)'] * 4,
+                                                             '16.0 ± 1.4 (n = 2)']
+    assert table['supervised masks', 'embedding', 'predicted'][2:] == ['18.0 ± 1.4 (n = 2)', '-', '-']
     gains = {tuple(row[1:4]): row[5:] for row in cells(tmp_path / 'out' / 'gains.md')}
     assert gains['supervised masks', 'embedding', 'given'][2] == '+3.0 (+1.5 σ)'  # over the backbone's 15, not 13
     assert not any('initial' in name for name, *_ in gains)

@@ -171,11 +171,15 @@ def test_deviation_over_runs() -> None:
     entry = script.summary(runs, 1, ['rest', 'thing'])
     first = np.mean(iou_of(tables[0]))
     assert entry['mIoU'] == pytest.approx(50 * (first + 1))
-    assert entry['std'] == pytest.approx(50 * (1 - first))
+    assert entry['std'] == pytest.approx(100 * (1 - first) / np.sqrt(2))  # of a sample of two
     assert entry['accuracy'] == pytest.approx(95)
-    assert entry['accuracy_std'] == pytest.approx(5)
+    assert entry['accuracy_std'] == pytest.approx(10 / np.sqrt(2))
+    assert entry['num_runs'] == 2
     assert list(entry['IoU'].values()) == pytest.approx([50 * (iou + 1) for iou in iou_of(tables[0])])
     assert [run['mIoU'] for run in entry['runs']] == pytest.approx([100 * first, 100])
+    single = script.summary(runs[:1], 1, ['rest', 'thing'])
+    assert single['num_runs'] == 1
+    assert {single['std'], single['NMI_std'], *single['IoU_std'].values()} == {None}  # not that it does not vary
 
 
 def test_one_sentence_each(run, tmp_path: Path) -> None:

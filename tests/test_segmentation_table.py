@@ -24,11 +24,13 @@ def write(folder: Path, **entries) -> str:
 @pytest.fixture
 def columns(tmp_path: Path) -> list[str]:
     """Arguments of a table of two columns."""
-    curve = [{'num_clusters': n, 'mIoU': miou, 'std': 0.5, 'NMI': 3.0} for n, miou in ((50, 30.0), (21, 20.0))]
+    curve = [{'num_clusters': n, 'mIoU': miou, 'std': 0.5, 'num_runs': 2, 'NMI': 3.0}
+             for n, miou in ((50, 30.0), (21, 20.0))]
     first = write(tmp_path / 'a', overclustering=curve, kmeans={
-        'mIoU': 20.0, 'std': 1.0, 'runs': [],
+        'mIoU': 20.0, 'std': 1.0, 'num_runs': 5,
         'IoU': {'background': 30.0, 'cat': 10.0}, 'IoU_std': {'background': 0.25, 'cat': 2.0}})
-    worse = write(tmp_path / 'b', kmeans={'mIoU': 10.0, 'IoU': {'background': 20.0, 'cat': 0.0}})
+    worse = write(tmp_path / 'b', kmeans={'mIoU': 10.0, 'std': None, 'num_runs': 1,
+                                            'IoU': {'background': 20.0, 'cat': 0.0}})
     second = write(tmp_path / 'c', linear={'mIoU': 45.678, 'IoU': {'background': 90.0, 'cat': 1.356}},
                    retrieval={'mIoU': 7.0, 'IoU': {'cat': 7.0}}, other={'mIoU': 1.0})
     return ['--column', 'one', worse, first, '--column', 'two', second, '--output', str(tmp_path / 'out')]
@@ -41,11 +43,11 @@ def test_table(columns: list[str], tmp_path: Path, capsys) -> None:
     lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines()]
     assert lines == [['%', 'figure', 'one', 'two'], ['---', '---', '---:', '---:'],
                      ['Linear classifier', 'mIoU', '-', '45.68'],
-                     ['K-means', 'mIoU', '20.00 ± 1.00', '-'],
+                     ['K-means', 'mIoU', '20.00 ± 1.00 (n = 5)', '-'],
                      ['Retrieval', 'mIoU', '-', '7.00'],
                      ['other', 'mIoU', '-', '1.00'],
-                     ['K-means, 21 clusters', 'mIoU', '20.00 ± 0.50', '-'],
-                     ['K-means, 50 clusters', 'mIoU', '30.00 ± 0.50', '-']]
+                     ['K-means, 21 clusters', 'mIoU', '20.00 ± 0.50 (n = 2)', '-'],
+                     ['K-means, 50 clusters', 'mIoU', '30.00 ± 0.50 (n = 2)', '-']]
     for name in ('classes.png', 'overclustering.png'):
         assert np.asarray(Image.open(tmp_path / 'out' / name)).std() > 0
     assert not (tmp_path / 'out' / 'pictures.png').exists()
@@ -63,7 +65,7 @@ def test_the_story_joins_figures_pictures_and_curves(columns: list[str], tmp_pat
     Image.new('RGB', (30, 20), 'red').save(tmp_path / 'c' / 'neighbours.png')
     table.main([*columns, '--pretraining', str(pretraining), '--note', 'One is the first.'])
     shown = Page(tmp_path / 'out' / 'report.html')
-    for text in ('20.00 ± 1.00', '45.68', 'Training: pretrain', 'IoU of each class: K-means', 'Over-clustering',
+    for text in ('20.00 ± 1.00 (n = 5)', '45.68', 'Training: pretrain', 'IoU of each class: K-means', 'Over-clustering',
                  'one: of_a', 'two: of_c', 'Predictions: Linear classifier', 'Results: one · two', 'One is the first.',
                  'Nearest neighbours', 'void'):
         assert text in shown.text, text
@@ -76,10 +78,11 @@ def test_rows_per_class_and_csv(columns: list[str], tmp_path: Path) -> None:
     table.main([*columns, '--per-class'])
     rows = list(csv.DictReader((tmp_path / 'out' / 'table.csv').open()))
     assert rows[1] == {'protocol': 'Linear classifier', 'figure': 'IoU background', 'one': '', 'one std': '',
-                       'two': '90.0', 'two std': ''}
+                       'one n': '', 'two': '90.0', 'two std': '', 'two n': ''}
     cat = next(row for row in rows if row['protocol'] == 'K-means' and row['figure'] == 'IoU cat')
-    assert (cat['one'], cat['one std'], cat['two']) == ('10.0', '2.0', '')
-    assert '| K-means              | IoU cat        | 10.00 ± 2.00 |' in (tmp_path / 'out' / 'table.md').read_text()
+    assert (cat['one'], cat['one std'], cat['one n'], cat['two']) == ('10.0', '2.0', '5', '')
+    assert '| K-means              | IoU cat        | 10.00 ± 2.00 (n = 5) |' in (
+        tmp_path / 'out' / 'table.md').read_text()
 
 
 def test_mistakes_are_one_sentence(columns: list[str], tmp_path: Path) -> None:

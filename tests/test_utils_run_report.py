@@ -68,7 +68,8 @@ def output_dir(tmp_path_factory) -> Path:
             writer.add_scalar(name, step / 7, step)
         writer.add_image('views', np.full((8, 9, 3), step, np.uint8), step, dataformats='HWC')
     writer.close()
-    save_results({'kmeans': {'mIoU': 45.678, 'std': 1.5, 'IoU': {'background': 81.25, 'cat & <dog>': 12.5}},
+    save_results({'kmeans': {'mIoU': 45.678, 'std': 1.5, 'num_runs': 5,
+                             'IoU': {'background': 81.25, 'cat & <dog>': 12.5}},
                   'overclustering': [{'num_clusters': 5, 'mIoU': 30.0, 'std': 1.0}],
                   'clusters': {'num_clusters': 2, 'sizes': [31, 17], 'silhouette': {'2': 0.5, '3': None}}}, folder)
     (folder / 'clusters').mkdir()
@@ -93,7 +94,7 @@ def test_damaged_results_of_before_do_not_lose_those_of_now(tmp_path: Path, capl
 
 def test_the_report_holds_what_the_run_left(output_dir: Path) -> None:
     shown = Page(output_dir / 'report.html')
-    for text in ('Title <b>', 'a<script>', 'cat & <dog>', '<i>a', '45.68 ± 1.50', '81.2', 'moco_kwargs.K', '40',
+    for text in ('Title <b>', 'a<script>', 'cat & <dog>', '<i>a', '45.68 ± 1.50 (n = 5)', '81.2', 'moco_kwargs.K', '40',
                  'IoU, %', 'epoch 0', 'epoch 2', 'epoch 4', 'Over-clustering', 'Confusion matrix: K-means'):
         assert text in shown.text, text
     assert 'epoch 1' not in shown.text

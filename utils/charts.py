@@ -46,7 +46,7 @@ def class_bars(tasks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
             axes.bar(places, heights, width, label=column, color=COLOURS[inks[column] % len(COLOURS)],
                      edgecolor='white', linewidth=0.3, capsize=1.5,
                      hatch=HATCHES[inks[column] // len(COLOURS) % len(HATCHES)],
-                     yerr=None if spread is None else [spread.get(name, 0) for name in names],
+                     yerr=None if spread is None else [spread.get(name) or 0 for name in names],
                      error_kw={'elinewidth': 0.7})
         axes.set_xticks(np.arange(len(names)), names, rotation=45, ha='right')
         axes.set_xlabel('class')
@@ -71,7 +71,7 @@ def cluster_curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figur
     for i, (column, points) in enumerate(curves.items()):
         ordered = sorted(points, key=lambda point: point['num_clusters'])
         axes.errorbar([point['num_clusters'] for point in ordered], [point['mIoU'] for point in ordered],
-                      [point.get('std', 0) for point in ordered], label=column, capsize=3,
+                      [point.get('std') or 0 for point in ordered], label=column, capsize=3,
                       marker=MARKERS[i % len(MARKERS)])
     axes.set_xlabel('number of clusters')
     axes.set_ylabel('mIoU, %')
@@ -101,12 +101,12 @@ def training_curves(title: str, x: str, y: str, curves: Mapping[str, Points]) ->
     return figure
 
 
-def sweep_panels(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]],
+def sweep_panels(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, float | None]]]],
                  before: Mapping[str, float], columns: int = 3) -> Figure:
     """One panel a group: the figures of each variant, with error bars, and one legend above all.
 
     Args:
-        groups: {group: {variant: {figure: (mean, standard deviation) in percent}}}, at least one.
+        groups: {group: {variant: {figure: (mean, standard deviation or None) in percent}}}, at least one.
         before: {figure: percent}, drawn as broken lines through all panels.
         columns: panels a row.
     """
@@ -122,7 +122,7 @@ def sweep_panels(groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, flo
             ink = COLOURS[i % len(COLOURS)]
             if points:
                 places, means, spreads = zip(*points, strict=True)
-                lines[name] = axes.errorbar(places, means, spreads, capsize=3, color=ink,
+                lines[name] = axes.errorbar(places, means, [spread or 0 for spread in spreads], capsize=3, color=ink,
                                             marker=MARKERS[i % len(MARKERS)])
             if name in before:
                 line = axes.axhline(before[name], color=ink, linestyle='--', linewidth=1)

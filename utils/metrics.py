@@ -1,6 +1,8 @@
 """One confusion matrix behind every IoU, and running means that stay on the device."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,6 +36,11 @@ def iou_of(confusion: np.ndarray) -> np.ndarray:
     hits = np.diag(confusion).astype(np.float64)
     union = confusion.sum(0) + confusion.sum(1) - hits
     return np.divide(hits, union, out=np.zeros_like(hits), where=union > 0)
+
+
+def standard_deviation(values: Sequence[float]) -> float | None:
+    """Of a sample (divided by n - 1), which every ± is; None of fewer than two values."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 class Mean:

@@ -36,6 +36,7 @@ PLOTS = (('Losses', STEP, 'loss', ('train/loss', 'train/contrastive', 'train/sal
 PREDICTIONS, NEIGHBOURS = 'visualizations', 'neighbours.png'
 FROM_LEFT = ('From left to right: image, ground truth, prediction, and after a CRF, if there is one. '
              'K-means: the first run.')
+SPREAD = '± one sample standard deviation over n runs'
 SHOWN = 3  # of the pictures that were taken over training: the first, the last and the one in between
 
 
@@ -62,6 +63,12 @@ def write_run_report(config: Mapping[str, Any], title: str, classes: Sequence[st
     log.info('Report: %s', page.write_page(output_dir, title, lead, blocks))
 
 
+def shown_spread(entry: Mapping[str, Any], deviation: float | None) -> str:
+    """' ± 1.50 (n = 5)': the standard deviation of a result of several runs, if there is one with their number."""
+    known = deviation is not None and 'num_runs' in entry
+    return f' ± {deviation:.2f} (n = {entry["num_runs"]})' if known else ''
+
+
 def config_block(config: Mapping[str, Any]) -> page.Block:
     """The config, hidden until it is asked for."""
     rows = [(name, json.dumps(value, ensure_ascii=False)) for name, value in flat(config).items()]
@@ -79,8 +86,7 @@ def result_blocks(results: Mapping[str, Any], classes: Sequence[str]) -> list[pa
             continue
         for name, value in entry.items():
             if isinstance(value, (int, float)) and not name.endswith('std'):
-                deviation = entry.get('std' if name == 'mIoU' else f'{name}_std')
-                spread = '' if deviation is None else f' ± {deviation:.2f}'
+                spread = shown_spread(entry, entry.get('std' if name == 'mIoU' else f'{name}_std'))
                 rows.append((TASKS.get(task, task), name, (f'{value:.2f}' if isinstance(value, float) else str(value))
                              + spread))
         blocks += cluster_blocks(entry)
@@ -88,7 +94,7 @@ def result_blocks(results: Mapping[str, Any], classes: Sequence[str]) -> list[pa
             blocks.append(page.bars(f'IoU of each class: {TASKS.get(task, task)}', {task: entry['IoU']}, classes))
     if rows:
         blocks.insert(0, page.table('Results', ('', 'figure', 'value'), rows,
-                                    'mIoU, accuracy, NMI and ARI in per cent; ± one standard deviation over runs.'))
+                                    f'mIoU, accuracy, NMI and ARI in per cent; {SPREAD}.'))
     return blocks
 
 
