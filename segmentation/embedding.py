@@ -28,7 +28,7 @@ class EmbeddedSplit:
     """What the protocols on prototypes need of the N objects in M images; of its maps only masks are kept, as bits.
 
     prototypes: (N, D) float32 of unit length, zero where the mask is empty.
-    inside: (N, classes) pixels of each true class inside the object, at the image's size.
+    inside: (N, classes) pixels of each true class inside the object, at the size that the split is scored at.
     outside: (M, classes) pixels of each true class of the image outside all of its objects.
     packed: each object's bits (np.packbits), empty if not kept.
     packed_shapes: (height, width) of each image's packed masks; they are resized (nearest) to the image.
@@ -141,7 +141,7 @@ def find_objects(model: ContrastiveSegmentationModel | BackboneModel, images: Te
 
 def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: DataLoader, device: torch.device,
                 num_classes: int, features: str = 'embedding', from_network: bool = True, keep_masks: bool = False,
-                min_component: float | None = None) -> EmbeddedSplit:
+                min_component: float | None = None, size: int | None = None) -> EmbeddedSplit:
     """Run the network once over a split, see ``find_objects``; processes share its batches, and each gets the whole.
 
     Args:
@@ -149,7 +149,9 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Dat
             masks from files, 'sal'; the last two at the images' own sizes.
         num_classes: classes, background included.
         from_network: take the network's masks, not those of 'sal'.
-        keep_masks: keep the masks, 1 bit a pixel: at the image's size, or without 'semseg' as they are found.
+        keep_masks: keep the masks, 1 bit a pixel: as they are scored, or without 'semseg' as they are found.
+        size: side of the square at which masks and ground truth are scored, both resized to it (nearest); None: the
+            image's own height and width.
 
     Raises:
         UserError: no image has a mask.
@@ -164,7 +166,8 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Dat
             ids, count = objects.ids, len(objects.prototypes)
             histograms = np.zeros((count + 1, num_classes), np.int64)
             if semseg is not None:
-                ids = resize_mask(ids, shape[1], shape[0])
+                height, width = shape if size is None else (size, size)
+                ids, semseg = (resize_mask(labels, width, height) for labels in (ids, semseg))
                 histograms = object_histograms(ids, count, semseg, num_classes)
             prototypes.append(objects.prototypes)
             outside.append(histograms[0])

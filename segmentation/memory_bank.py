@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +22,39 @@ class MemoryBank:
     """M prototypes with a class each (paper, section 4.4).
 
     prototypes: (M, D) float32 of unit length.
-    labels: (M,) class ids.
+    votes: (M, classes) pixels of each class in the object's mask, of the background 0; at least one in every row.
     images: (M,) the ID of each entry's image.
-    classes, ignored: names of the classes that ``labels`` index, and of those that were void.
+    classes: their names.
     db_name: the data set that its images are of.
     made_by: what made it, for the log: features, weights, split, masks.
     """
     prototypes: np.ndarray
-    labels: np.ndarray
+    votes: np.ndarray
     images: np.ndarray
     classes: tuple[str, ...]
-    ignored: tuple[str, ...] = ()
     db_name: str = ''
     made_by: str = ''
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.votes)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(M,) class of each entry: that of most votes, of equals the higher id."""
+        return self.votes.shape[1] - 1 - self.votes[:, ::-1].argmax(1)
+
+    def without(self, ignored: Sequence[int]) -> MemoryBank:
+        """The memory where these classes are ignored: they have no votes, and entries without votes are left out.
+
+        Raises:
+            UserError: no entry is left.
+        """
+        votes = self.votes.copy()
+        votes[:, ignored] = 0
+        kept = votes.any(1)
+        if not kept.any():
+            raise UserError('the memory shows no object of a class that counts; check ignore_classes.')
+        return replace(self, prototypes=self.prototypes[kept], votes=votes[kept], images=self.images[kept])
 
     def check_dimension(self, dim: int) -> None:
         """Raises UserError when vectors of this dimension cannot be compared with the entries."""
@@ -74,8 +92,8 @@ class MemoryBank:
 
     def save(self, path: Path) -> None:
         """Write an .npz file, whole or not at all."""
-        save_arrays(path, **{**vars(self), 'classes': np.array(self.classes, np.str_),
-                             'ignored': np.array(self.ignored, np.str_)})
+        arrays = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        save_arrays(path, **{**arrays, 'classes': np.array(self.classes, np.str_), 'labels': self.labels})
 
 
 def _search(queries: torch.Tensor, memory: torch.Tensor, k: int) -> np.ndarray:
@@ -92,55 +110,54 @@ def _search(queries: torch.Tensor, memory: torch.Tensor, k: int) -> np.ndarray:
     return indices.numpy()
 
 
-def fill_memory(split: EmbeddedSplit, ids: Sequence[str], classes: Sequence[str], ignored: Sequence[str] = (),
-                db_name: str = '', made_by: str = '') -> MemoryBank:
+def fill_memory(split: EmbeddedSplit, ids: Sequence[str], classes: Sequence[str], db_name: str = '',
+                made_by: str = '') -> MemoryBank:
     """The memory of a split.
 
-    An object enters if its mask covers a class other than background and void; its class is that of
-    most pixels of the mask, background and void not counted, and the higher id of equals.
+    An object enters if its mask covers a class other than background and void, which do not vote on its class.
 
     Args:
-        split: the objects; columns of ``inside`` for ignored classes set to 0.
         ids: the split's image IDs.
-        classes, ignored, db_name, made_by: kept in the memory, see there.
+        classes, db_name, made_by: kept in the memory, see there.
 
     Raises:
         UserError: no object has such a mask.
     """
-    votes = split.inside[:, 1:]
+    votes = split.inside * (np.arange(len(classes)) > 0)
     kept = votes.any(1)
     if not kept.any():
         raise UserError('no mask of the memory split covers a labelled object; check the masks and memory_split.')
-    highest_first = votes[kept][:, ::-1]
-    labels = votes.shape[1] - highest_first.argmax(1)
-    return MemoryBank(split.prototypes[kept], labels, np.array(ids)[split.image[kept]], tuple(classes),
-                      tuple(ignored), db_name, made_by)
+    return MemoryBank(split.prototypes[kept], votes[kept], np.array(ids)[split.image[kept]], tuple(classes), db_name,
+                      made_by)
 
 
-def load_memory(path: Path, classes: Sequence[str], ignored: Sequence[str] = ()) -> MemoryBank:
+def load_memory(path: Path, classes: Sequence[str]) -> MemoryBank:
     """Read a memory that ``MemoryBank.save`` wrote; as data, never as code.
 
     Raises:
-        UserError: it is no such file, or its classes (or those ignored) are others.
+        UserError: it is no such file, or its classes are others.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             bank = MemoryBank(**{name: file[name] for name in MemoryBank.__dataclass_fields__})
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f'memory {path} is no memory.npz of retrieval.py, or damaged; fill it anew.') from error
-    bank.classes, bank.ignored = (tuple(map(str, names)) for names in (bank.classes, bank.ignored))
-    for what, found, expected in (('classes', bank.classes, tuple(classes)),
-                                  ('ignore_classes', tuple(sorted(bank.ignored)), tuple(sorted(ignored)))):
-        if found != expected:
-            raise UserError(f'memory {path} was filled with {what} {name_some(found) or "none"}, not '
-                            f'{name_some(expected) or "none"}; fill one for this data set and config.')
+        raise UserError(f'memory {path} is no memory.npz of retrieval.py, damaged, or of an earlier version; fill '
+                        'it anew.') from error
+    bank.classes = tuple(map(str, bank.classes))
+    if bank.classes != tuple(classes):
+        raise UserError(f'memory {path} was filled with classes {name_some(bank.classes)}, not {name_some(classes)}; '
+                        'fill one for this data set and config.')
     bank.db_name, bank.made_by = str(bank.db_name), str(bank.made_by)
     return bank
 
 
-def retrieval_confusion(split: EmbeddedSplit, predicted: np.ndarray) -> np.ndarray:
-    """(classes, classes) pixel counts: each object takes its predicted class, the rest is background."""
+def retrieval_confusion(split: EmbeddedSplit, predicted: np.ndarray, ignored: Sequence[int] = ()) -> np.ndarray:
+    """(classes, classes) pixel counts: each object takes its predicted class, the rest is background.
+
+    Pixels of the ignored classes do not count.
+    """
     confusion = np.zeros((split.inside.shape[1],) * 2, np.int64)  # predicted x true
     confusion[0] = split.outside.sum(0)
     np.add.at(confusion, predicted, split.inside)
+    confusion[:, list(ignored)] = 0
     return confusion.T

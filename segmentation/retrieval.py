@@ -3,7 +3,9 @@
     python segmentation/retrieval.py --config_env configs/env.yml \\
         --config_exp configs/retrieval/retrieval_VOCSegmentation_unsupervised_saliency.yml
 
-With --memory it takes the memory.npz that an earlier run left in its output directory.
+Votes and scores count pixels at val_size x val_size. Where ignore_classes is set, one run gives two results:
+'retrieval' on all classes, printed first, and 'retrieval_<n>' on the n that are left. With --memory it takes the
+memory.npz that an earlier run left in its output directory, whatever its ignore_classes.
 """
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
@@ -54,10 +56,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def kept_classes(classes: Sequence[str], ignored: Sequence[str]) -> list[int]:
-    """Ids of the classes that are not ignored. Raises UserError for a name that is no class."""
+class Protocol(NamedTuple):
+    """A way to score: ids of the classes that are ignored, in the memory and in val, and of those in the mean."""
+    ignored: list[int]
+    scored: list[int]
+
+
+def protocols_of(classes: Sequence[str], ignored: Sequence[str]) -> dict[str, Protocol]:
+    """'retrieval' on all classes, and where some are ignored 'retrieval_<n>' on the n others, without background.
+
+    Raises:
+        UserError: a name is no class, or no class is left.
+    """
     check_names(ignored, classes, 'ignore_classes')
-    return [i for i, name in enumerate(classes) if name not in ignored]
+    protocols = {'retrieval': Protocol([], list(range(len(classes))))}
+    if ignored:
+        scored = [i for i, name in enumerate(classes) if i > 0 and name not in ignored]
+        if not scored:
+            raise UserError('ignore_classes leaves no class to retrieve; take some out.')
+        protocols[f'retrieval_{len(scored)}'] = Protocol([classes.index(name) for name in ignored], scored)
+    return protocols
 
 
 def write_sheet(p: Any, val: EmbeddedSplit, val_set: VOCSegmentation, predicted: np.ndarray, bank: MemoryBank) -> None:
@@ -83,9 +101,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     masks = None if from_network else p.saliency
     val_loader, val_set = evaluation_loader(p, p.val_db_name, p.val_split, masks)
     classes = val_set.classes
-    kept = kept_classes(classes, p.ignore_classes)
+    protocols = protocols_of(classes, p.ignore_classes)
     if p.memory is not None:  # what does not fit is found before the network runs
-        bank = load_memory(resolve_path(p.memory, p.root_dir), classes, p.ignore_classes)
+        bank = load_memory(resolve_path(p.memory, p.root_dir), classes)
     else:
         memory_loader, memory_set = evaluation_loader(p, p.memory_db_name, p.memory_split, masks, skip=True)
         if memory_set.classes != classes:
@@ -97,32 +115,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     place(model, device)
 
     def embed(loader: DataLoader, keep_masks: bool = False) -> EmbeddedSplit:
-        split = embed_split(model, loader, device, len(classes), p.features, from_network, keep_masks,
-                            p.min_component if p.components else None)
-        ignored = [i for i in range(len(classes)) if i not in kept]
-        split.inside[:, ignored] = split.outside[:, ignored] = 0  # void
-        return split
+        return embed_split(model, loader, device, len(classes), p.features, from_network, keep_masks,
+                           p.min_component if p.components else None, p.val_size)
 
     if p.memory is None:
         made_by = f'{p.features} of {p.pretraining} on {p.memory_db_name} {p.memory_split}, masks: {p.saliency}'
-        bank = fill_memory(embed(memory_loader), memory_set.ids, classes, p.ignore_classes, p.memory_db_name, made_by)
+        bank = fill_memory(embed(memory_loader), memory_set.ids, classes, p.memory_db_name, made_by)
         if distributed.is_main():
             bank.save(Path(p.output_dir) / 'memory.npz')
     log.info('The memory holds %d objects of dimension %d (%s)', len(bank), bank.prototypes.shape[1], bank.made_by)
+    banks = {task: bank.without(protocol.ignored) for task, protocol in protocols.items()}
     val = embed(val_loader, keep_masks=True)
     if not distributed.is_main():
         return
-    predicted = bank.nearest(val.prototypes, p.num_neighbours)
-    confusion = retrieval_confusion(val, predicted)
-    iou = iou_of(confusion)
-    scored = [i for i in kept if i > 0] if p.ignore_classes else kept
-    names = [classes[i] for i in scored]
-    log_iou(iou[scored], names)
-    write_sheet(p, val, val_set, predicted, bank)
-    path = save_results({'retrieval': {**iou_entry(iou[scored], names), 'memory': len(bank),
-                                       'num_neighbours': p.num_neighbours}}, Path(p.output_dir))
-    log.info('Results: %s', path)
-    write_run_report(as_dict(p), 'Retrieval', classes, {'retrieval': confusion})
+    results, confusions = {}, {}
+    for task, (ignored, scored) in protocols.items():
+        predicted = banks[task].nearest(val.prototypes, p.num_neighbours)
+        confusions[task] = retrieval_confusion(val, predicted, ignored)
+        iou, names = iou_of(confusions[task])[scored], [classes[i] for i in scored]
+        which = f'{len(ignored)} classes ignored, the mean of {len(scored)} without background' if ignored \
+            else f'the mean of all {len(scored)} classes'
+        log.info('%s: %s; %d objects in the memory', task, which, len(banks[task]))
+        log_iou(iou, names)
+        results[task] = {**iou_entry(iou, names), 'memory': len(banks[task]), 'num_neighbours': p.num_neighbours}
+        if not ignored:
+            write_sheet(p, val, val_set, predicted, bank)
+    log.info('Results: %s', save_results(results, Path(p.output_dir)))
+    write_run_report(as_dict(p), 'Retrieval', classes, confusions)
 
 
 if __name__ == '__main__':

@@ -158,14 +158,17 @@ def test_kmeans(run: Runner, capsys) -> None:
     assert entry['runs'][0]['mIoU'] == pytest.approx(100 * np.mean(hits / union.clip(1)))
 
 
-def test_retrieval_leaves_ignored_classes_out(run: Runner, capsys) -> None:
-    run('segmentation.retrieval')
-    assert list(results(run.root_dir / 'retrieval')['retrieval']['IoU'])[0] == 'background'
-    run('segmentation.retrieval', 'ignore_classes=[star, ball]', 'output_dir=ignoring')
-    entry = results(run.root_dir / 'ignoring')['retrieval']
-    assert len(entry['IoU']) == 5
-    assert not {'background', 'star', 'ball'} & entry['IoU'].keys()
-    assert 'Confusion matrix: Retrieval' in Page(run.root_dir / 'ignoring' / 'report.html').text
+def test_retrieval_with_and_without_ignored_classes(run: Runner, capsys) -> None:
+    run('segmentation.retrieval', 'ignore_classes=[star, ball]')
+    entries = results(run.root_dir / 'retrieval')
+    assert list(entries) == ['retrieval', 'retrieval_5']
+    assert list(entries['retrieval']['IoU'])[0] == 'background'
+    assert len(entries['retrieval']['IoU']) == 8
+    assert len(entries['retrieval_5']['IoU']) == 5
+    assert not {'background', 'star', 'ball'} & entries['retrieval_5']['IoU'].keys()
+    page = Page(run.root_dir / 'retrieval' / 'report.html').text
+    assert 'Confusion matrix: Retrieval' in page
+    assert 'Confusion matrix: retrieval_5' in page
 
 
 def test_all_protocols_score_the_same_few_classes(run: Runner) -> None:

@@ -55,7 +55,8 @@ def entry_of(folder: Path) -> dict:
 
 
 def bank_of(prototypes, labels, classes=('background', 'a', 'b', 'c')) -> MemoryBank:
-    return MemoryBank(np.array(prototypes, np.float32), np.array(labels), np.array(['x'] * len(labels)), classes)
+    votes = np.eye(len(classes), dtype=np.int64)[labels]
+    return MemoryBank(np.array(prototypes, np.float32), votes, np.array(['x'] * len(labels)), classes)
 
 
 def test_figures_by_hand(run, tmp_path: Path, capsys) -> None:
@@ -90,11 +91,42 @@ def test_a_memory_of_images_that_have_a_mask(run, tmp_path: Path, capsys) -> Non
         run(output='val')
 
 
-def test_ignored_classes_are_void(run, tmp_path: Path) -> None:
-    colours(tmp_path)
-    folder = run('ignore_classes=[blue]', output='ignoring')
-    assert entry_of(folder)['IoU'] == {'red': 100, 'green': 100}
-    assert np.load(folder / 'memory.npz')['labels'].tolist() == [1, 1, 2]
+def test_both_results_of_one_pass(run, tmp_path: Path, monkeypatch, capsys) -> None:
+    root = colours(tmp_path)
+    write_image(root, 'train_3', [(3, MIDDLE), (1, (slice(8, 24), slice(8, 14)))])  # 96 of red, 160 of blue
+    write_image(root, 'val_2', [(3, MIDDLE), (1, (slice(8, 24), slice(8, 14)))])
+    passes = []
+    monkeypatch.setattr(script, 'embed_split', lambda *args: passes.append(args) or embed_split(*args))
+    folder = run('ignore_classes=[blue]')
+    assert len(passes) == 2  # the memory's and val's
+    both = results(folder)
+    assert list(both) == ['retrieval', 'retrieval_2']
+    assert (both['retrieval']['memory'], both['retrieval_2']['memory']) == (5, 4)  # train_4 shows blue alone
+    # blue's object is blue, with 160 pixels of 256; where blue is void, it turns red: 96 + 256, all right
+    assert both['retrieval']['IoU'] == pytest.approx(
+        {'background': 100, 'red': 100 * 256 / 352, 'green': 100, 'blue': 100 * 160 / 256})
+    assert both['retrieval_2']['IoU'] == {'red': 100, 'green': 100}
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith('mIoU is')]
+    assert printed == [f'mIoU is {both[task]["mIoU"]:.2f}' for task in both]
+    again = run('ignore_classes=[red, green]', flags=('--memory', str(folder / 'memory.npz')), output='again')
+    assert results(again)['retrieval'] == both['retrieval']
+    assert results(again)['retrieval_1']['memory'] == 2
+    for names, message in (('red, green, blue', '^ignore_classes leaves no class to retrieve; '),
+                           ('mauve', '^ignore_classes names mauve, which the data set does not have')):
+        with pytest.raises(UserError, match=message):
+            run(f'ignore_classes=[{names}]', output='none')
+
+
+def test_votes_and_scores_are_counted_at_val_size(run, tmp_path: Path) -> None:
+    root = colours(tmp_path)
+    for name, side in (('train_0', 64), ('val_0', 48)):  # a large image weighs no more than a small one
+        for folder, mode in (('images', '.jpg'), ('SegmentationClass', '.png'), ('saliency_supervised_model', '.png')):
+            path = root / folder / (name + mode)
+            Image.open(path).resize((side, 2 * side), Image.Resampling.NEAREST).save(path, quality=100)
+    folder = run('ignore_classes=[blue]', 'num_visualizations=3')
+    assert np.load(folder / 'memory.npz')['votes'].max() == 256
+    assert entry_of(folder)['mIoU'] == 100
+    assert (folder / 'neighbours.png').is_file()
 
 
 def test_a_saved_memory_gives_the_same(run, tmp_path: Path, capsys) -> None:
@@ -113,14 +145,12 @@ def test_a_saved_memory_that_does_not_fit(run, tmp_path: Path) -> None:
     flags = ('--memory', str(run() / 'memory.npz'))
     with pytest.raises(UserError, match='^queries of dimension 3 do not fit a memory of dimension 2; '):
         run('model_kwargs.ndim=3', flags=flags, output='other')
-    with pytest.raises(UserError, match='was filled with ignore_classes none, not blue; '):
-        run('ignore_classes=[blue]', flags=flags, output='ignoring')
     write_lists(root, ('background', 'warm', 'green', 'blue'), val=['val_0'])
     with pytest.raises(UserError, match='filled with classes background, red, green, blue, not background, warm'):
         run(flags=flags, output='classes')
     broken = tmp_path / 'broken.npz'
     broken.write_bytes(Path(flags[1]).read_bytes()[:300])
-    with pytest.raises(UserError, match='is no memory.npz of retrieval.py, or damaged; '):
+    with pytest.raises(UserError, match='is no memory.npz of retrieval.py, damaged, or of an earlier version; '):
         run(flags=('--memory', str(broken)), output='broken')
     with pytest.raises(UserError, match='^no file .*nowhere.npz'):
         run(flags=('--memory', 'nowhere.npz'), output='nowhere')
@@ -216,17 +246,17 @@ def test_confusion_and_miou_equal_the_slow_way(min_component: float | None) -> N
 
 def test_save_and_load(tmp_path: Path) -> None:
     bank = bank_of([[1, 0], [0, 1]], [1, 3])
-    bank.ignored, bank.made_by, bank.db_name = ('b',), 'embedding', 'Toy'
+    bank.made_by, bank.db_name = 'embedding', 'Toy'
     bank.save(tmp_path / 'memory.npz')
     assert [path.name for path in tmp_path.iterdir()] == ['memory.npz']
-    loaded = load_memory(tmp_path / 'memory.npz', bank.classes, ['b'])
+    loaded = load_memory(tmp_path / 'memory.npz', bank.classes)
     np.testing.assert_array_equal(loaded.prototypes, bank.prototypes)
     np.testing.assert_array_equal(loaded.labels, bank.labels)
-    assert (loaded.classes, loaded.ignored) == (bank.classes, ('b',))
+    assert loaded.classes == bank.classes
     assert (loaded.made_by, loaded.db_name) == ('embedding', 'Toy')
     np.savez(tmp_path / 'code.npz', **{**vars(bank), 'made_by': np.array([print], object)})
     with pytest.raises(UserError, match='damaged'):  # nothing is unpickled
-        load_memory(tmp_path / 'code.npz', bank.classes, ['b'])
+        load_memory(tmp_path / 'code.npz', bank.classes)
 
 
 def test_one_sentence_each(run, tmp_path: Path) -> None:

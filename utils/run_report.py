@@ -20,7 +20,8 @@ from utils.results import read_results
 log = logging.getLogger(__name__)
 TASKS = {'linear': 'Linear classifier', 'linear_crf': 'Linear classifier + CRF', 'finetuned': 'Fine-tuned',
          'finetuned_crf': 'Fine-tuned + CRF', 'kmeans': 'K-means', 'retrieval': 'Retrieval',
-         'offline': 'Label maps on disk', 'saliency': 'Masks', 'clusters': 'Clusters'}  # others under their own names
+         'retrieval_7': 'Retrieval, 7 classes', 'offline': 'Label maps on disk', 'saliency': 'Masks',
+         'clusters': 'Clusters'}  # others under their own names
 CURVE = 'overclustering'  # a list of {num_clusters, mIoU, std, ...}
 # title, x, y, scalars of one plot
 STEP, EPOCH = 'step', 'epoch'

@@ -209,7 +209,8 @@ class Retrieval(Prototypes):
     memory_split: str = key('trainaug', 'list of image IDs that fills the memory: sets/<name>.txt')
     memory: str | None = key(None, 'path of a memory.npz of an earlier run, used instead of memory_split')
     num_neighbours: int = key(1, 'nearest entries of the memory that vote on the class of an object')
-    ignore_classes: list[str] = key([], 'classes to treat as void; background is then left out of the mean')
+    ignore_classes: list[str] = key([], 'classes that a second result, beside that of all, ignores; its mean leaves '
+                                         'background out')
 
 
 @dataclass(kw_only=True)
