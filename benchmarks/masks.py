@@ -25,9 +25,8 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.experiment import markdown
 from benchmarks.prediction import draw
-from data.files import read_image as read_photograph
-from data.transforms import resize_mask
-from data.voc import VOID, read_ids, read_image, read_saliency
+from data.images import read_image, read_labels, read_saliency, resize_drawn
+from data.voc import VOID, read_ids
 from saliency.scores import mask_iou
 from saliency.unsupervised import UnsupervisedSaliency
 from utils.arguments import ArgumentParser
@@ -58,7 +57,7 @@ def folder_of(root: Path, masks: str) -> Path:
 
 def score(truth: Path, mask: Path) -> tuple[float, bool] | None:
     """IoU of a mask with the objects of an image, and whether there is a mask; None: the truth has no object."""
-    labels = read_image(truth, None)
+    labels = read_labels(truth).values
     valid = labels != VOID
     objects = valid & (labels > 0)
     if not objects.any():
@@ -66,8 +65,7 @@ def score(truth: Path, mask: Path) -> tuple[float, bool] | None:
     found = read_saliency(mask) if mask.is_file() else np.zeros_like(labels)
     if not found.any():
         return 0.0, False
-    if found.shape != labels.shape:
-        found = resize_mask(found, labels.shape[1], labels.shape[0])
+    found = resize_drawn(found, labels.shape[1], labels.shape[0], mask)
     return mask_iou((found > 0) & valid, objects), True
 
 
@@ -96,7 +94,7 @@ def seconds_an_image(count: int) -> list[float]:
     source, taken = UnsupervisedSaliency(), []
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
-        images = [read_photograph(path) for path in draw(Path(folder), count)]
+        images = [read_image(path) for path in draw(Path(folder), count)]
         source.predict(images[:1])  # warm up
         for image in images:
             start = time.perf_counter()

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.files import read_image
 from data.frames import open_frames
+from data.images import read_image
 from data.transforms import EvaluationTransform
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from models.weights import fingerprint

@@ -1,8 +1,7 @@
-"""Folders of images: finding and reading them, and a place for what is made of them."""
+"""Folders of images: finding them, and a place for what is made of them."""
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -11,15 +10,9 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import UserError
-from utils.pictures import save_image
+from utils.pictures import save_drawn
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
-TURN = Image.Transpose
-ORIENTATION = 0x0112  # the EXIF tag, and what makes an image upright for each of its values
-UPRIGHT = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE, 6: TURN.ROTATE_270,
-           7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
-TURNED = (5, 6, 7, 8)  # these exchange width and height
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, Image.DecompressionBombError)
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -98,48 +91,6 @@ def prepare_output(output: Path, images: Path) -> None:
                         'permissions.') from error
 
 
-def read_image(path: Path) -> np.ndarray:
-    """An image as it is seen: turned by its EXIF orientation, transparency laid over white, grey as RGB.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        ValueError: the file is no image, is damaged, or is too large to be safe.
-    """
-    try:
-        with Image.open(path) as file:
-            file.load()
-            turn = UPRIGHT.get(file.getexif().get(ORIENTATION))
-            image = file if turn is None else file.transpose(turn)  # PIL's own also rewrites the EXIF, which may fail
-            if image.mode.startswith('I') or image.mode == 'F':  # deep grey: PIL would clip it at 255
-                deep = np.asarray(image, np.float64)
-                top = 65535 if image.mode.startswith('I') else 1.0
-                image = Image.fromarray((deep / max(top, deep.max()) * 255).clip(0, 255).astype(np.uint8))
-            if 'A' in image.getbands() or 'transparency' in image.info:
-                image = image.convert('RGBA')
-                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-            return np.array(image.convert('RGB'))
-    except BROKEN as error:
-        raise ValueError(_reason(error, path)) from error
-
-
-def probe_image(path: Path) -> tuple[int, int] | str:
-    """(height, width) of an image as it is seen, or why it cannot be read: all of the file is decoded once."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            image.draft('L', (1, 1))  # JPEG: an eighth of the size, which is quicker and needs the whole file too
-            image.load()
-            return (width, height) if image.getexif().get(ORIENTATION) in TURNED else (height, width)
-    except BROKEN as error:
-        return _reason(error, path)
-
-
-def _reason(error: BaseException, path: Path) -> str:
-    return ' '.join(str(error).replace(str(path), path.name).split()) or type(error).__name__
-
-
 def write_mask(mask: np.ndarray, path: Path) -> None:
     """Write (H, W) bool as a grey PNG of 0 and 255, whole or not at all."""
-    save_image(Image.fromarray(mask.astype(np.uint8) * 255), path)
+    save_drawn(Image.fromarray(mask.astype(np.uint8) * 255), path)

@@ -9,9 +9,18 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from data.cache import SampleCache
-from data.files import find_images, mask_name, one_a_mask, probe_image, read_image
-from data.transforms import resize_mask
-from data.voc import Sample, VOCSegmentation, read_saliency
+from data.files import find_images, mask_name, one_a_mask
+from data.images import (
+    EXCHANGED,
+    ImageFileError,
+    fit_to_photograph,
+    probe_image,
+    read_mask,
+    read_orientation,
+    read_photograph,
+    same_shape,
+)
+from data.voc import Sample, VOCSegmentation
 from utils.errors import UserError, name_some
 from utils.logger import progress
 from utils.parallel import available_cores, in_threads
@@ -20,7 +29,6 @@ log = logging.getLogger(__name__)
 SPLITS = ('all', 'train', 'val')
 VAL_SHARE = 0.1
 DAMAGED_SHARE, DAMAGED_FILES = 0.1, 10  # of a split may be damaged before it is an error: whichever is more
-OTHER_SHAPE = 0.05  # a mask may differ from its image by this in the ratio of its sides
 
 
 def is_folder(root: Path) -> bool:
@@ -51,7 +59,7 @@ class FolderDataset(Dataset):
     """Photographs in a folder at any depth, with masks in another at the same place.
 
     Images may be jpg, png or webp of any size, grey, transparent or turned by their EXIF orientation, see
-    ``data.files.read_image``. A mask is a PNG, as saliency/predict.py writes it. Every file is decoded once at
+    ``data.images``. A mask is a PNG, as saliency/predict.py writes it. Every file is decoded once at
     the start: damaged ones are named in the log and left out, as are images without a mask.
 
     Args:
@@ -123,16 +131,20 @@ class FolderDataset(Dataset):
 
     def _problem(self, name: Path) -> str:
         """Why an image cannot be used; '' if it can."""
-        shape = probe_image(self.images / name)
-        if isinstance(shape, str) or self.masks is None:
-            return shape if isinstance(shape, str) else ''
-        mask = probe_image(self.masks / mask_name(name))
-        if isinstance(mask, str):
-            return f'its mask: {mask}'
-        sides = sorted((shape[0] * mask[1], shape[1] * mask[0]))
-        if sides[1] - sides[0] > OTHER_SHAPE * sides[1] + max(shape):  # a smaller mask's sides are rounded
-            return f'its mask is {mask[1]} x {mask[0]}, the image {shape[1]} x {shape[0]}'
-        return ''
+        try:
+            size = probe_image(self.images / name)
+        except ImageFileError as error:
+            return error.reason
+        if self.masks is None:
+            return ''
+        try:
+            shape = read_mask(self.masks / mask_name(name)).values.shape
+        except ImageFileError as error:
+            return f'its mask {error.reason}'
+        if same_shape(shape, size) or (same_shape(shape, size[::-1])
+                                       and read_orientation(self.images / name) in EXCHANGED):
+            return ''
+        return f'its mask is {shape[1]} x {shape[0]}, the image {size[1]} x {size[0]}'
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -148,16 +160,11 @@ class FolderDataset(Dataset):
         """Read one sample, without the transform. Raises UserError for a file that was damaged since the start."""
         if self.cache is not None:
             return self.cache[index]
-        path = self.image_path(index)
-        try:
-            image = read_image(path)
-        except ValueError as error:
-            raise UserError(f'image file {path} can no longer be read ({error}); restore it or take it out of the '
-                            'folder.') from error
-        sample: Sample = {'id': self.ids[index], 'image': image}
+        photograph = read_photograph(self.image_path(index))
+        sample: Sample = {'id': self.ids[index], 'image': photograph.pixels}
         if self.masks is not None:
-            mask, (height, width) = read_saliency(self.masks / mask_name(self.names[index])), image.shape[:2]
-            sample['sal'] = mask if mask.shape == (height, width) else resize_mask(mask, width, height)
+            path = self.masks / mask_name(self.names[index])
+            sample['sal'] = fit_to_photograph(read_mask(path), photograph, path, stored=False)
         return sample
 
 

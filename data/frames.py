@@ -9,7 +9,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from data.files import SUFFIXES, find_images, one_a_mask, read_image
+from data.files import SUFFIXES, find_images, one_a_mask
+from data.images import read_image
 from utils.errors import UserError
 
 VIDEOS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm')
@@ -21,7 +22,7 @@ class Frames(NamedTuple):
 
     total: number of images; for a video as its header says, which may be wrong.
     doubles: image -> the other one that has the name of its label map.
-    frames: each (relative name, function that reads the image); the function raises ValueError for a
+    frames: each (relative name, function that reads the image); the function raises ImageFileError for a
         file that cannot be read.
     """
     total: int

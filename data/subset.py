@@ -19,12 +19,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from data.images import fit_to_photograph, read_labels, read_mask, read_photograph
 from data.transforms import resize_mask
-from data.voc import read_image, read_saliency
 from utils.arguments import ArgumentParser
 from utils.errors import UserError, run_script
 from utils.logger import progress
-from utils.pictures import save_image, save_label_map
+from utils.pictures import save_drawn, save_label_map
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -46,16 +46,18 @@ def shrink(image: np.ndarray, size: int) -> np.ndarray:
 
 def copy(name: str, voc: Path, output: Path, size: int) -> None:
     """Image, ground truths and masks of an ID; what VOC has none of is left out, but for the image."""
-    image = shrink(read_image(voc / 'images' / f'{name}.jpg'), size)
+    photograph = read_photograph(voc / 'images' / f'{name}.jpg')
+    image = shrink(photograph.pixels, size)
     height, width = image.shape[:2]
     for source in voc.glob('*/'):
         path = source / f'{name}.png'
         if not path.is_file():
             continue
         saliency = source.name.startswith('saliency_')
-        mask = resize_mask(read_saliency(path) if saliency else read_image(path, None), width, height)
+        drawn = fit_to_photograph(read_mask(path) if saliency else read_labels(path), photograph, path, stored=True)
+        mask = resize_mask(drawn, width, height)
         if saliency:
-            save_image(Image.fromarray(mask * np.uint8(255)), output / source.name / path.name)
+            save_drawn(Image.fromarray(mask * np.uint8(255)), output / source.name / path.name)
         else:
             save_label_map(mask, output / source.name / path.name)
     (output / 'images').mkdir(parents=True, exist_ok=True)

@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import yaml
-from PIL import Image
 from torch.utils.data import Dataset
 
 from data.cache import SampleCache
-from data.transforms import resize_mask
-from utils.errors import UserError, cannot_read, name_some
+from data.images import Drawn, Photograph, fit_to_photograph, read_labels, read_mask, read_photograph
+from utils.errors import UserError, name_some
 
 VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
                'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train',
@@ -119,59 +117,6 @@ def random_share(ids: Sequence[str], share: float, seed: int) -> list[str]:
     return [name for name in ids if name in kept]
 
 
-def _decode_jpeg(data: np.ndarray) -> np.ndarray | None:
-    """A sound JPEG file as (H, W, 3) uint8, by OpenCV: faster than Pillow, to the same pixels.
-
-    Args:
-        data: the file's bytes, uint8.
-
-    Returns:
-        None for a file of another kind, of several scans, without its end or with a stray marker (OpenCV would fill
-        up what follows it): Pillow reads it, or says what is wrong with it.
-    """
-    start = data.tobytes().find(b'\xff\xda') + 2  # of the scan; in it, only 0 or a restart marker follows 255
-    if data[:2].tobytes() != b'\xff\xd8' or start < 2 or data[-2:].tobytes() != b'\xff\xd9':
-        return None
-    following = data[start + 1:-1][data[start:-2] == 255]
-    if ((following != 0) & (following & 0xF8 != 0xD0)).any():
-        return None
-    try:
-        return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:
-        return None
-
-
-def read_image(path: Path, mode: str | None = 'RGB') -> np.ndarray:
-    """Read an image file: (H, W, 3) uint8 for mode 'RGB'; mode None keeps the stored values (class ids).
-
-    Raises:
-        UserError: the file is missing, may not be read, or is corrupt or truncated.
-    """
-    try:
-        if mode == 'RGB':
-            photograph = _decode_jpeg(np.fromfile(path, np.uint8))
-            if photograph is not None:
-                return photograph
-        with Image.open(path) as image:
-            return np.array(image if mode is None else image.convert(mode))
-    except FileNotFoundError as error:
-        raise UserError(f'image file {path} does not exist; restore it or take its ID out of the list.') from error
-    except PermissionError as error:
-        raise cannot_read(path) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f'image file {path} is corrupt or truncated ({error}); replace it or take its ID out of '
-                        'the list.') from error
-
-
-def read_saliency(path: Path) -> np.ndarray:
-    """Read a mask stored as 0/255, 0/1 or grey: (H, W) uint8 in {0, 1}, binarised at half of its range."""
-    mask = read_image(path, None)
-    if mask.ndim == 3:
-        mask = read_image(path, 'L')
-    highest = 1 if mask.max(initial=0) <= 1 else 255 if mask.max() <= 255 else 65535
-    return (mask > highest // 2).view(np.uint8)
-
-
 class VOCSegmentation(Dataset):
     """Photographs with masks: ``root/{images,SegmentationClass,SegmentationClassAug,saliency_*,sets}``.
 
@@ -186,8 +131,9 @@ class VOCSegmentation(Dataset):
         share, seed: keep this share of the IDs, see ``random_share``; the others need no files.
         eval_classes: the classes of the ground truth besides background, others are void, see ``scored_classes``.
 
-    A sample is a dict: 'image' (H, W, 3) uint8; 'semseg' (H, W) uint8 with class ids, 255 = void;
-    'sal' (H, W) uint8 in {0, 1}, at the image's size; 'id'.
+    A sample is a dict: 'image' (H, W, 3) uint8, as it is seen; 'semseg' (H, W) uint8 with class ids, 255 = void;
+    'sal' (H, W) uint8 in {0, 1}; 'id'. Ground truth and masks come on the image's pixels, see ``data.images``:
+    where neither their size nor a note tells, they were drawn on the image as it is stored, not turned by its EXIF.
 
     Raises:
         UserError: a folder, list, image or mask is missing (the first few are named, the rest counted).
@@ -245,26 +191,24 @@ class VOCSegmentation(Dataset):
         """Read one sample, without the transform. Raises UserError for a corrupt file or a class id out of range."""
         if self.cache is not None:
             return self.cache[index]
-        name = self.ids[index]
-        sample: Sample = {'id': name, 'image': read_image(self.image_path(index))}
-        size = sample['image'].shape[:2]
+        name, photograph = self.ids[index], read_photograph(self.image_path(index))
+        sample: Sample = {'id': name, 'image': photograph.pixels}
         if self.semseg:
-            sample['semseg'] = self._fit(self._read_semseg(name), size)
+            path = self.root / self.semseg_folder / f'{name}.png'
+            sample['semseg'] = self._table[self._fit(self._read_semseg(path), photograph, path)]
         if self.saliency:
-            sample['sal'] = self._fit(read_saliency(self.root / self.saliency_folder / f'{name}.png'), size)
+            path = self.root / self.saliency_folder / f'{name}.png'
+            sample['sal'] = self._fit(read_mask(path), photograph, path)
         return sample
 
-    def _read_semseg(self, name: str) -> np.ndarray:
-        path = self.root / self.semseg_folder / f'{name}.png'
-        semseg = read_image(path, None)
-        if semseg.ndim != 2:
-            raise UserError(f'ground truth {path} has {semseg.ndim} dimensions; store class ids in one channel.')
-        wrong = np.setdiff1d(semseg, (*range(len(self.stored_classes)), VOID))
+    def _read_semseg(self, path: Path) -> Drawn:
+        drawn = read_labels(path)
+        wrong = np.setdiff1d(drawn.values, (*range(len(self.stored_classes)), VOID))
         if wrong.size:
             raise UserError(f'ground truth {path} holds class id {wrong[0]}, outside 0..{len(self.stored_classes) - 1} '
-                            'and 255 (void); mend the file or list the class in dataset.yml.')
-        return self._table[semseg.astype(np.uint8)]
+                            'and 255 (void); fix the file or list the class in dataset.yml.')
+        return drawn._replace(values=drawn.values.astype(np.uint8))
 
     @staticmethod
-    def _fit(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        return mask if mask.shape == size else resize_mask(mask, size[1], size[0])
+    def _fit(drawn: Drawn, photograph: Photograph, path: Path) -> np.ndarray:
+        return fit_to_photograph(drawn, photograph, path, stored=True)

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.files import find_images, mask_name, one_a_mask, prepare_output, read_image, write_mask
+from data.files import find_images, mask_name, one_a_mask, prepare_output, write_mask
+from data.images import ImageFileError, read_image
 from saliency.postprocess import binarise, crf_logits
 from saliency.report import SHEET, contact_sheet
 from saliency.sources import METHODS, MaskSource, build_source
@@ -89,8 +90,8 @@ def in_batches(source: MaskSource, images: Path, names: Sequence[Path], output: 
     def read(name: Path) -> Item:
         try:
             return Item(name, read_image(images / name))
-        except ValueError as error:
-            return Item(name, None, f'cannot be read: {error}')
+        except ImageFileError as error:
+            return Item(name, None, error.reason)
 
     def predicted() -> Iterator[Item]:
         for batch in batches(in_threads(read, names, threads, batch_size), batch_size):

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.files import mask_name, read_image
+from data.files import mask_name
+from data.images import ImageFileError, read_image
 from utils.pictures import save_image
 
 SHEET = 'contact_sheet.jpg'
@@ -24,7 +25,7 @@ def contact_sheet(images: Path, names: Sequence[Path], output: Path, count: int 
         left, top = gap + place % columns * (width + gap), gap + place // columns * (height + gap)
         try:
             pair = [Image.fromarray(read_image(path)) for path in (images / name, output / mask_name(name))]
-        except ValueError:
+        except ImageFileError:
             continue  # damaged since its mask was made: an empty place
         for picture in pair:
             picture.thumbnail((height, height))

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from data.images import read_image
 from data.transforms import resize_mask
-from data.voc import read_image
 from segmentation.embedding import EmbeddedSplit
 from segmentation.memory_bank import MemoryBank
 from utils.pictures import montage, outline, panel

@@ -23,8 +23,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.files import mask_name, prepare_output, read_image
+from data.files import mask_name, prepare_output
 from data.frames import Frame, open_frames
+from data.images import ImageFileError, read_image
 from segmentation.segmenter import Output, Segmenter
 from utils.arguments import ArgumentParser
 from utils.config import find_file
@@ -84,8 +85,8 @@ def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_s
         name, load = frame
         try:
             image = load()
-        except ValueError as error:
-            return Item(name, None, None, str(error))
+        except ImageFileError as error:
+            return Item(name, None, None, error.reason)
         return Item(name, image, segmenter.prepare(image))
 
     def stack(batch: list[Item]) -> tuple[list[Item], Tensor | None]:
@@ -118,7 +119,7 @@ def contact_sheet(output: Path, names: Sequence[Path], classes: Sequence[str]) -
     chosen = [names[i] for i in sorted(drawn)]
     pictures = []
     for name in chosen:
-        with suppress(ValueError):  # removed or damaged since it was drawn
+        with suppress(ImageFileError):  # removed or damaged since it was drawn
             pictures.append(thumbnail(read_image(output / OVERLAYS / name.with_suffix('.jpg')), SIDE))
     if not pictures:
         return

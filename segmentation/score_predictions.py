@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 import numpy as np
 
 from data.build import labelled_root
-from data.voc import VOCSegmentation, read_image
+from data.images import read_labels, read_orientation, turn_upright
+from data.voc import VOCSegmentation
 from utils.arguments import ArgumentParser
 from utils.config import add_config_arguments, as_dict, load_config
 from utils.errors import UserError, name_some, run_script
@@ -59,7 +60,8 @@ def offline_confusion(dataset: VOCSegmentation, folder: Path) -> np.ndarray:
 
     def score(index: int) -> np.ndarray:
         path = folder / f'{dataset.ids[index]}.png'
-        truth, prediction = dataset.load(index)['semseg'], read_image(path, None)
+        truth, drawn = dataset.load(index)['semseg'], read_labels(path)
+        prediction = turn_upright(drawn, truth.shape, read_orientation(dataset.image_path(index)), stored=True)
         if prediction.shape != truth.shape:
             raise UserError(f'prediction {path} has shape {prediction.shape}, its ground truth {truth.shape}; store '
                             'class ids in one channel at the size of the image.')

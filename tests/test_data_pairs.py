@@ -60,14 +60,18 @@ def test_mask_moves_with_the_image() -> None:
 def test_views_without_foreground_are_redrawn(shapes: Path) -> None:
     folder = shapes / 'saliency_supervised_model'
     ids = VOCSegmentation(shapes, 'trainaug').ids
-    full, empty = np.full((64, 64), 255, np.uint8), np.zeros((64, 64), np.uint8)
-    Image.fromarray(full).save(folder / f'{ids[0]}.png')
-    Image.fromarray(empty).save(folder / f'{ids[1]}.png')
+
+    def fill(name: str, value: int) -> None:
+        with Image.open(folder / f'{name}.png') as mask:
+            Image.new('L', mask.size, value).save(folder / f'{name}.png')
+
+    fill(ids[0], 255)
+    fill(ids[1], 0)
     data = pairs(shapes)
     assert data[0, 1]['id'] not in ids[:2]
     assert data[1, 1]['id'] not in ids[:2]
     for name in ids:
-        Image.fromarray(empty).save(folder / f'{name}.png')
+        fill(name, 0)
     with pytest.raises(UserError, match=r'50 images in a row.*saliency_supervised_model look empty'):
         data[0, 1]
 

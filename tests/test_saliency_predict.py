@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import saliency.predict as script
-from data.files import read_image
+from data.images import read_image
 from saliency.predict import main
 from saliency.report import contact_sheet
 from tests.golden_inputs import photo
@@ -243,7 +243,7 @@ def test_as_a_command(folder, tmp_path, place):
 
 def test_deep_grey_and_transparency(tmp_path):
     Image.fromarray(np.array([[0, 65535], [32768, 100]], np.uint16)).save(tmp_path / 'deep.png')
-    assert read_image(tmp_path / 'deep.png')[..., 0].tolist() == [[0, 255], [127, 0]]
+    assert read_image(tmp_path / 'deep.png')[..., 0].tolist() == [[0, 255], [128, 0]]
     Image.fromarray(np.array([[[9, 9, 9, 0], [9, 9, 9, 255]]], np.uint8)).save(tmp_path / 'alpha.png')
     assert read_image(tmp_path / 'alpha.png')[0].tolist() == [[255] * 3, [9] * 3]
 

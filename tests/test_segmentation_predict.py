@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from data.files import read_image
+from data.images import read_image
 from data.transforms import EvaluationTransform, resize_mask
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from segmentation import kmeans, predict

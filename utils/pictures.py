@@ -4,12 +4,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 CAPTION = 18  # height of a caption, pixels
+DRAWN_UPRIGHT = 'Drawn on', 'the photograph as it is seen'  # text entry of a PNG: turned by EXIF, not as stored
 PART = 200  # longer side of an image in a panel at most, pixels: four and their captions fit a screen
 
 
@@ -30,14 +33,21 @@ def save_label_map(labels: np.ndarray, path: Path) -> None:
     """Write (H, W) class ids as a palette PNG whose values are the ids, whole or not at all."""
     image = Image.fromarray(labels.astype(np.uint8), mode='P')
     image.putpalette(PALETTE.tobytes())
-    save_image(image, path)
+    save_drawn(image, path)
 
 
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write a picture through a temporary file beside it and a rename."""
+def save_drawn(image: Image.Image, path: Path) -> None:
+    """Write a mask or label map as PNG, with the note that it was drawn on the photograph as it is seen."""
+    note = PngInfo()
+    note.add_text(*DRAWN_UPRIGHT)
+    save_image(image, path, pnginfo=note)
+
+
+def save_image(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write a picture through a temporary file beside it and a rename; ``options`` are Pillow's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{os.getpid()}.{path.name}')
-    image.save(temporary)
+    image.save(temporary, **options)
     temporary.replace(path)
 
 

@@ -1,0 +1,280 @@
+"""The one reader of photographs, and of the masks and label maps that were drawn on them."""
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from data.transforms import resize_mask
+from utils.errors import UserError, cannot_read
+from utils.pictures import DRAWN_UPRIGHT, PALETTE
+
+ORIENTATION = 0x0112  # the EXIF tag, and what makes an array of pixels upright for each of its values
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.fliplr, 3: lambda pixels: np.rot90(pixels, 2), 4: np.flipud, 5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1), 7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1), 8: np.rot90}
+EXCHANGED = (5, 6, 7, 8)  # these exchange width and height
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error)
+OTHER_SHAPE = 1.05  # a mask is of another shape if the ratios of its sides and of its image's differ by more
+IGNORE, LAST_ID = 255, 40  # of masks that hold ids
+GREY_SPREAD = 10  # levels between the channels of a colour that still counts as grey: compression leaves such traces
+
+
+class ImageFileError(UserError):
+    """An image file that cannot be used.
+
+    Args:
+        message: the whole sentence.
+        reason: why, without the file's name, for lists of files.
+    """
+
+    def __init__(self, message: str, reason: str = '') -> None:
+        super().__init__(message)
+        self.reason = reason or message
+
+
+class Photograph(NamedTuple):
+    """pixels: (H, W, 3) uint8 as it is seen. orientation: EXIF's, which says how the stored pixels were turned."""
+    pixels: np.ndarray
+    orientation: int
+
+
+class Drawn(NamedTuple):
+    """A mask or label map: (h, w) values; ``upright`` if its writer notes that it was drawn on the image as seen."""
+    values: np.ndarray
+    upright: bool
+
+
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """Turns what goes wrong with a file into an ImageFileError."""
+    def error(problem: str, hint: str = 'replace it or take it out') -> ImageFileError:
+        return ImageFileError(f'{what} {path} {problem}; {hint}.', problem)
+
+    try:
+        yield
+    except FileNotFoundError as reason:
+        raise error('does not exist', 'restore it or take its ID out of the list') from reason
+    except PermissionError as reason:
+        raise ImageFileError(str(cannot_read(path)), 'cannot be read (permission denied)') from reason
+    except UnidentifiedImageError as reason:
+        raise error('cannot be read (it is no image, or its start is damaged)') from reason
+    except Image.DecompressionBombError as reason:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise error(f'has more than {most:.0f} million pixels', 'make it smaller or cut it into tiles') from reason
+    except BROKEN as reason:
+        text = ' '.join(str(reason).replace(str(path), path.name).split()) or type(reason).__name__
+        raise error(f'cannot be read ({text})') from reason
+
+
+def read_photograph(path: Path) -> Photograph:
+    """A photograph of any kind that Pillow reads, the first picture of several.
+
+    Turned by its EXIF orientation; transparency over white; grey of 16 bits (or float, 0..1) scaled by its range.
+
+    Raises:
+        ImageFileError: the file is missing, no image, damaged, may not be read, or is too large to be safe.
+    """
+    with _reading(path, 'image file'):
+        stream = BytesIO(path.read_bytes())
+        with Image.open(stream) as file:
+            turned = stored = _orientation(file)  # Pillow turns a TIFF itself, while it decodes it
+            pixels = _decode_jpeg(stream) if file.format == 'JPEG' else None
+            if pixels is None:
+                file.load()
+                turned = _orientation(file)
+                pixels = _to_rgb(file)
+    upright = UPRIGHT.get(turned, np.asarray)(pixels)
+    return Photograph(np.ascontiguousarray(upright), stored if stored in UPRIGHT else turned)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """The pixels of ``read_photograph``, (H, W, 3) uint8."""
+    return read_photograph(path).pixels
+
+
+def read_orientation(path: Path) -> int:
+    """The EXIF orientation of a photograph. Raises ImageFileError as ``read_photograph``."""
+    with _reading(path, 'image file'), Image.open(path) as file:
+        return _orientation(file)
+
+
+def probe_image(path: Path) -> tuple[int, int]:
+    """(height, width) of a photograph as it is seen; all of the file is decoded once. Errors as ``read_photograph``."""
+    with _reading(path, 'image file'), Image.open(path) as image:
+        size = image.size
+        reduced = image.draft('L', (1, 1))  # JPEG: an eighth of the size, which is quicker and needs the whole file too
+        image.load()
+        width, height = size if reduced else image.size
+        return (width, height) if _orientation(image) in EXCHANGED else (height, width)
+
+
+def _orientation(file: Image.Image) -> int:
+    try:
+        return int(file.getexif().get(ORIENTATION, 1))
+    except (*BROKEN, TypeError):  # of EXIF data that cannot be read no viewer takes an orientation
+        return 1
+
+
+def _decode_jpeg(stream: BytesIO) -> np.ndarray | None:
+    """A sound JPEG file as (H, W, 3) uint8, by OpenCV: faster than Pillow, to the same pixels.
+
+    Args:
+        stream: the file, read by Pillow as far as its first scan.
+
+    Returns:
+        None for a file of several scans, without its end or with a stray marker (OpenCV would fill up what follows
+        it): Pillow reads it, or says what is wrong with it.
+    """
+    data, start = np.frombuffer(stream.getbuffer(), np.uint8), stream.tell()
+    if data[-2:].tobytes() != b'\xff\xd9':
+        return None
+    following = data[start + 1:-1][data[start:-2] == 255]  # in a scan only 0 or a restart marker follows 255
+    if ((following != 0) & (following & 0xF8 != 0xD0)).any():
+        return None
+    try:
+        return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        return None
+
+
+def _to_rgb(file: Image.Image) -> np.ndarray:
+    if file.mode.startswith('I') or file.mode == 'F':  # deep grey, which Pillow would cut at 255
+        grey, top = np.asarray(file, np.float64), 1 if file.mode == 'F' else 65535
+        if not (grey.min(initial=0) >= 0 and grey.max(initial=0) <= top):
+            raise ValueError(f'its grey values are not within 0..{top}')
+        return np.repeat(np.rint(grey * (255 / top)).astype(np.uint8)[..., None], 3, axis=2)
+    if file.has_transparency_data:
+        transparent = file.convert('RGBA')
+        file = Image.alpha_composite(Image.new('RGBA', file.size, 'white'), transparent)
+    return np.array(file.convert('RGB'))
+
+
+def read_labels(path: Path) -> Drawn:
+    """Stored values of one channel, such as class ids; of a palette its indices.
+
+    Raises:
+        ImageFileError: as ``read_photograph``, or the file holds several channels.
+    """
+    with _reading(path, 'label map'), Image.open(path) as image:
+        values = np.array(image)
+        if values.ndim != 2:
+            raise ImageFileError(f'label map {path} has {len(image.getbands())} channels; store class ids in one.')
+        return Drawn(values, _is_upright(image))
+
+
+def read_mask(path: Path) -> Drawn:
+    """An object mask, (h, w) uint8 in {0, 1}, by what the file shows.
+
+    In this order: the alpha of a cut-out, if it is not opaque; of a palette its colours; black and one other value or
+    colour; ids of at most 40 (255: background), which the colours of the VOC palette stand for too; grey at half of
+    its range.
+
+    Raises:
+        ImageFileError: as ``read_photograph``, or the file is none of these.
+    """
+    with _reading(path, 'mask'), Image.open(path) as image:
+        image.load()
+        return Drawn(_objects(image).view(np.uint8), _is_upright(image))
+
+
+def read_saliency(path: Path) -> np.ndarray:
+    """The values of ``read_mask``."""
+    return read_mask(path).values
+
+
+def _is_upright(image: Image.Image) -> bool:
+    name, text = DRAWN_UPRIGHT
+    return image.info.get(name) == text
+
+
+def _objects(image: Image.Image) -> np.ndarray:
+    """(h, w) bool."""
+    grey = image.mode.startswith('I') or image.mode in ('1', 'L')
+    if image.has_transparency_data and not image.mode.startswith('I'):
+        alpha = np.asarray(image.convert('RGBA'))[..., 3]
+        if alpha.min(initial=255) < 255:
+            return alpha > 127
+    values = np.asarray(image) if grey else _values_of_colours(np.asarray(image.convert('RGB')))
+    low, high = values.min(initial=0), values.max(initial=0)
+    if low < 0 or high > 65535:
+        raise ValueError(f'its values go from {low} to {high}, outside 0..65535')
+    if ((values == 0) | (values == high)).all():
+        return values > 0
+    if ((values <= LAST_ID) | (values == IGNORE)).all():
+        return (values > 0) & (values != IGNORE)
+    return values > (127 if high <= 255 else 32767)
+
+
+def _values_of_colours(colours: np.ndarray) -> np.ndarray:
+    """(h, w, 3) uint8 -> (h, w): grey levels, 0 and 1 for black and one colour, or ids of the VOC palette."""
+    if (colours.max(2) - colours.min(2)).max(initial=0) <= GREY_SPREAD:
+        return cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY)
+    codes, palette = (values.astype(np.int32) @ (1 << 16, 1 << 8, 1) for values in (colours, PALETTE))
+    if ((codes == 0) | (codes == codes.max())).all():
+        return codes > 0
+    ids = {code: label for label, code in enumerate(palette.tolist()) if label <= LAST_ID or label == IGNORE}
+    distinct, where = np.unique(codes, return_inverse=True)
+    if not set(distinct.tolist()) <= ids.keys():
+        raise ValueError(f'it holds {len(distinct)} colours, and masks are black with one colour, grey or ids; store '
+                         '255 on the object and 0 elsewhere')
+    return np.array([ids[code] for code in distinct.tolist()])[where].reshape(codes.shape)
+
+
+def same_shape(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
+    """Whether two (height, width) agree in the ratio of their sides to 5 %."""
+    sides = first[0] * second[1], first[1] * second[0]
+    return max(sides) <= OTHER_SHAPE * min(sides)
+
+
+def turn_upright(drawn: Drawn, size: tuple[int, int], orientation: int, stored: bool) -> np.ndarray:
+    """The values of a mask or label map as its photograph is seen.
+
+    What it was drawn on is told by its writer's note, else by its size: that of the photograph as seen or as stored.
+
+    Args:
+        size: (height, width) of the photograph as it is seen.
+        orientation: EXIF's, of the photograph.
+        stored: what it was drawn on where neither tells: the stored pixels, as annotation tools have it, or the
+            photograph as seen.
+    """
+    if drawn.upright or orientation not in UPRIGHT:
+        return drawn.values
+    if orientation in EXCHANGED:
+        for fits in (tuple.__eq__, same_shape):
+            as_seen, as_stored = fits(drawn.values.shape, size), fits(drawn.values.shape, size[::-1])
+            if as_seen != as_stored:
+                stored = as_stored
+                break
+    return np.ascontiguousarray(UPRIGHT[orientation](drawn.values)) if stored else drawn.values
+
+
+def fit_to_photograph(drawn: Drawn, photograph: Photograph, path: Path, stored: bool) -> np.ndarray:
+    """A mask or label map on the pixels of its photograph as it is seen: turned and resized (nearest), (H, W).
+
+    Args:
+        path: of the mask, for the error.
+        stored: as in ``turn_upright``.
+
+    Raises:
+        UserError: the ratio of its sides differs from the photograph's by more than 5 %.
+    """
+    height, width = size = photograph.pixels.shape[:2]
+    return resize_drawn(turn_upright(drawn, size, photograph.orientation, stored), width, height, path)
+
+
+def resize_drawn(values: np.ndarray, width: int, height: int, path: Path) -> np.ndarray:
+    """Nearest-neighbour resize of the mask (h, w) that ``path`` holds. Raises UserError as ``fit_to_photograph``."""
+    if values.shape == (height, width):
+        return values
+    if not same_shape(values.shape, (height, width)):
+        raise UserError(f'{path} is {values.shape[1]} x {values.shape[0]}, its image {width} x {height}: another ratio '
+                        'of sides; make it again from this image, or take it out.')
+    return resize_mask(values, width, height)
