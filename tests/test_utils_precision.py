@@ -1,9 +1,6 @@
 """Mixed precision: what is short, what stays full, and that the losses stay close."""
 import pytest
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.engine import compute_losses
 from tests.test_pretrain_maskcontrast import method
@@ -53,37 +50,6 @@ def test_memory_order_changes_nothing_but_rounding() -> None:
     _, first = run(Precision(CPU), 2)
     _, second = run(Precision(CPU, channels_last=False), 2)
     torch.testing.assert_close(first, second, rtol=1e-4, atol=0)
-
-
-class Recorder(TorchDispatchMode):
-    """Notes the operations that would wait for a GPU: their result decides what the host does next."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        by_mask = name.startswith('index') and any(isinstance(x, Tensor) and x.dtype == torch.bool
-                                                   for x in pytree.tree_leaves(args[1:]))
-        if by_mask or name in ('_local_scalar_dense', 'nonzero', 'masked_select', 'bincount', 'equal', '_unique2',
-                               'repeat_interleave'):
-            self.waits.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_step_waits_for_the_device_nowhere() -> None:
-    model, views = method()
-    model.train()
-    optimizer = torch.optim.SGD(model.model_q.parameters(), 0.01, momentum=0.9)
-    precision, batch = Precision(CPU), dict(zip(VIEWS, views, strict=True))
-    with Recorder() as recorder:
-        precision.step(compute_losses(model, batch, precision)['loss'], optimizer)
-    assert recorder.waits == ['nonzero']  # of the query's mask, which stays on the CPU
-    with Recorder() as recorder:
-        compute_losses(model, batch, precision)['loss'].item()
-        views[0][views[1][:, None].expand_as(views[0]).bool()]
-    assert recorder.waits == ['nonzero', '_local_scalar_dense', 'index']
 
 
 def test_fp16_on_a_cpu_is_refused() -> None:
