@@ -119,9 +119,9 @@ def build_linear_model(p: Any, num_classes: int, state_dict: str | None = None) 
         load_into(model, start)
         return model
     dropped = (*HEADS, 'decoder.' if plain else CLASSIFIER)
-    kept = {name: value for name, value in start.state.items() if not name.startswith(dropped)}
-    kept |= {name: value for name, value in model.state_dict().items() if name.startswith(CLASSIFIER)}
-    load_strict(model, Weights(start.kind, kept, start.source))
+    new = {name: value for name, value in model.state_dict().items() if name.startswith(CLASSIFIER)}
+    load_strict(model, start.map(lambda state: new | {name: value for name, value in state.items()
+                                                      if not name.startswith(dropped)}))
     return model
 
 
@@ -170,6 +170,6 @@ def build_basnet(p: Any) -> BASNet:
         load_strict(network, weights, mend)
         return network
     stages = nn.ModuleDict({f'layer{n}': network.get_submodule(f'encoder{n}') for n in (1, 2, 3, 4)})
-    kept = {name: value for name, value in weights.state.items() if not name.startswith(('conv1.', 'bn1.'))}
-    load_strict(stages, Weights(weights.kind, kept, weights.source), mend)
+    load_strict(stages, weights.map(lambda state: {name: value for name, value in state.items()
+                                                   if not name.startswith(('conv1.', 'bn1.'))}), mend)
     return network

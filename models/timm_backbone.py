@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.depthwise import speed_up_depthwise
-from models.weights import State, Weights
+from models.weights import State, Weights, find_prefixes
 from utils.backbones import TIMM, require_timm, timm_name
 from utils.errors import UserError, name_some
 
@@ -86,15 +87,20 @@ class TimmBackbone(nn.Module):
         return [stages[number] for number in sorted(stages)]
 
     def fit(self, weights: Weights) -> Weights:
-        """Weights of the classification network, without its head, under the names of this one.
+        """Weights of the classification network, behind a prefix or not, without its head, under the names of this one.
 
         Names that neither has are left for ``load_strict`` to refuse.
         """
         own = {_flat(name): name for name in self.state_dict()}
         head = {_flat(name) for name in self.whole().state_dict()} - {_flat(name) for name in self.network.state_dict()}
-        state = {own.get(_flat(name), name): value for name, value in weights.state.items()
-                 if _flat(name) not in head}
-        return Weights(weights.kind, state, weights.source)
+
+        def renamed(names: State, prefix: str) -> State:
+            below = {name[len(prefix):]: value for name, value in names.items() if name.startswith(prefix)}
+            return {own.get(_flat(name), name): value for name, value in below.items() if _flat(name) not in head}
+
+        return replace(weights, readings={
+            before + prefix: renamed(names, prefix) for before, names in weights.readings.items()
+            for prefix in find_prefixes(names, own, lambda name: name.replace('.', '_')) or ['']})
 
 
 def timm_weights(backbone: str) -> Weights:
@@ -115,4 +121,4 @@ def timm_weights(backbone: str) -> Weights:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f'could not download the weights of {backbone} ({reason}); fetch '
                         f'{config.hf_hub_id or config.url} by hand and set pretraining to its path.') from error
-    return Weights('backbone', state, f'timm {name}')
+    return Weights('backbone', {'': state}, f'timm {name}')

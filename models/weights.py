@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -10,32 +12,100 @@ from urllib.error import URLError
 import torchvision
 from torch import Tensor, nn
 
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, require_finite
 from utils.errors import UserError, name_some
 
+log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 HEADS = ('head.', 'classification_head.')
 CLASSIFIER = 'decoder.4.'
 
 
+# a network that follows another one in a checkpoint -> the one that is meant where both are there
+FOLLOWERS = {'model_k': 'model_q', 'encoder_k': 'encoder_q', 'momentum_encoder': 'base_encoder',
+             'momentum_backbone': 'backbone', 'target_encoder': 'online_encoder', 'student': 'teacher'}
+RESNET = ('conv1.weight', 'layer1.0.conv1.weight')  # what tells one
+RESNET_HEADS = ('fc', 'head', 'classifier', 'mlp', 'projector', 'projection_head', 'predictor', 'prototypes')
+DEPTH = 8  # of dictionaries within each other in a file
+
+
 @dataclass
 class Weights:
-    """A state dict without prefixes, and what it belongs to.
+    """The networks of one kind in a file, and where they stand in it.
 
     kind: 'contrastive' (an encoder of pretraining), 'linear' (a linear segmentation model),
-    'backbone' (a ResNet, or a network of timm) or 'basnet'.
+        'backbone' (a ResNet, or a network of timm) or 'basnet'.
+    readings: what stands before a network's names in the file -> its state dict without it; usually one.
+    source: the file, for messages.
     """
     kind: str
-    state: State
+    readings: dict[str, State]
     source: str
 
+    @property
+    def state(self) -> State:
+        """The state dict. Raises UserError when there are several."""
+        if len(self.readings) > 1:
+            raise self.ambiguous(list(self.readings))
+        return next(iter(self.readings.values()))
 
-def _strip(state: State, prefix: str) -> State:
-    return {name[len(prefix):]: value for name, value in state.items() if name.startswith(prefix)}
+    def map(self, change: Callable[[State], State]) -> Weights:
+        """With another state dict for each one."""
+        return replace(self, readings={prefix: change(state) for prefix, state in self.readings.items()})
+
+    def ambiguous(self, prefixes: Sequence[str]) -> UserError:
+        """The error of a file that does not say which of its networks is meant."""
+        shown = name_some([f'{prefix}*' for prefix in prefixes])
+        return UserError(f'{self.source} holds {len(prefixes)} networks that fit ({shown}), and nothing says which one '
+                         'is meant; save one of them alone, as a state dict, and give that.')
 
 
-def identify(checkpoint: dict[str, Any], source: str, timm: bool = False) -> Weights:
-    """Recognise a checkpoint by its names: pretraining, linear model, BASNet, MoCo or torchvision ResNet.
+def _flatten(nested: Mapping, prefix: str = '', depth: int = 0) -> State:
+    """All tensors of dictionaries within each other, by dotted name; names that are no text are none of ours."""
+    flat: State = {}
+    for name, value in nested.items():
+        if isinstance(name, str) and isinstance(value, Tensor):
+            flat[prefix + name] = value
+        elif isinstance(name, str) and isinstance(value, dict) and depth < DEPTH:
+            flat |= _flatten(value, f'{prefix}{name}.', depth + 1)
+    return flat
+
+
+def find_prefixes(names: Collection[str], wanted: Collection[str], spelled: Callable[[str], str] = str) -> list[str]:
+    """What stands before all of the wanted names in a file, once for each network that has them.
+
+    Of a network and the one that follows it (``FOLLOWERS``) only the first counts.
+
+    Args:
+        names: of the tensors in the file.
+        wanted: names of the network.
+        spelled: turns a name of the file into the spelling of ``wanted``, of the same length.
+    """
+    longest, found = max(wanted, key=len), []
+    for name in names:
+        prefix = name[:-len(longest)]
+        if spelled(name).endswith(longest) and (not prefix or prefix.endswith('.')):
+            inside = {spelled(other[len(prefix):]) for other in names if other.startswith(prefix)}
+            found += [prefix] * inside.issuperset(wanted)
+    return _leaders(found)
+
+
+def _leaders(prefixes: Collection[str]) -> list[str]:
+    parts = {prefix: set(prefix.split('.')) for prefix in prefixes}
+    every = set().union(*parts.values())
+    return [prefix for prefix in prefixes if not any(FOLLOWERS.get(part) in every for part in parts[prefix])]
+
+
+def _parents(names: Collection[str], child: str) -> list[str]:
+    """What stands before a part of dotted names, '' or 'a.b.', in the order of the file."""
+    split = [f'.{name}'.partition(f'.{child}.') for name in names]
+    return list(dict.fromkeys(f'{head}.'[1:] for head, found, _ in split if found))
+
+
+def identify(checkpoint: Mapping[str, Any], source: str, timm: bool = False) -> Weights:
+    """Recognise a checkpoint by its names, in whatever dictionaries and behind whatever prefix they stand.
+
+    Pretraining, linear model and BASNet come before the ResNet, which is a part of the first two.
 
     Args:
         timm: names that are none of them are those of a plain backbone of timm, head included.
@@ -43,32 +113,30 @@ def identify(checkpoint: dict[str, Any], source: str, timm: bool = False) -> Wei
     Raises:
         UserError: the names are those of none of them.
     """
-    state = checkpoint
-    for key in ('model', 'state_dict'):
-        if isinstance(state.get(key), dict):
-            state = state[key]
-    state = {name.removeprefix('module.'): value for name, value in state.items()
-             if isinstance(name, str) and isinstance(value, Tensor)}
-    if any(name.startswith('model_q.') for name in state):
-        return Weights('contrastive', _strip(state, 'model_q.'), source)
-    if any(name.startswith('encoder_q.') for name in state):
-        return Weights('backbone', _without_fc(_strip(state, 'encoder_q.')), source)
-    if 'inconv.weight' in state:
-        return Weights('basnet', state, source)
-    if CLASSIFIER + 'weight' in state:
-        return Weights('linear', state, source)
-    if 'head.weight' in state and any(name.startswith('backbone.') for name in state):
-        return Weights('contrastive', state, source)
-    if 'conv1.weight' in state:
-        return Weights('backbone', _without_fc(state), source)
-    if timm and state:
-        return Weights('backbone', state, source)
-    raise UserError(f'{source} is no checkpoint of this method, BASNet, MoCo or torchvision: its entries are '
-                    f'{name_some(list(checkpoint)) or "none"}; give another file.')
+    names = _flatten(checkpoint)
+    beside = _parents(names, 'decoder')
+    encoders = [prefix for prefix in _parents(names, 'backbone') if prefix in beside]
+    encoders += [f'{prefix}model_q.' for prefix in _parents(names, 'model_q') if f'{prefix}model_q.' not in encoders]
+    found = {'linear': _leaders([prefix for prefix in encoders if f'{prefix}{CLASSIFIER}weight' in names]),
+             'contrastive': _leaders(encoders),
+             'basnet': find_prefixes(names, ('inconv.weight',)),
+             'backbone': find_prefixes(names, RESNET)}
+    for kind, prefixes in found.items():
+        if prefixes:
+            dropped = tuple(f'{head}.' for head in RESNET_HEADS) if kind == 'backbone' else ()
+            return Weights(kind, {prefix: _below(names, prefix, prefixes, dropped) for prefix in prefixes}, source)
+    if timm and names:
+        return Weights('backbone', {'': names}, source)
+    raise UserError(f'{source} is no checkpoint of this method, BASNet, MoCo or torchvision: its tensors are '
+                    f'{name_some(list(names)) or "none"}, where a ResNet has {", ".join(RESNET)}, ..., behind a '
+                    'prefix or not; give another file.')
 
 
-def _without_fc(state: State) -> State:
-    return {name: value for name, value in state.items() if not name.startswith('fc.')}
+def _below(names: State, prefix: str, prefixes: Sequence[str], dropped: tuple[str, ...]) -> State:
+    """The entries behind a prefix, without those of networks further below and of heads."""
+    others = tuple(other for other in prefixes if len(other) > len(prefix))
+    return {name[len(prefix):]: value for name, value in names.items()
+            if name.startswith(prefix) and not name.startswith(others) and not name[len(prefix):].startswith(dropped)}
 
 
 def read_weights(path: Path, timm: bool = False) -> Weights:
@@ -78,25 +146,38 @@ def read_weights(path: Path, timm: bool = False) -> Weights:
 
 def load_strict(module: nn.Module, weights: Weights,
                 mend: str = 'check backbone and model_kwargs, or give the checkpoint of this architecture') -> None:
-    """Load weights that must cover the module exactly.
+    """Load weights of which exactly one reading covers the module, with finite values.
 
     Args:
         mend: what the user can do about weights that do not.
 
     Raises:
-        UserError: entries are missing, left over, or of another shape; the sentence lists them.
+        UserError: entries are missing, left over, or of another shape; the sentence lists them. Or several readings
+            fit, or values are not finite.
     """
     own = module.state_dict()
-    missing = sorted(own.keys() - weights.state.keys())
-    unexpected = sorted(weights.state.keys() - own.keys())
-    shapes = [f'{name} {tuple(weights.state[name].shape)} instead of {tuple(value.shape)}'
-              for name, value in own.items()
-              if name in weights.state and weights.state[name].shape != value.shape]
-    problems = [f'{what}: {name_some(names)}' for what, names in
-                (('missing', missing), ('unexpected', unexpected), ('other shape', shapes)) if names]
-    if problems:
-        raise UserError(f'{weights.source} does not fit this model ({"; ".join(problems)}); {mend}.')
-    module.load_state_dict(weights.state)
+    problems = {prefix: _misfits(own, state) for prefix, state in weights.readings.items()}
+    fitting = [prefix for prefix, found in problems.items() if not found]
+    if len(fitting) > 1:
+        raise weights.ambiguous(fitting)
+    if not fitting:
+        prefix, found = min(problems.items(), key=lambda item: len(item[1]))
+        where = f', its entries {prefix}*,' if prefix else ''
+        raise UserError(f'{weights.source}{where} does not fit this model ({"; ".join(found)}); {mend}.')
+    prefix = fitting[0]
+    require_finite({prefix + name: value for name, value in weights.readings[prefix].items()}, weights.source)
+    if prefix:
+        log.info('Of %s the entries %s* are taken', weights.source, prefix)
+    module.load_state_dict(weights.readings[prefix])
+
+
+def _misfits(own: State, state: State) -> list[str]:
+    """What keeps a state dict from being that of a network; nothing when it fits."""
+    shapes = [f'{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}'
+              for name, value in own.items() if name in state and state[name].shape != value.shape]
+    return [f'{what}: {name_some(names)}' for what, names in (
+        ('missing', sorted(own.keys() - state.keys())), ('unexpected', sorted(state.keys() - own.keys())),
+        ('other shape', shapes)) if names]
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -120,4 +201,4 @@ def imagenet_weights(backbone: str) -> Weights:
     except (URLError, TimeoutError, RuntimeError, ConnectionError) as error:
         raise UserError(f'could not download the ImageNet weights of {backbone} ({error}); fetch {weights.url} '
                         'by hand and set pretraining to its path.') from error
-    return Weights('backbone', _without_fc(dict(state)), f'torchvision {backbone} {weights.name}')
+    return identify(state, f'torchvision {backbone} {weights.name}')

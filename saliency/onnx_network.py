@@ -110,6 +110,9 @@ class OnnxSaliency:
         if maps.ndim != 3 or len(maps) != len(images):
             raise UserError(f'--weights {self.weights}: the first output {maps.shape} is not one map an image; '
                             'give a salient-object network.')
+        if not np.isfinite(maps).all():
+            raise UserError(f'--weights {self.weights}: the network gives values that are not finite, so that its '
+                            'weights or its input_size, mean and scale are not right; give another file.')
         return [image_map(saliency, image) for saliency, image in zip(maps, images, strict=True)]
 
 

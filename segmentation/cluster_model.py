@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import yaml
 
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.checkpoint import load_checkpoint, require_finite, save_checkpoint
 from utils.clustering import Whitening, nearest_centre
 from utils.errors import UserError
 from utils.results import write_text
@@ -65,10 +65,11 @@ class ClusterModel:
         return {'centres', 'projection', 'network'} <= checkpoint.keys()
 
     @classmethod
-    def of(cls, checkpoint: dict[str, Any]) -> ClusterModel:
-        """From the contents of the file."""
+    def of(cls, checkpoint: dict[str, Any], path: Path) -> ClusterModel:
+        """From the contents of the file at ``path``. Raises UserError when its numbers are not finite."""
         mean, projection, centres, labels = (checkpoint[name].numpy()
                                              for name in ('mean', 'projection', 'centres', 'labels'))
+        require_finite({'mean': mean, 'projection': projection, 'centres': centres}, path, 'clusters')
         classes = checkpoint['classes']
         return cls(Whitening(mean, projection), centres, labels, None if classes is None else tuple(classes),
                    checkpoint['network'])
@@ -133,7 +134,7 @@ def put_names_aside(path: Path) -> Path | None:
 def same_clusters(path: Path, model: ClusterModel) -> bool:
     """Whether a file holds the clusters of ``model`` already, so that the names given to them still hold."""
     try:
-        before = ClusterModel.of(load_checkpoint(path))
+        before = ClusterModel.of(load_checkpoint(path), path)
     except (UserError, KeyError, AttributeError):
         return False
     return before.centres.shape == model.centres.shape and np.allclose(before.centres, model.centres, atol=1e-6)

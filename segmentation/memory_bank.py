@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from segmentation.embedding import EmbeddedSplit
+from utils.checkpoint import require_finite
 from utils.errors import UserError, name_some
 from utils.results import save_arrays
 
@@ -140,7 +141,8 @@ def load_memory(path: Path, classes: Sequence[str]) -> MemoryBank:
     try:
         with np.load(path, allow_pickle=False) as file:
             bank = MemoryBank(**{name: file[name] for name in MemoryBank.__dataclass_fields__})
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            require_finite({'prototypes': bank.prototypes}, path, 'values')
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f'memory {path} is no memory.npz of retrieval.py, damaged, or of an earlier version; fill '
                         'it anew.') from error
     bank.classes = tuple(map(str, bank.classes))

@@ -16,6 +16,7 @@ from data.transforms import resize_mask
 from data.voc import VOID
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel
 from segmentation.embedding import find_objects
+from utils.checkpoint import require_finite
 from utils.errors import UserError
 from utils.logger import progress
 from utils.runtime import to_device
@@ -86,7 +87,8 @@ def read_objects(run: Path) -> SavedObjects:
                 images = file['ids'][file['image']] if name == 'prototypes.npz' else file['images']
                 saved = SavedObjects(file['prototypes'], images, file['labels'], tuple(map(str, file['classes'])),
                                      file['clusters'] if name == 'prototypes.npz' else None)
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                require_finite({'prototypes': saved.prototypes}, path, 'values')
+        except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f'{path} is damaged or of an earlier version; run its script again.') from error
         seen = saved.prototypes.any(1)
         return SavedObjects(saved.prototypes[seen], saved.images[seen], saved.labels[seen], saved.classes,

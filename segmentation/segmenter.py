@@ -65,7 +65,8 @@ class Segmenter(ABC):
         path, where = Path(path), pick_device(device)
         checkpoint = load_checkpoint(path)
         if ClusterModel.holds(checkpoint):
-            return ClusterSegmenter(ClusterModel.of(checkpoint).with_names_beside(path), str(path), where, weights)
+            clusters = ClusterModel.of(checkpoint, path).with_names_beside(path)
+            return ClusterSegmenter(clusters, str(path), where, weights)
         if weights is not None:
             raise UserError(f'{path} holds all of its weights; leave out --weights, which goes with the '
                             'clusters.pth.tar of kmeans.py.')

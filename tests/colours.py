@@ -92,7 +92,7 @@ def plain_backbone(folder: Path, pretraining: str,
     torch.manual_seed(0)
     whole = torchvision.models.resnet18().state_dict()
     state = {name: value for name, value in whole.items() if not name.startswith('fc.')}
-    monkeypatch.setattr(models.build, 'imagenet_weights', lambda name: Weights('backbone', state, name))
+    monkeypatch.setattr(models.build, 'imagenet_weights', lambda name: Weights('backbone', {'': state}, name))
     torch.save({'state_dict': {f'module.encoder_q.{name}': value for name, value in whole.items()}},
                folder / 'moco.pth')
     return state, ['features=backbone', f'pretraining={pretraining}', f'moco_state_dict={folder / "moco.pth"}']

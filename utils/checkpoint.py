@@ -173,11 +173,11 @@ def _require_same_images(path: Path, before: Sequence[str], now: Sequence[str]) 
                     'another output_dir.')
 
 
-def require_finite(arrays: Mapping[str, Tensor | np.ndarray], source: Path | str) -> None:
+def require_finite(arrays: Mapping[str, Tensor | np.ndarray], source: Path | str, what: str = 'weights') -> None:
     """Raises UserError when any value of a file's arrays is infinite or not a number; the sentence names them."""
     wrong = [name for name, value in arrays.items() if not torch.as_tensor(value).isfinite().all()]
     if wrong:
-        raise UserError(f'{source} holds weights that are not finite ({name_some(wrong)}): its training diverged or '
+        raise UserError(f'{source} holds {what} that are not finite ({name_some(wrong)}): its training diverged, or '
                         'the file is damaged; give another one.')
 
 
