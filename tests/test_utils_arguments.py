@@ -41,10 +41,13 @@ def test_help_has_an_example_and_every_key_with_its_default(script: str, capsys,
     if script in OF_SCRIPT:
         words = ' '.join(text.split())
         for name, key in schema_keys(SCHEMAS[OF_SCRIPT[script]]).items():
-            assert f' {name} = ' in words
+            assert f' {name}: ' in words
             if isinstance(key.field.default, (int, str)):
-                assert f' {name} = {json.dumps(key.field.default)} {key.field.metadata["help"].split()[0]}' in words
-        assert ' db_root = (must be given)' in words
+                assert f' = {json.dumps(key.field.default)} {key.field.metadata["help"].split()[0]}' in \
+                    words.split(f' {name}: ')[1]
+        assert ' db_root: str = (must be given)' in words
+        assert ' seed: int = 1234 ' in words
+        assert ' output_dir: str | None = null ' in words
 
 
 @pytest.mark.parametrize('script', sorted({*SCRIPTS, 'segmentation/table.py', 'data/synthetic.py', *BENCHMARKS} - {
@@ -126,7 +129,7 @@ def test_epoch_summaries_have_a_colour_on_a_terminal_alone(tmp_path, monkeypatch
             assert stream.getvalue().rstrip('\033[0m\n').endswith('loss 1.5, 0 s')
             logging.info('a line')
             shown = stream.getvalue()
-            assert ('\033[1;32mEpoch 2 of 4: loss 1.5, 90 s, about 3 min left\033[0m\n' in shown) == coloured
+            assert ('\033[1m\033[32mEpoch 2 of 4: loss 1.5, 90 s, about 3 min left\033[0m\n' in shown) == coloured
             assert 'Epoch 2 of 4: loss 1.5, 90 s, about 3 min left' in shown
             assert shown.endswith('\na line\n')
         assert '\033' not in (tmp_path / 'log.txt').read_text()

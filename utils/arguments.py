@@ -7,7 +7,7 @@ import sys
 import textwrap
 from dataclasses import MISSING
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 from utils.errors import UserError
 from utils.schema import Env
@@ -81,8 +81,8 @@ def _bare(option: str) -> str:
 
 
 def describe_keys(keys: dict[str, Key]) -> list[str]:
-    """Lines 'name = default   what it is', wrapped."""
-    names = {name: f'  {name} = {_default(key)}' for name, key in keys.items()}
+    """Lines 'name: type = default   what it is', wrapped."""
+    names = {name: f'  {name}: {_type(key.type)} = {_default(key)}' for name, key in keys.items()}
     indent = 44
     lines = []
     for name, key in keys.items():
@@ -95,6 +95,10 @@ def describe_keys(keys: dict[str, Key]) -> list[str]:
             lines.append(f'{names[name]:{indent}}{wrapped.pop(0)}')
         lines += [' ' * indent + line for line in wrapped]
     return lines
+
+
+def _type(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
 
 
 def _default(key: Key) -> str:
