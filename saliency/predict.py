@@ -30,6 +30,7 @@ from saliency.sources import METHODS, MaskSource, build_source
 from utils.arguments import ArgumentParser
 from utils.crf import Refine, crf_in_workers, require_crf
 from utils.errors import UserError, name_some, run_script
+from utils.logger import warn_of_failure
 from utils.parallel import available_cores, batches, in_threads, process_pool
 from utils.report import check_settings, fingerprint, write_report
 
@@ -158,7 +159,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 written.append(name)
 
     if done or written:
-        contact_sheet(args.images, sorted(done + written), args.output)
+        with warn_of_failure(SHEET):
+            contact_sheet(args.images, sorted(done + written), args.output)
     text = write_report(args.output, settings, 'masks', len(names), len(written), len(done), left_out, SHEET)
     if not done and not written:
         reasons = name_some([f'{name} ({reason})' for name, reason in sorted(left_out.items())], 3)

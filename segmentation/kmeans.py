@@ -47,6 +47,7 @@ from utils.clustering import (
 from utils.config import add_config_arguments, as_dict, load_config
 from utils.errors import UserError, run_script
 from utils.launch import add_process_arguments, start_processes
+from utils.logger import warn_of_failure
 from utils.metrics import standard_deviation
 from utils.parallel import available_cores, in_threads
 from utils.pictures import panel, save_image, save_label_map
@@ -211,8 +212,9 @@ def explore(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | N
                  'another number', number)
     log.info('Objects in each cluster: %s', ', '.join(f'{k}: {size}' for k, size in enumerate(found.sizes, 1)))
     sheets = Path(p.output_dir) / 'clusters'
-    write_sheets(sheets, dataset, split, found)
-    log.info('Pictures of each cluster: %s', sheets)
+    with warn_of_failure(str(sheets)):
+        write_sheets(sheets, dataset, split, found)
+        log.info('Pictures of each cluster: %s', sheets)
     silhouettes = {str(k): None if np.isnan(value) else value for k, value in found.silhouettes.items()}
     return ClusterModel(found.whitening, found.centres, np.arange(number + 1), None, {}), found.ids + 1, {
         'clusters': {'num_clusters': number, 'sizes': found.sizes, 'silhouette': silhouettes}}, {}

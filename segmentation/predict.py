@@ -31,7 +31,7 @@ from utils.arguments import ArgumentParser
 from utils.config import find_file
 from utils.crf import Refine, crf_in_workers, require_crf
 from utils.errors import UserError, name_some, run_script
-from utils.logger import progress
+from utils.logger import progress, warn_of_failure
 from utils.parallel import available_cores, batches, in_threads
 from utils.pictures import legend, montage, overlay, save_image, save_label_map, thumbnail
 from utils.report import check_settings, fingerprint, write_report
@@ -170,7 +170,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     left_out = failed | cut | {name.as_posix(): f'its label map would have the name of that of {owner.name}'
                          for name, owner in doubles.items()}
     if done or written:
-        contact_sheet(args.output, sorted(done + written), classes)
+        with warn_of_failure(SHEET):
+            contact_sheet(args.output, sorted(done + written), classes)
     text = write_report(args.output, settings, 'label maps', count + len(doubles), len(written), len(done), left_out,
                         SHEET, classes)
     if failed:

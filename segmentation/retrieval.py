@@ -34,10 +34,11 @@ from utils.arguments import ArgumentParser
 from utils.config import add_config_arguments, as_dict, load_config, resolve_path
 from utils.errors import UserError, run_script
 from utils.launch import add_process_arguments, start_processes
+from utils.logger import warn_of_failure
 from utils.metrics import iou_of
 from utils.pictures import save_image
 from utils.results import iou_entry, log_iou, save_results
-from utils.run_report import write_run_report
+from utils.run_report import NEIGHBOURS, write_run_report
 from utils.runtime import place, prepare
 from utils.schema import Retrieval
 
@@ -87,7 +88,7 @@ def write_sheet(p: Any, val: EmbeddedSplit, val_set: VOCSegmentation, predicted:
         return
     sheet = neighbour_sheet(val, shown, predicted, [val_set.image_path(i) for i in range(len(val_set))], bank,
                             memory_images, max(SHOWN, p.num_neighbours))
-    save_image(sheet, Path(p.output_dir) / 'neighbours.png')
+    save_image(sheet, Path(p.output_dir) / NEIGHBOURS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -139,8 +140,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         log_iou(iou, names)
         results[task] = {**iou_entry(iou, names), 'memory': len(banks[task]), 'num_neighbours': p.num_neighbours}
         if not ignored:
-            write_sheet(p, val, val_set, predicted, bank)
+            of_all = predicted
     log.info('Results: %s', save_results(results, Path(p.output_dir)))
+    with warn_of_failure(NEIGHBOURS):
+        write_sheet(p, val, val_set, of_all, bank)
     write_run_report(as_dict(p), 'Retrieval', classes, confusions)
 
 

@@ -74,13 +74,14 @@ def test_figures_by_hand(run, tmp_path: Path, capsys) -> None:
 def test_masks_of_the_network(run, tmp_path: Path) -> None:
     colours(tmp_path)
     # the scores' 1/8 grid: 4 of 16 cells are bright; at 32 pixels more than 0.5 is the middle box, corners excepted
-    best = max(run(masks='network')['kmeans']['runs'], key=lambda one: one['mIoU'])  # six objects: a run may err
+    runs = run(masks='network')['kmeans']['runs']
     score = torch.zeros(1, 1, 4, 4)
     score[:, :, 1:3, 1:3] = 1
     seen = (resize(score, (SIDE, SIDE)) > 0.5).sum().item()
-    assert best['IoU']['red'] == pytest.approx(100 * seen / 256)
-    assert best['IoU']['background'] == pytest.approx(100 * 4608 / (4608 + 6 * (256 - seen) - (
-        64 - int((resize(score, (SIDE, SIDE))[0, 0, 8:16, 8:16] > 0.5).sum()))))
+    missed = 64 - int((resize(score, (SIDE, SIDE))[0, 0, 8:16, 8:16] > 0.5).sum())
+    for one in runs:
+        assert one['IoU']['red'] == pytest.approx(100 * seen / 256)
+        assert one['IoU']['background'] == pytest.approx(100 * 4608 / (4608 + 6 * (256 - seen) - missed))
 
 
 def test_overclustering_prints_a_line_a_count(run, tmp_path: Path, capsys) -> None:

@@ -2,9 +2,11 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +20,7 @@ from utils import page
 from utils.charts import cluster_curves, to_svg
 from utils.history import read_history
 from utils.pictures import PALETTE
+from utils.report import write_report
 from utils.results import save_results
 from utils.run_report import write_run_report
 
@@ -126,6 +129,24 @@ def test_the_report_needs_nothing_else(output_dir: Path) -> None:
 def test_a_run_without_anything_has_its_config(tmp_path: Path) -> None:
     write_run_report({'output_dir': str(tmp_path), 'config_name': 'none', 'epochs': 0}, 'Pretraining')
     assert 'epochs' in Page(tmp_path / 'report.html').text
+
+
+def test_a_failing_report_is_a_warning(tmp_path: Path, caplog) -> None:
+    (tmp_path / 'neighbours.png').write_bytes(b'no picture')
+    write_run_report({'output_dir': str(tmp_path), 'config_name': 'x'}, 'Run')
+    assert re.fullmatch(r'report.html could not be made \(UnidentifiedImageError: cannot .*\); nothing else is missing',
+                        caplog.messages[-1])
+    (tmp_path / 'sheet.png').write_bytes(b'no picture')
+    write_report(tmp_path, {'method': 'x'}, 'masks', 3, 2, 1, {}, 'sheet.png')
+    assert caplog.messages[-1].startswith('report.html could not be made')
+    assert json.loads((tmp_path / 'report.json').read_text())['masks_written'] == 2
+    assert not (tmp_path / 'report.html').exists()
+
+
+def test_plots_need_no_display_and_no_backend_of_a_notebook() -> None:
+    code = 'from utils.errors import run_script; run_script(lambda: __import__("utils.charts"))'
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[1], env={
+        **os.environ, 'MPLBACKEND': 'module://matplotlib_inline_that_is_not_installed'})
 
 
 def test_steps_that_were_done_again_count_once_and_the_latest_time(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -171,6 +172,43 @@ def test_an_error_in_a_loader_worker_ends_the_run(runner: Runner, shapes: Path) 
     printed = (runner.root_dir / 'broken.txt').read_text()
     assert printed.splitlines()[-1].startswith('error: ')
     assert 'Traceback' not in printed
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGBUS])
+def test_a_killed_loader_worker_is_one_sentence_with_the_checkpoint(runner: Runner, number: int) -> None:
+    folder = runner.root_dir / f'loader_{number:d}'
+    printed, checkpoint = folder.with_suffix('.txt'), folder / 'checkpoint.pth.tar'
+    process = start(runner, 'pretrain.main', f'output_dir={folder}', 'epochs=2000', 'num_workers=1',
+                    output=printed.name)
+    while not checkpoint.exists():
+        assert process.is_alive(), printed.read_text()
+        time.sleep(0.01)
+    worker = ''
+    while not worker:  # between two epochs there is none
+        worker = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text()
+    os.kill(int(worker.split()[0]), number)
+    assert end_of(process) == EXIT_USER_ERROR, printed.read_text()
+    assert printed.read_text().splitlines()[-1] == (
+        'error: a loader worker was killed, for lack of memory or of shared memory (/dev/shm; of a container by '
+        f'--shm-size): raise it or lower num_workers, and start the same command again to go on from {checkpoint}.')
+    assert 'Traceback' not in printed.read_text()
+
+
+class Dying:
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+def test_a_killed_loader_worker_of_an_evaluation_is_one_sentence(capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_script(lambda: list(DataLoader(Dying(), num_workers=1)))
+    assert ended.value.code == EXIT_USER_ERROR
+    assert re.fullmatch('error: a loader worker was killed, .* lower num_workers, and start again.\n',
+                        capsys.readouterr().err)
 
 
 def limited(size: int, action: Callable[[], None]) -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
@@ -18,6 +20,8 @@ from utils.logger import paint
 EXIT_USER_ERROR = 2
 OUT_OF_MEMORY = ('CUDA out of memory; lower train_batch_size (val_batch_size, where nothing is trained), or set '
                  'precision: bf16, or lower loss_chunk.')
+LOST_WORKER = ('a loader worker was killed, for lack of memory or of shared memory (/dev/shm; of a container by '
+               '--shm-size): raise it or lower num_workers')
 DENIED = (errno.EACCES, errno.EPERM)
 CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, *DENIED, errno.EDQUOT, errno.EFBIG)
 
@@ -47,6 +51,19 @@ def name_some(names: Sequence[str], limit: int = 5) -> str:
     return shown if len(names) <= limit else f'{shown} and {len(names) - limit} more'
 
 
+def lost_worker(error: BaseException | None) -> bool:
+    """Whether a loader worker was killed or found no shared memory; then the ends of others raise nothing more."""
+    if isinstance(error, (ConnectionError, EOFError)):  # it died while it handed over a tensor
+        frames = traceback.extract_tb(error.__traceback__)
+        lost = any(Path(frame.filename).name == 'resource_sharer.py' for frame in frames)
+    else:
+        lost = isinstance(error, RuntimeError) and re.search(
+            r'DataLoader worker .*(killed by signal|exited unexpectedly)|</torch_', str(error)) is not None
+    if lost:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return lost
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main(); user errors end in one sentence on stderr and exit code 2.
 
@@ -54,6 +71,7 @@ def run_script(main: Callable[[], None]) -> None:
     and SIGINT end in one sentence and exit code 75; training finishes and saves its step first. Anything unexpected
     keeps its traceback. Of several processes the first that fails speaks for all.
     """
+    os.environ['MPLBACKEND'] = 'agg'  # that of a notebook may not be installed here, and no plot needs a display
     if isinstance(sys.stdout, TextIOWrapper):  # what is printed may hold names of files, which need not be UTF-8
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
@@ -62,6 +80,7 @@ def run_script(main: Callable[[], None]) -> None:
         distributed.leave()
     except (Exception, StoppedError) as failure:
         error = UserError(OUT_OF_MEMORY) if isinstance(failure, torch.OutOfMemoryError) else failure
+        error = UserError(f'{LOST_WORKER}, and start again.') if lost_worker(error) else error
         if not distributed.first_to_fail():
             sys.stdout.flush()
             os._exit(EXIT_STOPPED if isinstance(error, StoppedError) else
@@ -87,5 +106,5 @@ def _report(failure: BaseException) -> None:
 
 
 def _end(message: str) -> None:
-    print(f'{paint("error:", sys.stderr, 31)} {message}', file=sys.stderr)
+    print(f'{paint("error:", sys.stderr, "red")} {message}', file=sys.stderr)
     raise SystemExit(EXIT_USER_ERROR)

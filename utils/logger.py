@@ -4,11 +4,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import numpy as np
+from termcolor import colored
 from tqdm import tqdm
 
 from utils import distributed
@@ -17,9 +19,20 @@ log = logging.getLogger(__name__)
 Item = TypeVar('Item')
 
 
-def paint(text: str, stream: TextIO, colour: int = 32) -> str:
-    """Text in bold and a colour (32 green, 31 red) on a terminal, unless the environment has NO_COLOR."""
-    return f'\033[1;{colour}m{text}\033[0m' if stream.isatty() and not os.environ.get('NO_COLOR') else text
+def paint(text: str, stream: TextIO, colour: str = 'green') -> str:
+    """Text in bold and a colour on a terminal, unless the environment has NO_COLOR."""
+    plain = not stream.isatty() or bool(os.environ.get('NO_COLOR'))  # termcolor itself asks about stdout alone
+    return colored(text, colour, attrs=['bold'], no_color=plain, force_color=True)
+
+
+@contextmanager
+def warn_of_failure(what: str) -> Iterator[None]:
+    """A block that a run can do without, such as its report: a failure is a warning, in one sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [''])[0]
+        log.warning('%s could not be made (%s: %s); nothing else is missing', what, type(error).__name__, reason)
 
 
 def log_epoch(epoch: int, epochs: int, figures: str, seconds: float, share: float = 1.0) -> None:

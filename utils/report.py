@@ -9,6 +9,7 @@ from typing import Any
 
 from utils import page
 from utils.errors import UserError
+from utils.logger import warn_of_failure
 from utils.results import write_text
 
 REPORT = 'report.json'
@@ -61,7 +62,8 @@ def write_report(output: Path, settings: dict[str, Any], what: str, images: int,
     lines += [f'left out: {name}: {reason}' for name, reason in sorted(left_out.items())]
     text = '\n'.join('\\n'.join(line.splitlines()) for line in lines) + '\n'  # names may hold line breaks
     write_text(output / 'report.txt', text)
-    _write_page(output, settings, what, counts, output / sheet, classes)
+    with warn_of_failure(page.REPORT):
+        _write_page(output, settings, what, counts, output / sheet, classes)
     return text
 
 

@@ -15,6 +15,7 @@ import torch
 from utils import distributed, page
 from utils.config import flat
 from utils.history import History, read_history
+from utils.logger import warn_of_failure
 from utils.results import read_results
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ SHOWN = 3  # of the pictures that were taken over training: the first, the last 
 
 def write_run_report(config: Mapping[str, Any], title: str, classes: Sequence[str] = (),
                      confusions: Mapping[str, np.ndarray] | None = None) -> None:
-    """Write report.html into the run's output directory; in the main process alone.
+    """Write report.html into the run's output directory; in the main process alone. A failure is a warning.
 
     Args:
         config: with 'output_dir' and 'config_name'.
@@ -53,15 +54,16 @@ def write_run_report(config: Mapping[str, Any], title: str, classes: Sequence[st
     """
     if not distributed.is_main():
         return
-    output_dir = Path(config['output_dir'])
-    history = read_history(output_dir)
-    blocks = [*result_blocks(read_results(output_dir), classes),
-              *(page.matrix(f'Confusion matrix: {TASKS.get(task, task)}', confusion, classes)
-                for task, confusion in (confusions or {}).items()),
-              *curve_blocks(history), *training_pictures(history), *prediction_pictures(output_dir, classes),
-              config_block(config)]
-    lead = f'{config["config_name"]} · {time.strftime("%Y-%m-%d %H:%M")} · PyTorch {torch.__version__}'
-    log.info('Report: %s', page.write_page(output_dir, title, lead, blocks))
+    with warn_of_failure(page.REPORT):
+        output_dir = Path(config['output_dir'])
+        history = read_history(output_dir)
+        blocks = [*result_blocks(read_results(output_dir), classes),
+                  *(page.matrix(f'Confusion matrix: {TASKS.get(task, task)}', confusion, classes)
+                    for task, confusion in (confusions or {}).items()),
+                  *curve_blocks(history), *training_pictures(history), *prediction_pictures(output_dir, classes),
+                  config_block(config)]
+        lead = f'{config["config_name"]} · {time.strftime("%Y-%m-%d %H:%M")} · PyTorch {torch.__version__}'
+        log.info('Report: %s', page.write_page(output_dir, title, lead, blocks))
 
 
 def shown_spread(entry: Mapping[str, Any], deviation: float | None) -> str:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from utils import distributed
 from utils.checkpoint import resume_training, save_training
-from utils.errors import UserError, name_some
+from utils.errors import LOST_WORKER, UserError, lost_worker, name_some
 from utils.interrupt import SIGNALS, handled, starting_workers, stop, stop_at_once
 from utils.logger import progress
 from utils.metrics import Mean
@@ -76,6 +76,9 @@ class Trainer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
         self._noting.__exit__(kind, error, traceback)
+        if lost_worker(error):
+            state = f'go on from {self.path}' if self.path.is_file() else 'begin again, as there is no checkpoint yet'
+            raise UserError(f'{LOST_WORKER}, and start the same command again to {state}.') from error
         if kind is None and self._asked_to_stop():
             stop(self._signal)
 
