@@ -52,16 +52,14 @@ def name_some(names: Sequence[str], limit: int = 5) -> str:
 
 
 def lost_worker(error: BaseException | None) -> bool:
-    """Whether a loader worker was killed or found no shared memory; then the ends of others raise nothing more."""
-    if isinstance(error, (ConnectionError, EOFError)):  # it died while it handed over a tensor
-        frames = traceback.extract_tb(error.__traceback__)
-        lost = any(Path(frame.filename).name == 'resource_sharer.py' for frame in frames)
-    else:
-        lost = isinstance(error, RuntimeError) and re.search(
-            r'DataLoader worker .*(killed by signal|exited unexpectedly)|</torch_', str(error)) is not None
-    if lost:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return lost
+    """Whether a loader worker was killed, or found no shared memory."""
+    if not isinstance(error, (ConnectionError, EOFError, RuntimeError)):
+        return False
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises the same once more, at any moment
+    if isinstance(error, RuntimeError):
+        return re.search(r'DataLoader worker .*(killed by signal|exited unexpectedly)|</torch_', str(error)) is not None
+    return any(frame.f_code.co_filename.endswith('resource_sharer.py')  # it died while it handed over a tensor
+               for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def run_script(main: Callable[[], None]) -> None:

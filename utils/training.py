@@ -75,8 +75,9 @@ class Trainer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
+        lost = lost_worker(error)
         self._noting.__exit__(kind, error, traceback)
-        if lost_worker(error):
+        if lost:
             state = f'go on from {self.path}' if self.path.is_file() else 'begin again, as there is no checkpoint yet'
             raise UserError(f'{LOST_WORKER}, and start the same command again to {state}.') from error
         if kind is None and self._asked_to_stop():
