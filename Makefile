@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python
+PIP     = $(RUN) -m pip install --quiet --disable-pip-version-check
 DEMO   := results/demo
 ENV    := --config_env configs/demo/env.yml --config_exp configs/demo
 
@@ -26,10 +27,11 @@ install: $(VENV)/installed
 $(VENV)/installed: requirements.txt requirements-dev.txt
 	@echo '== Installing into $(VENV) (once; PyTorch is large, this takes a few minutes)'
 	$(RUN) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	grep -v '^pydensecrf2' requirements.txt | $(PIP) -r /dev/stdin -r requirements-dev.txt
 	@echo '== Building the CRF (pydensecrf2)'
-	$(RUN) -m pip install --quiet --disable-pip-version-check 'pydensecrf2>=1.1' \
-	  || echo '== pydensecrf2 could not be built (is there a C++ compiler?): everything but the CRF works'
+	grep '^pydensecrf2' requirements.txt | $(PIP) -r /dev/stdin \
+	  || echo '== pydensecrf2 is missing: it could not be built (is there a C++ compiler?). Everything but' \
+	    '--crf-postprocess works; with a compiler, make -B install builds it'
 	touch $@
 
 test: install
@@ -38,7 +40,7 @@ test: install
 	@echo '== Type check'
 	$(BIN)/mypy
 	@echo '== Tests'
-	$(RUN) -m pytest
+	$(RUN) -m pytest -rs
 
 demo: install
 	@echo '== Drawing the data set'
