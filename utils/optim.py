@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,11 +41,25 @@ def build_optimizer(name: str, parameters: Iterable[nn.Parameter], lr: float, mo
     trained = [p for p in parameters if p.requires_grad]
     fused = all(p.is_cuda for p in trained) or None  # else loss scaling waits for the GPU at each step
     if name == 'sgd':
-        return torch.optim.SGD(trained, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov,
-                               fused=fused)
+        sgd = torch.optim.SGD(trained, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused)
+        if momentum:
+            sgd.register_step_pre_hook(_start_momentum)
+        return sgd
     if name == 'adam':
         return torch.optim.Adam(trained, lr, weight_decay=weight_decay, fused=fused)
     raise ValueError(f'unknown optimiser {name!r}')
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Give parameters about to take their first step a momentum of zero, with which that step is the same.
+
+    The fused kernel would take uninitialised memory, and leave it so where loss scaling skips the step for an
+    overflow. Adam's moments start at zero in any case.
+    """
+    for group in optimizer.param_groups:
+        for p in group['params']:
+            if p.grad is not None and optimizer.state[p].get('momentum_buffer') is None:
+                optimizer.state[p]['momentum_buffer'] = torch.zeros_like(p)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
