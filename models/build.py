@@ -10,6 +10,7 @@ from models.basnet import BASNet
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
 from models.timm_backbone import TimmBackbone, timm_weights
 from models.weights import CLASSIFIER, HEADS, Weights, imagenet_weights, load_strict, read_weights
+from utils import distributed
 from utils.backbones import TIMM
 from utils.config import resolve_path
 from utils.errors import UserError
@@ -25,7 +26,8 @@ def initial_weights(p: Any, backbone: str) -> Weights | None:
         log.info('Weights: random')
         return None
     if p.pretraining == 'imagenet_classification':
-        weights = timm_weights(backbone) if timm else imagenet_weights(backbone)
+        with distributed.main_first():  # a download
+            weights = timm_weights(backbone) if timm else imagenet_weights(backbone)
     elif p.pretraining == 'imagenet_moco':
         weights = read_weights(resolve_path(p.moco_state_dict, p.root_dir))
         if weights.kind != 'backbone':

@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if p.fit_split not in (None, p.val_split):
         fit_loader, _ = unlabelled_loader(p, p.val_db_name, p.fit_split, masks, skip=True)
         fit = embed_split(model, fit_loader, device, len(dataset.classes), **options).prototypes
-    if not distributed.is_main():
+    if not distributed.leave():
         return
     clusters, labels, results, confusions = (evaluate if labelled else explore)(p, dataset, split, fit)
     save_arrays(Path(p.output_dir) / 'prototypes.npz', prototypes=split.prototypes, image=split.image,

@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log.info('The memory holds %d objects of dimension %d (%s)', len(bank), bank.prototypes.shape[1], bank.made_by)
     banks = {task: bank.without(protocol.ignored) for task, protocol in protocols.items()}
     val = embed(val_loader, keep_masks=True)
-    if not distributed.is_main():
+    if not distributed.leave():
         return
     results, confusions = {}, {}
     for task, (ignored, scored) in protocols.items():

@@ -82,15 +82,22 @@ def test_pretraining_leaves_a_released_checkpoint(run: Runner) -> None:
     assert '0 of its IDs have no image or no mask' in (folder / 'log.txt').read_text()
 
 
-def test_too_little_memory_of_a_gpu_is_one_sentence(capsys) -> None:
-    def main() -> None:
-        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+def test_a_first_step_without_memory_leaves_the_folder_to_a_smaller_batch(run: Runner, monkeypatch, capsys) -> None:
+    def too_much(*_: object) -> None:
+        raise torch.OutOfMemoryError('CUDA out of memory.')
 
-    with pytest.raises(SystemExit) as ended:
-        run_script(main)
-    assert ended.value.code == 2
-    assert re.fullmatch('error: CUDA out of memory; lower train_batch_size .*precision: bf16.*loss_chunk.\n',
-                        capsys.readouterr().err)
+    with monkeypatch.context() as patched:
+        patched.setattr('pretrain.main.compute_losses', too_much)
+        run.fails('pretrain.main', 'output_dir=memory', 'train_batch_size=6', capsys=capsys)
+    folder = run.root_dir / 'memory'
+    (folder / 'tensorboard' / 'stale').touch()
+    run('pretrain.main', 'output_dir=memory', 'epochs=0')
+    assert 'train_batch_size: 4' in (folder / 'config.yml').read_text()
+    assert (folder / 'checkpoint.pth.tar').is_file()
+    assert not (folder / 'tensorboard' / 'stale').exists()  # curves of another config
+    assert 'train_batch_size: 4 -> 2' in run.fails('pretrain.main', 'output_dir=memory', 'epochs=0',
+                                                   'train_batch_size=2', capsys=capsys)
+    run('pretrain.main', 'output_dir=memory', 'epochs=0', 'loss_chunk=8192', 'channels_last=false')
 
 
 def test_zero_epochs_write_the_initial_weights(run: Runner) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,10 +18,12 @@ from utils.strict_yaml import StrictReader
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACEHOLDER = '/path/to'
-# Keys that do not change results, so that a run may continue with others.
-IGNORED = ('num_workers', 'cache', 'crf_workers', 'device', 'log_every', 'checkpoint_every', 'panel_every',
-           'probe_every', 'probe_split', 'probe_images', 'num_visualizations', 'val_batch_size', 'root_dir', 'db_root',
-           'output_dir', 'config_name')
+# Keys that do not change results but for rounding, so that a run may continue with others. Not among them: precision,
+# tf32 and val_tf32, which round far more; compile, which draws other numbers for dropout.
+IGNORED = ('num_workers', 'cache', 'crf_workers', 'device', 'channels_last', 'loss_chunk', 'log_every',
+           'checkpoint_every', 'panel_every', 'probe_every', 'probe_split', 'probe_images', 'num_visualizations',
+           'val_batch_size', 'root_dir', 'db_root', 'output_dir', 'config_name')
+RESULTS = ('*.pth.tar', '*.pth', '*.npz', 'results.json', 'predictions*')  # checkpoints and results in a folder
 
 
 class Config(EasyDict):
@@ -219,7 +222,7 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
 def save_config(config: Mapping[str, Any], output_dir: str | Path, identity: Sequence[str] = ()) -> Path:
     """Write ``config.yml`` in output_dir, or make sure that the one there says the same.
 
-    A folder that holds nothing but a config and a log, of a start that failed, takes the new config.
+    A folder without checkpoint or results, of a start that failed, takes the new config; curves in it go.
     Keys of ``IGNORED`` but not of ``identity`` may differ; the file stays as it was first written. Call it in one
     process only.
 
@@ -228,7 +231,8 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path, identity: Seq
     """
     path = Path(output_dir) / 'config.yml'
     new = as_dict(config)
-    if path.exists() and any(child.name not in ('config.yml', 'log.txt', '.lock') for child in path.parent.iterdir()):
+    occupied = any(not found.name.startswith('.') for pattern in RESULTS for found in path.parent.glob(pattern))
+    if path.exists() and occupied:
         try:
             old = yaml.safe_load(path.read_text(encoding='utf-8'))
         except (yaml.YAMLError, UnicodeDecodeError):
@@ -247,6 +251,8 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path, identity: Seq
                             f'choose another {other} (--set {other}=...) or delete the folder.')
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        shutil.rmtree(path.with_name('tensorboard'), ignore_errors=True)
     unfinished = path.with_name(f'.config.yml.{os.getpid()}')
     try:
         unfinished.write_text(yaml.safe_dump(new, sort_keys=False), encoding='utf-8')

@@ -15,7 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 Item = TypeVar('Item')
 
-TIMEOUT = timedelta(hours=2)  # the main process may download a data set meanwhile; a dead process is noticed at once
+TIMEOUT = timedelta(minutes=15)  # a dead process is noticed at once, one that hangs by this
+PATIENCE = timedelta(hours=6)  # while the main process downloads a data set
+_patient: Any = None  # the group that waits for a download
 
 
 def join(use_cuda: bool) -> None:
@@ -23,17 +25,30 @@ def join(use_cuda: bool) -> None:
 
     GPUs talk by NCCL; what lives on the CPU, such as the request to stop, by gloo.
     """
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1 or is_initialized():
+    global _patient
+    if not is_launched() or is_initialized():
         return
     if use_cuda:
         torch.cuda.set_device(local_rank())
     dist.init_process_group('cpu:gloo,cuda:nccl' if use_cuda else 'gloo', timeout=TIMEOUT)
+    _patient = dist.new_group(backend='gloo', timeout=PATIENCE)
 
 
-def leave() -> None:
-    """Leave the job at the end of a script."""
+def leave() -> bool:
+    """Leave the job, all processes together; what comes after is done by one alone, and takes as long as it takes.
+
+    Returns:
+        whether this is the main process.
+    """
+    main = is_main()
     if is_initialized():
         dist.destroy_process_group()
+    return main
+
+
+def is_launched() -> bool:
+    """Whether this process is one of several, which may not have joined yet, or have left."""
+    return int(os.environ.get('WORLD_SIZE', 1)) > 1
 
 
 def local_rank() -> int:
@@ -108,12 +123,15 @@ def barrier() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """A block that the main process runs before the others, such as a download."""
+    """A block that the main process runs before the others, who wait for it for hours: a download."""
+    if world_size() == 1:
+        yield
+        return
     if not is_main():
-        barrier()
+        dist.barrier(_patient)
     yield
     if is_main():
-        barrier()
+        dist.barrier(_patient)
 
 
 def parallel(module: nn.Module) -> nn.Module:

@@ -11,17 +11,18 @@ from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 
-import torch
-
 from utils import distributed
 from utils.interrupt import EXIT_STOPPED, StoppedError, handled, stop, stop_at_once
 from utils.logger import paint
 
 EXIT_USER_ERROR = 2
-OUT_OF_MEMORY = ('CUDA out of memory; lower train_batch_size (val_batch_size, where nothing is trained), or set '
-                 'precision: bf16, or lower loss_chunk.')
 LOST_WORKER = ('a loader worker was killed, for lack of memory or of shared memory (/dev/shm; of a container by '
                '--shm-size): raise it or lower num_workers')
+LESS_MEMORY = ('lower train_batch_size (val_batch_size or --batch-size, where nothing is trained), set precision: bf16 '
+               'or model_kwargs.upsample: false, or end what else runs on the GPU.')
+# how PyTorch and the libraries under it say that a GPU has too little memory; most that cannot start lack it too
+NO_MEMORY = re.compile(r'(CUDA|XPU|MPS backend|NCCL)\b.*(out of memory|Failed to CUDA \w*alloc)|'
+                       r'(CUBLAS|CUDNN)_STATUS_(\w*ALLOC\w*|NOT_INITIALIZED)', re.DOTALL)
 DENIED = (errno.EACCES, errno.EPERM)
 CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, *DENIED, errno.EDQUOT, errno.EFBIG)
 
@@ -77,32 +78,39 @@ def run_script(main: Callable[[], None]) -> None:
             main()
         distributed.leave()
     except (Exception, StoppedError) as failure:
-        error = UserError(OUT_OF_MEMORY) if isinstance(failure, torch.OutOfMemoryError) else failure
-        error = UserError(f'{LOST_WORKER}, and start again.') if lost_worker(error) else error
-        if not distributed.first_to_fail():
-            sys.stdout.flush()
-            os._exit(EXIT_STOPPED if isinstance(error, StoppedError) else
-                     EXIT_USER_ERROR if isinstance(error, UserError) else 1)  # nothing waits for dead processes
-        _report(error)
+        code, message = _ending(failure)
+        alone = not distributed.is_launched()
+        if distributed.first_to_fail():
+            if message:
+                print(message, file=sys.stderr)
+            elif alone:
+                raise
+            else:
+                traceback.print_exc()
+        if alone:
+            raise SystemExit(code) from None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # nothing waits for processes that are dead, or for what they were to compute together
 
 
-def _report(failure: BaseException) -> None:
-    try:
-        raise failure
-    except UserError as error:
-        _end(sentence(error))
-    except StoppedError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(EXIT_STOPPED) from None
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
-            raise
-        place = f' ({error.filename})' if error.filename else ''
-        if error.errno in DENIED:
-            _end(f'cannot read or write: {error.strerror}{place}; change its permissions or choose another folder.')
-        _end(f'cannot write: {error.strerror}{place}; free some space or choose another output folder.')
-
-
-def _end(message: str) -> None:
-    print(f'{paint("error:", sys.stderr, "red")} {message}', file=sys.stderr)
-    raise SystemExit(EXIT_USER_ERROR)
+def _ending(failure: BaseException) -> tuple[int, str]:
+    """The exit code of a failure, and its sentence; none for what is unexpected."""
+    if isinstance(failure, StoppedError):
+        return EXIT_STOPPED, str(failure)
+    if isinstance(failure, UserError):
+        text = sentence(failure)
+    elif lost_worker(failure):
+        text = f'{LOST_WORKER}, and start again.'
+    elif isinstance(failure, RuntimeError) and NO_MEMORY.search(str(failure)):
+        said = str(failure).splitlines()[0].partition('. ')[0]
+        text = f'the GPU has too little memory ({said}); {LESS_MEMORY}'
+    elif isinstance(failure, OSError) and failure.errno in CANNOT_WRITE:
+        place = f' ({failure.filename})' if failure.filename else ''
+        denied = failure.errno in DENIED
+        text = (f'cannot {"read or " if denied else ""}write: {failure.strerror}{place}; '
+                f'{"change its permissions" if denied else "free some space"} or choose another '
+                f'{"" if denied else "output "}folder.')
+    else:
+        return 1, ''
+    return EXIT_USER_ERROR, f'{paint("error:", sys.stderr, "red")} {text}'

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -17,15 +19,37 @@ import cv2
 import torch
 from threadpoolctl import threadpool_limits
 
+from utils import distributed
+
 CONTAINER = Path('/sys/fs/cgroup')
+BOOT = Path('/proc/sys/kernel/random/boot_id')
+_affinities: list[frozenset[int]] = []  # of the processes of this job on this machine, once they have told
 Item = TypeVar('Item')
 Result = TypeVar('Result')
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use: its share of them, beside others of one job on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+    """CPU cores that this process may use: those of its own, and its share of those that others of its job use too.
+
+    A job whose processes were not started in one affinity, such as the tasks of SLURM, has told it by ``share_cores``.
+    """
+    mine = _affinity()
+    if _affinities:
+        return max(1, int(sum(Fraction(1, sum(core in other for other in _affinities) or 1) for core in mine)))
+    return max(1, len(mine) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
+
+
+def share_cores() -> None:
+    """Tell the other processes of this job on this machine which cores this one may use; all of them call it."""
+    if distributed.world_size() == 1:
+        return
+    machine = BOOT.read_text() if BOOT.is_file() else platform.node()  # containers may have any name
+    _affinities[:] = [cores for where, cores in distributed.gather_objects((machine, _affinity())) if where == machine]
+
+
+def _affinity() -> frozenset[int]:
+    cores = os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count() or 1)
+    return frozenset(cores)
 
 
 def available_memory() -> int | None:

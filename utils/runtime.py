@@ -19,6 +19,7 @@ from utils.backbones import require_timm
 from utils.config import save_config
 from utils.errors import UserError
 from utils.logger import setup_logging
+from utils.parallel import share_cores
 
 log = logging.getLogger(__name__)
 LOCK = '.lock'
@@ -109,6 +110,7 @@ def prepare(p: Any, identity: Sequence[str] = ()) -> torch.device:
         raise UserError(f'this machine has {torch.cuda.device_count()} visible GPUs and more processes; start one for '
                         'each GPU, or set device=cpu.')
     distributed.join(device.type == 'cuda')
+    share_cores()
     if device.type == 'cuda':
         device = torch.device('cuda', distributed.local_rank()) if distributed.world_size() > 1 else device
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = p.get('tf32', True)
