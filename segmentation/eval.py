@@ -3,27 +3,37 @@
     python segmentation/eval.py --config_env configs/env.yml \\
         --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml \\
         --state-dict results/linear_finetune_VOCSegmentation_supervised_saliency/best_model.pth.tar --crf-postprocess
+
+The results name the weights and their fingerprint. Those of the run's own best model join its output directory;
+those of another file go to <output_dir>-eval-<name of the file>, unless --set output_dir=... says where.
 """
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from data.build import evaluation_loader
 from models.build import build_linear_model
+from models.weights import fingerprint
+from segmentation.linear import BEST, check_classes, check_free, read_trained, stem
+from segmentation.provenance import made_with
 from segmentation.scoring import score
 from utils.arguments import ArgumentParser
-from utils.config import add_config_arguments, as_dict, load_config
+from utils.config import Config, add_config_arguments, as_dict, load_config, resolve_path
 from utils.crf import require_crf
 from utils.errors import run_script
 from utils.launch import add_process_arguments, start_processes
 from utils.run_report import write_run_report
 from utils.runtime import place, prepare
 from utils.schema import LinearFinetune
+
+log = logging.getLogger(__name__)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -36,9 +46,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def output_dir_of(p: Any, weights: Path, overrides: Sequence[str]) -> str:
+    """Where the results of the weights go."""
+    best = Path(p.output_dir) / BEST
+    given = any(text.partition('=')[0].strip() == 'output_dir' for text in overrides)
+    own = best.is_file() and best.samefile(weights)
+    return p.output_dir if given or own else f'{p.output_dir}-eval-{stem(weights)}'
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
+    weights = resolve_path(args.state_dict, p.root_dir)
+    p = Config({**p, 'output_dir': output_dir_of(p, weights, args.overrides)})
     if args.crf_postprocess:
         require_crf()
     if start_processes(args.nproc, p.device, __file__, argv):
@@ -46,11 +66,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = prepare(p)
 
     loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split)
-    model = build_linear_model(p, len(dataset.classes), args.state_dict)
+    trained = read_trained(weights)
+    check_classes(weights, trained, dataset.classes)
+    if trained.classes is None:
+        log.info('Nothing beside %s names its classes: they are taken for those of %s', weights, p.val_db_name)
+    model = build_linear_model(p, len(dataset.classes), str(weights))
+    digest = fingerprint(model)
+    log.info('Weights: %s (fingerprint %s)', weights, digest)
+    check_free(Path(p.output_dir), (trained.task, f'{trained.task}_crf'), weights, digest)
     place(model, device)
     confusions = score(model, loader, dataset, device, Path(p.output_dir), p.num_visualizations,
-                       p.crf_kwargs if args.crf_postprocess else None, p.crf_workers,
-                       'finetuned' if p.network_lr_factor else 'linear')
+                       p.crf_kwargs if args.crf_postprocess else None, p.crf_workers, trained.task,
+                       made_with(weights, digest, dataset, p.val_size))
     write_run_report(as_dict(p), 'Evaluation', dataset.classes, confusions)
 
 

@@ -19,8 +19,10 @@ import logging
 
 from data.build import evaluation_loader, linear_loader
 from models.build import build_linear_model
-from models.weights import load_strict, read_weights
+from models.weights import fingerprint, load_strict, read_weights
 from segmentation.engine import compute_losses, validate
+from segmentation.linear import BEST, Trained, check_classes, read_trained, write_trained
+from segmentation.provenance import made_with
 from segmentation.scoring import score
 from utils import distributed
 from utils.arguments import ArgumentParser
@@ -58,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if start_processes(args.nproc, p.device, __file__, argv):
         return
     device = prepare(p)
-    checkpoint, best_path = (Path(p.output_dir) / name for name in ('checkpoint.pth.tar', 'best_model.pth.tar'))
+    checkpoint, best_path = (Path(p.output_dir) / name for name in ('checkpoint.pth.tar', BEST))
+    task = 'finetuned' if p.network_lr_factor else 'linear'
 
     train_loader, sampler, labelled = linear_loader(p)
     val_loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split)
@@ -80,8 +83,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                       p.log_every, p.checkpoint_every)
     best = trainer.extra.get('best_miou', -1.0)
 
+    if trainer.epoch or trainer.step:
+        check_classes(best_path, read_trained(best_path), classes)
     if distributed.is_main():
         write_text(Path(p.output_dir) / 'labelled.txt', '\n'.join(labelled) + '\n')
+        write_trained(best_path, Trained(task, classes))
     if p.epochs == 0 and distributed.is_main():
         save_checkpoint(model.state_dict(), best_path)
     with trainer:
@@ -108,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     load_strict(model, read_weights(best_path))
     confusions = score(model, val_loader, dataset, device, Path(p.output_dir), p.num_visualizations,
                        p.crf_kwargs if args.crf_postprocess else None, p.crf_workers,
-                       'finetuned' if p.network_lr_factor else 'linear')
+                       task, made_with(best_path, fingerprint(model), dataset, p.val_size))
     write_run_report(as_dict(p), 'Fine-tuning' if p.network_lr_factor else 'Linear classifier', classes, confusions)
 
 

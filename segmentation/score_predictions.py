@@ -88,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     iou = iou_of(confusion)
     log.info('%d label maps of %s against %s %s', len(dataset), folder, p.val_db_name, p.val_split)
     log_iou(iou, dataset.classes)
-    log.info('Results: %s', save_results({'offline': iou_entry(iou, dataset.classes)}, Path(p.output_dir)))
+    made = {'label_maps': str(folder.resolve()), 'data': f'{p.val_db_name} {p.val_split}', 'images': len(dataset)}
+    path = save_results({'offline': {**iou_entry(iou, dataset.classes), 'made_with': made}}, Path(p.output_dir))
+    log.info('Results: %s', path)
     write_run_report(as_dict(p), 'Label maps on disk', dataset.classes, {'offline': confusion})
 
 

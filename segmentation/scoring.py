@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmentation, device: torch.device,
           output_dir: Path, num_visualizations: int, crf: Mapping[str, Any] | None, crf_workers: int | None,
-          task: str = 'linear') -> dict[str, np.ndarray]:
+          task: str, made: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Predict the split at the images' own sizes, print the figures and write results.json.
 
     Figures and label maps that an earlier CRF left in ``output_dir`` are replaced or, without a CRF, removed.
@@ -36,6 +36,7 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmen
             after the CRF; the one before it is logged and kept too.
         crf_workers: processes of the CRF, 0 for none of its own, None for one a CPU core.
         task: name of the entry in results.json; that after the CRF is <task>_crf.
+        made: its 'made_with'.
 
     Returns:
         {name of the entry: (classes, classes) confusion matrix}.
@@ -57,8 +58,8 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmen
     log_iou(results['network' if crf is None else 'crf'], dataset.classes)
     if crf is None:  # what an earlier CRF left belongs to other weights
         shutil.rmtree(output_dir / 'predictions_crf', ignore_errors=True)
-    path = save_results({names[step]: iou_entry(iou, dataset.classes) for step, iou in results.items()}, output_dir,
-                        drop=[names['crf']])
+    path = save_results({names[step]: {**iou_entry(iou, dataset.classes), 'made_with': dict(made)}
+                         for step, iou in results.items()}, output_dir, drop=[names['crf']])
     log.info('Results: %s; label maps: %s; pictures: %s', path, output_dir / 'predictions',
              output_dir / 'visualizations')
     return named

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from data.transforms import EvaluationTransform, resize_mask
@@ -24,10 +23,11 @@ from models.segmentation import BackboneModel, ContrastiveSegmentationModel, Lin
 from models.weights import fingerprint, identify
 from segmentation.cluster_model import ClusterModel
 from segmentation.embedding import THRESHOLD, find_objects
+from segmentation.linear import read_run_config, read_trained
 from utils.backbones import normalisation_of
 from utils.checkpoint import load_checkpoint
 from utils.crf import Refine
-from utils.errors import MissingFileError, UserError
+from utils.errors import MissingFileError, UserError, name_some
 from utils.runtime import pick_device, place, to_device
 
 SIZE = 512  # side of the network's input, for weights that do not say
@@ -70,10 +70,14 @@ class Segmenter(ABC):
         if weights is not None:
             raise UserError(f'{path} holds all of its weights; leave out --weights, which goes with the '
                             'clusters.pth.tar of kmeans.py.')
-        run = _config_beside(path)
+        run, trained = read_run_config(path), read_trained(path)
         model = trained_linear_model(identify(checkpoint, str(path)), run.get('backbone'))
-        return LinearSegmenter(model, _classes_of(run, model.classifier.out_channels), int(run.get('val_size', SIZE)),
-                               where)
+        count = model.classifier.out_channels
+        classes = _classes_of(run, count) if trained.classes is None else trained.classes
+        if len(classes) != count:
+            raise UserError(f'{path} has {count} classes, and {name_some(classes, 21)} stand beside it; restore the '
+                            'file that was trained for these.')
+        return LinearSegmenter(model, classes, int(run.get('val_size', SIZE)), where)
 
     def __call__(self, image: np.ndarray, refine: Refine | None = None) -> np.ndarray:
         """The label map of an image.
@@ -182,15 +186,6 @@ def object_logits(labels: np.ndarray, ids: np.ndarray, scores: np.ndarray, rest:
     for channel, label in enumerate(channels[1:], 1):
         logits[channel] = scores - FOREIGN * ((ids > 0) & (labels != label))
     return logits, channels
-
-
-def _config_beside(path: Path) -> dict[str, Any]:
-    """The config of the run that wrote a checkpoint, from its folder; {} if there is none."""
-    try:
-        config = yaml.safe_load(path.with_name('config.yml').read_text(encoding='utf-8'))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _classes_of(run: dict[str, Any], count: int) -> tuple[str, ...]:

@@ -82,6 +82,8 @@ def result_blocks(results: Mapping[str, Any], classes: Sequence[str]) -> list[pa
     """The figures of results.json: a table of the scalars, bars of the classes, the curve of over-clustering."""
     rows: list[tuple[str, str, str]] = []
     blocks: list[page.Block] = []
+    made = [(TASKS.get(task, task), name, str(value)) for task, entry in results.items() if isinstance(entry, dict)
+            for name, value in entry.get('made_with', {}).items()]
     for task, entry in results.items():
         if task == CURVE:
             from utils.charts import cluster_curves
@@ -95,6 +97,8 @@ def result_blocks(results: Mapping[str, Any], classes: Sequence[str]) -> list[pa
         blocks += cluster_blocks(entry)
         if 'IoU' in entry:
             blocks.append(page.bars(f'IoU of each class: {TASKS.get(task, task)}', {task: entry['IoU']}, classes))
+    if made:
+        blocks.append(page.table('Made with', ('', 'what', 'value'), made))
     if rows:
         blocks.insert(0, page.table('Results', ('', 'figure', 'value'), rows,
                                     f'mIoU, accuracy, NMI and ARI in per cent; {SPREAD}.'))

@@ -1,0 +1,107 @@
+"""What stands beside the weights of a linear model, a plain state dict: what it was trained for, and its results."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from utils.errors import UserError, name_some
+from utils.results import read_results, write_text
+
+BEST = 'best_model.pth.tar'
+
+
+class Trained(NamedTuple):
+    """What a linear model was trained for.
+
+    task: 'linear' or 'finetuned', the name of its results.
+    classes: names of its channels; None if nothing beside it says them.
+    """
+    task: str
+    classes: tuple[str, ...] | None
+
+
+def stem(weights: Path) -> str:
+    """'best_model' of best_model.pth.tar."""
+    name = weights.name.removesuffix('.tar')
+    return name.rpartition('.')[0] or name
+
+
+def write_trained(weights: Path, trained: Trained) -> None:
+    """Write <stem>.classes.yml beside the weights."""
+    content = {'task': trained.task, 'classes': list(trained.classes or ())}
+    write_text(_classes_file(weights), yaml.safe_dump(content, sort_keys=False))
+
+
+def read_trained(weights: Path) -> Trained:
+    """What stands beside the weights: <stem>.classes.yml, of weights of an earlier version config.yml of their run.
+
+    Raises:
+        UserError: one of the two is damaged.
+    """
+    content = _read_yaml(_classes_file(weights))
+    if content is None:
+        return Trained('finetuned' if read_run_config(weights).get('network_lr_factor') else 'linear', None)
+    task, classes = content.get('task'), content.get('classes')
+    if task not in ('linear', 'finetuned') or not isinstance(classes, list) \
+            or not all(isinstance(name, str) for name in classes):
+        raise _damaged(_classes_file(weights), 'it must hold a task and a list of classes')
+    return Trained(task, tuple(classes))
+
+
+def check_classes(weights: Path, trained: Trained, classes: Sequence[str]) -> None:
+    """Raises UserError where weights were trained for other classes than these."""
+    if trained.classes is not None and trained.classes != tuple(classes):
+        raise UserError(f'{weights} was trained for the classes {name_some(trained.classes, 21)}, and the data set has '
+                        f'{name_some(classes, 21)}; take the data set and eval_classes of its training, or other '
+                        'weights.')
+
+
+def read_run_config(weights: Path) -> dict[str, Any]:
+    """config.yml of the run that wrote a checkpoint, from its folder; {} if there is none, UserError if damaged."""
+    return _read_yaml(weights.with_name('config.yml')) or {}
+
+
+def check_free(output_dir: Path, tasks: Sequence[str], weights: Path, digest: str) -> None:
+    """See that results of these weights replace none of others.
+
+    Raises:
+        UserError: the folder is that of a training run with another best model, or holds results of other weights.
+    """
+    best = output_dir / BEST
+    if best.is_file() and best.samefile(weights):
+        return
+    other = 'choose another one with --set output_dir=...'
+    if best.is_file():
+        raise UserError(f'output_dir {output_dir} is that of a training run, for results of its own {BEST} and not of '
+                        f'{weights}; {other}, or leave it out.')
+    results = read_results(output_dir)
+    for task in tasks:
+        made = results.get(task, {}).get('made_with', {})
+        if task in results and made.get('fingerprint') != digest:
+            theirs = made.get('weights', 'of an earlier version, which does not name them')
+            raise UserError(f'output_dir {output_dir} holds results of other weights ({theirs}), which those of '
+                            f'{weights} would replace; {other}.')
+
+
+def _classes_file(weights: Path) -> Path:
+    return weights.with_name(f'{stem(weights)}.classes.yml')
+
+
+def _read_yaml(path: Path) -> dict[str, Any] | None:
+    """The keys of a file; None if it is not there."""
+    if not path.exists():
+        return None
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, 'it holds no keys')
+    return content
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(f'{path} is damaged ({why}); restore it, or move it away to do without what it says.')

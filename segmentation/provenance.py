@@ -1,0 +1,50 @@
+"""What made a result: the weights by their fingerprint, and what else decides prototypes."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from models.weights import fingerprint
+from utils.config import as_dict
+
+DECIDES = ('fingerprint', 'backbone', 'features', 'masks', 'min_component', 'size')  # prototypes
+
+
+def prototype_network(p: Any, model: nn.Module) -> dict[str, Any]:
+    """What decides the prototypes of a run; clusters.pth.tar and memory.npz keep it.
+
+    Returns:
+        'backbone', 'model_kwargs', 'pretraining' and 'root_dir' (where its checkpoint is), 'fingerprint' of its
+        weights, 'features', 'masks' ('network', or the name of precomputed ones), 'min_component' and 'size' (side of
+        its input, pixels).
+    """
+    here = Path(p.pretraining)
+    return {'backbone': p.backbone, 'model_kwargs': as_dict(p.model_kwargs), 'features': p.features,
+            'masks': p.saliency, 'min_component': p.min_component if p.components else None, 'size': p.val_size,
+            'pretraining': str(here.resolve() if here.is_file() else here), 'root_dir': p.root_dir,
+            'fingerprint': fingerprint(model)}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """'features embedding then, backbone now' for each thing that decides prototypes and is not the same."""
+    return [f'{name} {_short(before.get(name))} then, {_short(now[name])} now' for name in DECIDES
+            if before.get(name) != now[name]]
+
+
+def _short(value: Any) -> str:
+    return f'{value[:12]}...' if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def made_with(weights: str | Path, digest: str, dataset: Any, size: int) -> dict[str, Any]:
+    """The entry 'made_with' of a result: weights and their fingerprint, data, side of the network's input."""
+    return {'weights': str(weights), 'fingerprint': digest, 'data': f'{dataset.root.name} {dataset.split}',
+            'images': len(dataset), 'size': size}
+
+
+def made_with_network(network: Mapping[str, Any], dataset: Any) -> dict[str, Any]:
+    """The same of a result on prototypes, with what ``prototype_network`` says of them."""
+    return {**made_with(network['pretraining'], network['fingerprint'], dataset, network['size']),
+            **{name: network[name] for name in ('features', 'masks', 'min_component')}}

@@ -1,0 +1,115 @@
+"""Results of eval.py: whose they are, where they go, and weights of other classes."""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from models.segmentation import LinearSegmentationModel
+from segmentation import eval as eval_script
+from segmentation import linear_finetune
+from segmentation.segmenter import Segmenter
+from tests.colours import MIDDLE, arguments, plain_backbone, results, runner, write_image, write_lists
+from tests.test_utils_run_report import Page
+from utils.checkpoint import save_checkpoint
+from utils.errors import UserError
+
+FIXED = ('train_db_name=Colours', 'train_size=32', 'train_batch_size=4', 'epochs=1')
+NAMES = ('background', 'red')
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch) -> tuple[Path, list[str]]:
+    """The output directory linear_finetune/ of a short training, and the overrides that it had."""
+    root = tmp_path / 'Colours'
+    for i in range(4):
+        write_image(root, str(i), [(1, MIDDLE)])
+    write_lists(root, NAMES, train='0123', val='0123')
+    _, weights = plain_backbone(tmp_path, 'imagenet_classification', monkeypatch)
+    run = runner(linear_finetune, 'linear_finetune', tmp_path, *FIXED, *weights)
+    return run(output='linear_finetune'), [*FIXED, *weights]
+
+
+def evaluate(folder: Path, weights: Path, *overrides: str) -> None:
+    eval_script.main([*arguments('linear_finetune', folder, *overrides), '--state-dict', str(weights)])
+
+
+def other_weights(path: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    save_checkpoint(LinearSegmentationModel('resnet18', 2, features='backbone', decoder='conv1x1').state_dict(), path)
+    return path
+
+
+def test_results_name_their_weights_and_stay_with_them(trained, tmp_path: Path, capsys) -> None:
+    run, overrides = trained
+    own = results(run)
+    made = own['linear']['made_with']
+    assert made | {'fingerprint': ''} == {'weights': str(run / 'best_model.pth.tar'), 'fingerprint': '',
+                                          'data': 'Colours val', 'images': 4, 'size': 32}
+    evaluate(tmp_path, run / 'best_model.pth.tar', *overrides)  # its own: in place, and the same
+    assert results(run) == own
+    capsys.readouterr()
+
+    other = other_weights(tmp_path / 'other.pth.tar', 5)
+    evaluate(tmp_path, other, *overrides)
+    assert results(run) == own
+    folder = tmp_path / 'results' / 'linear_finetune-eval-other'
+    found = results(folder)['linear']['made_with']
+    assert found['weights'] == str(other)
+    assert found['fingerprint'] != made['fingerprint']
+    assert f'Weights: {other} (fingerprint {found["fingerprint"]})' in capsys.readouterr().out
+    assert str(other) in Page(folder / 'report.html').text
+    assert found['fingerprint'] in Page(folder / 'report.html').text
+
+    with pytest.raises(UserError, match='^output_dir .* is that of a training run, .* its own best_model.pth.tar'):
+        evaluate(tmp_path, other, 'output_dir=linear_finetune', *overrides)
+    evaluate(tmp_path, other, 'output_dir=chosen', *overrides)
+    with pytest.raises(UserError, match=r'^output_dir .*chosen holds results of other weights \(.*other.pth.tar\)'):
+        evaluate(tmp_path, run / 'best_model.pth.tar', 'output_dir=chosen', *overrides)
+    other_weights(other, 6)  # another file under the same name
+    with pytest.raises(UserError, match='eval-other holds results of other weights'):
+        evaluate(tmp_path, other, *overrides)
+    assert results(run) == own
+
+
+def test_the_entry_has_the_name_that_training_gave_it(trained, tmp_path: Path) -> None:
+    run, overrides = trained
+    evaluate(tmp_path, run / 'best_model.pth.tar', *overrides, 'network_lr_factor=1', 'output_dir=finetuning')
+    assert list(results(tmp_path / 'results' / 'finetuning')) == ['linear']
+
+
+def test_classes_it_was_not_trained_for(trained, tmp_path: Path) -> None:
+    run, overrides = trained
+    best, beside = run / 'best_model.pth.tar', run / 'best_model.classes.yml'
+    assert yaml.safe_load(beside.read_text()) == {'task': 'linear', 'classes': list(NAMES)}
+    assert all(isinstance(value, torch.Tensor) for value in torch.load(best, weights_only=True).values())
+    assert Segmenter.load(best, 'cpu').classes == NAMES
+    write_lists(tmp_path / 'Colours', ('background', 'blue'))
+    assert Segmenter.load(best, 'cpu').classes == NAMES  # not those of a list that has changed since
+    said = 'was trained for the classes background, red, and the data set has background, blue; '
+    for start in (lambda: evaluate(tmp_path, best, *overrides),
+                  lambda: runner(linear_finetune, 'linear_finetune', tmp_path)(*overrides, output='linear_finetune')):
+        with pytest.raises(UserError, match=said):
+            start()
+    write_lists(tmp_path / 'Colours', NAMES)
+    beside.write_text(json.dumps({'task': 'linear', 'classes': ['a', 'b', 'c']}))
+    with pytest.raises(UserError, match='has 2 classes, and a, b, c stand beside it'):
+        Segmenter.load(best, 'cpu')
+
+
+@pytest.mark.parametrize('content', [b'', b'[', b'classes: 3', b'\xff\xfe\x00', b'- a'])
+def test_what_is_damaged_is_not_taken_for_absent(trained, tmp_path: Path, content: bytes) -> None:
+    run, overrides = trained
+    best = run / 'best_model.pth.tar'
+    before = {name: (run / name).read_bytes() for name in ('best_model.classes.yml', 'config.yml')}
+    for name, whole in before.items():
+        if name == 'config.yml' and content == b'classes: 3':
+            continue
+        (run / name).write_bytes(content)
+        with pytest.raises(UserError, match=f'{name} is damaged'):
+            Segmenter.load(best, 'cpu')
+        (run / name).write_bytes(whole)
+    (run / 'best_model.classes.yml').write_bytes(content)
+    with pytest.raises(UserError, match='best_model.classes.yml is damaged'):
+        evaluate(tmp_path, best, *overrides)
