@@ -27,8 +27,8 @@ def cases(group: str) -> list[Any]:
     return [pytest.param(case, id=case['sample']) for case in GOLDENS[group]['cases']]
 
 
-def check_image(found: torch.Tensor, case: dict[str, Any], tolerance: dict[str, float]) -> bool:
-    """Hold a network's input (3, S, S) to the golden image and input; returns whether it is the same to the byte."""
+def check_image(found: torch.Tensor, case: dict[str, Any], tolerance: dict[str, float]) -> None:
+    """Hold a network's input (3, S, S) to the golden image and the golden input."""
     image, golden = denormalize(found), case['image']
     torch.testing.assert_close(found, normalize(image), atol=1e-6, rtol=0)  # whole grey levels, none outside 0..255
     telling = image[tuple(np.transpose(case['telling']['places']))].astype(int)
@@ -38,13 +38,13 @@ def check_image(found: torch.Tensor, case: dict[str, Any], tolerance: dict[str, 
         assert image.std() == pytest.approx(golden['std'], abs=tolerance['std'])
         assert np.abs(sample(image, case['sample']).astype(int) - golden['values']).max() <= tolerance['values']
         assert np.abs(blocks(image) - case['blocks']).max() <= tolerance['blocks']
-    if sha(image) != golden['sha256']:
-        return False
     values, network = found.numpy(), case['network_input']
-    np.testing.assert_allclose(sample(values, case['sample']), network['values'], atol=1e-5)
+    level = 0 if sha(image) == golden['sha256'] else 1 / (255 * 0.224)  # a grey level's share of a standard deviation
+    np.testing.assert_allclose(sample(values, case['sample']), network['values'], rtol=0,
+                               atol=1e-5 + tolerance['values'] * level)
     for name in ('mean', 'std', 'min', 'max'):
-        assert getattr(values.astype(np.float64), name)() == pytest.approx(network[name], abs=1e-5)
-    return True
+        bar = 1e-5 + tolerance.get(name, 0) * level
+        assert getattr(values.astype(np.float64), name)() == pytest.approx(network[name], rel=0, abs=bar)
 
 
 def check_labels(found: np.ndarray, case: dict[str, Any], tolerance: int) -> None:
@@ -70,10 +70,11 @@ def test_training_transform_of_the_linear_classifier(case: dict[str, Any], monke
     labels = label_map(*case['scene'], case['classes'])
     out = LinearTrainTransform(SIZE)({'image': scene(*case['scene']), 'semseg': labels})
     image, semseg = denormalize(out['image']), out['semseg'].numpy()
-    if check_image(out['image'], case, tolerance):
-        assert (image == 0).all(2).sum() == case['black_pixels']
+    check_image(out['image'], case, tolerance)
+    assert (image == 0).all(2).sum() == pytest.approx(case['black_pixels'], abs=64)  # the border's rim, in some builds
     check_labels(semseg, case, tolerance['labels_count'])
-    assert image[::SIZE - 1, ::SIZE - 1].reshape(4, 3).tolist() == case['corners']
+    corners = image[::SIZE - 1, ::SIZE - 1].reshape(4, 3).astype(int)
+    assert np.abs(corners - case['corners']).max() <= tolerance['values']
     assert semseg[::SIZE - 1, ::SIZE - 1].ravel().tolist() == case['labels_corners']
 
 
