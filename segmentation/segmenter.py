@@ -93,7 +93,10 @@ class Segmenter(ABC):
         return self.finish(image, output, refine).astype(np.int32)
 
     def prepare(self, image: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 -> (3, S, S) float32, normalised."""
+        """(H, W, 3) uint8 -> (3, S, S) float32, normalised. Raises UserError for an image of another kind."""
+        if image.dtype != np.uint8 or image.shape[2:] != (3,):
+            raise UserError(f'an image of shape {image.shape} and type {image.dtype} cannot be segmented; give '
+                            '(height, width, 3) uint8, RGB in 0..255.')
         return self.transform({'image': image})['image']
 
     @abstractmethod

@@ -263,6 +263,13 @@ def test_linear_model(own: Path, tmp_path: Path, linear: Path) -> None:
         Segmenter.load(linear, 'cpu', weights=alone)
 
 
+def test_images_that_are_no_8_bit_rgb(linear: Path) -> None:
+    segment, image = Segmenter.load(linear, 'cpu'), np.zeros((40, 60, 3), np.uint8)
+    for wrong in (image / np.float32(255), image[..., 0], image.repeat(2, 2)[..., :4]):
+        with pytest.raises(UserError, match='cannot be segmented; give .height, width, 3. uint8'):
+            segment(wrong)
+
+
 def test_one_sentence_each(own: Path, tmp_path: Path, model: Path, linear: Path, capsys) -> None:
     def fails(images: Path, *more: str, output: Path = tmp_path / 'out', file: Path = model) -> str:
         with pytest.raises(SystemExit) as ended:
