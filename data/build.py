@@ -144,12 +144,6 @@ def _in_turn(p: Any, base: ImageSet) -> DataLoader:
     return _loader(p, base, p.val_batch_size, sampler=share)
 
 
-def _log_left_out(base: ImageSet) -> None:
-    if isinstance(base, VOCSegmentation) and base.left_out:  # a plain folder says so itself
-        log.info('%d further IDs of %s %s have no image or no mask in %s and are left out', base.left_out,
-                 base.root.name, base.split, base.saliency_folder)
-
-
 def evaluation_loader(p: Any, db_name: str, split: str, saliency: str | None = None,
                       skip: bool = False) -> tuple[DataLoader, VOCSegmentation]:
     """All images of a split in order, with ground truth (and masks) at their own size; no image is dropped.
@@ -163,7 +157,6 @@ def evaluation_loader(p: Any, db_name: str, split: str, saliency: str | None = N
                            skip_without_saliency=skip, eval_classes=p.eval_classes,
                            transform=EvaluationTransform(p.val_size, normalisation_of(p.backbone)))
     log.info('Evaluating on %d images of %s %s', len(base), db_name, split)
-    _log_left_out(base)
     return _in_turn(p, base), base
 
 
@@ -173,7 +166,6 @@ def unlabelled_loader(p: Any, db_name: str, split: str, saliency: str | None = N
     transform = EvaluationTransform(p.val_size, normalisation_of(p.backbone))
     base = _image_set(p, db_name, split, saliency, skip, transform)
     log.info('%d images of %s %s', len(base), base.root.name, split)
-    _log_left_out(base)
     return _in_turn(p, base), base
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -44,6 +45,26 @@ def find_images(folder: Path) -> list[Path]:
 def _refuse(error: OSError) -> NoReturn:
     raise UserError(f'folder {error.filename} cannot be listed ({error.strerror}); change its permissions or move it '
                     'elsewhere.') from error
+
+
+def lies_instead(path: Path) -> str:
+    """' (there is a.JPG)' of a file a.jpg that is missing, where a file lies beside it that may be meant; else ''.
+
+    Of another suffix, case or Unicode form; or the name has a suffix too many or a second column.
+    """
+    def plain(text: str) -> str:
+        return unicodedata.normalize('NFC', text).casefold()
+
+    stem = path.stem
+    meant = list(map(plain, (stem, *([Path(stem).stem] if Path(stem).suffix.lower() in SUFFIXES else []),
+                             *stem.split()[:1])))
+    beside = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    near = [other.name for other in beside if plain(other.stem) in meant]
+    if not near:
+        return ''
+    best = min(near, key=lambda name: (meant.index(plain(Path(name).stem)), plain(name) != plain(path.name)))
+    same_letters = plain(best) == plain(path.name) and best.casefold() != path.name.casefold()
+    return f' (there is {best}{", in another Unicode form" if same_letters else ""})'
 
 
 def mask_name(image: Path) -> Path:

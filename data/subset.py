@@ -21,6 +21,7 @@ from PIL import Image
 
 from data.images import fit_to_photograph, read_labels, read_mask, read_photograph
 from data.transforms import resize_mask
+from data.voc import read_list
 from utils.arguments import ArgumentParser
 from utils.errors import UserError, run_script
 from utils.logger import progress
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'no lists in {args.lists}; give a folder of <split>.txt with one ID a line.')
     if args.output.exists():
         raise UserError(f'{args.output} exists; choose another --output or delete it.')
-    names = sorted({name for path in lists for name in path.read_text().split()})
+    names = sorted({name for path in lists for name in read_list(path)})
     for name in progress(names, 'subset'):
         copy(name, args.voc, args.output, args.size)
     shutil.copytree(args.lists, args.output / 'sets')

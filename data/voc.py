@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from torch.utils.data import Dataset
 
 from data.cache import SampleCache
+from data.files import lies_instead
 from data.images import Drawn, Photograph, fit_to_photograph, read_labels, read_mask, read_photograph
 from utils.errors import UserError, name_some
 
@@ -19,7 +21,10 @@ VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', '
                'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train',
                'tvmonitor')
 VOID = 255
+DEVKIT = ('JPEGImages', 'ImageSets')
+ONE_A_LINE = 'an ID is the name of its image below images/ without .jpg, one a line'
 Sample = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 def _read_text(path: Path) -> str:
@@ -40,13 +45,14 @@ def read_classes(root: Path) -> tuple[str, ...]:
     if not path.is_file():
         return VOC_CLASSES
     try:
-        content = yaml.safe_load(_read_text(path))
+        content = yaml.load(_read_text(path), yaml.BaseLoader)  # all text: 'no' and 'on' are names
     except yaml.YAMLError as error:
-        raise UserError(f'{path} is not valid YAML ({str(error).splitlines()[0]}); mend it.') from error
+        raise UserError(f'{path} is not valid YAML ({str(error).splitlines()[0]}); fix it.') from error
     classes = content.get('classes') if isinstance(content, dict) else None
-    if not isinstance(classes, list) or not 0 < len(set(map(str, classes))) == len(classes) < VOID:
+    if (not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes)
+            or not 0 < len(set(classes)) == len(classes) < VOID):
         raise UserError(f'{path} must hold "classes: [background, ...]", a list of distinct names, background first.')
-    return tuple(map(str, classes))
+    return tuple(classes)
 
 
 def check_names(names: Sequence[str], classes: Sequence[str], key: str) -> None:
@@ -76,26 +82,44 @@ def scored_classes(classes: Sequence[str], names: Sequence[str]) -> tuple[tuple[
     return tuple(classes[i] for i in kept), table
 
 
+def read_list(path: Path) -> list[str]:
+    """The lines of a list of IDs that are neither empty nor a comment. Raises UserError for another encoding."""
+    lines = [line.strip() for line in _read_text(path).split('\n') if not line.startswith('#')]
+    return [line for line in lines if line]
+
+
 def read_ids(root: Path, split: str) -> list[str]:
-    """The image IDs of sets/<split>.txt.
+    """The image IDs of sets/<split>.txt: one a line, blanks within it kept; a line that begins with # is a comment.
 
     Raises:
-        UserError: the folder or the list is missing; the list is empty, not in UTF-8, or names an image twice.
+        UserError: the folder or the list is missing; the list is empty, not in UTF-8, names an image twice or holds
+            what is no path below images/.
     """
     if not root.is_dir():
         raise UserError(f'data set folder {root} does not exist; set db_root in the env config to the folder that '
                         f'holds {root.name}/.')
+    check_layout(root)
     path = root / 'sets' / f'{split}.txt'
     if not path.is_file():
         raise UserError(f'list of image IDs {path} does not exist; choose a split that has one, or add it.')
-    ids = _read_text(path).split()
+    ids = read_list(path)
     if not ids:
         raise UserError(f'list of image IDs {path} is empty; add one ID a line.')
     twice = [name for name, count in Counter(ids).items() if count > 1]
     if twice:
         raise UserError(f'list of image IDs {path} names {name_some(twice)} more than once, and each image counts '
                         'once; take the repetitions out.')
+    for name in ids:
+        if Path(name).is_absolute() or '..' in Path(name).parts:
+            raise UserError(f'list of image IDs {path} holds "{name}", which is no image below images/; {ONE_A_LINE}.')
     return ids
+
+
+def check_layout(root: Path) -> None:
+    """Raises UserError for a folder that has the layout of the VOC devkit."""
+    if not (root / 'images').exists() and any((root / name).is_dir() for name in DEVKIT):
+        raise UserError(f'{root} has the layout of the VOC devkit ({" and ".join(DEVKIT)}); rename or link JPEGImages/ '
+                        'as images/ and ImageSets/Segmentation/ as sets/.')
 
 
 def random_share(ids: Sequence[str], share: float, seed: int) -> list[str]:
@@ -152,30 +176,43 @@ class VOCSegmentation(Dataset):
         self.left_out = 0
         self.cache: SampleCache | None = None  # of ``load``
         if self.saliency and skip_without_saliency:
-            kept = self._present('images', '.jpg') & self._present(self.saliency_folder, '.png')
-            self.left_out = len(self.ids) - len(kept)
-            if not kept:
+            missing = self._missing(self.saliency_folder, '.png') | self._missing('images', '.jpg')
+            self.left_out = len(missing)
+            if self.left_out == len(self.ids):
                 raise UserError(f'none of the {len(self.ids)} IDs of {split} has an image in {root / "images"} and '
-                                f'a mask in {root / self.saliency_folder}; check both folders.')
-            self.ids = [name for name in self.ids if name in kept]
+                                f'a mask in {root / self.saliency_folder}: there is no {self._listed(missing)}; check '
+                                f'both folders, and the list: {ONE_A_LINE}.')
+            if missing:
+                log.info('%d of %d IDs of %s %s are left out: there is no %s', len(missing), len(self.ids), root.name,
+                         split, self._listed(missing))
+            self.ids = [name for name in self.ids if name not in missing]
         self._require('images', '.jpg', 'image')
         if semseg:
             self._require(self.semseg_folder, '.png', 'ground truth')
         if self.saliency:
             self._require(self.saliency_folder, '.png', 'saliency mask')
 
-    def _present(self, folder: str, suffix: str) -> set[str]:
+    def _missing(self, folder: str, suffix: str) -> dict[str, Path]:
+        """The IDs without a file in a folder, each with the path that was looked for below the root."""
         if not (self.root / folder).is_dir():
             raise UserError(f'folder {self.root / folder} does not exist; the data set layout needs it.')
-        present = {path.name for path in (self.root / folder).iterdir()}
-        return {name for name in self.ids if name + suffix in present}
+        paths = {name: Path(folder, name + suffix) for name in self.ids}
+        places = {path.parent: self.root / path.parent for path in paths.values()}
+        present = {parent: {path.name for path in place.iterdir()} if place.is_dir() else set()
+                   for parent, place in places.items()}
+        return {name: path for name, path in paths.items() if path.name not in present[path.parent]}
+
+    def _listed(self, missing: dict[str, Path]) -> str:
+        """The first few missing files, each with what lies there instead, and how many are left."""
+        return name_some([f'{path}{lies_instead(self.root / path) if i < 5 else ""}'
+                          for i, path in enumerate(missing.values())])
 
     def _require(self, folder: str, suffix: str, what: str) -> None:
-        present = self._present(folder, suffix)
-        missing = [name for name in self.ids if name not in present]
+        missing = self._missing(folder, suffix)
         if missing:
             raise UserError(f'{len(missing)} of {len(self.ids)} IDs of {self.split} have no {what} in '
-                            f'{self.root / folder}: {name_some(missing)}; add the files or take the IDs out.')
+                            f'{self.root / folder}: there is no {self._listed(missing)}; add or rename the files, or '
+                            f'correct the list: {ONE_A_LINE}.')
 
     def __len__(self) -> int:
         return len(self.ids)

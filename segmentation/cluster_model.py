@@ -93,15 +93,15 @@ def read_names(path: Path, count: int) -> list[str]:
         UserError: the file does not hold as many names.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+        content = yaml.load(path.read_text(encoding='utf-8'), yaml.BaseLoader)  # all text: 'no' and 'on' are names
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f'{path} is not valid YAML ({str(error).splitlines()[0]}); mend it.') from error
     names = content.get('classes') if isinstance(content, dict) else None
-    if not isinstance(names, list) or len(names) != count + 1 or any(isinstance(n, (dict, list)) or n is None
-                                                                    for n in names):
+    if (not isinstance(names, list) or len(names) != count + 1
+            or any(isinstance(name, (dict, list)) or not name for name in names)):
         raise UserError(f'{path} must hold "classes:" with {count + 1} names, {BACKGROUND} first and then one a '
                         f'cluster; mend it, or delete it to have {count} placeholders.')
-    return [str(name) for name in names]
+    return names
 
 
 def write_names(path: Path, sizes: Sequence[int]) -> None:

@@ -1,5 +1,7 @@
 """Reading the folder layout, and what is said when it is broken."""
 import errno
+import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data.files import lies_instead
 from data.images import read_image
 from data.voc import VOC_CLASSES, VOCSegmentation, read_classes, read_ids, scored_classes
 from utils.checkpoint import load_checkpoint
@@ -60,7 +63,7 @@ def test_missing_parts_are_named(shapes: Path) -> None:
     ids = VOCSegmentation(shapes, 'trainaug').ids
     for name in ids[:7]:
         (shapes / 'images' / f'{name}.jpg').unlink()
-    with pytest.raises(UserError, match=rf'7 of 12 IDs .* no image .*{ids[0]}, {ids[1]}.* and 2 more'):
+    with pytest.raises(UserError, match=rf'7 of 12 IDs .* no image .*: there is no images.{ids[0]}.jpg, .* and 2 more'):
         VOCSegmentation(shapes, 'trainaug')
     (shapes / 'SegmentationClass' / f'{ids[8]}.png').unlink()
     (shapes / 'sets' / 'train.txt').write_text(f'{ids[8]}\n')
@@ -168,3 +171,57 @@ def test_every_class_is_scored_unless_some_are_named() -> None:
     assert scored_classes(VOC_CLASSES, ['background', 'cat'])[0] == ('background', 'cat')
     with pytest.raises(UserError, match='eval_classes names bat, hat, which .* its classes are background, aeroplane'):
         scored_classes(VOC_CLASSES, ['bat', 'cat', 'hat'])
+
+
+def rename(shapes: Path, old: str, new: str) -> None:
+    for folder, suffix in (('images', '.jpg'), ('SegmentationClassAug', '.png'), ('saliency_supervised_model', '.png')):
+        (shapes / folder / new).parent.mkdir(exist_ok=True)
+        (shapes / folder / (old + suffix)).rename(shapes / folder / (new + suffix))
+
+
+def test_lists_hold_names_with_blanks_folders_and_comments(shapes: Path) -> None:
+    names = shapes / 'sets' / 'trainaug.txt'
+    ids = read_ids(shapes, 'trainaug')
+    chosen = ['my cat', 'folder/dog 2', ids[2]]
+    for old, new in zip(ids, chosen, strict=False):
+        rename(shapes, old, new)
+    names.write_text('# the first two\n' + '\n'.join([*chosen[:2], '', f'  {ids[2]} ']) + '\n#end')
+    data = VOCSegmentation(shapes, 'trainaug', semseg=True, saliency='supervised_model', skip_without_saliency=True)
+    assert data.ids == [data[i]['id'] for i in range(3)] == chosen
+    assert data.left_out == 0
+    for name in ('/etc/a', '../a'):
+        names.write_text(name)
+        with pytest.raises(UserError, match=rf'^list of image IDs {names} holds "{name}", which is no image below im'):
+            read_ids(shapes, 'trainaug')
+
+
+def test_what_lies_there_instead_is_named(shapes: Path, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    ids = read_ids(shapes, 'trainaug')
+    names = shapes / 'sets' / 'trainaug.txt'
+    for line, there in ((f'{ids[0]}.jpg', ids[0]), (f'{ids[0]}  1', ids[0]), ('CAT', 'cat'),
+                        ('caf\u00e9', 'cafe\u0301')):
+        (shapes / f'images/{there}.jpg').write_bytes(b'')
+        names.write_text(line)
+        what = f'images/{line}.jpg (there is {there}.jpg'
+        for skip in (False, True):
+            with pytest.raises(UserError, match=re.escape(what)):
+                VOCSegmentation(shapes, 'trainaug', saliency='supervised_model', skip_without_saliency=skip)
+    assert lies_instead(shapes / 'images' / 'other.jpg') == ''
+    names.write_text('\n'.join(ids))
+    (shapes / f'images/{ids[1]}.jpg').rename(shapes / f'images/{ids[1]}.JPG')
+    data = VOCSegmentation(shapes, 'trainaug', saliency='supervised_model', skip_without_saliency=True)
+    assert data.left_out == 1
+    assert f'1 of 12 IDs of Shapes trainaug are left out: there is no images/{ids[1]}.jpg (there is {ids[1]}.JPG)' \
+        in caplog.text
+
+
+def test_the_layout_of_the_devkit_is_named(shapes: Path) -> None:
+    (shapes / 'images').rename(shapes / 'JPEGImages')
+    with pytest.raises(UserError, match='has the layout of the VOC devkit .*rename or link JPEGImages/ as images/ and'):
+        read_ids(shapes, 'val')
+
+
+def test_class_names_that_yaml_takes_for_something_else(tmp_path: Path) -> None:
+    (tmp_path / 'dataset.yml').write_text('classes: [background, no, on, 1, 1e3, ~]')
+    assert read_classes(tmp_path) == ('background', 'no', 'on', '1', '1e3', '~')

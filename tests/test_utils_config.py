@@ -260,7 +260,8 @@ def test_missing_required_key_says_what_it_is(message):
 def test_list_of_text_and_of_integers_for_floats(load, message):
     base = 'pretraining: a.pth\nignore_classes: '
     assert load(base + '[cat, dog]\n', Retrieval).ignore_classes == ('cat', 'dog')
-    assert "expected a list of texts, got 1; put it in quotes: '1'" in message(base + '[1]\n', Retrieval)
+    assert load(base + '[no, on, 1, 1e3]\n', Retrieval).ignore_classes == ('no', 'on', '1', '1e3')
+    assert 'expected a list of texts, got a list' in message(base + '[[cat]]\n', Retrieval)
     ratio = load(MINIMAL + 'augmentation_kwargs:\n  ratio: [1, 2]\n').augmentation_kwargs.ratio
     assert ratio == (1.0, 2.0)
     assert isinstance(ratio[0], float)

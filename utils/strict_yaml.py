@@ -158,6 +158,9 @@ def convert(node: yaml.Node, key: Key) -> Any:
     if get_origin(kind) is list:
         if not isinstance(value, list):
             raise ValueError(f'expected a list of {expected}, e.g. [a, b], got {_describe(value)}')
+        if get_args(kind)[0] is str:  # names: 'no' and 2012 are what they say, not false and a number
+            value = [n.value if isinstance(n, yaml.ScalarNode) else item
+                     for n, item in zip(node.value, value, strict=True)]
         for item, item_node in zip(value, node.value, strict=True):
             if problem := _mismatch(item, item_node, get_args(kind)[0]):
                 raise ValueError(f'expected a list of {expected}, {problem}')
