@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import gzip
 import logging
 import os
@@ -17,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.lock import lock_file
 
 PASCAL_VOC_ID = '1pxhY5vsLwXuz6UHZVUKhtb7EJdCg2kuH'  # the authors' PASCAL_VOC.tgz on Google Drive
 ARCHIVE_NAME = 'PASCAL_VOC.tgz'
 FOLDER = 'VOCSegmentation'  # the one folder the archive holds
 REQUIRED = ('images', 'sets')
+DATA_SETS = (*REQUIRED, 'SegmentationClass', 'JPEGImages', 'ImageSets', 'VOCdevkit')  # db_root holds one already
 TIMEOUT = 60.0  # seconds without a byte from the server
 RETRIES = 3  # within one call; a later call continues as well
 
@@ -33,7 +34,7 @@ class _ArchiveError(Exception):
 
 
 def ensure_dataset(root: Path, file_id: str = PASCAL_VOC_ID, url: str | None = None) -> Path:
-    """Return the data set folder; fetch and unpack the archive when the folder is absent.
+    """Return the data set folder; fetch and unpack the archive when db_root is there and holds none.
 
     Args:
         root: db_root/VOCSegmentation. An existing folder is returned as it is, without looking inside.
@@ -47,8 +48,9 @@ def ensure_dataset(root: Path, file_id: str = PASCAL_VOC_ID, url: str | None = N
     an advisory lock on db_root/.VOCSegmentation.lock (the empty file stays) and find the folder.
 
     Raises:
-        UserError: db_root cannot be written, gdown is missing, the download failed, or the archive is broken, unsafe
-            or of something else (deleted if this call fetched it, otherwise left alone).
+        UserError: db_root is missing, holds another data set or cannot be written, gdown is missing, the download
+            failed, or the archive is broken, unsafe or of something else (deleted if this call fetched it, otherwise
+            left alone).
         OSError: the disk is full or failing.
     """
     root = Path(root)
@@ -56,6 +58,13 @@ def ensure_dataset(root: Path, file_id: str = PASCAL_VOC_ID, url: str | None = N
         return root
     if root.exists() or root.is_symlink():
         raise UserError(f'{root} is not a folder; move it away or correct db_root.')
+    if not root.parent.is_dir():
+        raise UserError(f'db_root {root.parent} is not a folder; correct db_root, or make the folder to have the data '
+                        'set downloaded there.')
+    own = [name for name in DATA_SETS if (root.parent / name).is_dir()]
+    if own:
+        raise UserError(f'db_root {root.parent} holds {" and ".join(own)} and no {FOLDER}/; set db_root to the folder '
+                        f'around {FOLDER}/, or the name of the data set in the config.')
     archive = root.parent / ARCHIVE_NAME
     source = url or f'https://drive.google.com/uc?id={file_id}'
     with _exclusive(root):
@@ -83,7 +92,6 @@ def _exclusive(root: Path) -> Iterator[None]:
     """Hold the lock beside `root`; the system releases it too when the process dies."""
     path = root.parent / f'.{root.name}.lock'
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open('a')
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -92,11 +100,11 @@ def _exclusive(root: Path) -> Iterator[None]:
                         'correct db_root or choose a folder you may write to.') from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock_file(file.fileno())
+        except (BlockingIOError, PermissionError):
             log.info('waiting for another process that prepares %s', root)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # some cluster file systems have no locks
+            lock_file(file.fileno(), wait=True)
+        except OSError as error:  # some systems and cluster file systems have no locks
             raise UserError(f'{path} cannot be locked ({error.strerror}); unpack {ARCHIVE_NAME} by hand '
                             f'so that {root} exists.') from error
         yield

@@ -128,7 +128,7 @@ def start_process(root: Path, url: str, log: Path, mode: str = 'live') -> subpro
 
 def test_fetches_and_unpacks(tmp_path, serve):
     server = serve(tgz())
-    root = tmp_path / 'new' / 'VOCSegmentation'
+    root = tmp_path / 'VOCSegmentation'
     assert ensure_dataset(root, url=server.url) == root
     assert (root / 'images' / 'a.jpg').stat().st_size == 100
     assert names(root.parent) == COMPLETE
@@ -280,3 +280,10 @@ def test_unusable_places(tmp_path):
         ensure_dataset(tmp_path / 'file')
     with pytest.raises(UserError, match='correct db_root'):
         ensure_dataset(tmp_path / 'file' / 'VOCSegmentation')
+    with pytest.raises(UserError, match=r'^db_root \S+mistyped is not a folder; correct db_root, or make'):
+        ensure_dataset(tmp_path / 'mistyped' / 'VOCSegmentation')
+    assert not (tmp_path / 'mistyped').exists()
+    for name in ('images', 'VOCdevkit'):
+        (tmp_path / name / name).mkdir(parents=True)
+        with pytest.raises(UserError, match=rf'^db_root \S+{name} holds {name} and no VOCSegmentation/; set db'):
+            ensure_dataset(tmp_path / name / 'VOCSegmentation')

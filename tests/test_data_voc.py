@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from data.files import lies_instead
 from data.images import read_image
 from data.voc import VOC_CLASSES, VOCSegmentation, read_classes, read_ids, scored_classes
 from utils.checkpoint import load_checkpoint
-from utils.errors import UserError, run_script
+from utils.errors import UserError, run_script, sentence
 
 
 def test_sample(shapes: Path) -> None:
@@ -214,6 +215,14 @@ def test_what_lies_there_instead_is_named(shapes: Path, caplog) -> None:
     assert data.left_out == 1
     assert f'1 of 12 IDs of Shapes trainaug are left out: there is no images/{ids[1]}.jpg (there is {ids[1]}.JPG)' \
         in caplog.text
+
+
+def test_what_a_loader_worker_finds_is_one_sentence(shapes: Path) -> None:
+    data = VOCSegmentation(shapes, 'val')
+    data.image_path(0).write_bytes(b'')
+    with pytest.raises(UserError) as caught:
+        next(iter(DataLoader(data, 1, num_workers=1)))
+    assert sentence(caught.value).startswith(f'image file {data.image_path(0)} cannot be read (')
 
 
 def test_the_layout_of_the_devkit_is_named(shapes: Path) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
+from typing import TextIO
 
 from utils import distributed
 from utils.interrupt import EXIT_STOPPED, StoppedError, handled, stop, stop_at_once
 from utils.logger import paint
 
 EXIT_USER_ERROR = 2
+EXIT_UNREAD = 128 + 13  # as of a program that SIGPIPE ends
 LOST_WORKER = ('a loader worker was killed, for lack of memory or of shared memory (/dev/shm; of a container by '
                '--shm-size): raise it or lower num_workers')
 LESS_MEMORY = ('lower train_batch_size (val_batch_size or --batch-size, where nothing is trained), set precision: bf16 '
@@ -43,7 +46,7 @@ def cannot_read(path: Path) -> UserError:
 def sentence(error: UserError) -> str:
     """The sentence of an error, also when a loader worker sent it with its traceback in front."""
     text = str(error)
-    return text.rsplit('UserError: ', 1)[-1].strip() if 'Original Traceback' in text else text
+    return re.split(r'^[\w.]+Error: ', text, flags=re.MULTILINE)[-1].strip() if 'Original Traceback' in text else text
 
 
 def name_some(names: Sequence[str], limit: int = 5) -> str:
@@ -67,15 +70,21 @@ def run_script(main: Callable[[], None]) -> None:
     """Run a script's main(); user errors end in one sentence on stderr and exit code 2.
 
     A full disk, a file that may not be read or written and too little memory of a GPU count as user errors. SIGTERM
-    and SIGINT end in one sentence and exit code 75; training finishes and saves its step first. Anything unexpected
-    keeps its traceback. Of several processes the first that fails speaks for all.
+    and SIGINT end in one sentence and exit code 75; training finishes and saves its step first. An output that nobody
+    reads any longer (``| head -1``) ends in silence. Anything unexpected keeps its traceback. Of several processes the
+    first that fails speaks for all.
     """
     os.environ['MPLBACKEND'] = 'agg'  # that of a notebook may not be installed here, and no plot needs a display
     if isinstance(sys.stdout, TextIOWrapper):  # what is printed may hold names of files, which need not be UTF-8
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
         with handled(stop_at_once, signal.SIGTERM), handled(stop, signal.SIGINT):
-            main()
+            try:
+                main()
+            except SystemExit:  # of --help
+                sys.stdout.flush()
+                raise
+            sys.stdout.flush()
         distributed.leave()
     except (Exception, StoppedError) as failure:
         code, message = _ending(failure)
@@ -83,9 +92,9 @@ def run_script(main: Callable[[], None]) -> None:
         if distributed.first_to_fail():
             if message:
                 print(message, file=sys.stderr)
-            elif alone:
+            elif alone and code == 1:
                 raise
-            else:
+            elif code == 1:
                 traceback.print_exc()
         if alone:
             raise SystemExit(code) from None
@@ -95,11 +104,14 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def _ending(failure: BaseException) -> tuple[int, str]:
-    """The exit code of a failure, and its sentence; none for what is unexpected."""
+    """The exit code of a failure, 1 for what is unexpected, and its sentence, if it has one."""
     if isinstance(failure, StoppedError):
         return EXIT_STOPPED, str(failure)
     if isinstance(failure, UserError):
         text = sentence(failure)
+    elif isinstance(failure, BrokenPipeError) and _unread(sys.stdout):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end
+        return EXIT_UNREAD, ''
     elif lost_worker(failure):
         text = f'{LOST_WORKER}, and start again.'
     elif isinstance(failure, RuntimeError) and NO_MEMORY.search(str(failure)):
@@ -114,3 +126,12 @@ def _ending(failure: BaseException) -> tuple[int, str]:
     else:
         return 1, ''
     return EXIT_USER_ERROR, f'{paint("error:", sys.stderr, "red")} {text}'
+
+
+def _unread(stream: TextIO) -> bool:
+    """Whether nobody is left to read what is written to a stream."""
+    if not hasattr(select, 'poll'):  # Windows
+        return True
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

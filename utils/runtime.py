@@ -1,7 +1,6 @@
 """The device and the random state of a run."""
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import random
@@ -18,6 +17,7 @@ from utils import distributed
 from utils.backbones import require_timm
 from utils.config import save_config
 from utils.errors import UserError
+from utils.lock import lock_file
 from utils.logger import setup_logging
 from utils.parallel import share_cores
 
@@ -85,7 +85,7 @@ def lock(output_dir: Path) -> None:
     """
     handle = os.open(output_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)  # open until the process ends, and the lock too
     try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loader workers, unlike flock's
+        lock_file(handle)
     except (BlockingIOError, PermissionError) as error:
         os.close(handle)
         raise UserError(f'another run is writing to {output_dir}; wait for its end, stop it, or choose another '
