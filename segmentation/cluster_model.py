@@ -30,7 +30,8 @@ class ClusterModel:
     labels: (K + 1,) label of the background and of each cluster.
     classes: name of each label; None: names are read from clusters.yml beside the file.
     network: 'backbone', 'model_kwargs', 'pretraining' and 'root_dir' (where its checkpoint is), 'fingerprint' of its
-        weights, 'features', 'min_component' and 'size' (side of its input, pixels).
+        weights, 'features', 'masks' (those that the clusters were found with), 'min_component' and 'size' (side of
+        its input, pixels).
     """
     whitening: Whitening
     centres: np.ndarray

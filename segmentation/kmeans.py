@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,10 @@ from data.build import evaluation_loader, has_ground_truth, identity, unlabelled
 from data.folder import ImageSet
 from models.build import build_prototype_model
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel
-from models.weights import fingerprint
 from segmentation.cluster_model import NAMES, ClusterModel, put_names_aside, same_clusters, write_names
 from segmentation.discovery import discover, write_sheets
 from segmentation.embedding import EmbeddedSplit, embed_split
+from segmentation.provenance import made_with_network, prototype_network
 from utils import distributed
 from utils.arguments import ArgumentParser
 from utils.clustering import (
@@ -112,21 +112,19 @@ def write_predictions(p: Any, dataset: ImageSet, split: EmbeddedSplit, rest: int
 
 
 def save_clusters(p: Any, model: ContrastiveSegmentationModel | BackboneModel, clusters: ClusterModel,
-                  sizes: Sequence[int]) -> None:
+                  network: Mapping[str, Any], sizes: Sequence[int]) -> None:
     """Write clusters.pth.tar for predict.py; for clusters without classes also clusters.yml, for their names.
 
     Args:
+        network: see ``prototype_network``.
         sizes: objects in each cluster.
     """
     if p.pretraining == 'none' or not isinstance(model, ContrastiveSegmentationModel) \
             or model.classification_head is None:
         log.info('No clusters.pth.tar: new images need a trained network that predicts their masks')
         return
-    here = Path(p.pretraining)
-    network = {'backbone': p.backbone, 'model_kwargs': as_dict(p.model_kwargs), 'features': p.features,
-               'min_component': p.min_component if p.components else None, 'size': p.val_size,
-               'pretraining': str(here.resolve() if here.is_file() else here), 'root_dir': p.root_dir,
-               'fingerprint': fingerprint(model)}
+    if p.saliency != 'network':
+        log.warning('These clusters are those of precomputed masks (%s), and new images get predicted ones', p.saliency)
     path = Path(p.output_dir) / 'clusters.pth.tar'
     names = path.with_name(NAMES)
     if clusters.classes is None:
@@ -136,7 +134,7 @@ def save_clusters(p: Any, model: ContrastiveSegmentationModel | BackboneModel, c
                 log.info('The clusters are not those of before: their names are now in %s', before)
             write_names(names, sizes)
         log.info('Names of the clusters, for you to edit: %s', names)
-    replace(clusters, network=network).save(path)
+    replace(clusters, network=dict(network)).save(path)
     log.info('For new images: python segmentation/predict.py --model %s --images FOLDER --output FOLDER', path)
 
 
@@ -250,7 +248,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 ids=np.array(dataset.ids), clusters=clusters.assign(split.prototypes), labels=split.majority(),
                 classes=np.array(dataset.classes))
     write_predictions(p, dataset, split, int(clusters.labels[0]), labels)
-    save_clusters(p, model, clusters, results.get('clusters', {}).get('sizes', []))
+    network = prototype_network(p, model)
+    made = made_with_network(network, dataset)
+    results = {task: {**entry, 'made_with': made} if isinstance(entry, dict) else entry
+               for task, entry in results.items()}
+    save_clusters(p, model, clusters, network, results.get('clusters', {}).get('sizes', []))
     path = save_results(results, Path(p.output_dir))
     log.info('Label maps: %s; results: %s', Path(p.output_dir) / 'predictions', path)
     write_run_report(as_dict(p), 'K-means', dataset.classes, confusions)

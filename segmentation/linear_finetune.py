@@ -22,7 +22,7 @@ from models.build import build_linear_model
 from models.weights import fingerprint, load_strict, read_weights
 from segmentation.engine import compute_losses, validate
 from segmentation.linear import BEST, Trained, check_classes, read_trained, write_trained
-from segmentation.provenance import made_with
+from segmentation.provenance import made_with, warn_of_shared
 from segmentation.scoring import score
 from utils import distributed
 from utils.arguments import ArgumentParser
@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_loader, sampler, labelled = linear_loader(p)
     val_loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split)
     classes = dataset.classes
+    if p.train_db_name == p.val_db_name:
+        warn_of_shared(dataset.ids, labelled, f'{p.val_db_name} {p.val_split}', f'{p.train_split}, which is trained on')
     model = build_linear_model(p, len(classes))
     precision = Precision(device, p.precision, p.channels_last)
     precision.place(model)

@@ -1,16 +1,19 @@
 """The memory of segment retrieval: prototypes of objects with their classes."""
 from __future__ import annotations
 
+import json
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from segmentation.embedding import EmbeddedSplit
+from segmentation.provenance import differences
 from utils.checkpoint import require_finite
 from utils.errors import UserError, name_some
 from utils.results import save_arrays
@@ -28,6 +31,7 @@ class MemoryBank:
     classes: their names.
     db_name: the data set that its images are of.
     made_by: what made it, for the log: features, weights, split, masks.
+    network: what decides its prototypes, see ``segmentation.provenance.prototype_network``.
     """
     prototypes: np.ndarray
     votes: np.ndarray
@@ -35,6 +39,7 @@ class MemoryBank:
     classes: tuple[str, ...]
     db_name: str = ''
     made_by: str = ''
+    network: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.votes)
@@ -63,21 +68,40 @@ class MemoryBank:
             raise UserError(f'queries of dimension {dim} do not fit a memory of dimension {self.prototypes.shape[1]}; '
                             'fill it with the same model.')
 
-    def search(self, queries: np.ndarray, k: int = 1) -> np.ndarray:
+    def check_network(self, path: Path, network: Mapping[str, Any]) -> None:
+        """Raises UserError when the prototypes of this network cannot be compared with those of the file ``path``."""
+        changed = differences(self.network, network)
+        if changed:
+            raise UserError(f'memory {path} was filled with other prototypes ({"; ".join(changed)}); fill one with '
+                            'this network and config: leave out --memory.')
+
+    def search(self, queries: np.ndarray, k: int = 1, images: np.ndarray | None = None) -> np.ndarray:
         """The k entries of greatest cosine, exactly, in bounded memory.
 
         Args:
             queries: (N, D) vectors of unit length.
+            images: (N,) the ID of each query's image, whose entries are passed over; None: no entry is.
 
         Returns:
-            (N, min(k, M)) indices of entries, the nearest first.
+            (N, k) indices of entries, the nearest first; fewer columns if the memory has not so many.
 
         Raises:
-            UserError: the queries have another dimension.
+            UserError: the queries have another dimension, or nothing but an image's own entries is left.
         """
         self.check_dimension(queries.shape[1])
-        memory, k = torch.from_numpy(self.prototypes), min(k, len(self))
-        return np.concatenate([_search(chunk, memory, k) for chunk in torch.from_numpy(queries).split(QUERIES)])
+        _, counts = np.unique(self.images[np.isin(self.images, [] if images is None else images)], return_counts=True)
+        most = int(counts.max(initial=0))  # entries of one query's image
+        k = min(k, len(self) - most)
+        if k < 1:
+            raise UserError('the memory holds objects of one image alone, which cannot retrieve itself; fill it from '
+                            'more images.')
+        memory = torch.from_numpy(self.prototypes)
+        found = np.concatenate([_search(chunk, memory, k + most)
+                                for chunk in torch.from_numpy(queries).split(QUERIES)])
+        if images is None or not most:
+            return found
+        last = (self.images[found] == images[:, None]).argsort(1, kind='stable')  # own entries go behind the others
+        return np.take_along_axis(found, last, 1)[:, :k]
 
     def vote(self, neighbours: np.ndarray) -> np.ndarray:
         """(N, k) neighbours, the nearest first -> (N,) most frequent class, of equals that of the nearest."""
@@ -87,14 +111,15 @@ class MemoryBank:
             support += labels == column[:, None]
         return np.take_along_axis(labels, support.argmax(1)[:, None], 1)[:, 0]  # argmax: the first, nearest
 
-    def nearest(self, queries: np.ndarray, k: int = 1) -> np.ndarray:
-        """(N, D) unit vectors -> (N,) classes by the vote of the k nearest entries."""
-        return self.vote(self.search(queries, k))
+    def nearest(self, queries: np.ndarray, k: int = 1, images: np.ndarray | None = None) -> np.ndarray:
+        """(N, D) unit vectors -> (N,) classes by the vote of the k nearest entries; arguments as ``search``."""
+        return self.vote(self.search(queries, k, images))
 
     def save(self, path: Path) -> None:
         """Write an .npz file, whole or not at all."""
         arrays = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        save_arrays(path, **{**arrays, 'classes': np.array(self.classes, np.str_), 'labels': self.labels})
+        save_arrays(path, **{**arrays, 'classes': np.array(self.classes, np.str_),
+                             'network': np.array(json.dumps(self.network)), 'labels': self.labels})
 
 
 def _search(queries: torch.Tensor, memory: torch.Tensor, k: int) -> np.ndarray:
@@ -112,14 +137,14 @@ def _search(queries: torch.Tensor, memory: torch.Tensor, k: int) -> np.ndarray:
 
 
 def fill_memory(split: EmbeddedSplit, ids: Sequence[str], classes: Sequence[str], db_name: str = '',
-                made_by: str = '') -> MemoryBank:
+                made_by: str = '', network: Mapping[str, Any] | None = None) -> MemoryBank:
     """The memory of a split.
 
     An object enters if its mask covers a class other than background and void, which do not vote on its class.
 
     Args:
         ids: the split's image IDs.
-        classes, db_name, made_by: kept in the memory, see there.
+        classes, db_name, made_by, network: kept in the memory, see there.
 
     Raises:
         UserError: no object has such a mask.
@@ -129,7 +154,7 @@ def fill_memory(split: EmbeddedSplit, ids: Sequence[str], classes: Sequence[str]
     if not kept.any():
         raise UserError('no mask of the memory split covers a labelled object; check the masks and memory_split.')
     return MemoryBank(split.prototypes[kept], votes[kept], np.array(ids)[split.image[kept]], tuple(classes), db_name,
-                      made_by)
+                      made_by, network or {})
 
 
 def load_memory(path: Path, classes: Sequence[str]) -> MemoryBank:
@@ -141,6 +166,7 @@ def load_memory(path: Path, classes: Sequence[str]) -> MemoryBank:
     try:
         with np.load(path, allow_pickle=False) as file:
             bank = MemoryBank(**{name: file[name] for name in MemoryBank.__dataclass_fields__})
+            bank.network = json.loads(str(bank.network))
             require_finite({'prototypes': bank.prototypes}, path, 'values')
     except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f'memory {path} is no memory.npz of retrieval.py, damaged, or of an earlier version; fill '

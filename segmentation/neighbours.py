@@ -46,7 +46,7 @@ def crop_object(image: np.ndarray, mask: np.ndarray, margin: float = 0.1) -> np.
 
 
 def neighbour_sheet(split: EmbeddedSplit, shown: np.ndarray, predicted: np.ndarray, images: Sequence[Path],
-                    bank: MemoryBank, memory_images: Path, k: int) -> Image.Image:
+                    bank: MemoryBank, memory_images: Path, k: int, own: np.ndarray | None = None) -> Image.Image:
     """A row an object: its crop with its true and its predicted class, then the images of its k neighbours.
 
     Args:
@@ -55,12 +55,14 @@ def neighbour_sheet(split: EmbeddedSplit, shown: np.ndarray, predicted: np.ndarr
         predicted: (N,) class of each object.
         images: the image file of each of the split's images.
         memory_images: folder that holds ID.jpg for the IDs of the memory.
+        own: (N,) ID of each object's image, whose entries in the memory are passed over; None: none is.
 
     Raises:
         UserError: an image is missing.
     """
     strips = []
-    for index, near in zip(shown, bank.search(split.prototypes[shown], k), strict=True):
+    found = bank.search(split.prototypes[shown], k, None if own is None else own[shown])
+    for index, near in zip(shown, found, strict=True):
         truth = bank.classes[split.inside[index].argmax()]
         pictures = [fit(crop_object(read_image(images[split.image[index]]), split.mask(index)))]
         pictures += [fit(read_image(memory_images / f'{bank.images[i]}.jpg')) for i in near]

@@ -1,15 +1,18 @@
 """What made a result: the weights by their fingerprint, and what else decides prototypes."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from models.weights import fingerprint
 from utils.config import as_dict
 
+log = logging.getLogger(__name__)
 DECIDES = ('fingerprint', 'backbone', 'features', 'masks', 'min_component', 'size')  # prototypes
 
 
@@ -36,6 +39,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _short(value: Any) -> str:
     return f'{value[:12]}...' if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def warn_of_shared(val_ids: Sequence[str], others: Sequence[str] | np.ndarray, val: str, where: str) -> None:
+    """Warn of images that are scored and were learnt from."""
+    count = len(set(val_ids) & set(map(str, others)))
+    if count:
+        log.warning('%d of the %d images of %s are also in %s', count, len(val_ids), val, where)
 
 
 def made_with(weights: str | Path, digest: str, dataset: Any, size: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from models.build import build_prototype_model
 from segmentation.embedding import EmbeddedSplit, embed_split
 from segmentation.memory_bank import MemoryBank, fill_memory, load_memory, retrieval_confusion
 from segmentation.neighbours import evenly, neighbour_sheet
+from segmentation.provenance import made_with_network, prototype_network, warn_of_shared
 from utils import distributed
 from utils.arguments import ArgumentParser
 from utils.config import add_config_arguments, as_dict, load_config, resolve_path
@@ -79,7 +80,8 @@ def protocols_of(classes: Sequence[str], ignored: Sequence[str]) -> dict[str, Pr
     return protocols
 
 
-def write_sheet(p: Any, val: EmbeddedSplit, val_set: VOCSegmentation, predicted: np.ndarray, bank: MemoryBank) -> None:
+def write_sheet(p: Any, val: EmbeddedSplit, val_set: VOCSegmentation, predicted: np.ndarray, bank: MemoryBank,
+                own: np.ndarray | None) -> None:
     """Draw ``neighbours.png`` if there is anything to draw and the memory's images are here."""
     shown = evenly(np.flatnonzero(val.prototypes.any(1) & val.inside.any(1)), p.num_visualizations)
     memory_images = Path(p.db_root) / bank.db_name / 'images'
@@ -87,7 +89,7 @@ def write_sheet(p: Any, val: EmbeddedSplit, val_set: VOCSegmentation, predicted:
         log.info('No neighbours.png: %s', f'no folder {memory_images}' if len(shown) else 'no object to draw')
         return
     sheet = neighbour_sheet(val, shown, predicted, [val_set.image_path(i) for i in range(len(val_set))], bank,
-                            memory_images, max(SHOWN, p.num_neighbours))
+                            memory_images, max(SHOWN, p.num_neighbours), own)
     save_image(sheet, Path(p.output_dir) / NEIGHBOURS)
 
 
@@ -111,8 +113,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f'{p.memory_db_name} and {p.val_db_name} have different classes; retrieve within one '
                             'list.')
     model = build_prototype_model(p)
+    network = prototype_network(p, model)
     if p.memory is not None:
-        bank.check_dimension(p.model_kwargs.ndim if p.features == 'embedding' else model.backbone.out_channels)
+        bank.check_network(p.memory, network)
     place(model, device)
 
     def embed(loader: DataLoader, keep_masks: bool = False) -> EmbeddedSplit:
@@ -121,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if p.memory is None:
         made_by = f'{p.features} of {p.pretraining} on {p.memory_db_name} {p.memory_split}, masks: {p.saliency}'
-        bank = fill_memory(embed(memory_loader), memory_set.ids, classes, p.memory_db_name, made_by)
+        bank = fill_memory(embed(memory_loader), memory_set.ids, classes, p.memory_db_name, made_by, network)
         if distributed.is_main():
             bank.save(Path(p.output_dir) / 'memory.npz')
     log.info('The memory holds %d objects of dimension %d (%s)', len(bank), bank.prototypes.shape[1], bank.made_by)
@@ -129,21 +132,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     val = embed(val_loader, keep_masks=True)
     if not distributed.leave():
         return
+    own = None
+    if bank.db_name == p.val_db_name:
+        own = np.array(val_set.ids)[val.image]
+        warn_of_shared(val_set.ids, bank.images, f'{p.val_db_name} {p.val_split}', 'the memory; an object takes no '
+                       'class of its own image')
     results, confusions = {}, {}
     for task, (ignored, scored) in protocols.items():
-        predicted = banks[task].nearest(val.prototypes, p.num_neighbours)
+        predicted = banks[task].nearest(val.prototypes, p.num_neighbours, own)
         confusions[task] = retrieval_confusion(val, predicted, ignored)
         iou, names = iou_of(confusions[task])[scored], [classes[i] for i in scored]
         which = f'{len(ignored)} classes ignored, the mean of {len(scored)} without background' if ignored \
             else f'the mean of all {len(scored)} classes'
         log.info('%s: %s; %d objects in the memory', task, which, len(banks[task]))
         log_iou(iou, names)
-        results[task] = {**iou_entry(iou, names), 'memory': len(banks[task]), 'num_neighbours': p.num_neighbours}
+        results[task] = {**iou_entry(iou, names), 'memory': len(banks[task]), 'num_neighbours': p.num_neighbours,
+                         'made_with': {**made_with_network(network, val_set), 'memory': bank.made_by}}
         if not ignored:
             of_all = predicted
     log.info('Results: %s', save_results(results, Path(p.output_dir)))
     with warn_of_failure(NEIGHBOURS):
-        write_sheet(p, val, val_set, of_all, bank)
+        write_sheet(p, val, val_set, of_all, bank, own)
     write_run_report(as_dict(p), 'Retrieval', classes, confusions)
 
 

@@ -7,6 +7,7 @@
 """
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from utils.crf import Refine
 from utils.errors import MissingFileError, UserError, name_some
 from utils.runtime import pick_device, place, to_device
 
+log = logging.getLogger(__name__)
 SIZE = 512  # side of the network's input, for weights that do not say
 FOREIGN = 20.0  # taken off the score of a label inside an object of another label
 
@@ -149,6 +151,10 @@ class ClusterSegmenter(Segmenter):
         if fingerprint(model) != network['fingerprint']:
             raise UserError(f'{config["pretraining"]} holds the weights of another network than the one {source} was '
                             'made with; give that one with --weights, or run kmeans.py again.')
+        if network.get('masks') != 'network':
+            log.warning('%s was made with %s masks, and new images get the masks that the network predicts: their '
+                        'objects may differ from those of the clusters', source,
+                        f'the precomputed {network["masks"]}' if 'masks' in network else 'unnamed')
         place(model, device)
         self.model, self.clusters = model, clusters
 

@@ -80,6 +80,16 @@ def test_the_whole_network_learns_from_half_of_the_labels(run, tmp_path: Path) -
         assert not torch.equal(state['decoder.4.weight'], before['decoder.4.weight'])
 
 
+def test_val_images_that_are_trained_on(run, tmp_path: Path, capsys) -> None:
+    root = colours(tmp_path)
+    write_lists(root, ('background', 'red'), train=RANKED[:4], val=[*RANKED[:2], 'val_0'])
+    run('epochs=0', output='shared')
+    assert '2 of the 3 images of Colours val are also in train, which is trained on' in capsys.readouterr().out
+    write_lists(root, ('background', 'red'), val=['val_0'])
+    run('epochs=0', output='apart')
+    assert 'also in' not in capsys.readouterr().out
+
+
 def test_one_sentence_each(run, tmp_path: Path) -> None:
     colours(tmp_path)
     for share in ('0', '-0.1', '1.5'):

@@ -16,13 +16,13 @@ from PIL import Image
 from data.images import read_image
 from data.transforms import EvaluationTransform, resize_mask
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
-from segmentation import kmeans, predict
+from segmentation import kmeans, predict, segmenter
 from segmentation.segmenter import FOREIGN, Segmenter, object_logits
 from tests.colours import arguments
 from tests.golden_inputs import photo
 from tests.test_data_frames import write_video
 from tests.test_utils_run_report import Page
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.crf import dense_crf
 from utils.errors import UserError, run_script
 from utils.pictures import PALETTE, legend, overlay
@@ -331,3 +331,17 @@ def test_as_a_command(own: Path, tmp_path: Path, linear: Path) -> None:
                            str(linear)], cwd=ROOT / 'segmentation', capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / 'out' / 'predictions' / 'a.png').is_file()
+
+
+def test_clusters_of_precomputed_masks_say_so(own: Path, model: Path, monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(segmenter.log, 'warning', lambda text, *values: said.append(text % values))
+    checkpoint = load_checkpoint(model)
+    assert checkpoint['network']['masks'] == 'network'
+    Segmenter.load(model, 'cpu')
+    assert said == []
+    for masks, expected in (('supervised_model', 'the precomputed supervised_model masks'), (None, 'unnamed masks')):
+        network = {name: value for name, value in checkpoint['network'].items() if name != 'masks'}
+        save_checkpoint({**checkpoint, 'network': network | ({'masks': masks} if masks else {})}, model)
+        Segmenter.load(model, 'cpu')
+        assert f'{model} was made with {expected}, and new images get the masks that the network predicts' in said.pop()

@@ -213,6 +213,55 @@ def test_equal_cosines_take_the_first_entry() -> None:
     assert bank.nearest(np.array([[0, 1]], np.float32)).tolist() == [2]
 
 
+def test_an_object_never_retrieves_its_own_image() -> None:
+    bank = bank_of([[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8]], [1, 2, 3, 3])
+    bank.images = np.array(['a', 'a', 'b', 'c'])
+    queries = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
+    images = np.array(['a', 'b', 'd'])
+    assert bank.search(queries, 1, images).tolist() == [[3], [3], [0]]
+    assert bank.search(queries, 9, images).tolist() == [[3, 2], [3, 1], [0, 1]]  # as many as every query has
+    assert bank.nearest(queries, 1, images).tolist() == [3, 3, 1]
+    bank.images = np.array(['a'] * 4)
+    with pytest.raises(UserError, match='^the memory holds objects of one image alone'):
+        bank.search(queries, 1, images)
+
+
+def test_val_images_in_the_memory(run, tmp_path: Path, capsys) -> None:
+    root = colours(tmp_path)
+    write_lists(root, val=['train_0', 'train_2', 'val_2'], train=['train_0', 'train_2', 'train_3', 'train_4'])
+    entry = entry_of(run())
+    assert '2 of the 3 images of Colours val are also in the memory' in capsys.readouterr().out
+    assert entry['IoU']['red'] == entry['IoU']['green'] == 0  # there is no other of either
+    write_lists(root, val=['val_0', 'val_1', 'val_2'])
+    run(output='apart')
+    assert 'also in' not in capsys.readouterr().out
+
+
+def test_a_memory_of_another_network(run, tmp_path: Path, monkeypatch) -> None:
+    colours(tmp_path)
+    folder = run()
+    flags = ('--memory', str(folder / 'memory.npz'))
+    made = entry_of(folder)['made_with']
+    assert (made['features'], made['masks'], made['size'], len(made['fingerprint'])) == (
+        'embedding', 'supervised_model', 32, 64)
+    for override, said in (('features=backbone', 'features embedding then, backbone now'),
+                           ('saliency=network', 'masks supervised_model then, network now'),
+                           ('components=true', r'min_component None then, 0\.01 now'),
+                           ('val_size=40', 'size 32 then, 40 now')):
+        with pytest.raises(UserError, match=f'^memory .* was filled with other prototypes \\({said}\\); fill one'):
+            run(override, flags=flags, output=override.partition('=')[0])
+    other = ColourModel(2)  # of the same width
+    other.register_buffer('weight', torch.ones(3))
+    monkeypatch.setattr(script, 'build_prototype_model', lambda p: other)
+    with pytest.raises(UserError, match=r'other prototypes \(fingerprint \w{12}\.\.\. then, \w{12}\.\.\. now\)'):
+        run(flags=flags, output='network')
+    before = dict(np.load(folder / 'memory.npz'))
+    del before['network']
+    np.savez(tmp_path / 'before.npz', **before)
+    with pytest.raises(UserError, match='before.npz is no memory.npz of retrieval.py, damaged, or of an earlier'):
+        run(flags=('--memory', str(tmp_path / 'before.npz')), output='before')
+
+
 def test_votes_by_hand() -> None:
     bank = bank_of(np.eye(6), [1, 2, 2, 3, 3, 1])
     assert bank.vote(np.array([[0, 1, 2], [0, 1, 3], [3, 1, 2]])).tolist() == [2, 1, 2]  # majority; nearest of three
