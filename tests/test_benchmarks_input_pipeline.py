@@ -11,7 +11,7 @@ ARGUMENTS = ['--db-name', 'Shapes', '--images', '4', '--size', '32', '--rounds',
 def test_table(db_root: Path, capsys: pytest.CaptureFixture) -> None:
     input_pipeline.main([*ARGUMENTS, str(db_root)])
     printed = capsys.readouterr().out
-    table = printed[printed.index('4 images of Shapes'):].splitlines()[3:]  # after log lines, if a test had them printed
+    table = printed[printed.index('4 images of Shapes'):].splitlines()[3:]  # log lines may come before
     rows = {cells[1].strip(): [float(cell) for cell in cells[2:5]] for cells in (line.split('|') for line in table)}
     assert list(rows) == ['images and masks read', 'pairs', 'pairs, cache: ram']
     for plain, ours, ratio in rows.values():
