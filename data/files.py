@@ -1,31 +1,33 @@
 """Folders of images: finding them, and a place for what is made of them."""
 from __future__ import annotations
 
+import logging
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
-from utils.errors import UserError
+from utils.errors import UserError, name_some
 from utils.pictures import save_drawn
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
+log = logging.getLogger(__name__)
+SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.ppm', '.pgm',
+            *(('.avif',) if features.check('avif') else ()))  # what Pillow reads without further libraries
 
 
-def find_images(folder: Path) -> list[Path]:
-    """The images below a folder, as sorted relative paths; hidden files and folders do not count.
+def find_files(folder: Path) -> list[Path]:
+    """All files below a folder, as sorted relative paths; hidden files and folders do not count.
 
     Links are followed, each folder is listed once.
 
     Raises:
-        UserError: the folder is missing or holds no image, or one below it cannot be listed.
+        UserError: the folder or one below it cannot be listed.
     """
-    if not folder.is_dir():
-        raise UserError(f'{folder} is not a folder; give the folder that holds the images.')
     found = []
     seen = set()
     for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
@@ -35,11 +37,28 @@ def find_images(folder: Path) -> list[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith('.'))
-        found += [(Path(parent) / name).relative_to(folder) for name in names
-                  if not name.startswith('.') and Path(name).suffix.lower() in SUFFIXES]
-    if not found:
-        raise UserError(f'folder {folder} holds no image ({", ".join(SUFFIXES)}); give the folder of the images.')
+        found += [(Path(parent) / name).relative_to(folder) for name in names if not name.startswith('.')]
     return sorted(found)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The images among ``find_files``; a warning counts the other files by kind.
+
+    Raises:
+        UserError: the folder is missing or holds no image, or one below it cannot be listed.
+    """
+    if not folder.is_dir():
+        raise UserError(f'{folder} is not a folder; give the folder that holds the images.')
+    files = find_files(folder)
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    kinds = Counter(path.suffix.lower() or 'no suffix' for path in files if path.suffix.lower() not in SUFFIXES)
+    others = name_some([f'{count} {kind}' for kind, count in kinds.most_common()])
+    if not images:
+        raise UserError(f'folder {folder} holds no image ({", ".join(SUFFIXES)}){f", but {others}" if others else ""}; '
+                        'give the folder of the images, or convert them.')
+    if others:
+        log.warning('%d files in %s are of kinds that are not read: %s', kinds.total(), folder, others)
+    return images
 
 
 def _refuse(error: OSError) -> NoReturn:

@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch.utils.data import Dataset
 
 from data.cache import SampleCache
-from data.files import find_images, mask_name, one_a_mask
+from data.files import find_files, find_images, lies_instead, mask_name, one_a_mask
 from data.images import (
     EXCHANGED,
     ImageFileError,
@@ -20,7 +21,7 @@ from data.images import (
     read_photograph,
     same_shape,
 )
-from data.voc import Sample, VOCSegmentation
+from data.voc import Sample, VOCSegmentation, check_layout
 from utils.errors import UserError, name_some
 from utils.logger import progress
 from utils.parallel import available_cores, in_threads
@@ -47,7 +48,7 @@ def choose_split(names: Sequence[Path], split: str, seed: int) -> list[Path]:
     if split not in SPLITS:
         raise UserError(f'a plain folder of images has the splits {", ".join(SPLITS)}, not {split}; choose one of '
                         'them, or add lists in sets/.')
-    drawn = sorted(names, key=lambda name: hashlib.sha256(f'{seed} {name.as_posix()}'.encode()).digest())
+    drawn = sorted(names, key=lambda name: hashlib.sha256(os.fsencode(f'{seed} {name.as_posix()}')).digest())
     val = set(drawn[:max(1, round(VAL_SHARE * len(names)))])
     chosen = [name for name in names if split == 'all' or (name in val) == (split == 'val')]
     if not chosen:
@@ -58,9 +59,9 @@ def choose_split(names: Sequence[Path], split: str, seed: int) -> list[Path]:
 class FolderDataset(Dataset):
     """Photographs in a folder at any depth, with masks in another at the same place.
 
-    Images may be jpg, png or webp of any size, grey, transparent or turned by their EXIF orientation, see
-    ``data.images``. A mask is a PNG, as saliency/predict.py writes it. Every file is decoded once at
-    the start: damaged ones are named in the log and left out, as are images without a mask.
+    Images may be of any size and of every kind that ``data.files`` lists, see ``data.images``. A mask is a PNG, as
+    saliency/predict.py writes it. Every file is decoded once at the start: damaged ones are named in the log and left
+    out, as are images without a mask.
 
     Args:
         images: the folder of the photographs.
@@ -74,7 +75,7 @@ class FolderDataset(Dataset):
 
     Raises:
         UserError: a folder is missing, no image has a mask, or more than a tenth of the files (and more than
-            10) are damaged or are masks of another shape than their image's.
+            10) are damaged or are masks of another shape than their image's; all masks are empty or full.
     """
 
     classes = ('background',)
@@ -85,6 +86,7 @@ class FolderDataset(Dataset):
         self.root, self.saliency_folder = images.parent, masks.name if masks is not None else ''
         self.cache: SampleCache | None = None  # of ``load``
         if not images.is_dir():
+            check_layout(images.parent)
             raise UserError(f'folder {images} does not exist; put the images there, or correct the path.')
         names, doubles = one_a_mask(find_images(images))
         if doubles:
@@ -101,15 +103,16 @@ class FolderDataset(Dataset):
         if not masks.is_dir():
             raise UserError(f'folder {masks} does not exist; make the masks with saliency/predict.py --images '
                             f'{self.images} --output {masks} --method unsupervised.')
-        present = {path.relative_to(masks) for path in masks.rglob('*.png') if not path.name.startswith('.')}
+        present = {path for path in find_files(masks) if path.suffix == '.png'}
         kept = [name for name in names if mask_name(name) in present]
-        missing = [mask_name(name).as_posix() for name in names if mask_name(name) not in present]
+        missing = [mask_name(name) for name in names if mask_name(name) not in present]
+        listed = name_some([f'{mask}{lies_instead(masks / mask) if i < 5 else ""}' for i, mask in enumerate(missing)])
         if not kept:
             raise UserError(f'none of the {len(names)} images in {self.images} has its mask in {masks}: there is no '
-                            f'{name_some(missing)}; a mask needs the relative path of its image with .png.')
+                            f'{listed}; a mask needs the relative path of its image with .png.')
         if missing:
             log.info('%d of %d images have no mask in %s and are left out: there is no %s', len(missing), len(names),
-                     masks, name_some(missing))
+                     masks, listed)
         strays = sorted(path.as_posix() for path in present - {mask_name(name) for name in every})
         if strays:
             log.info('%d masks in %s are of no image: %s', len(strays), masks, name_some(strays))
@@ -118,8 +121,15 @@ class FolderDataset(Dataset):
     def _sound(self, names: Sequence[Path]) -> list[Path]:
         """The images that can be read, with masks of their shape."""
         threads = available_cores()
-        found = in_threads(self._problem, progress(names, 'looking at the images', len(names)), threads, 4 * threads)
-        problems = {name: problem for name, problem in zip(names, found, strict=True) if problem}
+        looked_at = progress(names, 'looking at the images', len(names))
+        found = dict(zip(names, in_threads(self._problem, looked_at, threads, 4 * threads), strict=True))
+        flat = sum(problem is None for problem in found.values())
+        if flat and not any(problem == '' for problem in found.values()):
+            raise UserError(f'all {flat} masks in {self.masks} are empty or full: nothing can be learnt from them; '
+                            'check them.')
+        if flat:
+            log.info('%d of %d masks in %s are empty or full', flat, len(names), self.masks)
+        problems = {name: problem for name, problem in found.items() if problem}
         if not problems:
             return list(names)
         listed = name_some([f'{name.as_posix()} ({problem})' for name, problem in problems.items()], 3)
@@ -129,8 +139,8 @@ class FolderDataset(Dataset):
         log.info('%d of %d images cannot be used and are left out: %s', len(problems), len(names), listed)
         return [name for name in names if name not in problems]
 
-    def _problem(self, name: Path) -> str:
-        """Why an image cannot be used; '' if it can."""
+    def _problem(self, name: Path) -> str | None:
+        """Why an image cannot be used; '' if it can, None if its mask is empty or full."""
         try:
             size = probe_image(self.images / name)
         except ImageFileError as error:
@@ -138,12 +148,13 @@ class FolderDataset(Dataset):
         if self.masks is None:
             return ''
         try:
-            shape = read_mask(self.masks / mask_name(name)).values.shape
+            mask = read_mask(self.masks / mask_name(name)).values
         except ImageFileError as error:
             return f'its mask {error.reason}'
+        shape = mask.shape
         if same_shape(shape, size) or (same_shape(shape, size[::-1])
                                        and read_orientation(self.images / name) in EXCHANGED):
-            return ''
+            return '' if mask.any() and not mask.all() else None
         return f'its mask is {shape[1]} x {shape[0]}, the image {size[1]} x {size[0]}'
 
     def __len__(self) -> int:

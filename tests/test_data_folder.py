@@ -219,3 +219,54 @@ def test_a_subfolder_that_cannot_be_listed_is_named(root: Path, monkeypatch) -> 
     monkeypatch.setattr(os, 'scandir', scandir)
     with pytest.raises(UserError, match=r'^folder \S+images/b cannot be listed \(Permission denied\); change its perm'):
         find_images(root / 'images')
+
+
+def test_names_that_are_not_utf8(root: Path) -> None:
+    odd = os.fsdecode(b'caf\xe9.jpg')
+    (root / 'images/a/00.jpg').rename(root / 'images/a' / odd)
+    assert len(FolderDataset(root / 'images', split='train', seed=3)) == 18
+
+
+def test_links_among_the_masks_are_followed(root: Path) -> None:
+    (root / 'saliency_masks/a').rename(root / 'elsewhere')
+    (root / 'saliency_masks/a').symlink_to(root / 'elsewhere')
+    assert len(FolderDataset(root / 'images', root / 'saliency_masks')) == 20
+
+
+def test_files_of_other_kinds_are_counted(root: Path, caplog) -> None:
+    for name in ('a.heic', 'sub/b.HEIC', 'notes', '.hidden'):
+        (root / 'images' / name).parent.mkdir(exist_ok=True)
+        (root / 'images' / name).write_bytes(b'')
+    for name in ('c.bmp', 'c2.TIF', 'c3.gif'):
+        Image.fromarray(photo(name, 20, 30)).save(root / 'images' / name)
+    assert len(find_images(root / 'images')) == 23
+    assert f'3 files in {root}/images are of kinds that are not read: 2 .heic, 1 no suffix' in caplog.text
+    (root / 'raw').mkdir()
+    (root / 'raw/a.heic').write_bytes(b'')
+    with pytest.raises(UserError, match=r'holds no image \(.jpg, .*\), but 1 .heic; give the folder'):
+        find_images(root / 'raw')
+
+
+def test_masks_that_are_all_empty_or_full(root: Path, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    for i, path in enumerate(sorted((root / 'saliency_masks').rglob('*.png'))[1:]):
+        Image.new('L', (60, 40), 255 * (i % 2)).save(path)
+    assert len(FolderDataset(root / 'images', root / 'saliency_masks')) == 20
+    assert '19 of 20 masks in' in caplog.text
+    Image.new('L', (60, 40)).save(root / 'saliency_masks/a/00.png')
+    with pytest.raises(UserError, match=r'^all 20 masks in \S+saliency_masks are empty or full: nothing can be learnt'):
+        FolderDataset(root / 'images', root / 'saliency_masks')
+
+
+def test_what_lies_in_place_of_a_mask_and_other_layouts(root: Path) -> None:
+    masks = root / 'saliency_masks/a'
+    (masks / '00.png').rename(masks / '00.jpg')
+    for name in sorted(masks.glob('*.png')):
+        name.unlink()
+    for name in sorted((root / 'saliency_masks/b').glob('*.png')):
+        name.unlink()
+    with pytest.raises(UserError, match=r'there is no a/00.png \(there is 00.jpg\), a/02.png, '):
+        FolderDataset(root / 'images', root / 'saliency_masks')
+    (root / 'images').rename(root / 'JPEGImages')
+    with pytest.raises(UserError, match='has the layout of the VOC devkit'):
+        FolderDataset(root / 'images')
