@@ -34,6 +34,7 @@ from utils.launch import add_process_arguments, start_processes
 from utils.logger import log_epoch, scalar_writer
 from utils.optim import build_optimizer, learning_rate, set_learning_rate
 from utils.precision import Precision
+from utils.published import add_published_flags, flags_without_effect
 from utils.run_report import write_run_report
 from utils.runtime import prepare, seed_process, synchronise_batchnorm
 from utils.schema import Pretrain
@@ -46,15 +47,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     add_config_arguments(parser, Pretrain)
     add_process_arguments(parser)
+    add_published_flags(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
+    notes = flags_without_effect(args)
     p = load_config(args.config_env, args.config_exp, Pretrain, args.overrides)
     if start_processes(args.nproc, p.device, __file__, argv):
         return
     device = prepare(p, identity(p, p.train_db_name))
+    for note in notes:
+        log.info(note)
     path = Path(p.output_dir) / 'checkpoint.pth.tar'
 
     loader, sampler = pretrain_loader(p)

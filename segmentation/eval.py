@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
     weights = resolve_path(args.state_dict, p.root_dir)
-    p = Config({**p, 'output_dir': output_dir_of(p, weights, args.overrides)})
+    p = Config({**p, 'output_dir': output_dir_of(p, weights, args.overrides)}, p._notes)
     if args.crf_postprocess:
         require_crf()
     if start_processes(args.nproc, p.device, __file__, argv):

@@ -70,8 +70,8 @@ class ArgumentParser(argparse.ArgumentParser):
         for key in reversed(self.config_keys):  # of several with one last part the first counts
             mends[key.rpartition('.')[2].lower()] = f'--set {key}=VALUE'
         mends |= {key.lower(): f'--set {key}=VALUE' for key in self.config_keys}
-        mends |= {_bare(option): option for option in self._option_string_actions
-                  if option.startswith('--') and option not in ('--help', '--set')}
+        mends |= {_bare(option): option for option, action in self._option_string_actions.items()
+                  if option.startswith('--') and option not in ('--help', '--set') and action.help != argparse.SUPPRESS}
         near = get_close_matches(_bare(name), mends, 1, NEAR)
         return mends[near[0]] if near else None
 

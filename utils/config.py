@@ -13,8 +13,9 @@ from easydict import EasyDict
 
 from utils.arguments import ArgumentParser
 from utils.errors import MissingFileError, UserError, name_some
+from utils.published import describe
 from utils.schema import Env
-from utils.strict_yaml import StrictReader
+from utils.strict_yaml import StrictReader, nest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PLACEHOLDER = '/path/to'
@@ -27,9 +28,13 @@ RESULTS = ('*.pth.tar', '*.pth', '*.npz', 'results.json', 'predictions*')  # che
 
 
 class Config(EasyDict):
-    """An EasyDict that refuses every change; lists in it are tuples. ``as_dict`` gives a plain copy."""
+    """An EasyDict that refuses every change; lists in it are tuples. ``as_dict`` gives a plain copy.
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    ``_notes``, no entry, are lines on its file that ``utils.runtime.prepare`` logs.
+    """
+
+    def __init__(self, values: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
+        object.__setattr__(self, '_notes', tuple(notes))
         for name, value in values.items():
             if isinstance(value, dict):
                 value = Config(value)
@@ -121,6 +126,9 @@ def load_config(config_env: str, config_exp: str, schema: type, overrides: Seque
             errors.append(f'--set {text}: expected KEY=VALUE')
             continue
         (env if name.strip() in env.keys else exp).read_override(text)
+    db_root_missing = env.readable and 'db_root' not in env.places  # as in the env.yml of the published code
+    if db_root_missing:
+        env.values['db_root'], env.places['db_root'] = PLACEHOLDER, shown_env
     env.fill_defaults(shown_env)
     exp.fill_defaults(shown_exp)
     errors = env.errors + exp.errors + errors
@@ -130,7 +138,8 @@ def load_config(config_env: str, config_exp: str, schema: type, overrides: Seque
     if unset and root_of_data is not None:
         db_root = str(root_of_data)
     elif unset:
-        errors.append(f'{env.places["db_root"]}: db_root is still the placeholder {db_root}; set it to the folder '
+        state = 'missing' if db_root_missing else f'still the placeholder {db_root}'
+        errors.append(f'{env.places["db_root"]}: db_root is {state}; set it to the folder '
                       'that holds the data sets, there or with --set db_root=FOLDER')
     if errors:
         count = f'{len(errors)} errors in the config:\n' if len(errors) > 1 else ''
@@ -138,9 +147,9 @@ def load_config(config_env: str, config_exp: str, schema: type, overrides: Seque
 
     name = files[1].stem
     root_dir = _absolute(env.values['root_dir'], REPOSITORY)
-    values = {**_nest(exp.values), 'root_dir': root_dir, 'db_root': _absolute(db_root, REPOSITORY),
+    values = {**nest(exp.values), 'root_dir': root_dir, 'db_root': _absolute(db_root, REPOSITORY),
               'output_dir': _absolute(exp.values['output_dir'] or name, Path(root_dir)), 'config_name': name}
-    return Config(values)
+    return Config(values, describe(shown_exp, exp.translated, exp.places, schema))
 
 
 def check_combinations(values: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -274,18 +283,6 @@ def _absolute(path: str, base: Path) -> str:
 def _text(value: Any) -> str:
     """A value for messages: null, true, 0.1, "text", [25]."""
     return json.dumps(value, default=str, ensure_ascii=False)
-
-
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{'a.b': 1} -> {'a': {'b': 1}}."""
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        *sections, last = name.split('.')
-        inner = nested
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[last] = value
-    return nested
 
 
 def flat(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

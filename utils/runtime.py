@@ -128,4 +128,6 @@ def prepare(p: Any, identity: Sequence[str] = ()) -> torch.device:
     seed_everything(p.seed)
     log.info('Output: %s; device: %s%s', output_dir, device,
              f'; {distributed.world_size()} processes' if distributed.world_size() > 1 else '')
+    for note in getattr(p, '_notes', ()):
+        log.info(note)
     return device

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 import yaml
 
 from utils.errors import name_some
+from utils.published import RULES
 
 SCALARS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}
 PLURALS = {int: 'whole numbers', float: 'numbers', str: 'texts'}
@@ -41,23 +42,31 @@ def schema_keys(schema: type, prefix: str = '') -> dict[str, Key]:
 class StrictReader:
     """Collects the values that files and overrides give to the keys of one schema.
 
+    Keys of the published code's files are read as those that they are here (``utils.published``).
+
     Attributes:
         values: dotted key -> checked value, defaults included after ``fill_defaults``.
         places: dotted key -> where it was given, e.g. 'configs/env.yml, line 3'.
         errors: one sentence for each mistake found so far.
         readable: the file was YAML with keys, so that an absent key is the user's doing.
+        translated: key of the published code -> the key here that took its value, None for one without effect.
     """
 
     def __init__(self, schema: type) -> None:
         self.keys = schema_keys(schema)
+        self.rules = RULES.get(schema, {})
         self.sections = {name.rpartition('.')[0] for name in self.keys} - {''}
+        self.published_sections = {name.rpartition('.')[0] for name in self.rules} - {''} - self.sections
         self.values: dict[str, Any] = {}
         self.places: dict[str, str] = {}
         self.errors: list[str] = []
         self.readable = False
+        self.translated: dict[str, str | None] = {}
+        self._taken: dict[str, str] = {}  # key -> place, in the file or override that is being read
 
     def read_file(self, path: Path, shown: str) -> None:
         """Read a YAML file; ``shown`` is its name in messages."""
+        self._taken = {}
         try:
             root = yaml.compose(path.read_text(encoding='utf-8-sig'), Loader=yaml.SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -76,6 +85,7 @@ class StrictReader:
 
     def read_override(self, text: str) -> None:
         """Read one 'a.b=value' of the command line; the value is YAML."""
+        self._taken = {}
         path, _, value = text.partition('=')
         where = f'--set {text}'
         mark = yaml.Mark(where, 0, 0, 0, '', 0)
@@ -112,26 +122,51 @@ class StrictReader:
             where = place(line)
             if name in lines:
                 self.errors.append(f'{where}: {path} is given twice, first in line {lines[name]}; keep one')
-            elif path in self.sections and '.' not in name:
+            elif path in self.sections | self.published_sections and '.' not in name:
                 if isinstance(node, yaml.MappingNode):
                     self._read_mapping(node, f'{path}.', place)
                 elif node.tag != NULL:  # a section with every line commented out is empty, not wrong
                     self.errors.append(f'{where}: {path} holds the keys {", ".join(self._children(path))}; '
                                        'expected key: value lines below it')
+            elif path in self.rules and '.' not in name:
+                self._translate(path, node, where)
             elif path not in self.keys or '.' in name:
                 self.errors.append(f"{where}: unknown key '{path}'; {self._hint(path, prefix)}")
             else:
-                self.places[path] = where
-                try:
-                    self.values[path] = convert(node, self.keys[path])
-                except ValueError as error:
-                    self.values.pop(path, None)
-                    self.errors.append(f'{where}: {path}: {error}')
+                self._take(path, node, where)
             lines.setdefault(name, line)
+
+    def _take(self, path: str, node: yaml.Node, where: str) -> None:
+        if path in self._taken:
+            self.errors.append(f'{where}: {path} is given twice, also in {self._taken[path]} (a key of the published '
+                               'code and ours mean the same); keep one')
+        self.places[path] = self._taken[path] = where
+        try:
+            self.values[path] = convert(node, self.keys[path])
+        except ValueError as error:
+            self.values.pop(path, None)
+            self.errors.append(f'{where}: {path}: {error}')
+
+    def _translate(self, path: str, node: yaml.Node, where: str) -> None:
+        """Read a key of the published code."""
+        rule = self.rules[path]
+        try:
+            value = _plain(node)
+        except ValueError as error:
+            self.errors.append(f'{where}: {path}: {error}')
+            return
+        if rule.accepted and value not in rule.accepted:
+            self.errors.append(f'{where}: {path}, a key of the published code, can only be '
+                               f'{_describe(rule.accepted[0])} here, got {_describe(value)}; {rule.hint}')
+        elif rule.key is not None:
+            other = yaml.ScalarNode(STR, rule.false, node.start_mark) if rule.false and not value else node
+            self._take(rule.key, other, where)
+        self.translated[path] = rule.key
 
     def _children(self, section: str) -> list[str]:
         names = [name.rpartition('.') for name in (*self.keys, *sorted(self.sections))]
-        return [last for parent, _, last in names if parent == section]
+        own = [last for parent, _, last in names if parent == section]
+        return own or [name.rpartition('.')[2] for name in self.rules if name.rpartition('.')[0] == section]
 
     def _hint(self, path: str, prefix: str) -> str:
         if path in self.keys:
@@ -143,12 +178,21 @@ class StrictReader:
         return f"did you mean '{close[0]}'?" if close else f'the keys here are {name_some(siblings, 40)}'
 
 
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+    """{'a.b': 1} -> {'a': {'b': 1}}."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *sections, last = name.split('.')
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = value
+    return nested
+
+
 def convert(node: yaml.Node, key: Key) -> Any:
     """The value of a YAML node as the key's type. Raises ValueError with what was expected."""
-    try:
-        value = yaml.constructor.SafeConstructor().construct_document(node)
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise ValueError(f'not a plain YAML value: {_problem(error)}') from None
+    value = _plain(node)
     options = get_args(key.type) if isinstance(key.type, UnionType) else (key.type,)
     if value is None and type(None) in options:
         return None
@@ -171,6 +215,13 @@ def convert(node: yaml.Node, key: Key) -> Any:
     if choices and value not in choices and not any(map(value.startswith, _prefixes(choices))):
         raise ValueError(f'expected one of {", ".join(map(str, choices))}, got {_describe(value)}')
     return kind(value)
+
+
+def _plain(node: yaml.Node) -> Any:
+    try:
+        return yaml.constructor.SafeConstructor().construct_document(node)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ValueError(f'not a plain YAML value: {_problem(error)}') from None
 
 
 def _prefixes(choices: tuple[str, ...]) -> list[str]:
