@@ -22,6 +22,7 @@ from utils.backbones import normalisation_of
 from utils.errors import UserError
 from utils.interrupt import guard_worker
 from utils.parallel import available_cores
+from utils.paths import user_path
 from utils.runtime import pick_device
 
 log = logging.getLogger(__name__)
@@ -171,13 +172,13 @@ def unlabelled_loader(p: Any, db_name: str, split: str, saliency: str | None = N
 
 def masks_loader(p: Any, view: Callable[[Sample], Sample]) -> tuple[DataLoader, SeededSampler]:
     """Random views of images with given masks, for a saliency network; errors as ``pretrain_loader``."""
-    base = FolderDataset(Path(p.db_root) / p.images, Path(p.db_root) / p.masks, transform=view)
+    base = FolderDataset(p.db_root / user_path(p.images), p.db_root / user_path(p.masks), transform=view)
     log.info('Training on %d images of %s with masks of %s', len(base), base.images, base.masks)
     return _train_loader(p, base, SeededDataset(base))
 
 
 def masks_evaluation_loader(p: Any) -> DataLoader:
     """Images with given masks as they are stored, to score a saliency network. Several processes take them in turn."""
-    base = FolderDataset(Path(p.db_root) / p.val_images, Path(p.db_root) / p.val_masks)
+    base = FolderDataset(p.db_root / user_path(p.val_images), p.db_root / user_path(p.val_masks))
     log.info('Evaluating on %d images of %s with masks of %s', len(base), base.images, base.masks)
     return _in_turn(p, base)

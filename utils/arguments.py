@@ -7,9 +7,11 @@ import sys
 import textwrap
 from dataclasses import MISSING
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, get_args
 
 from utils.errors import UserError
+from utils.paths import user_path
 from utils.schema import Env
 from utils.strict_yaml import Key, schema_keys
 
@@ -37,6 +39,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, doc: str | None) -> None:
         super().__init__(description=doc, formatter_class=_Help)
+        self.register('type', Path, user_path)
         self.config_keys: list[str] = []
         self.given: list[str] = []
 

@@ -13,6 +13,7 @@ from easydict import EasyDict
 
 from utils.arguments import ArgumentParser
 from utils.errors import MissingFileError, UserError, name_some
+from utils.paths import user_path
 from utils.published import describe
 from utils.schema import Env
 from utils.strict_yaml import StrictReader, nest
@@ -88,7 +89,7 @@ def resolve_path(path: str | Path, root_dir: str | Path) -> Path:
 
 
 def _look_up(path: str | Path, folders: Sequence[Path]) -> Path:
-    places = list(dict.fromkeys((folder / Path(path).expanduser()).absolute() for folder in folders))
+    places = list(dict.fromkeys((folder / user_path(str(path))).absolute() for folder in folders))
     for place in places:
         if place.is_file():
             return place
@@ -277,7 +278,7 @@ def _shown(path: Path) -> str:
 
 
 def _absolute(path: str, base: Path) -> str:
-    return str((base / Path(path).expanduser()).resolve())
+    return str((base / user_path(path)).resolve())
 
 
 def _text(value: Any) -> str:

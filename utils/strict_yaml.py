@@ -84,13 +84,21 @@ class StrictReader:
             self._read_mapping(root, '', lambda line: f'{shown}, line {line}')
 
     def read_override(self, text: str) -> None:
-        """Read one 'a.b=value' of the command line; the value is YAML."""
+        """Read one 'a.b=value' of the command line; the value is YAML, or of a key of text that text.
+
+        Such a text may hold # and quotes; the word null and a whole value in quotes are YAML's.
+        """
         self._taken = {}
         path, _, value = text.partition('=')
         where = f'--set {text}'
         mark = yaml.Mark(where, 0, 0, 0, '', 0)
+        key = self.keys.get(path.strip())
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in '"\''
         try:
-            node = yaml.compose(value, Loader=yaml.SafeLoader) or yaml.ScalarNode(NULL, '', mark)
+            if key and key.type in (str, str | None) and value not in ('', 'null') and not quoted:
+                node: Any = yaml.ScalarNode(STR, value, mark)
+            else:
+                node = yaml.compose(value, Loader=yaml.SafeLoader) or yaml.ScalarNode(NULL, '', mark)
         except yaml.YAMLError as error:
             self.errors.append(f'{where}: the value is not valid YAML: {_problem(error)}')
             return
