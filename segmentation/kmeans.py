@@ -138,7 +138,8 @@ def save_clusters(p: Any, model: ContrastiveSegmentationModel | BackboneModel, c
     log.info('For new images: python segmentation/predict.py --model %s --images FOLDER --output FOLDER', path)
 
 
-def summary(runs: Sequence[ClusterScores], num_clusters: int, classes: Sequence[str]) -> dict[str, Any]:
+def summary(runs: Sequence[ClusterScores], num_clusters: int, classes: Sequence[str],
+            present: np.ndarray | None = None) -> dict[str, Any]:
     """The JSON entry of several runs, in percent.
 
     Returns:
@@ -146,10 +147,11 @@ def summary(runs: Sequence[ClusterScores], num_clusters: int, classes: Sequence[
         'accuracy', 'accuracy_std', ..., 'IoU' and 'IoU_std' {class: IoU}; 'runs': the results of each.
     """
     iou = np.array([run.iou for run in runs])
-    entry: dict[str, Any] = {'num_clusters': num_clusters, 'num_runs': len(runs), **iou_entry(iou.mean(0), classes)}
+    entry: dict[str, Any] = {'num_clusters': num_clusters, 'num_runs': len(runs),
+                             **iou_entry(iou.mean(0), classes, present)}
     entry |= {'IoU_std': {name: standard_deviation(100 * values) for name, values in zip(classes, iou.T, strict=True)},
-              'runs': [{**iou_entry(run.iou, classes), **{name: 100 * value for name, value in run.scalars.items()}}
-                       for run in runs]}
+              'runs': [{**iou_entry(run.iou, classes, present),
+                        **{name: 100 * value for name, value in run.scalars.items()}} for run in runs]}
     for name in runs[0].scalars:
         values = [100 * run.scalars[name] for run in runs]
         entry |= {name: float(np.mean(values)), 'std' if name == 'mIoU' else f'{name}_std': standard_deviation(values)}
@@ -170,7 +172,7 @@ def evaluate(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | 
     whitening = Whitening.fit(split.prototypes if fit is None else fit, p.seed)
     points = whitening(split.prototypes)
     fit_points = None if fit is None else whitening(fit)
-    classes = dataset.classes
+    classes, present = dataset.classes, split.inside.sum(0) + split.outside.sum(0) > 0
     results: dict[int, list[ClusterScores]] = {}
     for count in sorted({p.num_clusters, *p.overclustering}, reverse=True):
         results[count] = []
@@ -185,15 +187,15 @@ def evaluate(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | 
     runs = results[p.num_clusters]
     for run, scores in enumerate(runs):
         log.info('Run %d of %d (random_state %d):', run + 1, p.num_seeds, p.seed + run)
-        log_iou(scores.iou, classes)
-    entry = summary(runs, p.num_clusters, classes)
+        log_iou(scores.iou, classes, present)
+    entry = summary(runs, p.num_clusters, classes, present)
     log.info('Mean of %d runs:', len(runs))
-    log_iou(np.mean([run.iou for run in runs], 0), classes)
+    log_iou(np.mean([run.iou for run in runs], 0), classes, present)
     if entry['std'] is not None:
         log.info('Standard deviation of the mIoU is %.2f', entry['std'])
     for name, title in (('accuracy', 'Pixel accuracy'), ('NMI', 'NMI'), ('ARI', 'ARI')):
         log.info('%s is %.2f%s', title, entry[name], _spread(entry[f'{name}_std']))
-    curve = [summary(results[count], count, classes) for count in p.overclustering]
+    curve = [summary(results[count], count, classes, present) for count in p.overclustering]
     for point in curve:
         log.info('%d clusters: mIoU %.2f%s, pixel accuracy %.2f, NMI %.2f, ARI %.2f', point['num_clusters'],
                  point['mIoU'], _spread(point['std']), point['accuracy'], point['NMI'], point['ARI'])

@@ -145,8 +145,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         which = f'{len(ignored)} classes ignored, the mean of {len(scored)} without background' if ignored \
             else f'the mean of all {len(scored)} classes'
         log.info('%s: %s; %d objects in the memory', task, which, len(banks[task]))
-        log_iou(iou, names)
-        results[task] = {**iou_entry(iou, names), 'memory': len(banks[task]), 'num_neighbours': p.num_neighbours,
+        present = confusions[task].sum(1)[scored] > 0
+        log_iou(iou, names, present)
+        results[task] = {**iou_entry(iou, names, present), 'memory': len(banks[task]),
+                         'num_neighbours': p.num_neighbours,
                          'made_with': {**made_with_network(network, val_set), 'memory': bank.made_by}}
         if not ignored:
             of_all = predicted

@@ -85,11 +85,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                               eval_classes=p.eval_classes)
     folder = args.predictions or Path(p.output_dir) / 'predictions'
     confusion = offline_confusion(dataset, folder)
-    iou = iou_of(confusion)
+    iou, present = iou_of(confusion), confusion.sum(1) > 0
     log.info('%d label maps of %s against %s %s', len(dataset), folder, p.val_db_name, p.val_split)
-    log_iou(iou, dataset.classes)
+    log_iou(iou, dataset.classes, present)
     made = {'label_maps': str(folder.resolve()), 'data': f'{p.val_db_name} {p.val_split}', 'images': len(dataset)}
-    path = save_results({'offline': {**iou_entry(iou, dataset.classes), 'made_with': made}}, Path(p.output_dir))
+    entry = {**iou_entry(iou, dataset.classes, present), 'made_with': made}
+    path = save_results({'offline': entry}, Path(p.output_dir))
     log.info('Results: %s', path)
     write_run_report(as_dict(p), 'Label maps on disk', dataset.classes, {'offline': confusion})
 

@@ -55,10 +55,11 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmen
         log.info('Without the CRF: mIoU %.2f; with it:', 100 * results['network'].mean())
     if not distributed.is_main():
         return named
-    log_iou(results['network' if crf is None else 'crf'], dataset.classes)
+    present = confusions['network'].sum(1) > 0
+    log_iou(results['network' if crf is None else 'crf'], dataset.classes, present)
     if crf is None:  # what an earlier CRF left belongs to other weights
         shutil.rmtree(output_dir / 'predictions_crf', ignore_errors=True)
-    path = save_results({names[step]: {**iou_entry(iou, dataset.classes), 'made_with': dict(made)}
+    path = save_results({names[step]: {**iou_entry(iou, dataset.classes, present), 'made_with': dict(made)}
                          for step, iou in results.items()}, output_dir, drop=[names['crf']])
     log.info('Results: %s; label maps: %s; pictures: %s', path, output_dir / 'predictions',
              output_dir / 'visualizations')

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
+
 
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_truth: int,
                      num_predicted: int | None = None) -> np.ndarray:
@@ -32,7 +34,14 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_truth: int,
 
 
 def iou_of(confusion: np.ndarray) -> np.ndarray:
-    """TP / (TP + FP + FN) of each class, 0..1, from a square confusion matrix; 0 for a class in neither."""
+    """TP / (TP + FP + FN) of each class, 0..1, from a square confusion matrix; 0 for a class in neither.
+
+    Raises:
+        UserError: no pixel counts.
+    """
+    if not confusion.any():
+        raise UserError('the ground truth has no pixel to score: all carry the ignore label (255) or ignored classes; '
+                        'check it, val_split, eval_classes and ignore_classes.')
     hits = np.diag(confusion).astype(np.float64)
     union = confusion.sum(0) + confusion.sum(1) - hits
     return np.divide(hits, union, out=np.zeros_like(hits), where=union > 0)

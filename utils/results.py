@@ -10,26 +10,43 @@ from typing import Any
 
 import numpy as np
 
+from utils.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
-def log_iou(iou: np.ndarray, classes: Sequence[str], miou: float | None = None) -> None:
-    """Print 'mIoU is 63.95' and a line a class, in percent with two decimals.
+def log_iou(iou: np.ndarray, classes: Sequence[str], present: np.ndarray | None = None) -> None:
+    """Print 'mIoU is 63.95' and a line a class, in percent with two decimals; and if classes are absent a line on them.
 
     Args:
         iou: (classes,) in 0..1.
         classes: their names.
-        miou: the mean in 0..1 if it is not that of all classes.
+        present: (classes,) bool, which have a pixel in the ground truth; None: all. The mean is that of all.
     """
-    log.info('mIoU is %.2f', 100 * (np.mean(iou) if miou is None else miou))
+    log.info('mIoU is %.2f', 100 * np.mean(iou))
     for name, value in zip(classes, iou, strict=True):
         log.info('IoU class %s is %.2f', name, 100 * value)
+    entry = iou_entry(iou, classes, present)
+    absent = entry['absent_classes']
+    if absent:
+        log.info('%d of the %d classes have no pixel in the ground truth (%s); the mean of the other %d is %.2f',
+                 len(absent), len(classes), ', '.join(absent), len(classes) - len(absent), entry['mIoU_present'])
 
 
-def iou_entry(iou: np.ndarray, classes: Sequence[str], miou: float | None = None) -> dict[str, Any]:
-    """The same figures as a JSON entry: {'mIoU': percent, 'IoU': {class: percent}}."""
-    mean = float(np.mean(iou) if miou is None else miou)
-    return {'mIoU': 100 * mean, 'IoU': {name: 100 * float(value) for name, value in zip(classes, iou, strict=True)}}
+def iou_entry(iou: np.ndarray, classes: Sequence[str], present: np.ndarray | None = None) -> dict[str, Any]:
+    """The same as a JSON entry: {'mIoU': percent, 'IoU': {class: percent}, 'absent_classes': names, 'mIoU_present'}.
+
+    Raises:
+        UserError: no class is present.
+    """
+    seen = np.ones(len(classes), bool) if present is None else present
+    if not seen.any():
+        raise UserError(f'none of the classes {", ".join(classes)} has a pixel in the ground truth; check val_split, '
+                        'eval_classes and ignore_classes.')
+    return {'mIoU': 100 * float(np.mean(iou)),
+            'IoU': {name: 100 * float(value) for name, value in zip(classes, iou, strict=True)},
+            'absent_classes': [name for name, there in zip(classes, seen, strict=True) if not there],
+            'mIoU_present': 100 * float(np.mean(iou[seen]))}
 
 
 def read_results(output_dir: Path) -> dict[str, Any]:
