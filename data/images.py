@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -168,6 +168,26 @@ def read_labels(path: Path) -> Drawn:
         if values.ndim != 2:
             raise ImageFileError(f'label map {path} has {len(image.getbands())} channels; store class ids in one.')
         return Drawn(values, _is_upright(image))
+
+
+def palette_conflict(paths: Sequence[Path]) -> str:
+    """'id 3 is (255, 0, 0) in a.png and (0, 0, 255) in b.png' of label maps with other palettes (those of an image
+    editor, whose ids may mean other classes in each file); else ''. Files that cannot be read are passed over."""
+    seen: dict[int, tuple[tuple[int, ...], Path]] = {}
+    for path in paths:
+        try:
+            with _reading(path, 'label map'), Image.open(path) as image:
+                if image.mode != 'P':
+                    continue
+                colours = np.array(image.getpalette() or (), np.uint8).reshape(-1, 3).tolist()
+                used = np.unique(np.asarray(image)).tolist()
+        except ImageFileError:
+            continue
+        for label, colour in ((label, tuple(colours[label])) for label in used if label < len(colours)):
+            before, first = seen.setdefault(label, (colour, path))
+            if before != colour:
+                return f'id {label} is {before} in {first.name} and {colour} in {path.name}'
+    return ''
 
 
 def read_mask(path: Path) -> Drawn:

@@ -14,13 +14,14 @@ from torch.utils.data import Dataset
 
 from data.cache import SampleCache
 from data.files import lies_instead
-from data.images import Drawn, Photograph, fit_to_photograph, read_labels, read_mask, read_photograph
+from data.images import Drawn, Photograph, fit_to_photograph, palette_conflict, read_labels, read_mask, read_photograph
 from utils.errors import UserError, name_some
 
 VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
                'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train',
                'tvmonitor')
 VOID = 255
+PALETTES = 32  # of the ground truth, spread over the list, that are compared
 DEVKIT = ('JPEGImages', 'ImageSets')
 ONE_A_LINE = 'an ID is the name of its image below images/ without .jpg, one a line'
 Sample = dict[str, Any]
@@ -189,6 +190,11 @@ class VOCSegmentation(Dataset):
         self._require('images', '.jpg', 'image')
         if semseg:
             self._require(self.semseg_folder, '.png', 'ground truth')
+            step = max(1, len(self.ids) // PALETTES)
+            conflict = palette_conflict([root / self.semseg_folder / f'{name}.png' for name in self.ids[::step]])
+            if conflict:
+                log.warning('the palettes of the ground truth in %s differ: %s; if the same ids do not mean the same '
+                            'classes, save the files anew with one palette', root / self.semseg_folder, conflict)
         if self.saliency:
             self._require(self.saliency_folder, '.png', 'saliency mask')
 

@@ -234,3 +234,16 @@ def test_the_layout_of_the_devkit_is_named(shapes: Path) -> None:
 def test_class_names_that_yaml_takes_for_something_else(tmp_path: Path) -> None:
     (tmp_path / 'dataset.yml').write_text('classes: [background, no, on, 1, 1e3, ~]')
     assert read_classes(tmp_path) == ('background', 'no', 'on', '1', '1e3', '~')
+
+
+def test_palettes_that_differ_are_said(shapes: Path, caplog) -> None:
+    VOCSegmentation(shapes, 'val', semseg=True)
+    assert 'palettes' not in caplog.text
+    path = shapes / 'SegmentationClass' / f'{read_ids(shapes, "val")[1]}.png'
+    with Image.open(path) as stored:
+        labels = Image.fromarray(np.array(stored), 'P')
+    labels.putpalette([9, 9, 9] * 256)
+    labels.save(path)
+    VOCSegmentation(shapes, 'val', semseg=True)
+    assert 'the palettes of the ground truth in' in caplog.text
+    assert f'id 0 is (0, 0, 0) in {read_ids(shapes, "val")[0]}.png and (9, 9, 9) in {path.name}' in caplog.text
