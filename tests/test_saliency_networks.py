@@ -1,5 +1,5 @@
 """Mask sources around networks: how images go in, how maps come out, and what is refused."""
-from types import SimpleNamespace
+import re
 
 import numpy as np
 import pytest
@@ -74,22 +74,26 @@ def test_sources_name_what_is_missing(tmp_path):
 CONFIG = 'input_size: [16, 24]\nmean: [0.5, 0.5, 0.5]\nscale: [1.0, 1.0, 1.0]\n'
 
 
+def write_network(folder, batch, operation, shape, inputs=('image',), **attributes):
+    """net.onnx, a network of one operation on its input (batch, 3, 16, 24), and net.yml beside it."""
+    onnx = pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node(operation, inputs, ['map'], **attributes)], operation,
+        [helper.make_tensor_value_info('image', kind, [batch, 3, 16, 24])],
+        [helper.make_tensor_value_info('map', kind, [batch, *shape])],
+        [helper.make_tensor('channel', onnx.TensorProto.INT64, [1], [0])])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 13)], ir_version=8), folder / 'net.onnx')
+    (folder / 'net.yml').write_text(CONFIG)
+    return folder / 'net.onnx'
+
+
 @pytest.fixture(params=['fixed', 'free'])
 def onnx_network(request, tmp_path):
     """A network whose map is the first channel of its input."""
-    onnx = pytest.importorskip('onnx')
-    pytest.importorskip('onnxruntime')
-    batch = 1 if request.param == 'fixed' else 'N'
-    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    node = helper.make_node('Gather', ['image', 'channel'], ['map'], axis=1)
-    graph = helper.make_graph(
-        [node], 'first channel', [helper.make_tensor_value_info('image', kind, [batch, 3, 16, 24])],
-        [helper.make_tensor_value_info('map', kind, [batch, 1, 16, 24])],
-        [helper.make_tensor('channel', onnx.TensorProto.INT64, [1], [0])])
-    path = tmp_path / 'net.onnx'
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 13)], ir_version=8), path)
-    (tmp_path / 'net.yml').write_text(CONFIG)
-    return path
+    return write_network(tmp_path, 1 if request.param == 'fixed' else 'N', 'Gather', [1, 16, 24], ['image', 'channel'],
+                         axis=1)
 
 
 def test_onnx_network(onnx_network):
@@ -111,14 +115,14 @@ def test_onnx_refuses_what_does_not_fit(onnx_network):
         build_source('onnx', onnx_network, config, 'cpu')
 
 
-@pytest.mark.parametrize('shape', [(1, 16, 24, 1), (1, 3, 16, 24)])
-def test_onnx_refuses_outputs_that_are_no_map(shape):
-    from saliency.onnx_network import OnnxConfig, OnnxSaliency
-    source = object.__new__(OnnxSaliency)
-    source.weights, source.config = 'net.onnx', OnnxConfig(input_size=[16, 24], mean=[0.5] * 3, scale=[1.0] * 3)
-    source.input = SimpleNamespace(name='image', shape=['N', 3, 16, 24])
-    source.session = SimpleNamespace(run=lambda names, inputs: [np.ones(shape, np.float32)])
-    with pytest.raises(UserError, match='is not one map an image; give a salient-object network'):
+@pytest.mark.parametrize(('operation', 'shape', 'attributes'), [
+    ('Transpose', [16, 24, 3], {'perm': [0, 2, 3, 1]}), ('Identity', [3, 16, 24], {}),
+    ('Flatten', [3 * 16 * 24], {'axis': 1})])
+def test_onnx_refuses_outputs_that_are_no_map(tmp_path, operation, shape, attributes):
+    path = write_network(tmp_path, 'N', operation, shape, **attributes)
+    source = build_source('onnx', path, path.with_suffix('.yml'), 'cpu')
+    given = re.escape(str((1, *shape)))
+    with pytest.raises(UserError, match=rf'the first output {given} is not one map an image; give a salient-object'):
         source.predict([np.zeros((16, 24, 3), np.uint8)])
 
 
