@@ -32,9 +32,9 @@ from segmentation.predict import segment
 from segmentation.segmenter import ClusterSegmenter, LinearSegmenter, Segmenter
 from utils.arguments import ArgumentParser
 from utils.clustering import Whitening
+from utils.devices import DEVICES, pick_device, to_device
 from utils.errors import run_script
 from utils.parallel import available_cores
-from utils.runtime import pick_device, to_device
 
 HEIGHT, WIDTH, CLASSES, NDIM, BATCH = 375, 500, 21, 32, 8
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--backbone', default='resnet50', help='of the network')
     parser.add_argument('--size', type=int, default=512, help="side of the network's input, pixels")
     parser.add_argument('--rounds', type=int, default=3, help='rounds that both take in turn')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto', help='where the network runs')
+    parser.add_argument('--device', choices=DEVICES, default='auto', help='where the network runs')
     args = parser.parse_args(argv)
     device = pick_device(args.device)
     with tempfile.TemporaryDirectory() as name:

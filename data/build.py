@@ -19,11 +19,11 @@ from data.views import ContrastiveView
 from data.voc import Sample, VOCSegmentation
 from utils import distributed
 from utils.backbones import normalisation_of
+from utils.devices import pick_device, reads_pinned
 from utils.errors import UserError
 from utils.interrupt import guard_worker
 from utils.parallel import available_cores
 from utils.paths import user_path
-from utils.runtime import pick_device
 
 log = logging.getLogger(__name__)
 DOWNLOADABLE = 'VOCSegmentation'
@@ -91,7 +91,7 @@ def _loader(p: Any, dataset: Dataset, batch_size: int, **kwargs: Any) -> DataLoa
     # with a generator of its own a loader takes no number from the one that training draws from
     workers = min(p.num_workers, available_cores())
     return DataLoader(dataset, batch_size, num_workers=workers, persistent_workers=workers > 0,
-                      pin_memory=pick_device(p.device).type == 'cuda', collate_fn=collate,
+                      pin_memory=reads_pinned(pick_device(p.device)), collate_fn=collate,
                       worker_init_fn=_start_worker, generator=torch.Generator(), **kwargs)
 
 

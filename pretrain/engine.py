@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pretrain.losses import accuracy, chunked_contrastive_loss, contrastive_loss, saliency_loss
+from utils.devices import move, pin
 from utils.distributed import unwrap
 from utils.precision import Precision
 
@@ -26,9 +27,9 @@ def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision
     encoder = unwrap(model).model_q
     if not encoder.upsample:
         stride = encoder.backbone.stride
-        mask_q, mask_k = (mask[:, ::stride, ::stride] for mask in (mask_q, mask_k))  # nearest
+        mask_q, mask_k = (pin(mask[:, ::stride, ::stride], precision.device) for mask in (mask_q, mask_k))  # nearest
     on_cpu = mask_q
-    mask_q, mask_k = (mask.to(precision.device, non_blocking=True) for mask in (mask_q, mask_k))
+    mask_q, mask_k = (move(mask, precision.device) for mask in (mask_q, mask_k))
     with precision.autocast():
         output = model(im_q, on_cpu, im_k, mask_k)
     if chunk:

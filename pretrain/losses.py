@@ -24,10 +24,10 @@ def saliency_loss(scores: Tensor, masks: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores, y, weight)
 
 
-def class_weights(labels: Tensor, num_classes: int, num_columns: int) -> Tensor:
+def class_weights(labels: Tensor, num_classes: int, num_columns: int, dtype: torch.dtype) -> Tensor:
     """1 / ln(1.02 + p_c) for each column, p_c the share of ``labels`` that are c (0 for bank columns)."""
     counts = labels.new_zeros(num_columns).scatter_add_(0, labels, torch.ones_like(labels))  # bincount would wait
-    share = counts.double() / labels.numel()
+    share = counts.to(dtype) / labels.numel()
     share[num_classes:] = 0
     return 1 / torch.log(1.02 + share)
 
@@ -43,7 +43,7 @@ def contrastive_loss(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor
     Returns:
         PyTorch's weighted mean of the cross-entropy, weights by ``class_weights``.
     """
-    weight = class_weights(labels, num_classes, logits.shape[1]).to(logits.dtype)
+    weight = class_weights(labels, num_classes, logits.shape[1], logits.dtype)
     return F.cross_entropy(logits, labels, weight=weight)
 
 
@@ -89,7 +89,7 @@ def chunked_contrastive_loss(q: Tensor, columns: Tensor, labels: Tensor, num_cla
         labels: P, in 0..B-1.
         num_classes: B.
     """
-    weight = class_weights(labels, num_classes, columns.shape[1]).to(q.dtype)
+    weight = class_weights(labels, num_classes, columns.shape[1], q.dtype)
     return _Chunked.apply(q, columns, labels, weight, T, chunk)
 
 

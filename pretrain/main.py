@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stages = FROZEN if p.freeze_layers is True else p.freeze_layers
         freeze_layers(model.model_q.backbone, stages)
         freeze_layers(model.model_k.backbone, stages)
-    precision = Precision(device, p.precision, p.channels_last)
+    precision = Precision(device, p.precision, p.channels_last, p.tf32)
     precision.place(model)
     if p.compile:
         for encoder in (model.model_q, model.model_k):

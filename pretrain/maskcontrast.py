@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from models.prototypes import mask_prototypes
 from models.segmentation import ContrastiveSegmentationModel
 from utils import distributed
+from utils.devices import move, pin
 from utils.precision import full
 
 
@@ -70,7 +71,7 @@ class MaskContrast(nn.Module):
         embedding, saliency = self.model_q(im_q)  # B x dim x H x W, B x H x W
         pixels = mask_q.nonzero().T.contiguous()  # 3 x P
         if pixels.device != im_q.device:
-            pixels = pixels.pin_memory().to(im_q.device, non_blocking=True)
+            pixels = move(pin(pixels, im_q.device), im_q.device)
         image, row, column = pixels
         q = F.normalize(full(embedding[image, :, row, column]), dim=1)  # P x dim
 
@@ -96,7 +97,7 @@ class MaskContrast(nn.Module):
         """
         if self.K == 0:
             return {}
-        bank = self.queue.double().cpu()
+        bank = self.queue.cpu().double()
         cosine = (bank.sum(1).square().sum() - bank.square().sum()) / max(1, self.K * (self.K - 1))
         values = torch.linalg.svdvals(bank)
         share = (values / values.sum()).clamp_min(1e-300)

@@ -17,7 +17,7 @@ from models.segmentation import ContrastiveSegmentationModel
 from utils import distributed
 from utils.backbones import IMAGENET, Normalisation
 from utils.pictures import montage, outline, pca_colours
-from utils.precision import Precision, full
+from utils.precision import Precision
 
 VIEWS, IMAGES, COLUMNS = 8, 6, 3  # pairs of views; images with embeddings; of these in a row
 SIDE = 160  # of a picture, pixels
@@ -82,15 +82,15 @@ class Panels:
         prepare = EvaluationTransform(self.size, self.normalisation)
         chosen = sorted({round(i) for i in np.linspace(0, len(self.dataset) - 1, IMAGES)})
         images = [prepare(self.dataset.load(i))['image'] for i in chosen]
-        with observed(self.model, self.compiled), self.precision.autocast():
+        with observed(self.model, self.compiled):
             maps = self.model.maps(self.precision.images(torch.stack(images)))
-        colours = pca_colours(F.normalize(full(maps['embedding']).float(), dim=1).cpu().numpy())
+        colours = pca_colours(F.normalize(maps['embedding'].float(), dim=1).cpu().numpy())
         scores = maps.get('saliency')
         pictures = []
         for i, image in enumerate(images):
             picture = denormalize(image, self.normalisation)
             if scores is not None:
-                score = cv2.resize(full(scores[i, 0]).float().cpu().numpy(), (self.size, self.size))
+                score = cv2.resize(scores[i, 0].float().cpu().numpy(), (self.size, self.size))
                 picture = outline(picture, score > THRESHOLD)
             colour = cv2.resize(colours[i], (self.size, self.size), interpolation=cv2.INTER_LINEAR)
             pictures.append(np.hstack([_enlarged(picture), _enlarged(colour)]))

@@ -16,7 +16,7 @@ from utils import distributed
 from utils.clustering import Whitening, cluster_confusion, kmeans, match_clusters, score_clusters
 from utils.errors import UserError
 from utils.metrics import confusion_matrix
-from utils.precision import Precision, full
+from utils.precision import Precision
 
 log = logging.getLogger(__name__)
 BATCH = 8
@@ -52,11 +52,10 @@ class Probe:
             for start in range(0, len(self.chosen), BATCH):
                 samples = [self.dataset[i] for i in self.chosen[start:start + BATCH]]
                 images = self.precision.images(torch.stack([sample['image'] for sample in samples]))
-                with self.precision.autocast():
-                    maps = model.maps(images)
-                scores = resize(full(maps['saliency']), images.shape[-2:])[:, 0]
+                maps = model.maps(images)
+                scores = resize(maps['saliency'], images.shape[-2:])[:, 0]
                 masks = scores > THRESHOLD
-                prototypes.append(weighted_prototypes(full(maps['embedding']), masks * scores).float().cpu().numpy())
+                prototypes.append(weighted_prototypes(maps['embedding'], masks * scores).float().cpu().numpy())
                 for sample, mask in zip(samples, masks.to(torch.uint8).cpu().numpy(), strict=True):
                     semseg = sample['semseg']
                     counts = confusion_matrix(semseg, resize_mask(mask, semseg.shape[1], semseg.shape[0]),

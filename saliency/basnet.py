@@ -11,6 +11,8 @@ from models.basnet import BASNet
 from models.weights import load_strict, read_weights
 from saliency.maps import image_map, network_input
 from utils.backbones import IMAGENET
+from utils.devices import to_device
+from utils.precision import tf32
 
 SIZE = 256  # side of the input, as published
 
@@ -36,10 +38,11 @@ class BASNetSaliency:
         network: in any mode, on any device; each prediction switches it to eval mode.
         device: where it is.
         size: side to which images are resized for it, pixels.
+        tf32: see ``utils.precision``.
     """
 
-    def __init__(self, network: BASNet, device: torch.device, size: int = SIZE) -> None:
-        self.network, self.device, self.size = network, device, size
+    def __init__(self, network: BASNet, device: torch.device, size: int = SIZE, tf32: bool = False) -> None:
+        self.network, self.device, self.size, self.tf32 = network, device, size, tf32
 
     @torch.inference_mode()
     def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -47,5 +50,6 @@ class BASNetSaliency:
         self.network.eval()
         batch = torch.from_numpy(np.stack([network_input(image, (self.size, self.size), *IMAGENET)
                                            for image in images]))
-        maps = torch.sigmoid(self.network(batch.to(self.device))[0])[:, 0].cpu().numpy()  # N x size x size, refined
-        return [image_map(saliency, image) for saliency, image in zip(maps, images, strict=True)]
+        with tf32(self.tf32):
+            maps = torch.sigmoid(self.network(to_device(batch, self.device))[0])[:, 0]  # N x size x size, refined
+        return [image_map(saliency, image) for saliency, image in zip(maps.cpu().numpy(), images, strict=True)]

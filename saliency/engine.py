@@ -12,6 +12,7 @@ from saliency.postprocess import binarise
 from saliency.scores import SaliencyScores
 from saliency.sources import MaskSource
 from utils import distributed
+from utils.devices import move
 from utils.logger import progress
 from utils.precision import Precision, full
 
@@ -25,7 +26,7 @@ def compute_losses(network: nn.Module, batch: dict[str, Any], precision: Precisi
     """
     with precision.autocast():
         scores = network(precision.images(batch['image']))                   # eight, each B x 1 x crop x crop
-    target = batch['sal'].to(precision.device, non_blocking=True)
+    target = move(batch['sal'], precision.device)
     return {'loss': basnet_loss([full(score) for score in scores], target)}
 
 

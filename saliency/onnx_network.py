@@ -78,12 +78,14 @@ class OnnxSaliency:
         if not weights.is_file():
             raise UserError(f'--weights {weights} does not exist; give the path of an .onnx file.')
         cuda = 'CUDAExecutionProvider' in onnxruntime.get_available_providers()
+        if device not in ('auto', 'cpu', 'cuda'):
+            raise UserError(f'--device {device}: ONNX networks run on cuda or cpu; take one of them.')
         if device == 'cuda' and not cuda:
             raise UserError('--device cuda: onnxruntime sees no CUDA device; install onnxruntime-gpu or take cpu.')
-        names = ['CUDAExecutionProvider'] if cuda and device != 'cpu' else []
+        on_cuda = [('CUDAExecutionProvider', {'use_tf32': '0'})] if cuda and device != 'cpu' else []
         self.weights, self.config = weights, config
         try:
-            self.session = onnxruntime.InferenceSession(str(weights), providers=[*names, 'CPUExecutionProvider'])
+            self.session = onnxruntime.InferenceSession(str(weights), providers=[*on_cuda, 'CPUExecutionProvider'])
         except Exception as error:  # onnxruntime raises classes of its own for each way to be wrong
             raise UserError(f'--weights {weights} is not an ONNX network ({_first_line(error)}); '
                             'give an .onnx file.') from error

@@ -29,6 +29,7 @@ from saliency.report import SHEET, contact_sheet
 from saliency.sources import METHODS, MaskSource, build_source
 from utils.arguments import ArgumentParser
 from utils.crf import Refine, crf_in_workers, require_crf
+from utils.devices import DEVICES
 from utils.errors import UserError, name_some, run_script
 from utils.logger import warn_of_failure
 from utils.parallel import available_cores, batches, in_threads, process_pool
@@ -61,7 +62,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--input-size', type=int, help="side of BASNet's input in pixels, the resize it was trained "
                                                        'with (default: 256, as published)')
     parser.add_argument('--batch-size', type=int, default=8, help='images a forward pass of a network')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto', help='where a network runs')
+    parser.add_argument('--device', choices=DEVICES, default='auto', help='where a network runs')
     args = parser.parse_args(argv)
     for name, value, least in (('--workers', args.workers, 0), ('--batch-size', args.batch_size, 1),
                                ('--input-size', args.input_size, 1)):

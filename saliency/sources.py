@@ -27,7 +27,7 @@ def build_source(method: str, weights: Path | None = None, onnx_config: Path | N
         method: one of METHODS.
         weights: the network's file.
         onnx_config: what to know of an ONNX network.
-        device: 'auto', 'cpu' or 'cuda', for a network.
+        device: one of ``utils.devices.DEVICES``, for a network.
         input_size: side of BASNet's input, pixels; None is the published one.
 
     Raises:
@@ -49,9 +49,10 @@ def build_source(method: str, weights: Path | None = None, onnx_config: Path | N
                         'or take --method unsupervised, which needs none.')
     if method == 'basnet':
         from saliency.basnet import SIZE, BASNetSaliency, load_basnet
-        from utils.runtime import pick_device
-        place = pick_device(device)
-        return BASNetSaliency(load_basnet(weights).to(place), place, input_size or SIZE)
+        from utils.devices import pick_device, place
+        network, where = load_basnet(weights), pick_device(device)
+        place(network, where)
+        return BASNetSaliency(network, where, input_size or SIZE)
     if onnx_config is None:
         raise UserError('--method onnx needs --onnx-config PATH, a YAML file with input_size, mean and scale of the '
                         'network.')

@@ -68,13 +68,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     loader, sampler = masks_loader(p, TrainingView(p.resize, p.crop, p.flip_probability))
     val_loader = masks_evaluation_loader(p) if p.val_images is not None else None
     network = build_basnet(p)
-    precision = Precision(device, p.precision, p.channels_last)
+    precision = Precision(device, p.precision, p.channels_last, p.tf32)
     precision.place(network)
     if p.compile:
         network.compile()
     trained = distributed.parallel(network)
     seed_process(p.seed)
-    source = BASNetSaliency(network, device, p.resize)
+    source = BASNetSaliency(network, device, p.resize, p.val_tf32)
     optimizer = build_optimizer(p.optimizer, network.parameters(), **p.optimizer_kwargs)
     writer = scalar_writer(output_dir)
     trainer = Trainer(output_dir / 'checkpoint.pth.tar', network, optimizer, precision, loader, sampler,

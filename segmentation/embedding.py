@@ -16,9 +16,9 @@ from data.transforms import resize_mask
 from models.prototypes import weighted_prototypes
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, resize
 from utils import distributed
+from utils.devices import to_device
 from utils.errors import UserError
 from utils.logger import progress
-from utils.runtime import to_device
 
 THRESHOLD = 0.5  # of the raw saliency score
 

@@ -17,12 +17,12 @@ from data.voc import VOID, VOCSegmentation
 from models.segmentation import LinearSegmentationModel
 from utils import distributed
 from utils.crf import Refine
+from utils.devices import move, to_device
 from utils.logger import progress
 from utils.metrics import confusion_matrix
 from utils.parallel import in_threads
 from utils.pictures import panel, save_image, save_label_map
 from utils.precision import Precision, full
-from utils.runtime import to_device
 
 
 def segmentation_loss(logits: Tensor, semseg: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision
     """
     with precision.autocast():
         logits = model(precision.images(batch['image']))
-    return {'loss': segmentation_loss(full(logits), batch['semseg'].to(precision.device, non_blocking=True))}
+    return {'loss': segmentation_loss(full(logits), move(batch['semseg'], precision.device))}
 
 
 @torch.inference_mode()

@@ -27,10 +27,11 @@ from segmentation.scoring import score
 from utils.arguments import ArgumentParser
 from utils.config import Config, add_config_arguments, as_dict, load_config, resolve_path
 from utils.crf import require_crf
+from utils.devices import place
 from utils.errors import run_script
 from utils.launch import add_process_arguments, start_processes
 from utils.run_report import write_run_report
-from utils.runtime import place, prepare
+from utils.runtime import prepare
 from utils.schema import LinearFinetune
 
 log = logging.getLogger(__name__)

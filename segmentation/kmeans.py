@@ -45,6 +45,7 @@ from utils.clustering import (
     score_clusters,
 )
 from utils.config import add_config_arguments, as_dict, load_config
+from utils.devices import place
 from utils.errors import UserError, run_script
 from utils.launch import add_process_arguments, start_processes
 from utils.logger import warn_of_failure
@@ -53,7 +54,7 @@ from utils.parallel import available_cores, in_threads
 from utils.pictures import panel, save_image, save_label_map
 from utils.results import iou_entry, log_iou, save_arrays, save_results
 from utils.run_report import write_run_report
-from utils.runtime import place, prepare
+from utils.runtime import prepare
 from utils.schema import Kmeans
 
 log = logging.getLogger(__name__)

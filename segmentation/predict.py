@@ -30,6 +30,7 @@ from segmentation.segmenter import Output, Segmenter
 from utils.arguments import ArgumentParser
 from utils.config import find_file
 from utils.crf import Refine, crf_in_workers, require_crf
+from utils.devices import DEVICES, pin
 from utils.errors import UserError, name_some, run_script
 from utils.logger import progress, warn_of_failure
 from utils.parallel import available_cores, batches, in_threads
@@ -62,7 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, default=8, help='images a forward pass (default: %(default)s)')
     parser.add_argument('--workers', type=int, default=available_cores(),
                         help='threads that read and write, and processes of the CRF (default: one a CPU core)')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto', help='where the network runs')
+    parser.add_argument('--device', choices=DEVICES, default='auto', help='where the network runs')
     args = parser.parse_args(argv)
     for name, value in (('--workers', args.workers), ('--batch-size', args.batch_size)):
         if value < 1:
@@ -92,7 +93,7 @@ def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_s
     def stack(batch: list[Item]) -> tuple[list[Item], Tensor | None]:
         tensors = [item.tensor for item in batch if item.tensor is not None]
         images = torch.stack(tensors) if tensors else None
-        return batch, images.pin_memory() if images is not None and segmenter.device.type == 'cuda' else images
+        return batch, None if images is None else pin(images, segmenter.device)
 
     def predicted() -> Iterator[Item]:
         ready = in_threads(read, frames, threads, threads + 2 * batch_size)

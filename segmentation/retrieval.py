@@ -33,6 +33,7 @@ from segmentation.provenance import made_with_network, prototype_network, warn_o
 from utils import distributed
 from utils.arguments import ArgumentParser
 from utils.config import add_config_arguments, as_dict, load_config, resolve_path
+from utils.devices import place
 from utils.errors import UserError, run_script
 from utils.launch import add_process_arguments, start_processes
 from utils.logger import warn_of_failure
@@ -40,7 +41,7 @@ from utils.metrics import iou_of
 from utils.pictures import save_image
 from utils.results import iou_entry, log_iou, save_results
 from utils.run_report import NEIGHBOURS, write_run_report
-from utils.runtime import place, prepare
+from utils.runtime import prepare
 from utils.schema import Retrieval
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from data.voc import VOID
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel
 from segmentation.embedding import find_objects
 from utils.checkpoint import require_finite
+from utils.devices import to_device
 from utils.errors import UserError
 from utils.logger import progress
-from utils.runtime import to_device
 
 BATCH = 8
 SAME = 0.99  # cosine of an object's saved prototype and the one that is found again

@@ -28,8 +28,9 @@ from segmentation.linear import read_run_config, read_trained
 from utils.backbones import normalisation_of
 from utils.checkpoint import load_checkpoint
 from utils.crf import Refine
+from utils.devices import pick_device, place, to_device
 from utils.errors import MissingFileError, UserError, name_some
-from utils.runtime import pick_device, place, to_device
+from utils.precision import tf32
 
 log = logging.getLogger(__name__)
 SIZE = 512  # side of the network's input, for weights that do not say
@@ -58,7 +59,7 @@ class Segmenter(ABC):
         """From best_model.pth.tar of linear_finetune.py (or a released linear model) or clusters.pth.tar of kmeans.py.
 
         Args:
-            device: 'auto', 'cpu' or 'cuda'.
+            device: one of ``utils.devices.DEVICES``.
             weights: the pretraining checkpoint that the clusters were found with, if it was moved.
 
         Raises:
@@ -122,6 +123,7 @@ class LinearSegmenter(Segmenter):
         place(model, device)
         self.model, self.channels = model, np.arange(len(classes))
 
+    @tf32(False)
     @torch.inference_mode()
     def run(self, images: Tensor, keep_logits: bool = False) -> list[Output]:
         logits = self.model(to_device(images, self.device))  # B x C x S x S
@@ -158,6 +160,7 @@ class ClusterSegmenter(Segmenter):
         place(model, device)
         self.model, self.clusters = model, clusters
 
+    @tf32(False)
     def run(self, images: Tensor, keep_logits: bool = False) -> list[Output]:
         network = self.clusters.network
         found = find_objects(self.model, to_device(images, self.device), network['features'],

@@ -37,9 +37,10 @@ from utils import page
 from utils.arguments import ArgumentParser
 from utils.charts import to_image
 from utils.config import Config
+from utils.devices import DEVICES, pick_device, place, to_device
 from utils.errors import UserError, run_script
 from utils.pictures import PART, montage, panel, pca_colours, save_image, thumbnail
-from utils.runtime import pick_device, place, to_device
+from utils.precision import allow_tf32
 
 ROWS, NEIGHBOURS = 12, 5  # of neighbours.png
 TYPICAL, COLUMNS = 12, 6  # objects of a cluster, and in a row
@@ -53,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--images', type=int, default=12, help='images in embedding.png')
     parser.add_argument('--thumbnails', type=int, default=120, help='objects drawn in the map, at most')
     parser.add_argument('--seed', type=int, default=0, help='of t-SNE and of the choice of thumbnails')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto', help='where the network runs')
+    parser.add_argument('--device', choices=DEVICES, default='auto', help='where the network runs')
     args = parser.parse_args(argv)
     for name, value in (('--images', args.images), ('--thumbnails', args.thumbnails)):
         if value < 1:
@@ -132,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                         'at least 3 of dimension 2: run it on more images.')
     output = args.output or args.run / 'visualize'
     device = pick_device(args.device)
+    allow_tf32(p.get('val_tf32', False))
     dataset = open_images(p, saved.clusters is None)
     model = build_prototype_model(p)
     place(model, device)

@@ -54,8 +54,7 @@ def defects(record: dict[str, Any]) -> dict[str, Any]:
     return {kind: record[kind] for kind in ('error', 'waits', 'unpinned', 'refused') if record.get(kind)}
 
 
-@pytest.mark.parametrize('scene', [pytest.param('small outputs', marks=pytest.mark.xfail(reason='masks are not pinned'))
-                                   if scene == 'small outputs' else scene for scene in STEPS])
+@pytest.mark.parametrize('scene', STEPS)
 def test_a_step_neither_waits_nor_mixes_devices(records: dict, scene: str) -> None:
     record, allowed = records['scenes'][scene], WAITS_OF_STEP.get(scene, set())
     for step in (record['first'], record):

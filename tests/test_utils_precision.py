@@ -53,5 +53,5 @@ def test_memory_order_changes_nothing_but_rounding() -> None:
 
 
 def test_fp16_on_a_cpu_is_refused() -> None:
-    with pytest.raises(UserError, match='fp16 needs a GPU'):
+    with pytest.raises(UserError, match='fp16 needs a CUDA GPU; on cpu take'):
         Precision(CPU, 'fp16')

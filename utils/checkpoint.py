@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from utils import distributed
 from utils.config import as_dict
+from utils.devices import on_cpu, random_states, restore_random_states
 from utils.errors import CANNOT_WRITE, UserError, cannot_read, name_some
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         UserError: the disk is full or cannot be written to; the file of before, if any, is as it was.
     """
     buffer = io.BytesIO()  # torch.save into a file would hide that the disk is full behind another error
-    torch.save(state, buffer)
+    torch.save(on_cpu(state), buffer)
     temporary = path.with_name(f'.{path.name}.unfinished')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,16 +117,22 @@ def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     Raises:
         UserError: a weight is not finite, or the file cannot be written; the checkpoint of before stays.
     """
-    states = distributed.gather_objects(_random_state())
+    states = distributed.gather_objects(random_states(_device_of(model)))
     if not distributed.is_main():
         return
     weights = model.state_dict()
-    if not all(bool(value.isfinite().all()) for value in weights.values()):
+    finite = torch.stack([value.isfinite().all() for value in weights.values()])
+    state = on_cpu({'model': {PREFIX + name: value for name, value in weights.items()}, 'finite': finite,
+                    'optimizer': optimizer.state_dict(), 'rng': states, 'config': as_dict(config), **progress})
+    if not state.pop('finite').all():
         good = f'; {path} is the last good checkpoint' if path.is_file() else ''
         raise UserError(f'weights are no longer finite, and are not saved{good}: lower optimizer_kwargs.lr in another '
                         'output_dir.')
-    save_checkpoint({'model': {PREFIX + name: value for name, value in weights.items()},
-                     'optimizer': optimizer.state_dict(), 'rng': states, 'config': as_dict(config), **progress}, path)
+    save_checkpoint(state, path)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(iter(model.state_dict().values())).device
 
 
 def resume_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
@@ -154,7 +161,7 @@ def resume_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         require_finite(state['model'], path)
         model.load_state_dict({name.removeprefix(PREFIX): value for name, value in state.pop('model').items()})
         optimizer.load_state_dict(state.pop('optimizer'))
-        _restore_random_state(state.pop('rng'))
+        _restore_random_state(state.pop('rng'), _device_of(model))
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f'checkpoint {path} does not belong to this run ({str(error).splitlines()[0]}); '
                         'choose another output_dir or delete it.') from error
@@ -181,19 +188,9 @@ def require_finite(arrays: Mapping[str, Tensor | np.ndarray], source: Path | str
                         'the file is damaged; give another one.')
 
 
-def _random_state() -> dict[str, Tensor]:
-    state = {'cpu': torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state['cuda'] = torch.cuda.get_rng_state()
-    return state
-
-
-def _restore_random_state(states: list[dict[str, Tensor]]) -> None:
+def _restore_random_state(states: list[dict[str, Tensor]], device: torch.device) -> None:
     if len(states) != distributed.world_size():
         log.warning('The checkpoint is of %d processes and this run has %d: it goes on, with other random numbers',
                     len(states), distributed.world_size())
         return
-    state = states[distributed.rank()]
-    torch.set_rng_state(state['cpu'])
-    if 'cuda' in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state['cuda'])
+    restore_random_states(states[distributed.rank()], device)

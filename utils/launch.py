@@ -15,6 +15,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from utils.arguments import ArgumentParser
+from utils.devices import pick_device, require_processes
 from utils.errors import EXIT_USER_ERROR, UserError
 from utils.interrupt import EXIT_STOPPED, SIGNALS, handled, stop
 from utils.parallel import available_cores
@@ -31,7 +32,7 @@ def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[
 
     Args:
         nproc: a number that is asked for; None counts the visible GPUs.
-        device: the config's device, 'auto', 'cpu' or 'cuda'.
+        device: the config's device.
         script: file of the script; it runs again in each process, which finds RANK and WORLD_SIZE set.
         argv: its arguments; None takes those of this process.
 
@@ -46,8 +47,11 @@ def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[
         raise UserError(f'--nproc is {nproc}; expected 1 or more.')
     if 'RANK' in os.environ:
         return False
-    gpus = torch.cuda.device_count() if device != 'cpu' else 0
+    where = pick_device(device)
+    gpus = torch.cuda.device_count() if where.type == 'cuda' else 0
     count = nproc or max(1, gpus)
+    if count > 1:
+        require_processes(where)
     if gpus and count > gpus:
         raise UserError(f'--nproc is {count}, but {gpus} GPUs are visible; lower it, or set device=cpu.')
     if count == 1:

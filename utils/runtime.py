@@ -11,32 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from utils import distributed
 from utils.backbones import require_timm
 from utils.config import save_config
+from utils.devices import pick_device, require_processes
 from utils.errors import UserError
 from utils.lock import lock_file
 from utils.logger import setup_logging
 from utils.parallel import share_cores
+from utils.precision import allow_tf32
 
 log = logging.getLogger(__name__)
 LOCK = '.lock'
-
-
-def pick_device(name: str) -> torch.device:
-    """'auto' takes the GPU when there is one; 'cpu' and 'cuda' are taken at their word.
-
-    Raises:
-        UserError: 'cuda' is asked for and there is none.
-    """
-    if name == 'cuda' and not torch.cuda.is_available():
-        raise UserError('device: cuda is asked for, but PyTorch sees no CUDA device; set device: cpu (or auto), or '
-                        'install a GPU driver and a CUDA build of PyTorch.')
-    if name == 'auto':
-        name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    return torch.device(name)
 
 
 def seed_everything(seed: int) -> None:
@@ -67,16 +55,6 @@ def synchronise_batchnorm(module: nn.Module, device: torch.device) -> Any:
     return nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
 
-def place(module: nn.Module, device: torch.device) -> None:
-    """Move a network to the device with its convolutions in channels-last order, which both CPU and GPU run faster."""
-    module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Move a batch of images (B, 3, H, W) to the device in channels-last order."""
-    return images.to(device, non_blocking=True, memory_format=torch.channels_last)
-
-
 def lock(output_dir: Path) -> None:
     """Keep other runs out of the output directory until this process ends.
 
@@ -103,17 +81,19 @@ def prepare(p: Any, identity: Sequence[str] = ()) -> torch.device:
 
     Raises:
         UserError: the output directory cannot be made, was made with another config or is in use, or the device is
-            not there, or taken.
+            not there, taken, or none for several processes.
     """
     device = pick_device(p.device)
+    if distributed.is_launched():
+        require_processes(device)
     if device.type == 'cuda' and distributed.local_rank() >= torch.cuda.device_count():
         raise UserError(f'this machine has {torch.cuda.device_count()} visible GPUs and more processes; start one for '
                         'each GPU, or set device=cpu.')
     distributed.join(device.type == 'cuda')
     share_cores()
-    if device.type == 'cuda':
-        device = torch.device('cuda', distributed.local_rank()) if distributed.world_size() > 1 else device
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = p.get('tf32', True)
+    if device.type == 'cuda' and distributed.world_size() > 1:
+        device = torch.device('cuda', distributed.local_rank())
+    allow_tf32(p.val_tf32)
     output_dir = Path(p.output_dir)
     with distributed.main_first():
         if distributed.is_main():

@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from utils.backbones import BACKBONES
+from utils.devices import DEVICES
 
 
 def key(default: Any, help: str, choices: tuple = ()) -> Any:
@@ -86,8 +87,9 @@ class Run:
     """Keys of every experiment."""
     output_dir: str | None = key(None, 'where results go; default: root_dir/<name of the config file>')
     seed: int = key(1234, 'seed of weights, order and augmentation')
-    device: str = key('auto', 'auto takes the GPU when there is one', ('auto', 'cpu', 'cuda'))
+    device: str = key('auto', 'auto takes the first there is of cuda, xpu, mps and cpu', DEVICES)
     num_workers: int = key(4, 'loader processes, at most one a core; 0 loads in the main process')
+    val_tf32: bool = key(False, 'CUDA: tf32 in validation and prediction, which compute in float32 otherwise')
 
 
 @dataclass(kw_only=True)
@@ -113,8 +115,9 @@ class Training:
     cache: str = key('none', 'ram keeps the decoded training set in memory (8 GB for trainaug) in each process that '
                              'trains', ('none', 'ram'))
     log_every: int = key(25, 'steps between two lines of the log')
-    precision: str = key('fp32', 'number format of the networks: bf16 and fp16 by autocast', ('fp32', 'bf16', 'fp16'))
-    tf32: bool = key(True, 'GPU: float32 products with factors rounded to 10 bits, several times faster')
+    precision: str = key('fp32', 'number format of training steps: bf16 and fp16 (CUDA alone) by autocast',
+                         ('fp32', 'bf16', 'fp16'))
+    tf32: bool = key(True, 'CUDA: training steps round factors of float32 products to 10 bits, several times faster')
     channels_last: bool = key(True, 'memory order of images and weights that convolutions run faster in')
     compile: bool = key(False, 'torch.compile of the networks: needs a C++ compiler, and minutes at the start')
     checkpoint_every: int = key(0, 'steps between two checkpoints within an epoch; 0: only after each epoch')

@@ -19,7 +19,7 @@ from utils.errors import LOST_WORKER, UserError, lost_worker, name_some
 from utils.interrupt import SIGNALS, handled, starting_workers, stop, stop_at_once
 from utils.logger import progress
 from utils.metrics import Mean
-from utils.precision import Precision
+from utils.precision import Precision, tf32
 
 log = logging.getLogger(__name__)
 
@@ -111,20 +111,21 @@ class Trainer:
         self.share = len(self.loader) / steps
         with starting_workers():
             batches = iter(self.loader)
-        for images in progress(batches, f'epoch {self.epoch + 1}', steps, self.step):
-            losses = compute_losses(images)
-            self.precision.step(losses['loss'], self.optimizer)
-            self.step += 1
-            self._unchecked.append((self.step, images['id'], losses['loss'].detach()))
-            self.recent.update(**losses)
-            if self.step % self.log_every == 0 or self.step == steps:
-                self._log(steps, statistics)
-            asked = self._asked_to_stop()
-            if asked or (self.checkpoint_every and self.step % self.checkpoint_every == 0 and self.step < steps):
-                self._check()
-                self.save()
-            if asked:
-                stop(self._signal)
+        with tf32(self.precision.tf32):
+            for images in progress(batches, f'epoch {self.epoch + 1}', steps, self.step):
+                losses = compute_losses(images)
+                self.precision.step(losses['loss'], self.optimizer)
+                self.step += 1
+                self._unchecked.append((self.step, images['id'], losses['loss'].detach()))
+                self.recent.update(**losses)
+                if self.step % self.log_every == 0 or self.step == steps:
+                    self._log(steps, statistics)
+                asked = self._asked_to_stop()
+                if asked or (self.checkpoint_every and self.step % self.checkpoint_every == 0 and self.step < steps):
+                    self._check()
+                    self.save()
+                if asked:
+                    stop(self._signal)
         return self.whole.read()
 
     def _log(self, steps: int, statistics: Callable[[], dict[str, float]]) -> None:
