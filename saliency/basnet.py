@@ -11,7 +11,7 @@ from models.basnet import BASNet
 from models.weights import load_strict, read_weights
 from saliency.maps import image_map, network_input
 from utils.backbones import IMAGENET
-from utils.devices import to_device
+from utils.devices import pin, to_device
 from utils.precision import tf32
 
 SIZE = 256  # side of the input, as published
@@ -50,6 +50,7 @@ class BASNetSaliency:
         self.network.eval()
         batch = torch.from_numpy(np.stack([network_input(image, (self.size, self.size), *IMAGENET)
                                            for image in images]))
+        batch = to_device(pin(batch, self.device), self.device)
         with tf32(self.tf32):
-            maps = torch.sigmoid(self.network(to_device(batch, self.device))[0])[:, 0]  # N x size x size, refined
+            maps = torch.sigmoid(self.network(batch)[0])[:, 0]  # N x size x size, refined
         return [image_map(saliency, image) for saliency, image in zip(maps.cpu().numpy(), images, strict=True)]
