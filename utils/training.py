@@ -78,8 +78,8 @@ class Trainer:
         lost = lost_worker(error)
         self._noting.__exit__(kind, error, traceback)
         if lost:
-            state = f'go on from {self.path}' if self.path.is_file() else 'begin again, as there is no checkpoint yet'
-            raise UserError(f'{LOST_WORKER}, and start the same command again to {state}.') from error
+            state = f' to go on from {self.path}' if self.path.is_file() else '; there is no checkpoint yet'
+            raise UserError(f'{LOST_WORKER}, and start the same command again{state}.') from error
         if kind is None and self._asked_to_stop():
             stop(self._signal)
 
