@@ -21,7 +21,7 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr, 3: lambda pixels: np.rot90(pixels, 2), 4: np.flipud, 5: lambda pixels: pixels.swapaxes(0, 1),
     6: lambda pixels: np.rot90(pixels, -1), 7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1), 8: np.rot90}
 EXCHANGED = (5, 6, 7, 8)  # these exchange width and height
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error)
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, MemoryError, RuntimeError, struct.error)
 OTHER_SHAPE = 1.05  # a mask is of another shape if the ratios of its sides and of its image's differ by more
 IGNORE, LAST_ID = 255, 40  # of masks that hold ids
 GREY_SPREAD = 10  # levels between the channels of a colour that still counts as grey: compression leaves such traces

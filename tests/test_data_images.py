@@ -1,12 +1,13 @@
 """One reader of photographs and masks: every kind of file, orientation, and what is refused."""
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data.files import write_mask
+from data.files import SUFFIXES, write_mask
 from data.folder import FolderDataset
 from data.images import (
     ImageFileError,
@@ -262,3 +263,23 @@ def test_another_shape_is_named_in_both_layouts(tmp_path: Path) -> None:
         else:
             with pytest.raises(UserError, match=r'm\.png is 64 x 40'):
                 fit_to_photograph(read_mask(tmp_path / 'm.png'), photograph, tmp_path / 'm.png', True)
+
+
+def test_damaged_files_of_every_kind(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for suffix in SUFFIXES:
+        path = tmp_path / f'a{suffix}'
+        Image.fromarray(photo('a', 24, 32)).save(path)
+        whole = path.read_bytes()
+        for length in (0, len(whole) // 3, len(whole) // 2):
+            path.write_bytes(whole[:length])
+            with pytest.raises(ImageFileError, match=f'{path.name} '):
+                read_image(path)
+        for _ in range(12):
+            damaged = bytearray(whole)
+            for place in rng.integers(0, min(150, len(whole)), 3):
+                damaged[place] = rng.integers(256)
+            path.write_bytes(damaged)
+            for read in (read_image, probe_image, read_mask):
+                with suppress(ImageFileError):
+                    read(path)
