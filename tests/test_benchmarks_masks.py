@@ -1,4 +1,5 @@
 """The quality of masks, worked out by hand on drawn boxes."""
+import re
 from pathlib import Path
 
 import numpy as np
