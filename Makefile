@@ -1,5 +1,6 @@
 # make demo: the whole method on images drawn by code.   make test: lint, type check and all tests.
-# Both make .venv and install into it on the first call.   make PYTHON=python3.12 demo chooses the Python.
+# make test-gpu: the tests that need an NVIDIA GPU (with two of them also NCCL).
+# All make .venv and install into it on the first call.   make PYTHON=python3.12 demo chooses the Python.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -20,7 +21,7 @@ NOTE := 'The same encoder before and after pretraining without labels. Before: t
   backbone features. Before and after, K-means and retrieval have the exact masks (so that the background is always \
   right); the last column has the masks that the trained network predicts.'
 
-.PHONY: demo test install clean $(LINEAR) $(PROTOTYPES)
+.PHONY: demo test test-gpu install clean $(LINEAR) $(PROTOTYPES)
 
 install: $(VENV)/installed
 
@@ -41,6 +42,9 @@ test: install
 	$(BIN)/mypy
 	@echo '== Tests'
 	$(RUN) -m pytest -rs
+
+test-gpu: install
+	$(RUN) -m pytest -m gpu -rs
 
 demo: install
 	@echo '== Drawing the data set'

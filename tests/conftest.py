@@ -9,6 +9,11 @@ from data.synthetic import generate
 torch.set_num_threads(2)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker('gpu') and not torch.cuda.is_available():
+        pytest.skip('needs a CUDA device, and PyTorch sees none')
+
+
 @pytest.fixture(scope='session')
 def db_root(tmp_path_factory) -> Path:
     """Folder that holds the data set Shapes: 12 training and 6 validation images of 64 px."""

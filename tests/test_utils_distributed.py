@@ -28,6 +28,9 @@ from utils.errors import EXIT_STOPPED, EXIT_USER_ERROR
 from utils.precision import Precision
 
 ROOT = Path(__file__).resolve().parents[1]
+BACKENDS = {'cpu': 'gloo', 'cuda': 'cpu:gloo,cuda:nccl'}
+GPUS = torch.cuda.device_count()
+TWO_GPUS = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 2, reason=f'NCCL needs two CUDA devices, PyTorch sees {GPUS}')]
 WORLD, BATCH, SIZE, DIM, BANK, STEPS = 2, 2, 32, 8, 10, 3
 
 
@@ -55,15 +58,18 @@ def batches() -> list[dict[str, Tensor]]:
 
 
 def snapshot(method: MaskContrast, losses: list[Tensor]) -> dict[str, Tensor]:
-    return {**{f'grad/{name}': p.grad.clone() for name, p in method.model_q.named_parameters()},
-            **{name: value.clone() for name, value in method.state_dict().items()
-               if 'running' not in name and 'tracked' not in name}, 'loss': torch.stack(losses).detach()}
+    return {**{f'grad/{name}': p.grad.clone().cpu() for name, p in method.model_q.named_parameters()},
+            **{name: value.clone().cpu() for name, value in method.state_dict().items()
+               if 'running' not in name and 'tracked' not in name}, 'loss': torch.stack(losses).detach().cpu()}
 
 
-def worker(rank: int, store: str, folder: str, gather: bool) -> None:
+def worker(rank: int, store: str, folder: str, gather: bool, kind: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=WORLD)
-    method = build(gather)
+    device = torch.device(kind, rank) if kind == 'cuda' else torch.device(kind)
+    if kind == 'cuda':
+        torch.cuda.set_device(device)
+    dist.init_process_group(BACKENDS[kind], init_method=f'file://{store}', rank=rank, world_size=WORLD)
+    method = build(gather).to(device)
     if rank:  # what the main process has counts
         torch.nn.init.normal_(method.model_q.head.weight)
         method.queue.zero_()
@@ -73,7 +79,7 @@ def worker(rank: int, store: str, folder: str, gather: bool) -> None:
     steps = []
     for batch in batches():
         share = {name: value[rank * BATCH:(rank + 1) * BATCH] for name, value in batch.items()}
-        losses = compute_losses(model, share, Precision(torch.device('cpu')))
+        losses = compute_losses(model, share, Precision(device))
         optimizer.zero_grad()
         losses['loss'].backward()
         steps.append(snapshot(method, [losses['loss']]))
@@ -86,8 +92,8 @@ def worker(rank: int, store: str, folder: str, gather: bool) -> None:
     distributed.leave()
 
 
-def oracle(gather: bool) -> list[dict[str, Tensor]]:
-    """One process, image by image and pixel by pixel."""
+def oracle(gather: bool, kind: str) -> list[dict[str, Tensor]]:
+    """One process on the CPU, image by image and pixel by pixel; ``kind`` of device draws the order."""
     method, steps = build(gather), []
     query, key = method.model_q, method.model_k
     optimizer = torch.optim.SGD(query.parameters(), 0.05, momentum=0.9)
@@ -96,7 +102,7 @@ def oracle(gather: bool) -> list[dict[str, Tensor]]:
         with torch.no_grad():
             for k, q in zip(key.parameters(), query.parameters(), strict=True):
                 k.copy_(0.9 * k + 0.1 * q)
-            order = torch.randperm(WORLD * BATCH).tolist()
+            order = torch.randperm(WORLD * BATCH, device=kind).tolist()
             embeddings: dict[int, Tensor] = {}
             for process in range(WORLD):
                 mine = order[process * BATCH:(process + 1) * BATCH]
@@ -129,17 +135,19 @@ def oracle(gather: bool) -> list[dict[str, Tensor]]:
     return steps
 
 
-@pytest.mark.parametrize('gather', [False, True])
-def test_two_processes_equal_the_oracle(tmp_path: Path, gather: bool) -> None:
-    mp.spawn(worker, (str(tmp_path / 'store'), str(tmp_path), gather), WORLD)
+@pytest.mark.parametrize(('kind', 'gather'), [
+    ('cpu', False), ('cpu', True), pytest.param('cuda', True, marks=TWO_GPUS)])
+def test_two_processes_equal_the_oracle(tmp_path: Path, kind: str, gather: bool) -> None:
+    mp.spawn(worker, (str(tmp_path / 'store'), str(tmp_path), gather, kind), WORLD)
+    bar = 1e-9 if kind == 'cpu' else 1e-7
     found = [torch.load(tmp_path / f'{rank}.pt') for rank in range(WORLD)]
-    for count, expected in enumerate(oracle(gather)):
+    for count, expected in enumerate(oracle(gather, kind)):
         loss = torch.cat([found[rank][count].pop('loss') for rank in range(WORLD)])
-        torch.testing.assert_close(loss, expected.pop('loss'), rtol=1e-9, atol=0)
+        torch.testing.assert_close(loss, expected.pop('loss'), rtol=bar, atol=0)
         for name, value in expected.items():
             for rank in range(WORLD):
                 other = found[rank][count][name]
-                assert torch.linalg.norm((other - value).double()) <= 1e-9 * max(
+                assert torch.linalg.norm((other - value).double()) <= bar * max(
                     1e-6, torch.linalg.norm(value.double())), (name, rank, count)
             assert torch.equal(found[0][count][name], found[1][count][name]), name
 
@@ -214,6 +222,16 @@ def test_two_agents_on_one_address_agree_with_two_processes_that_were_stopped(ru
         assert code == 0, err
     first, second = weights(checkpoint), weights(runner.root_dir / 'agents' / 'checkpoint.pth.tar')
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize('device', [pytest.param('cuda', marks=TWO_GPUS)])
+def test_two_gpus_train_and_resume(runner: Runner, device: str) -> None:
+    for sentence in ('Pretraining is complete', 'Resuming after epoch 2'):
+        code, out, err = finish(start(*command(runner, 'pretrain/main.py', f'device={device}', 'precision=bf16',
+                                               'output_dir=gpus'), '--nproc', '2'))
+        assert code == 0, err
+        assert sentence in out
+    assert len(load_checkpoint(runner.root_dir / 'gpus' / 'checkpoint.pth.tar')['rng']) == 2
 
 
 def children(process: subprocess.Popen) -> list[int]:
