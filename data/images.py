@@ -108,7 +108,7 @@ def read_orientation(path: Path) -> int:
 
 def probe_image(path: Path) -> tuple[int, int]:
     """(height, width) of a photograph as it is seen; all of the file is decoded once. Errors as ``read_photograph``."""
-    with _reading(path, 'image file'), Image.open(path) as image:
+    with _reading(path, 'image file'), path.open('rb') as stream, Image.open(stream) as image:  # not mapped
         size = image.size
         reduced = image.draft('L', (1, 1))  # JPEG: an eighth of the size, which is quicker and needs the whole file too
         image.load()

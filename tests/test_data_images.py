@@ -160,6 +160,14 @@ def test_every_orientation(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(found.pixels, np.array(ImageOps.exif_transpose(image)))
 
 
+@pytest.mark.parametrize('mode', ['L', 'CMYK', 'RGBA', 'P'])  # those that Pillow maps into memory, by their path alone
+def test_a_turned_tiff_that_is_mapped_into_memory(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / 'a.tif'
+    seen = photo('turn', 33, 51)
+    stored_as(seen, 6).convert(mode).save(path, exif=turned(6))
+    assert probe_image(path) == read_photograph(path).pixels.shape[:2] == seen.shape[:2]
+
+
 def test_exif_that_cannot_be_written_again(tmp_path: Path) -> None:
     width_as_text = struct.pack('<HHI4s', 0x0100, 2, 4, b'abc\0')
     lying = struct.pack('<HHIHH', 0x0112, 3, 1, 6, 0)
