@@ -61,7 +61,11 @@ def check_classes(weights: Path, trained: Trained, classes: Sequence[str]) -> No
 
 def read_run_config(weights: Path) -> dict[str, Any]:
     """config.yml of the run that wrote a checkpoint, from its folder; {} if there is none, UserError if damaged."""
-    return _read_yaml(weights.with_name('config.yml')) or {}
+    path = weights.with_name('config.yml')
+    content = _read_yaml(path)
+    if content is not None and 'config_name' not in content:
+        raise _damaged(path, 'its end, with config_name, is missing')
+    return content or {}
 
 
 def check_free(output_dir: Path, tasks: Sequence[str], weights: Path, digest: str) -> None:

@@ -110,6 +110,11 @@ def test_what_is_damaged_is_not_taken_for_absent(trained, tmp_path: Path, conten
         with pytest.raises(UserError, match=f'{name} is damaged'):
             Segmenter.load(best, 'cpu')
         (run / name).write_bytes(whole)
+    lines = before['config.yml'].splitlines(keepends=True)
+    (run / 'config.yml').write_bytes(b''.join(lines[:3]))  # cut off between two lines, it is YAML still
+    with pytest.raises(UserError, match='config.yml is damaged'):
+        Segmenter.load(best, 'cpu')
+    (run / 'config.yml').write_bytes(before['config.yml'])
     (run / 'best_model.classes.yml').write_bytes(content)
     with pytest.raises(UserError, match='best_model.classes.yml is damaged'):
         evaluate(tmp_path, best, *overrides)

@@ -237,7 +237,7 @@ def linear(tmp_path_factory, db_root: Path) -> Path:
     folder = tmp_path_factory.mktemp('linear')
     save_checkpoint(LinearSegmentationModel('resnet18', 8).state_dict(), folder / 'best_model.pth.tar')
     (folder / 'config.yml').write_text(yaml.safe_dump({
-        'backbone': 'resnet18', 'val_size': 48, 'db_root': str(db_root), 'val_db_name': 'Shapes'}))
+        'backbone': 'resnet18', 'val_size': 48, 'db_root': str(db_root), 'val_db_name': 'Shapes', 'config_name': 'x'}))
     return folder / 'best_model.pth.tar'
 
 
