@@ -125,6 +125,9 @@ def test_available_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert parallel.available_memory() == 600000
         monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
         assert parallel.available_memory() == 150000
+        monkeypatch.delenv('LOCAL_WORLD_SIZE')
+        monkeypatch.setattr(parallel, '_affinities', [frozenset({core}) for core in range(3)])  # tasks of SLURM
+        assert parallel.available_memory() == 200000
         (tmp_path / 'memory.max').write_text('max\n')
         assert 2 ** 22 < parallel.available_memory() < 2 ** 48
 

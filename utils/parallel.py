@@ -64,7 +64,7 @@ def available_memory() -> int | None:
     with suppress(OSError, KeyError, ValueError):  # there is no container, or none with a limit
         limit, used = int((CONTAINER / 'memory.max').read_text()), _numbers(CONTAINER / 'memory.stat')
         free = min(free, max(0, limit - used['anon'] - used['shmem']))
-    return free // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    return free // (len(_affinities) or int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
 
 def _numbers(path: Path) -> dict[str, int]:
