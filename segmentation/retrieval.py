@@ -55,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--memory', metavar='PATH', help='memory.npz of an earlier run, used instead of memory_split')
     args = parser.parse_args(argv)
     if args.memory is not None:
-        args.overrides.append(f'memory={json.dumps(args.memory)}')
+        args.overrides.append(f'memory={json.dumps(args.memory, ensure_ascii=False)}')
     return args
 
 

@@ -131,7 +131,7 @@ def test_votes_and_scores_are_counted_at_val_size(run, tmp_path: Path) -> None:
 
 def test_a_saved_memory_gives_the_same(run, tmp_path: Path, capsys) -> None:
     root = colours(tmp_path)
-    memory = run() / 'memory.npz'
+    memory = (run() / 'memory.npz').rename(tmp_path / 'results/out/a "b" # \U0001f42e.npz')
     write_lists(root, val=['val_0', 'val_1', 'val_2'], train=['nothing'])  # not even looked at
     again = run(flags=('--memory', str(memory)), output='again')
     assert entry_of(again) == entry_of(memory.parent)
