@@ -16,7 +16,7 @@ from utils.config import REPOSITORY
 from utils.errors import UserError, name_some
 from utils.interrupt import SIGNALS, handled
 from utils.metrics import standard_deviation
-from utils.results import write_text
+from utils.results import read_results, write_text
 from utils.schema import Env, Kmeans, LinearFinetune, Pretrain, Retrieval
 from utils.strict_yaml import schema_keys
 
@@ -122,7 +122,10 @@ class Experiment:
     def finished(self, run: Run) -> bool:
         """Whether the run has ended well, with the same settings."""
         path = self.root / run.folder / FINISHED
-        return path.is_file() and json.loads(path.read_text()) == self.record(run)
+        try:
+            return path.is_file() and json.loads(path.read_text()) == self.record(run)
+        except ValueError as error:
+            raise UserError(f'{path} is damaged; delete it to do this run again.') from error
 
     def run(self, runs: Sequence[Run]) -> None:
         """Start each run that is not finished, one after the other.
@@ -159,7 +162,7 @@ class Experiment:
         path = self.root / run.folder / 'results.json'
         if not self.finished(run) or not path.is_file():
             return None
-        results = json.loads(path.read_text())
+        results = read_results(path.parent)
         name, _, clusters = task.partition(' ')
         if clusters:
             return next((point for point in results['overclustering'] if point['num_clusters'] == int(clusters)), None)

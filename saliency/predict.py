@@ -34,6 +34,7 @@ from utils.errors import UserError, name_some, run_script
 from utils.logger import warn_of_failure
 from utils.parallel import available_cores, batches, in_threads, process_pool
 from utils.report import check_settings, fingerprint, write_report
+from utils.runtime import lock
 
 Result = tuple[Path, str]  # an image, and why it has no mask: '' if it has one
 NO_OBJECT = 'no object: less than 1% of the image is salient'
@@ -135,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = find_images(args.images)
     source = build_source(args.method, args.weights, args.onnx_config, args.device, args.input_size)
     prepare_output(args.output, args.images)
+    lock(args.output)
     settings = {'images': str(args.images.resolve()), 'method': args.method, 'weights': fingerprint(args.weights),
                 'onnx_config': fingerprint(args.onnx_config), 'input_size': args.input_size,
                 'crf_postprocess': args.crf_postprocess or None}  # None: as where it was not known yet
@@ -159,6 +161,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:
                 written.append(name)
 
+    known = {mask_name(name) for name in names}
+    masks = sorted(path.relative_to(args.output) for path in args.output.rglob('*.png'))
+    left_out |= {name.as_posix(): 'a mask of an earlier run, whose image is no longer there' for name in masks
+                 if name not in known}
     if done or written:
         with warn_of_failure(SHEET):
             contact_sheet(args.images, sorted(done + written), args.output)

@@ -133,9 +133,15 @@ def put_names_aside(path: Path) -> Path | None:
 
 
 def same_clusters(path: Path, model: ClusterModel) -> bool:
-    """Whether a file holds the clusters of ``model`` already, so that the names given to them still hold."""
-    try:
-        before = ClusterModel.of(load_checkpoint(path), path)
-    except (UserError, KeyError, AttributeError):
+    """Whether a file holds the clusters of ``model`` already, so that the names given to them still hold.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.is_file():
         return False
+    checkpoint = load_checkpoint(path)
+    if not ClusterModel.holds(checkpoint):
+        raise UserError(f'{path} holds no clusters, and the names in {NAMES} belong to those it had; move both away.')
+    before = ClusterModel.of(checkpoint, path)
     return before.centres.shape == model.centres.shape and np.allclose(before.centres, model.centres, atol=1e-6)

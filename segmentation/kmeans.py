@@ -52,7 +52,7 @@ from utils.logger import warn_of_failure
 from utils.metrics import standard_deviation
 from utils.parallel import available_cores, in_threads
 from utils.pictures import panel, save_image, save_label_map
-from utils.results import iou_entry, log_iou, save_arrays, save_results
+from utils.results import iou_entry, log_iou, remove_stale, save_arrays, save_results
 from utils.run_report import write_run_report
 from utils.runtime import prepare
 from utils.schema import Kmeans
@@ -107,6 +107,8 @@ def write_predictions(p: Any, dataset: ImageSet, split: EmbeddedSplit, rest: int
             save_image(panel([sample['image'], sample['semseg'], prediction], ['image', 'ground truth', 'K-means']),
                        output_dir / 'visualizations' / f'{name}.png')
 
+    for folder, names in (('predictions', dataset.ids), ('visualizations', dataset.ids[:p.num_visualizations])):
+        remove_stale(output_dir / folder, names)
     cores = available_cores()
     for _ in in_threads(write, range(len(dataset)), cores, 2 * cores):
         pass
@@ -255,8 +257,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = made_with_network(network, dataset)
     results = {task: {**entry, 'made_with': made} if isinstance(entry, dict) else entry
                for task, entry in results.items()}
-    save_clusters(p, model, clusters, network, results.get('clusters', {}).get('sizes', []))
     path = save_results(results, Path(p.output_dir))
+    save_clusters(p, model, clusters, network, results.get('clusters', {}).get('sizes', []))
     log.info('Label maps: %s; results: %s', Path(p.output_dir) / 'predictions', path)
     write_run_report(as_dict(p), 'K-means', dataset.classes, confusions)
 

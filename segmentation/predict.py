@@ -36,8 +36,9 @@ from utils.logger import progress, warn_of_failure
 from utils.parallel import available_cores, batches, in_threads
 from utils.pictures import legend, montage, overlay, save_image, save_label_map, thumbnail
 from utils.report import check_settings, fingerprint, write_report
+from utils.runtime import lock
 
-MAPS, OVERLAYS, SHEET = 'predictions', 'overlays', 'contact_sheet.png'
+MAPS, OVERLAYS, REMOVED, SHEET = 'predictions', 'overlays', 'removed', 'contact_sheet.png'
 SHOWN, COLUMNS, SIDE = 24, 6, 160  # of the contact sheet: overlays, overlays in a row, longer side in pixels
 LONGEST = 65_500  # side of a JPEG at most, pixels
 WHOLE = 0.9  # share of the frames that a video's header names, which need not be exact, that makes it whole
@@ -131,6 +132,19 @@ def contact_sheet(output: Path, names: Sequence[Path], classes: Sequence[str]) -
     save_image(sheet, output / SHEET)
 
 
+def move_stale(output: Path, names: Sequence[Path]) -> None:
+    """Move label maps of images that are no longer there to removed/, and delete their overlays."""
+    known = {mask_name(name) for name in names}
+    for path in list((output / MAPS).rglob('*.png')):
+        name = path.relative_to(output / MAPS)
+        if name not in known:
+            place = output / REMOVED / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+            (output / OVERLAYS / name.with_suffix('.jpg')).unlink(missing_ok=True)
+            print(f'{name.with_suffix("")} is no longer there: its label map is now {place}')
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     if args.crf_postprocess:
@@ -139,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = find_file(args.model)
     segmenter = Segmenter.load(model, args.device, args.weights)
     prepare_output(args.output, args.images)
+    lock(args.output)
     classes = segmenter.classes
     merged = [f'{label} in {classes.index(name)}' for label, name in enumerate(classes) if classes.index(name) != label]
     settings = {'images': str(args.images.resolve()), 'model': fingerprint(model),
@@ -168,6 +183,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     count = len(done) + len(written) + len(failed)
     cut = {args.images.name: f'it ends after {count} of {total} frames'} if count < WHOLE * total else {}
+    if not cut:
+        move_stale(args.output, [*done, *written, *map(Path, failed), *doubles])
     left_out = failed | cut | {name.as_posix(): f'its label map would have the name of that of {owner.name}'
                          for name, owner in doubles.items()}
     if done or written:

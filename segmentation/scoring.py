@@ -19,7 +19,7 @@ from utils import distributed
 from utils.crf import crf_in_workers
 from utils.metrics import iou_of
 from utils.parallel import available_cores
-from utils.results import iou_entry, log_iou, save_results
+from utils.results import iou_entry, log_iou, remove_stale, save_results
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,9 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmen
         return named
     present = confusions['network'].sum(1) > 0
     log_iou(results['network' if crf is None else 'crf'], dataset.classes, present)
+    for folder, names_kept in (('predictions', dataset.ids), ('predictions_crf', dataset.ids),
+                               ('visualizations', dataset.ids[:num_visualizations])):
+        remove_stale(output_dir / folder, names_kept)
     if crf is None:  # what an earlier CRF left belongs to other weights
         shutil.rmtree(output_dir / 'predictions_crf', ignore_errors=True)
     path = save_results({names[step]: {**iou_entry(iou, dataset.classes, present), 'made_with': dict(made)}

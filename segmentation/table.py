@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -27,10 +26,10 @@ from PIL import Image
 from segmentation.story import write_story
 from utils.arguments import ArgumentParser
 from utils.charts import class_bars, cluster_curves, to_image
-from utils.errors import UserError, run_script
+from utils.errors import UserError, name_some, run_script
 from utils.page import REPORT
 from utils.pictures import montage, save_image
-from utils.results import write_text
+from utils.results import read_results, write_text
 from utils.run_report import CURVE, TASKS
 
 Column = dict[str, Any]  # {task: its entry in results.json}
@@ -82,11 +81,16 @@ def read_column(folders: Sequence[str]) -> Column:
         if not path.is_file():
             raise UserError(f'{path} does not exist; run the protocol whose output directory this is first.')
         try:
-            for task, entry in json.loads(path.read_text()).items():
+            for task, entry in read_results(path.parent).items():
+                if isinstance(entry, dict) and 'mIoU' not in entry:
+                    continue  # clusters without ground truth
                 if best_miou(entry) >= (best_miou(best[task]) if task in best else 0):
                     best[task] = entry
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f'{path} does not hold the results of a protocol; run it again.') from error
+    if not best:
+        raise UserError(f'no result against ground truth in {name_some(folders)} (clusters of unlabelled images have '
+                        'no mIoU); give runs on labelled data.')
     return best
 
 
@@ -94,8 +98,8 @@ def sources(folders: Sequence[str], column: Column) -> dict[str, Path]:
     """{task: the folder whose results.json holds the column's entry}."""
     found: dict[str, Path] = {}
     for folder in map(Path, folders):
-        for task, entry in json.loads((folder / 'results.json').read_text()).items():
-            if entry == column[task]:
+        for task, entry in read_results(folder).items():
+            if entry == column.get(task):
                 found.setdefault(task, folder)
     return found
 

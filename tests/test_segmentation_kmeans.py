@@ -153,6 +153,25 @@ def test_transfer_to_a_data_set_of_other_classes(run, tmp_path: Path) -> None:
     assert entry['mIoU'] == 80
 
 
+def test_label_maps_of_removed_images_go(run, tmp_path: Path) -> None:
+    root = colours(tmp_path)
+    run()
+    names = (root / 'sets' / 'val.txt').read_text().split()
+    write_lists(root, val=names[1:])
+    run()
+    predictions = tmp_path / 'results' / 'kmeans' / 'predictions'
+    assert sorted(path.stem for path in predictions.iterdir()) == sorted(names[1:])
+
+
+def test_damaged_results_are_told_before_anything_is_computed(run, tmp_path: Path, monkeypatch) -> None:
+    colours(tmp_path)
+    run()
+    (tmp_path / 'results' / 'kmeans' / 'results.json').write_text('{')
+    monkeypatch.setattr(script, 'embed_split', None)
+    with pytest.raises(UserError, match='results.json is damaged'):
+        run()
+
+
 def test_what_is_saved_is_what_was_scored() -> None:
     draw = np.random.default_rng(1)
     prototypes = draw.standard_normal((700, 300)).astype(np.float32)  # so many that PCA is randomised

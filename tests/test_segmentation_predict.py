@@ -1,6 +1,7 @@
 """New images through saved clusters and linear models: the script, and the function behind it."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -345,3 +346,20 @@ def test_clusters_of_precomputed_masks_say_so(own: Path, model: Path, monkeypatc
         save_checkpoint({**checkpoint, 'network': network | ({'masks': masks} if masks else {})}, model)
         Segmenter.load(model, 'cpu')
         assert f'{model} was made with {expected}, and new images get the masks that the network predicts' in said.pop()
+
+
+def test_label_maps_of_removed_images_are_moved_and_the_folder_is_locked(own: Path, tmp_path: Path, model: Path,
+                                                                         monkeypatch) -> None:
+    images = tmp_path / 'images'
+    shutil.copytree(own / 'photos' / 'images', images)
+    locked: list[Path] = []
+    monkeypatch.setattr(predict, 'lock', locked.append)
+    run(images, tmp_path / 'out', model)
+    first = next(path for path in sorted(images.rglob('*')) if path.is_file())
+    first.unlink()
+    run(images, tmp_path / 'out', model)
+    assert locked == [tmp_path / 'out'] * 2
+    name = first.relative_to(images).with_suffix('.png')
+    assert (tmp_path / 'out' / 'removed' / name).is_file()
+    assert not (tmp_path / 'out' / 'predictions' / name).exists()
+    assert len(maps_in(tmp_path / 'out' / 'predictions')) == len([p for p in images.rglob('*') if p.is_file()])

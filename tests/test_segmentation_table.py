@@ -90,6 +90,7 @@ def test_mistakes_are_one_sentence(columns: list[str], tmp_path: Path) -> None:
                             (['--column', 'x'], 'no folder'),
                             (['--column', 'x', str(tmp_path / 'a'), '--column', 'x', str(tmp_path / 'b')], 'twice'),
                             (['--column', 'x', write(tmp_path / 'd', kmeans=3)], 'run it again'),
+                            (['--column', 'x', write(tmp_path / 'e', clusters={'sizes': [3]})], 'no result against'),
                             ([*columns[:2], *columns[2:4], '--pictures', str(tmp_path)], 'no PNG')):
         with pytest.raises(UserError, match=said):
             table.main([*arguments, '--output', str(tmp_path / 'out')])

@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils import page
 from utils.charts import cluster_curves, to_svg
+from utils.errors import UserError
 from utils.history import read_history
 from utils.pictures import PALETTE
 from utils.report import write_report
@@ -88,11 +89,11 @@ def output_dir(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize('content', [b'{"kmeans": {"mIoU": 4', b'', b'[]', b'\xff\xfe'])
-def test_damaged_results_of_before_do_not_lose_those_of_now(tmp_path: Path, caplog, content: bytes) -> None:
+def test_damaged_results_are_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / 'results.json').write_bytes(content)
-    write_run_report({'output_dir': str(tmp_path), 'config_name': 'x'}, 'Run')
-    assert json.loads(save_results({'linear': {'mIoU': 1}}, tmp_path).read_text()) == {'linear': {'mIoU': 1}}
-    assert f'{tmp_path / "results.json"} is damaged: what it held is left out' in caplog.text
+    with pytest.raises(UserError, match=r'results\.json is damaged; restore it or move it away'):
+        save_results({'linear': {'mIoU': 1}}, tmp_path)
+    assert (tmp_path / 'results.json').read_bytes() == content
 
 
 def test_the_report_holds_what_the_run_left(output_dir: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +50,29 @@ def iou_entry(iou: np.ndarray, classes: Sequence[str], present: np.ndarray | Non
 
 
 def read_results(output_dir: Path) -> dict[str, Any]:
-    """results.json of a run: {task: entry}; nothing when it is not there, or is damaged, which is logged."""
+    """results.json of a run: {task: entry}; nothing when it is not there.
+
+    Raises:
+        UserError: it is damaged.
+    """
     path = output_dir / 'results.json'
     try:
         results = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-        if isinstance(results, dict):
-            return results
     except ValueError:
-        pass
-    log.warning('%s is damaged: what it held is left out', path)
-    return {}
+        results = None
+    if not isinstance(results, dict):
+        raise UserError(f'{path} is damaged; restore it or move it away, and start again.')
+    return results
+
+
+def remove_stale(folder: Path, names: Collection[str]) -> None:
+    """Delete the PNGs below a folder of a run's own output that are not <name>.png: those of images no longer there."""
+    kept = {f'{name}.png' for name in names}
+    stale = [path for path in folder.rglob('*.png') if path.relative_to(folder).as_posix() not in kept]
+    for path in stale:
+        path.unlink()
+    if stale:
+        log.info('%d files of images that are no longer in the split are removed from %s', len(stale), folder)
 
 
 def save_results(results: dict[str, Any], output_dir: Path, drop: Sequence[str] = ()) -> Path:

@@ -22,6 +22,7 @@ from utils.lock import lock_file
 from utils.logger import setup_logging
 from utils.parallel import share_cores
 from utils.precision import allow_tf32
+from utils.results import read_results
 
 log = logging.getLogger(__name__)
 LOCK = '.lock'
@@ -67,7 +68,7 @@ def lock(output_dir: Path) -> None:
     except (BlockingIOError, PermissionError) as error:
         os.close(handle)
         raise UserError(f'another run is writing to {output_dir}; wait for its end, stop it, or choose another '
-                        'output_dir.') from error
+                        'output folder.') from error
     except OSError as error:
         log.warning('%s cannot be locked (%s): start no second run there', output_dir, error.strerror)
 
@@ -104,6 +105,7 @@ def prepare(p: Any, identity: Sequence[str] = ()) -> torch.device:
                                 '(--set output_dir=...) or move the file.') from error
             lock(output_dir)
             save_config(p, output_dir, identity)
+            read_results(output_dir)  # damaged ones are told before anything is computed
     setup_logging(output_dir)
     seed_everything(p.seed)
     log.info('Output: %s; device: %s%s', output_dir, device,
