@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -9,10 +10,10 @@ from torch import nn
 from models.basnet import BASNet
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
 from models.timm_backbone import TimmBackbone, timm_weights
-from models.weights import CLASSIFIER, HEADS, Weights, imagenet_weights, load_strict, read_weights
+from models.weights import CLASSIFIER, HEADS, Weights, fingerprint, imagenet_weights, load_strict, read_weights
 from utils import distributed
 from utils.backbones import TIMM
-from utils.config import resolve_path
+from utils.config import as_dict, resolve_path
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,21 @@ def build_prototype_model(p: Any) -> ContrastiveSegmentationModel | BackboneMode
     if weights is not None:
         load_into(model, weights)
     return model.eval()
+
+
+def prototype_network(p: Any, model: nn.Module) -> dict[str, Any]:
+    """What decides the prototypes of a run; clusters.pth.tar and memory.npz keep it.
+
+    Returns:
+        'backbone', 'model_kwargs', 'pretraining' and 'root_dir' (where its checkpoint is), 'fingerprint' of its
+        weights, 'features', 'masks' ('network', or the name of precomputed ones), 'min_component' and 'size' (side of
+        its input, pixels).
+    """
+    here = Path(p.pretraining)
+    return {'backbone': p.backbone, 'model_kwargs': as_dict(p.model_kwargs), 'features': p.features,
+            'masks': p.saliency, 'min_component': p.min_component if p.components else None, 'size': p.val_size,
+            'pretraining': str(here.resolve() if here.is_file() else here), 'root_dir': p.root_dir,
+            'fingerprint': fingerprint(model)}
 
 
 def build_linear_model(p: Any, num_classes: int, state_dict: str | None = None) -> LinearSegmentationModel:

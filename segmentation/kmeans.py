@@ -27,12 +27,12 @@ from torch.utils.data import DataLoader
 
 from data.build import evaluation_loader, has_ground_truth, identity, unlabelled_loader
 from data.folder import ImageSet
-from models.build import build_prototype_model
+from models.build import build_prototype_model, prototype_network
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel
 from segmentation.cluster_model import NAMES, ClusterModel, put_names_aside, same_clusters, write_names
 from segmentation.discovery import discover, write_sheets
 from segmentation.embedding import EmbeddedSplit, embed_split
-from segmentation.provenance import made_with_network, prototype_network
+from segmentation.provenance import made_with_network
 from utils import distributed
 from utils.arguments import ArgumentParser
 from utils.clustering import (

@@ -31,7 +31,7 @@ class MemoryBank:
     classes: their names.
     db_name: the data set that its images are of.
     made_by: what made it, for the log: features, weights, split, masks.
-    network: what decides its prototypes, see ``segmentation.provenance.prototype_network``.
+    network: what decides its prototypes, see ``models.build.prototype_network``.
     """
     prototypes: np.ndarray
     votes: np.ndarray

@@ -7,28 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
-
-from models.weights import fingerprint
-from utils.config import as_dict
 
 log = logging.getLogger(__name__)
 DECIDES = ('fingerprint', 'backbone', 'features', 'masks', 'min_component', 'size')  # prototypes
-
-
-def prototype_network(p: Any, model: nn.Module) -> dict[str, Any]:
-    """What decides the prototypes of a run; clusters.pth.tar and memory.npz keep it.
-
-    Returns:
-        'backbone', 'model_kwargs', 'pretraining' and 'root_dir' (where its checkpoint is), 'fingerprint' of its
-        weights, 'features', 'masks' ('network', or the name of precomputed ones), 'min_component' and 'size' (side of
-        its input, pixels).
-    """
-    here = Path(p.pretraining)
-    return {'backbone': p.backbone, 'model_kwargs': as_dict(p.model_kwargs), 'features': p.features,
-            'masks': p.saliency, 'min_component': p.min_component if p.components else None, 'size': p.val_size,
-            'pretraining': str(here.resolve() if here.is_file() else here), 'root_dir': p.root_dir,
-            'fingerprint': fingerprint(model)}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader
 
 from data.build import evaluation_loader
 from data.voc import VOCSegmentation, check_names
-from models.build import build_prototype_model
+from models.build import build_prototype_model, prototype_network
 from segmentation.embedding import EmbeddedSplit, embed_split
 from segmentation.memory_bank import MemoryBank, fill_memory, load_memory, retrieval_confusion
 from segmentation.neighbours import evenly, neighbour_sheet
-from segmentation.provenance import made_with_network, prototype_network, warn_of_shared
+from segmentation.provenance import made_with_network, warn_of_shared
 from utils import distributed
 from utils.arguments import ArgumentParser
 from utils.config import add_config_arguments, as_dict, load_config, resolve_path
