@@ -19,7 +19,7 @@ from utils import distributed
 from utils.crf import crf_in_workers
 from utils.metrics import iou_of
 from utils.parallel import available_cores
-from utils.results import iou_entry, log_iou, remove_stale, save_results
+from utils.results import iou_entry, log_iou, read_results, remove_stale, save_results
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmen
           task: str, made: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Predict the split at the images' own sizes, print the figures and write results.json.
 
-    Figures and label maps that an earlier CRF left in ``output_dir`` are replaced or, without a CRF, removed.
+    Results and label maps that an earlier CRF left in ``output_dir`` are replaced; without a CRF they are removed if
+    they were made with something else.
 
     Args:
         crf: keyword arguments of ``dense_crf``, or None for no CRF. With it the printed figure is that
@@ -60,10 +61,12 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmen
     for folder, names_kept in (('predictions', dataset.ids), ('predictions_crf', dataset.ids),
                                ('visualizations', dataset.ids[:num_visualizations])):
         remove_stale(output_dir / folder, names_kept)
-    if crf is None:  # what an earlier CRF left belongs to other weights
+    refined = read_results(output_dir).get(names['crf'], {})  # by an earlier CRF
+    stale = crf is None and refined.get('made_with') != made
+    if stale:
         shutil.rmtree(output_dir / 'predictions_crf', ignore_errors=True)
     path = save_results({names[step]: {**iou_entry(iou, dataset.classes, present), 'made_with': dict(made)}
-                         for step, iou in results.items()}, output_dir, drop=[names['crf']])
+                         for step, iou in results.items()}, output_dir, drop=[names['crf']] if stale else [])
     log.info('Results: %s; label maps: %s; pictures: %s', path, output_dir / 'predictions',
              output_dir / 'visualizations')
     return named

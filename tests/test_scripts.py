@@ -125,7 +125,13 @@ def test_linear_classifier_and_eval_agree(run: Runner, capsys) -> None:
     assert len(list((run.root_dir / 'eval' / 'predictions_crf').iterdir())) == 6
     assert 'Confusion matrix: Linear classifier + CRF' in Page(run.root_dir / 'eval' / 'report.html').text
     run('segmentation.eval', 'output_dir=eval', flags=('--state-dict', str(folder / 'best_model.pth.tar')))
-    assert results(run.root_dir / 'eval') == {'linear': figures}  # no figure or label map of an earlier model's CRF
+    assert results(run.root_dir / 'eval') == evaluated  # the CRF's results, which the same weights gave, stay
+    assert (run.root_dir / 'eval' / 'predictions_crf').is_dir()
+    path = run.root_dir / 'eval' / 'results.json'
+    evaluated['linear_crf']['made_with']['size'] += 1  # of another val_size
+    path.write_text(json.dumps(evaluated))
+    run('segmentation.eval', 'output_dir=eval', flags=('--state-dict', str(folder / 'best_model.pth.tar')))
+    assert results(run.root_dir / 'eval') == {'linear': figures}
     assert not (run.root_dir / 'eval' / 'predictions_crf').exists()
     assert {'Training', 'Confusion matrix: Linear classifier'} <= set(Page(folder / 'report.html').text.splitlines())
     # the score is that of the PNGs against the original masks
