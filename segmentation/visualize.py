@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 import cv2
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 from torch.nn import functional as F
 
 from data.build import collate, evaluation_loader, has_ground_truth, unlabelled_loader
 from data.folder import ImageSet
 from models.build import build_prototype_model
+from segmentation.linear import read_run_config
 from segmentation.neighbours import crop_object, evenly, fit
 from segmentation.prototype_map import METHODS, POINTS, draw_map, project, spread
 from segmentation.saved import ObjectFinder, SavedObjects, read_objects
@@ -63,12 +63,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read_config(run: Path) -> Any:
-    """The config that a run left. Raises UserError if there is none."""
-    try:
-        return Config(yaml.safe_load((run / 'config.yml').read_text(encoding='utf-8')))
-    except (OSError, yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
-        raise UserError(f'{run / "config.yml"} cannot be read; give --run the output directory of kmeans.py or '
-                        'retrieval.py.') from error
+    """The config that a run left. Raises UserError if there is none, or it is damaged."""
+    path = run / 'config.yml'
+    content = read_run_config(path)
+    if not content:
+        raise UserError(f'{path} does not exist; give --run the output directory of kmeans.py or retrieval.py.')
+    return Config(content)
 
 
 def open_images(p: Any, memory: bool) -> ImageSet:

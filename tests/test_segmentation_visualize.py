@@ -91,7 +91,10 @@ def test_components_find_their_own_object_again(run, tmp_path: Path) -> None:
 
 
 def test_folders_that_hold_no_run(run, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r'config.yml cannot be read'):
+    with pytest.raises(UserError, match=r'config.yml does not exist'):
+        visualize.main(['--run', str(tmp_path)])
+    (tmp_path / 'config.yml').write_text('val_size: 64\n')  # the end of the file is gone
+    with pytest.raises(UserError, match=r'config.yml is damaged'):
         visualize.main(['--run', str(tmp_path)])
     folder = run(kmeans, 'kmeans', 'num_clusters=3', 'num_seeds=1')
     (folder / 'prototypes.npz').write_bytes(b'PK')

@@ -376,9 +376,11 @@ def test_save_config_with_another_schema_or_a_broken_file(load, tmp_path):
     (tmp_path / 'run' / 'results.json').touch()
     with pytest.raises(UserError, match='num_clusters: "absent" -> 20'):
         save_config(load('pretraining: a.pth\n', Kmeans), tmp_path / 'run')
-    (tmp_path / 'run' / 'config.yml').write_text('[')
-    with pytest.raises(UserError, match='config.yml cannot be read; choose another output_dir'):
-        save_config(load(MINIMAL), tmp_path / 'run')
+    whole = (tmp_path / 'run' / 'config.yml').read_text()
+    for damaged in ('[', whole[:whole.rindex('config_name')]):
+        (tmp_path / 'run' / 'config.yml').write_text(damaged)
+        with pytest.raises(UserError, match='config.yml cannot be read; choose another output_dir'):
+            save_config(load(MINIMAL), tmp_path / 'run')
 
 
 def test_save_config_takes_the_place_of_a_start_that_failed(load, tmp_path):

@@ -247,7 +247,7 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path, identity: Seq
             old = yaml.safe_load(path.read_text(encoding='utf-8'))
         except (yaml.YAMLError, UnicodeDecodeError):
             old = None
-        if not isinstance(old, dict):
+        if not isinstance(old, dict) or 'config_name' not in old:  # the last key: the file was cut off
             raise UserError(f'{path} cannot be read; choose another output_dir (--set output_dir=...) '
                             'or delete the folder.')
         before, after = flat(old), flat(new)
