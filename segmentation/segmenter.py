@@ -80,7 +80,11 @@ class Segmenter(ABC):
         if len(classes) != count:
             raise UserError(f'{path} has {count} classes, and {name_some(classes, 21)} stand beside it; restore the '
                             'file that was trained for these.')
-        return LinearSegmenter(model, classes, int(run.get('val_size', SIZE)), where)
+        size = int(run.get('val_size', SIZE))
+        if not run:
+            log.warning('Nothing beside %s says at what size it was trained: taking %d px and the classes %s', path,
+                        size, name_some(classes, 3))
+        return LinearSegmenter(model, classes, size, where)
 
     def __call__(self, image: np.ndarray, refine: Refine | None = None) -> np.ndarray:
         """The label map of an image.

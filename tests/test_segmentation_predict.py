@@ -242,7 +242,7 @@ def linear(tmp_path_factory, db_root: Path) -> Path:
     return folder / 'best_model.pth.tar'
 
 
-def test_linear_model(own: Path, tmp_path: Path, linear: Path) -> None:
+def test_linear_model(own: Path, tmp_path: Path, linear: Path, caplog) -> None:
     segment = Segmenter.load(linear, 'cpu')
     assert (segment.size, len(segment.classes), segment.classes[0]) == (48, 8, 'background')
     image = read_image(own / 'photos' / 'images' / 'a.jpg')
@@ -255,7 +255,9 @@ def test_linear_model(own: Path, tmp_path: Path, linear: Path) -> None:
     run(own / 'photos' / 'images', tmp_path / 'out', linear)
     np.testing.assert_array_equal(maps_in(tmp_path / 'out' / 'predictions')['a.png'], expected)
     torch.save(LinearSegmentationModel('resnet18', 3, features='backbone').state_dict(), tmp_path / 'plain.pth.tar')
+    assert 'Nothing beside' not in caplog.text
     assert Segmenter.load(tmp_path / 'plain.pth.tar', 'cpu').classes == ('class_0', 'class_1', 'class_2')
+    assert '512 px and the classes class_0, class_1, class_2' in caplog.text
     alone = tmp_path / 'alone.pth.tar'
     alone.write_bytes(linear.read_bytes())
     unknown = Segmenter.load(alone, 'cpu')  # a released model has no config beside it
