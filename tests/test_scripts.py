@@ -292,10 +292,11 @@ def test_broken_files_are_one_sentence_and_results_stay(run: Runner, shapes: Pat
     for folder, suffix, what in (('images', 'jpg', 'image'), ('SegmentationClass', 'png', 'ground truth'),
                                  ('saliency_supervised_model', 'png', 'saliency mask')):
         breaks(shapes / folder / f'{name}.{suffix}', None, f'1 of 6 IDs of val have no {what} in {shapes}/{folder}: '
-                                                           f'{name}; add the files or take the IDs out.')
+               f'there is no {folder}/{name}.{suffix}; add or rename the files, or correct the list: an ID is the name '
+               'of its image below images/ without .jpg, one a line.')
     truth, png = shapes / 'SegmentationClass' / f'{name}.png', io.BytesIO()
     Image.fromarray(np.full((64, 64), 8, np.uint8)).save(png, 'PNG')
-    breaks(truth, png.getvalue(), f'ground truth {truth} holds class id 8, outside 0..7 and 255 (void); mend the file '
+    breaks(truth, png.getvalue(), f'ground truth {truth} holds class id 8, outside 0..7 and 255 (void); fix the file '
                                   'or list the class in dataset.yml.')
     breaks(weights, weights.read_bytes()[:65000], f'checkpoint {weights} is truncated or no checkpoint; copy or '
                                                   'download it again.')
@@ -315,13 +316,14 @@ def test_a_corrupt_image_in_a_worker_is_one_sentence(run: Runner, shapes: Path, 
     done = subprocess.run([sys.executable, str(ROOT / 'pretrain' / 'main.py'), *arguments], capture_output=True,
                           text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 2, done.stderr
-    assert re.search(r'^error: image file \S+\.jpg is corrupt or truncated', done.stderr, re.MULTILINE)
+    assert re.search(r'^error: image file \S+\.jpg cannot be read \(Truncated File Read\); replace it', done.stderr,
+                     re.MULTILINE)
     assert 'Traceback' not in done.stderr
 
 
 def test_masks_that_are_empty_everywhere(run: Runner, shapes: Path, tmp_path: Path, capsys) -> None:
     for path in (shapes / 'saliency_supervised_model').iterdir():
-        Image.fromarray(np.zeros((64, 64), np.uint8)).save(path)
+        Image.fromarray(np.zeros(np.array(Image.open(path)).shape, np.uint8)).save(path)
     private = Runner(shapes.parent, tmp_path / 'results')
     assert 'look empty' in private.fails('pretrain.main', capsys=capsys)
     trained = f'pretraining={run.root_dir / "pretrain" / "checkpoint.pth.tar"}'

@@ -99,7 +99,7 @@ def test_one_sentence_each(run, tmp_path: Path) -> None:
         run('label_share=0.01')
     with pytest.raises(UserError, match='^train_batch_size 4 is larger than the data set: Colours train has 2 '):
         run('label_share=0.25')
-    with pytest.raises(UserError, match='^4 of 8 IDs of train have no ground truth in .*: a, d, e, h; '):
+    with pytest.raises(UserError, match='^4 of 8 IDs of train have no ground truth in .*/a.png, .*/d.png, .*/e.png, '):
         run()
     with pytest.raises(UserError, match='network_lr_factor is -1.0; expected 0 or more'):
         run('network_lr_factor=-1')
