@@ -7,6 +7,7 @@ import re
 import select
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
@@ -18,6 +19,7 @@ from utils.interrupt import EXIT_STOPPED, StoppedError, handled, stop, stop_at_o
 from utils.logger import paint
 
 EXIT_USER_ERROR = 2
+LAUNCHER = 5  # seconds in which PyTorch's launcher sees that a process is dead, which it asks ten times a second
 EXIT_UNREAD = 128 + 13  # as of a program that SIGPIPE ends
 LOST_WORKER = ('a loader worker was killed, for lack of memory or of shared memory (/dev/shm; of a container by '
                '--shm-size): raise it or lower num_workers')
@@ -89,7 +91,10 @@ def run_script(main: Callable[[], None]) -> None:
     except (Exception, StoppedError) as failure:
         code, message = _ending(failure)
         alone = not distributed.is_launched()
-        if distributed.first_to_fail():
+        first = distributed.first_to_fail()
+        if code == 1 and not alone:  # another process may be dead: the launcher tells so, and ends this one meanwhile
+            time.sleep(LAUNCHER)
+        if first:
             if message:
                 print(message, file=sys.stderr)
             elif alone and code == 1:
