@@ -48,7 +48,7 @@ test-gpu: install
 
 demo: install
 	@echo '== Drawing the data set'
-	$(RUN) data/synthetic.py --output $(DEMO)/data/Shapes
+	$(RUN) experiments/shapes.py --output $(DEMO)/data/Shapes
 	@echo '== Pretraining, without labels'
 	$(RUN) pretrain/main.py $(ENV)/pretrain.yml
 	@echo '== The same encoder before pretraining'

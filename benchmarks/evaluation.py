@@ -26,14 +26,14 @@ import torch
 
 from data.transforms import resize_mask
 from data.voc import VOC_CLASSES, VOID
-from segmentation.embedding import object_histograms, split_mask
-from segmentation.memory_bank import MemoryBank
-from utils.arguments import ArgumentParser
-from utils.clustering import Whitening, cluster_confusion, iou_matrix, kmeans, match_clusters, score_clusters
-from utils.crf import crf_in_workers, dense_crf
-from utils.errors import run_script
-from utils.metrics import confusion_matrix, iou_of
-from utils.parallel import available_cores, in_threads
+from models.crf import crf_in_workers, dense_crf
+from segmentation.clustering import Whitening, cluster_confusion, iou_matrix, kmeans, match_clusters, score_clusters
+from segmentation.feature_index import MemoryBank
+from segmentation.metrics import confusion_matrix, iou_of
+from segmentation.objects import object_histograms, split_mask
+from utils.config.cli import ArgumentParser
+from utils.run.parallel import available_cores, in_threads
+from utils.run.script import run_script
 
 CLASSES = len(VOC_CLASSES)
 DIMENSION, CLUSTERS, RUNS, SIZE, MEMORY = 32, 20, 5, 512, 10582

@@ -30,12 +30,12 @@ from torchvision.transforms import v2
 
 from data.cache import SampleCache
 from data.pairs import DRAWS, MAX_FOREGROUND, MIN_FOREGROUND, PairDataset
-from data.synthetic import generate
 from data.views import ContrastiveView
 from data.voc import VOCSegmentation
-from utils.arguments import ArgumentParser
-from utils.backbones import IMAGENET
-from utils.errors import run_script
+from experiments.shapes import generate
+from models.backbones import IMAGENET
+from utils.config.cli import ArgumentParser
+from utils.run.script import run_script
 
 DRAWN_SIZE = 500
 JITTER = (0.4, 0.4, 0.4, 0.1)

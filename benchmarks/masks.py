@@ -23,15 +23,16 @@ import cv2
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks.experiment import markdown
 from benchmarks.prediction import draw
 from data.images import read_image, read_labels, read_saliency, resize_drawn
 from data.voc import VOID, read_ids
+from experiments.runner import markdown
 from saliency.scores import mask_iou
 from saliency.unsupervised import UnsupervisedSaliency
-from utils.arguments import ArgumentParser
-from utils.errors import UserError, run_script
-from utils.parallel import available_cores, in_threads
+from utils.config.cli import ArgumentParser
+from utils.run.errors import UserError
+from utils.run.parallel import available_cores, in_threads
+from utils.run.script import run_script
 
 HEAD = ('masks', 'images', 'mean IoU', 'median IoU', 'without a mask')
 

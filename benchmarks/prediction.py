@@ -28,13 +28,13 @@ from data.transforms import EvaluationTransform
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from models.weights import fingerprint
 from segmentation.cluster_model import ClusterModel
+from segmentation.clustering import Whitening
 from segmentation.predict import segment
 from segmentation.segmenter import ClusterSegmenter, LinearSegmenter, Segmenter
-from utils.arguments import ArgumentParser
-from utils.clustering import Whitening
-from utils.devices import DEVICES, pick_device, to_device
-from utils.errors import run_script
-from utils.parallel import available_cores
+from utils.config.cli import ArgumentParser
+from utils.run.devices import DEVICES, pick_device, to_device
+from utils.run.parallel import available_cores
+from utils.run.script import run_script
 
 HEIGHT, WIDTH, CLASSES, NDIM, BATCH = 375, 500, 21, 32, 8
 

@@ -17,11 +17,11 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.synthetic import generate
+from experiments.shapes import generate
 from pretrain import main as pretraining
 from pretrain.panels import Panels
-from utils.arguments import ArgumentParser
-from utils.errors import run_script
+from utils.config.cli import ArgumentParser
+from utils.run.script import run_script
 
 
 class Clock:

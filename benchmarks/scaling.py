@@ -25,12 +25,13 @@ from benchmarks.train_step import draw_batch
 from models.segmentation import ContrastiveSegmentationModel
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
-from utils import distributed
-from utils.arguments import ArgumentParser
-from utils.errors import UserError, run_script
-from utils.optim import build_optimizer
-from utils.parallel import available_cores
-from utils.precision import DTYPES, Precision
+from utils.config.cli import ArgumentParser
+from utils.run import distributed
+from utils.run.errors import UserError
+from utils.run.optim import build_optimizer
+from utils.run.parallel import available_cores
+from utils.run.precision import DTYPES, Precision
+from utils.run.script import run_script
 
 WARM_UP = 2
 

@@ -32,18 +32,19 @@ from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from data.pairs import PairDataset
-from data.synthetic import generate
 from data.views import ContrastiveView
 from data.voc import VOCSegmentation
+from experiments.shapes import generate
 from models.backbone import build_backbone
 from models.depthwise import DilatedDepthwiseConv
 from models.segmentation import ContrastiveSegmentationModel
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
-from utils.arguments import ArgumentParser
-from utils.errors import UserError, run_script
-from utils.optim import build_optimizer
-from utils.precision import DTYPES, Precision
+from utils.config.cli import ArgumentParser
+from utils.run.errors import UserError
+from utils.run.optim import build_optimizer
+from utils.run.precision import DTYPES, Precision
+from utils.run.script import run_script
 
 Batch = dict[str, Tensor]
 

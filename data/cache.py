@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
-from utils.logger import progress
-from utils.parallel import available_cores, available_memory, in_threads
+from utils.run.errors import UserError
+from utils.run.log import progress
+from utils.run.parallel import available_cores, available_memory, in_threads
 
 log = logging.getLogger(__name__)
 PROBES = 32  # samples, spread over the set, that tell how much memory it takes

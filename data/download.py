@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
-from utils.lock import lock_file
+from utils.run.errors import UserError
+from utils.run.lock import lock_file
 
 PASCAL_VOC_ID = '1pxhY5vsLwXuz6UHZVUKhtb7EJdCg2kuH'  # the authors' PASCAL_VOC.tgz on Google Drive
 ARCHIVE_NAME = 'PASCAL_VOC.tgz'

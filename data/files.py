@@ -12,8 +12,8 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image, features
 
-from utils.errors import UserError, name_some
-from utils.pictures import save_drawn
+from utils.run.errors import UserError, name_some
+from utils.run.files import save_drawn
 
 log = logging.getLogger(__name__)
 SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.ppm', '.pgm',

@@ -22,9 +22,9 @@ from data.images import (
     same_shape,
 )
 from data.voc import Sample, VOCSegmentation, check_layout
-from utils.errors import UserError, name_some
-from utils.logger import progress
-from utils.parallel import available_cores, in_threads
+from utils.run.errors import UserError, name_some
+from utils.run.log import progress
+from utils.run.parallel import available_cores, in_threads
 
 log = logging.getLogger(__name__)
 SPLITS = ('all', 'train', 'val')

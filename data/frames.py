@@ -11,7 +11,7 @@ import numpy as np
 
 from data.files import SUFFIXES, find_images, one_a_mask
 from data.images import read_image
-from utils.errors import UserError
+from utils.run.errors import UserError
 
 VIDEOS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm')
 Frame = tuple[Path, Callable[[], np.ndarray]]  # its name, and what reads it

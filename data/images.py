@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from data.transforms import resize_mask
-from utils.errors import UserError, cannot_read
-from utils.pictures import DRAWN_UPRIGHT, PALETTE
+from utils.run.errors import UserError, cannot_read
+from utils.run.files import DRAWN_UPRIGHT, PALETTE
 
 ORIENTATION = 0x0112  # the EXIF tag, and what makes an array of pixels upright for each of its values
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {

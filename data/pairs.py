@@ -12,7 +12,7 @@ from data.folder import ImageSet
 from data.transforms import seeded
 from data.views import ContrastiveView
 from data.voc import Sample
-from utils.errors import UserError
+from utils.run.errors import UserError
 
 MIN_FOREGROUND, MAX_FOREGROUND = 0.01, 0.99
 DRAWS = 3

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.backbones import IMAGENET, Normalisation
+from models.backbones import IMAGENET, Normalisation
 
 Sample = dict[str, Any]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from utils.backbones import IMAGENET, Normalisation
+from models.backbones import IMAGENET, Normalisation
 
 GREY_WEIGHTS = np.array([[0.2989, 0.587, 0.114]], np.float32)  # of ITU-R BT.601, as torchvision rounds them
 CUT_OFF = -0.49997  # OpenCV rounds to 8 bits; less almost a half, it cuts the fraction off, as torchvision does

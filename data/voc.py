@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from data.cache import SampleCache
 from data.files import lies_instead
 from data.images import Drawn, Photograph, fit_to_photograph, palette_conflict, read_labels, read_mask, read_photograph
-from utils.errors import UserError, name_some
+from utils.run.errors import UserError, name_some
 
 VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
                'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train',

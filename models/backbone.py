@@ -1,9 +1,9 @@
 """From a name to a backbone."""
 from __future__ import annotations
 
+from models.backbones import TIMM
 from models.resnet import DilatedResNet
 from models.timm_backbone import TimmBackbone
-from utils.backbones import TIMM
 
 Backbone = DilatedResNet | TimmBackbone
 

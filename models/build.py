@@ -2,19 +2,20 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from models.basnet import BASNet
+from models.backbones import TIMM, require_timm
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
 from models.timm_backbone import TimmBackbone, timm_weights
 from models.weights import CLASSIFIER, HEADS, Weights, fingerprint, imagenet_weights, load_strict, read_weights
-from utils import distributed
-from utils.backbones import TIMM
-from utils.config import as_dict, resolve_path
-from utils.errors import UserError
+from utils.config.load import as_dict, resolve_path
+from utils.run import distributed
+from utils.run.errors import UserError
 
 log = logging.getLogger(__name__)
 BOTTLENECK = 'backbone.layer1.0.conv3.weight'  # ResNet-50 has it, ResNet-18 not
@@ -168,26 +169,16 @@ def trained_linear_model(weights: Weights, backbone: str | None = None) -> Linea
     return model.eval()
 
 
-def build_basnet(p: Any) -> BASNet:
-    """A BASNet, from ``pretraining``: random, the residual stages of a ResNet-34, or a whole BASNet.
-
-    The first convolution of a ResNet-34 has another size than BASNet's and is left out.
+def synchronise_batchnorm(module: nn.Module, device: torch.device) -> Any:
+    """Turn BatchNorm into SyncBatchNorm, whose statistics are those of all processes.
 
     Raises:
-        UserError: the weights are of another network.
+        UserError: several processes on CPUs, where PyTorch has none.
     """
-    if p.pretraining == 'imagenet_moco':
-        raise UserError('pretraining: imagenet_moco is a ResNet-50 and BASNet is built on a ResNet-34; choose none, '
-                        'imagenet_classification or the path of a ResNet-34 or a BASNet.')
-    network = BASNet()
-    weights = initial_weights(p, 'resnet34')
-    if weights is None:
-        return network
-    mend = 'set pretraining to the checkpoint of a ResNet-34 or a BASNet'
-    if weights.kind != 'backbone':
-        load_strict(network, weights, mend)
-        return network
-    stages = nn.ModuleDict({f'layer{n}': network.get_submodule(f'encoder{n}') for n in (1, 2, 3, 4)})
-    load_strict(stages, weights.map(lambda state: {name: value for name, value in state.items()
-                                                   if not name.startswith(('conv1.', 'bn1.'))}), mend)
-    return network
+    if distributed.world_size() == 1:
+        return module
+    if device.type != 'cuda':
+        raise UserError('sync_batchnorm needs GPUs; set sync_batchnorm: false to train on CPUs.')
+    if 'timm' in sys.modules:  # its BatchNorm may hold the activation, which PyTorch's conversion would drop
+        return require_timm().layers.convert_sync_batchnorm(module)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(module)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 import torchvision
 from torch import nn
 
-from utils.errors import UserError
+from utils.run.errors import UserError
 
 STEM, STAGES = ('conv1', 'bn1'), ('layer1', 'layer2', 'layer3', 'layer4')
 FROZEN = 2  # stages, as published

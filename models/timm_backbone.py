@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.backbones import TIMM, require_timm, timm_name
 from models.depthwise import speed_up_depthwise
 from models.weights import State, Weights, find_prefixes
-from utils.backbones import TIMM, require_timm, timm_name
-from utils.errors import UserError, name_some
+from utils.run.errors import UserError, name_some
 
 STRIDE = 8
 UNFIT = (TypeError, ValueError, AssertionError, NotImplementedError)  # what networks say to options that they lack

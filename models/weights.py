@@ -12,8 +12,8 @@ from urllib.error import URLError
 import torchvision
 from torch import Tensor, nn
 
-from utils.checkpoint import load_checkpoint, require_finite
-from utils.errors import UserError, name_some
+from utils.run.checkpoint import load_checkpoint, require_finite
+from utils.run.errors import UserError, name_some
 
 log = logging.getLogger(__name__)
 State = dict[str, Tensor]

@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from pretrain.losses import accuracy, chunked_contrastive_loss, contrastive_loss, saliency_loss
-from utils.devices import move, pin
-from utils.distributed import unwrap
-from utils.precision import Precision
+from utils.run.devices import move, pin
+from utils.run.distributed import unwrap
+from utils.run.precision import Precision
 
 CHUNK = 32768
 

@@ -18,27 +18,28 @@ import logging
 
 from torch import Tensor
 
-from data.build import identity, pretrain_loader, probe_set
-from models.build import build_contrastive_model
+from data.loaders import identity, pretrain_loader, probe_set
+from models.backbones import normalisation_of
+from models.build import build_contrastive_model, synchronise_batchnorm
 from models.resnet import FROZEN, freeze_layers
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
 from pretrain.panels import Panels
 from pretrain.probe import Probe
-from utils import distributed
-from utils.arguments import ArgumentParser
-from utils.backbones import normalisation_of
-from utils.config import add_config_arguments, as_dict, load_config
-from utils.errors import UserError, run_script
-from utils.launch import add_process_arguments, start_processes
-from utils.logger import log_epoch, scalar_writer
-from utils.optim import build_optimizer, learning_rate, set_learning_rate
-from utils.precision import Precision
-from utils.published import add_published_flags, flags_without_effect
-from utils.run_report import write_run_report
-from utils.runtime import prepare, seed_process, synchronise_batchnorm
-from utils.schema import Pretrain
-from utils.training import Trainer
+from utils.config.cli import ArgumentParser
+from utils.config.load import add_config_arguments, as_dict, load_config
+from utils.config.published import add_published_flags, flags_without_effect
+from utils.config.schema import Pretrain
+from utils.report.run import write_run_report
+from utils.run import distributed
+from utils.run.errors import UserError
+from utils.run.launch import add_process_arguments, start_processes
+from utils.run.log import log_epoch, scalar_writer
+from utils.run.optim import build_optimizer, learning_rate, set_learning_rate
+from utils.run.precision import Precision
+from utils.run.script import run_script
+from utils.run.setup import prepare, seed_process
+from utils.run.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

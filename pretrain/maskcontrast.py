@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from models.prototypes import mask_prototypes
 from models.segmentation import ContrastiveSegmentationModel
-from utils import distributed
-from utils.devices import move, pin
-from utils.precision import full
+from utils.run import distributed
+from utils.run.devices import move, pin
+from utils.run.precision import full
 
 
 class Output(NamedTuple):

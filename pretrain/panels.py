@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from data.folder import ImageSet
 from data.transforms import EvaluationTransform, denormalize
+from models.backbones import IMAGENET, Normalisation
 from models.segmentation import ContrastiveSegmentationModel
-from utils import distributed
-from utils.backbones import IMAGENET, Normalisation
-from utils.pictures import montage, outline, pca_colours
-from utils.precision import Precision
+from utils.report.pictures import montage, outline, pca_colours
+from utils.run import distributed
+from utils.run.precision import Precision
 
 VIEWS, IMAGES, COLUMNS = 8, 6, 3  # pairs of views; images with embeddings; of these in a row
 SIDE = 160  # of a picture, pixels

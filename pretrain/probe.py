@@ -12,11 +12,11 @@ from data.voc import VOCSegmentation
 from models.prototypes import weighted_prototypes
 from models.segmentation import ContrastiveSegmentationModel, resize
 from pretrain.panels import THRESHOLD, observed
-from utils import distributed
-from utils.clustering import Whitening, cluster_confusion, kmeans, match_clusters, score_clusters
-from utils.errors import UserError
-from utils.metrics import confusion_matrix
-from utils.precision import Precision
+from segmentation.clustering import Whitening, cluster_confusion, kmeans, match_clusters, score_clusters
+from segmentation.metrics import confusion_matrix
+from utils.run import distributed
+from utils.run.errors import UserError
+from utils.run.precision import Precision
 
 log = logging.getLogger(__name__)
 BATCH = 8

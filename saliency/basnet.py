@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.basnet import BASNet
+from models.backbones import IMAGENET
 from models.weights import load_strict, read_weights
+from saliency.basnet_network import BASNet
 from saliency.maps import image_map, network_input
-from utils.backbones import IMAGENET
-from utils.devices import pin, to_device
-from utils.precision import tf32
+from utils.run.devices import pin, to_device
+from utils.run.precision import tf32
 
 SIZE = 256  # side of the input, as published
 
@@ -38,7 +38,7 @@ class BASNetSaliency:
         network: in any mode, on any device; each prediction switches it to eval mode.
         device: where it is.
         size: side to which images are resized for it, pixels.
-        tf32: see ``utils.precision``.
+        tf32: see ``utils.run.precision``.
     """
 
     def __init__(self, network: BASNet, device: torch.device, size: int = SIZE, tf32: bool = False) -> None:

@@ -11,10 +11,10 @@ from saliency.losses import basnet_loss
 from saliency.postprocess import binarise
 from saliency.scores import SaliencyScores
 from saliency.sources import MaskSource
-from utils import distributed
-from utils.devices import move
-from utils.logger import progress
-from utils.precision import Precision, full
+from utils.run import distributed
+from utils.run.devices import move
+from utils.run.log import progress
+from utils.run.precision import Precision, full
 
 
 def compute_losses(network: nn.Module, batch: dict[str, Any], precision: Precision) -> dict[str, Tensor]:

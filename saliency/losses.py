@@ -53,5 +53,5 @@ def hybrid_loss(score: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def basnet_loss(scores: Sequence[Tensor], target: Tensor) -> Tensor:
-    """Sum of the hybrid loss over all outputs of ``models.basnet.BASNet``, with equal weight."""
+    """Sum of the hybrid loss over all outputs of ``saliency.basnet_network.BASNet``, with equal weight."""
     return torch.stack([torch.stack(hybrid_loss(score, target)).sum() for score in scores]).sum()

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from saliency.maps import image_map, network_input
-from utils.errors import UserError
-from utils.strict_yaml import StrictReader
+from utils.config.strict_yaml import StrictReader
+from utils.run.errors import UserError
 
 
 def _key(help: str, **default: Any) -> Any:

@@ -8,7 +8,7 @@ SURE = 0.999  # probability at which a map that is 0 or 1 enters the CRF
 
 
 def crf_logits(saliency: np.ndarray) -> np.ndarray:
-    """What ``utils.crf.dense_crf`` takes: (H, W) probabilities of the object -> (2, H, W) float32, background first."""
+    """What ``models.crf.dense_crf`` takes: (H, W) probabilities of the object -> (2, H, W) float32."""
     object_probability = np.clip(saliency, 1 - SURE, SURE)
     logits = np.log(object_probability / (1 - object_probability))
     return np.stack([np.zeros_like(logits), logits]).astype(np.float32)

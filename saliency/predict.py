@@ -24,17 +24,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from data.files import find_images, mask_name, one_a_mask, prepare_output, write_mask
 from data.images import ImageFileError, read_image
+from models.crf import Refine, crf_in_workers, require_crf
 from saliency.postprocess import binarise, crf_logits
 from saliency.report import SHEET, contact_sheet
 from saliency.sources import METHODS, MaskSource, build_source
-from utils.arguments import ArgumentParser
-from utils.crf import Refine, crf_in_workers, require_crf
-from utils.devices import DEVICES
-from utils.errors import UserError, name_some, run_script
-from utils.logger import warn_of_failure
-from utils.parallel import available_cores, batches, in_threads, process_pool
-from utils.report import check_settings, fingerprint, write_report
-from utils.runtime import lock
+from utils.config.cli import ArgumentParser
+from utils.report.folder import check_settings, fingerprint, write_report
+from utils.run.devices import DEVICES
+from utils.run.errors import UserError, name_some
+from utils.run.log import warn_of_failure
+from utils.run.parallel import available_cores, batches, in_threads, process_pool
+from utils.run.script import run_script
+from utils.run.setup import lock
 
 Result = tuple[Path, str]  # an image, and why it has no mask: '' if it has one
 NO_OBJECT = 'no object: less than 1% of the image is salient'

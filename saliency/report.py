@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.files import mask_name
 from data.images import ImageFileError, read_image
-from utils.pictures import save_image
+from utils.run.files import save_image
 
 SHEET = 'contact_sheet.jpg'
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.run.errors import UserError
 
 METHODS = ('basnet', 'onnx', 'unsupervised')
 
@@ -27,7 +27,7 @@ def build_source(method: str, weights: Path | None = None, onnx_config: Path | N
         method: one of METHODS.
         weights: the network's file.
         onnx_config: what to know of an ONNX network.
-        device: one of ``utils.devices.DEVICES``, for a network.
+        device: one of ``utils.run.devices.DEVICES``, for a network.
         input_size: side of BASNet's input, pixels; None is the published one.
 
     Raises:
@@ -49,7 +49,7 @@ def build_source(method: str, weights: Path | None = None, onnx_config: Path | N
                         'or take --method unsupervised, which needs none.')
     if method == 'basnet':
         from saliency.basnet import SIZE, BASNetSaliency, load_basnet
-        from utils.devices import pick_device, place
+        from utils.run.devices import pick_device, place
         network, where = load_basnet(weights), pick_device(device)
         place(network, where)
         return BASNetSaliency(network, where, input_size or SIZE)

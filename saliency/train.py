@@ -14,32 +14,63 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import logging
 
-from data.build import identity, masks_evaluation_loader, masks_loader
-from models.build import build_basnet
+from torch import nn
+
+from data.loaders import identity, masks_evaluation_loader, masks_loader
+from models.build import initial_weights
+from models.weights import load_strict
 from saliency.basnet import BASNetSaliency
+from saliency.basnet_network import BASNet
 from saliency.engine import compute_losses, validate
 from saliency.view import TrainingView
-from utils import distributed
-from utils.arguments import ArgumentParser
-from utils.checkpoint import save_checkpoint
-from utils.config import add_config_arguments, as_dict, load_config
-from utils.errors import run_script
-from utils.launch import add_process_arguments, start_processes
-from utils.logger import log_epoch, scalar_writer
-from utils.optim import build_optimizer, learning_rate, set_learning_rate
-from utils.precision import Precision
-from utils.results import save_results
-from utils.run_report import write_run_report
-from utils.runtime import prepare, seed_process
-from utils.schema import TrainSaliency
-from utils.training import Trainer
+from utils.config.cli import ArgumentParser
+from utils.config.load import add_config_arguments, as_dict, load_config
+from utils.config.schema import TrainSaliency
+from utils.report.results import save_results
+from utils.report.run import write_run_report
+from utils.run import distributed
+from utils.run.checkpoint import save_checkpoint
+from utils.run.errors import UserError
+from utils.run.launch import add_process_arguments, start_processes
+from utils.run.log import log_epoch, scalar_writer
+from utils.run.optim import build_optimizer, learning_rate, set_learning_rate
+from utils.run.precision import Precision
+from utils.run.script import run_script
+from utils.run.setup import prepare, seed_process
+from utils.run.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+
+def build_basnet(p: Any) -> BASNet:
+    """A BASNet, from ``pretraining``: random, the residual stages of a ResNet-34, or a whole BASNet.
+
+    The first convolution of a ResNet-34 has another size than BASNet's and is left out.
+
+    Raises:
+        UserError: the weights are of another network.
+    """
+    if p.pretraining == 'imagenet_moco':
+        raise UserError('pretraining: imagenet_moco is a ResNet-50 and BASNet is built on a ResNet-34; choose none, '
+                        'imagenet_classification or the path of a ResNet-34 or a BASNet.')
+    network = BASNet()
+    weights = initial_weights(p, 'resnet34')
+    if weights is None:
+        return network
+    mend = 'set pretraining to the checkpoint of a ResNet-34 or a BASNet'
+    if weights.kind != 'backbone':
+        load_strict(network, weights, mend)
+        return network
+    stages = nn.ModuleDict({f'layer{n}': network.get_submodule(f'encoder{n}') for n in (1, 2, 3, 4)})
+    load_strict(stages, weights.map(lambda state: {name: value for name, value in state.items()
+                                                   if not name.startswith(('conv1.', 'bn1.'))}), mend)
+    return network
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -5,8 +5,8 @@ import numpy as np
 import torch
 
 from data.transforms import Sample, uniform
+from models.backbones import IMAGENET
 from saliency.maps import network_input, resize
-from utils.backbones import IMAGENET
 
 
 class TrainingView:

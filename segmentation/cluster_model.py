@@ -11,10 +11,10 @@ import numpy as np
 import torch
 import yaml
 
-from utils.checkpoint import load_checkpoint, require_finite, save_checkpoint
-from utils.clustering import Whitening, nearest_centre
-from utils.errors import UserError
-from utils.results import write_text
+from segmentation.clustering import Whitening, nearest_centre
+from utils.run.checkpoint import load_checkpoint, require_finite, save_checkpoint
+from utils.run.errors import UserError
+from utils.run.files import write_text
 
 NAMES = 'clusters.yml'
 BACKGROUND = 'background'

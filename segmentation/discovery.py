@@ -12,11 +12,12 @@ from sklearn.metrics import silhouette_score
 from data.folder import ImageSet
 from data.transforms import resize_mask
 from segmentation.cluster_model import MAX_CLUSTERS
-from segmentation.embedding import EmbeddedSplit
-from utils.clustering import Clustering, Whitening, kmeans
-from utils.errors import UserError
-from utils.parallel import available_cores, in_threads
-from utils.pictures import montage, overlay, save_image, thumbnail
+from segmentation.clustering import Clustering, Whitening, kmeans
+from segmentation.objects import EmbeddedSplit
+from utils.report.pictures import montage, overlay, thumbnail
+from utils.run.errors import UserError
+from utils.run.files import save_image
+from utils.run.parallel import available_cores, in_threads
 
 log = logging.getLogger(__name__)
 SAMPLE = 5000  # points of the silhouette at most: it compares each with each

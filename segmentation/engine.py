@@ -14,15 +14,16 @@ from torch.utils.data import DataLoader
 
 from data.transforms import resize_mask
 from data.voc import VOID, VOCSegmentation
+from models.crf import Refine
 from models.segmentation import LinearSegmentationModel
-from utils import distributed
-from utils.crf import Refine
-from utils.devices import move, to_device
-from utils.logger import progress
-from utils.metrics import confusion_matrix
-from utils.parallel import in_threads
-from utils.pictures import panel, save_image, save_label_map
-from utils.precision import Precision, full
+from segmentation.metrics import confusion_matrix
+from utils.report.pictures import panel
+from utils.run import distributed
+from utils.run.devices import move, to_device
+from utils.run.files import save_image, save_label_map
+from utils.run.log import progress
+from utils.run.parallel import in_threads
+from utils.run.precision import Precision, full
 
 
 def segmentation_loss(logits: Tensor, semseg: Tensor) -> Tensor:

@@ -18,21 +18,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.build import evaluation_loader
+from data.loaders import evaluation_loader
 from models.build import build_linear_model
+from models.crf import require_crf
 from models.weights import fingerprint
 from segmentation.linear import BEST, check_classes, check_free, read_trained, stem
 from segmentation.provenance import made_with
 from segmentation.scoring import score
-from utils.arguments import ArgumentParser
-from utils.config import Config, add_config_arguments, as_dict, load_config, resolve_path
-from utils.crf import require_crf
-from utils.devices import place
-from utils.errors import run_script
-from utils.launch import add_process_arguments, start_processes
-from utils.run_report import write_run_report
-from utils.runtime import prepare
-from utils.schema import LinearFinetune
+from utils.config.cli import ArgumentParser
+from utils.config.load import Config, add_config_arguments, as_dict, load_config, resolve_path
+from utils.config.schema import LinearFinetune
+from utils.report.run import write_run_report
+from utils.run.devices import place
+from utils.run.launch import add_process_arguments, start_processes
+from utils.run.script import run_script
+from utils.run.setup import prepare
 
 log = logging.getLogger(__name__)
 

@@ -25,17 +25,12 @@ import logging
 import numpy as np
 from torch.utils.data import DataLoader
 
-from data.build import evaluation_loader, has_ground_truth, identity, unlabelled_loader
 from data.folder import ImageSet
+from data.loaders import evaluation_loader, has_ground_truth, identity, unlabelled_loader
 from models.build import build_prototype_model, prototype_network
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel
 from segmentation.cluster_model import NAMES, ClusterModel, put_names_aside, same_clusters, write_names
-from segmentation.discovery import discover, write_sheets
-from segmentation.embedding import EmbeddedSplit, embed_split
-from segmentation.provenance import made_with_network
-from utils import distributed
-from utils.arguments import ArgumentParser
-from utils.clustering import (
+from segmentation.clustering import (
     ClusterScores,
     Whitening,
     cluster_confusion,
@@ -44,18 +39,25 @@ from utils.clustering import (
     merge_clusters,
     score_clusters,
 )
-from utils.config import add_config_arguments, as_dict, load_config
-from utils.devices import place
-from utils.errors import UserError, run_script
-from utils.launch import add_process_arguments, start_processes
-from utils.logger import warn_of_failure
-from utils.metrics import standard_deviation
-from utils.parallel import available_cores, in_threads
-from utils.pictures import panel, save_image, save_label_map
-from utils.results import iou_entry, log_iou, remove_stale, save_arrays, save_results
-from utils.run_report import write_run_report
-from utils.runtime import prepare
-from utils.schema import Kmeans
+from segmentation.discovery import discover, write_sheets
+from segmentation.metrics import standard_deviation
+from segmentation.objects import EmbeddedSplit, embed_split
+from segmentation.provenance import made_with_network
+from utils.config.cli import ArgumentParser
+from utils.config.load import add_config_arguments, as_dict, load_config
+from utils.config.schema import Kmeans
+from utils.report.pictures import panel
+from utils.report.results import iou_entry, log_iou, remove_stale, save_results
+from utils.report.run import write_run_report
+from utils.run import distributed
+from utils.run.devices import place
+from utils.run.errors import UserError
+from utils.run.files import save_arrays, save_image, save_label_map
+from utils.run.launch import add_process_arguments, start_processes
+from utils.run.log import warn_of_failure
+from utils.run.parallel import available_cores, in_threads
+from utils.run.script import run_script
+from utils.run.setup import prepare
 
 log = logging.getLogger(__name__)
 

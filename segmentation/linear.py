@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from utils.errors import UserError, name_some
-from utils.results import read_results, write_text
+from utils.report.results import read_results
+from utils.run.errors import UserError, name_some
+from utils.run.files import write_text
 
 BEST = 'best_model.pth.tar'
 

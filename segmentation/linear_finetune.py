@@ -17,29 +17,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import logging
 
-from data.build import evaluation_loader, linear_loader
+from data.loaders import evaluation_loader, linear_loader
 from models.build import build_linear_model
+from models.crf import require_crf
 from models.weights import fingerprint, load_strict, read_weights
 from segmentation.engine import compute_losses, validate
 from segmentation.linear import BEST, Trained, check_classes, read_trained, write_trained
+from segmentation.metrics import iou_of
 from segmentation.provenance import made_with, warn_of_shared
 from segmentation.scoring import score
-from utils import distributed
-from utils.arguments import ArgumentParser
-from utils.checkpoint import save_checkpoint
-from utils.config import add_config_arguments, as_dict, load_config
-from utils.crf import require_crf
-from utils.errors import run_script
-from utils.launch import add_process_arguments, start_processes
-from utils.logger import log_epoch, scalar_writer
-from utils.metrics import iou_of
-from utils.optim import build_optimizer, learning_rate, set_learning_rate
-from utils.precision import Precision
-from utils.results import write_text
-from utils.run_report import write_run_report
-from utils.runtime import prepare, seed_process
-from utils.schema import LinearFinetune
-from utils.training import Trainer
+from utils.config.cli import ArgumentParser
+from utils.config.load import add_config_arguments, as_dict, load_config
+from utils.config.schema import LinearFinetune
+from utils.report.run import write_run_report
+from utils.run import distributed
+from utils.run.checkpoint import save_checkpoint
+from utils.run.files import write_text
+from utils.run.launch import add_process_arguments, start_processes
+from utils.run.log import log_epoch, scalar_writer
+from utils.run.optim import build_optimizer, learning_rate, set_learning_rate
+from utils.run.precision import Precision
+from utils.run.script import run_script
+from utils.run.setup import prepare, seed_process
+from utils.run.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

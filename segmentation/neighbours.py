@@ -10,9 +10,9 @@ from PIL import Image
 
 from data.images import read_image
 from data.transforms import resize_mask
-from segmentation.embedding import EmbeddedSplit
-from segmentation.memory_bank import MemoryBank
-from utils.pictures import montage, outline, panel
+from segmentation.feature_index import MemoryBank
+from segmentation.objects import EmbeddedSplit
+from utils.report.pictures import montage, outline, panel
 
 SIDE = 128  # of a picture, pixels
 

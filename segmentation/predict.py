@@ -26,17 +26,19 @@ from torch import Tensor
 from data.files import mask_name, prepare_output
 from data.frames import Frame, open_frames
 from data.images import ImageFileError, read_image
+from models.crf import Refine, crf_in_workers, require_crf
 from segmentation.segmenter import Output, Segmenter
-from utils.arguments import ArgumentParser
-from utils.config import find_file
-from utils.crf import Refine, crf_in_workers, require_crf
-from utils.devices import DEVICES, pin
-from utils.errors import UserError, name_some, run_script
-from utils.logger import progress, warn_of_failure
-from utils.parallel import available_cores, batches, in_threads
-from utils.pictures import legend, montage, overlay, save_image, save_label_map, thumbnail
-from utils.report import check_settings, fingerprint, write_report
-from utils.runtime import lock
+from utils.config.cli import ArgumentParser
+from utils.config.load import find_file
+from utils.report.folder import check_settings, fingerprint, write_report
+from utils.report.pictures import legend, montage, overlay, thumbnail
+from utils.run.devices import DEVICES, pin
+from utils.run.errors import UserError, name_some
+from utils.run.files import save_image, save_label_map
+from utils.run.log import progress, warn_of_failure
+from utils.run.parallel import available_cores, batches, in_threads
+from utils.run.script import run_script
+from utils.run.setup import lock
 
 MAPS, OVERLAYS, REMOVED, SHEET = 'predictions', 'overlays', 'removed', 'contact_sheet.png'
 SHOWN, COLUMNS, SIDE = 24, 6, 160  # of the contact sheet: overlays, overlays in a row, longer side in pixels

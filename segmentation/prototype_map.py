@@ -9,7 +9,7 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from utils.pictures import PALETTE
+from utils.run.files import PALETTE
 
 METHODS = ('pca', 'tsne')
 POINTS = 2000  # of t-SNE at most, which compares each with each

@@ -23,26 +23,27 @@ import logging
 import numpy as np
 from torch.utils.data import DataLoader
 
-from data.build import evaluation_loader
+from data.loaders import evaluation_loader
 from data.voc import VOCSegmentation, check_names
 from models.build import build_prototype_model, prototype_network
-from segmentation.embedding import EmbeddedSplit, embed_split
-from segmentation.memory_bank import MemoryBank, fill_memory, load_memory, retrieval_confusion
+from segmentation.feature_index import MemoryBank, fill_memory, load_memory, retrieval_confusion
+from segmentation.metrics import iou_of
 from segmentation.neighbours import evenly, neighbour_sheet
+from segmentation.objects import EmbeddedSplit, embed_split
 from segmentation.provenance import made_with_network, warn_of_shared
-from utils import distributed
-from utils.arguments import ArgumentParser
-from utils.config import add_config_arguments, as_dict, load_config, resolve_path
-from utils.devices import place
-from utils.errors import UserError, run_script
-from utils.launch import add_process_arguments, start_processes
-from utils.logger import warn_of_failure
-from utils.metrics import iou_of
-from utils.pictures import save_image
-from utils.results import iou_entry, log_iou, save_results
-from utils.run_report import NEIGHBOURS, write_run_report
-from utils.runtime import prepare
-from utils.schema import Retrieval
+from utils.config.cli import ArgumentParser
+from utils.config.load import add_config_arguments, as_dict, load_config, resolve_path
+from utils.config.schema import Retrieval
+from utils.report.results import iou_entry, log_iou, save_results
+from utils.report.run import NEIGHBOURS, write_run_report
+from utils.run import distributed
+from utils.run.devices import place
+from utils.run.errors import UserError
+from utils.run.files import save_image
+from utils.run.launch import add_process_arguments, start_processes
+from utils.run.log import warn_of_failure
+from utils.run.script import run_script
+from utils.run.setup import prepare
 
 log = logging.getLogger(__name__)
 SHOWN = 5  # neighbours in a row of neighbours.png, or more if more vote

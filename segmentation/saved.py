@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.build import collate
 from data.folder import ImageSet
+from data.loaders import collate
 from data.transforms import resize_mask
 from data.voc import VOID
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel
-from segmentation.embedding import find_objects
-from utils.checkpoint import require_finite
-from utils.devices import to_device
-from utils.errors import UserError
-from utils.logger import progress
+from segmentation.objects import find_objects
+from utils.run.checkpoint import require_finite
+from utils.run.devices import to_device
+from utils.run.errors import UserError
+from utils.run.log import progress
 
 BATCH = 8
 SAME = 0.99  # cosine of an object's saved prototype and the one that is found again

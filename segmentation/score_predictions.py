@@ -18,19 +18,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import numpy as np
 
-from data.build import labelled_root
 from data.images import read_labels, read_orientation, turn_upright
+from data.loaders import labelled_root
 from data.voc import VOCSegmentation
-from utils.arguments import ArgumentParser
-from utils.config import add_config_arguments, as_dict, load_config
-from utils.errors import UserError, name_some, run_script
-from utils.logger import progress
-from utils.metrics import confusion_matrix, iou_of
-from utils.parallel import available_cores, in_threads
-from utils.results import iou_entry, log_iou, save_results
-from utils.run_report import write_run_report
-from utils.runtime import prepare
-from utils.schema import LinearFinetune
+from segmentation.metrics import confusion_matrix, iou_of
+from utils.config.cli import ArgumentParser
+from utils.config.load import add_config_arguments, as_dict, load_config
+from utils.config.schema import LinearFinetune
+from utils.report.results import iou_entry, log_iou, save_results
+from utils.report.run import write_run_report
+from utils.run.errors import UserError, name_some
+from utils.run.log import progress
+from utils.run.parallel import available_cores, in_threads
+from utils.run.script import run_script
+from utils.run.setup import prepare
 
 log = logging.getLogger(__name__)
 

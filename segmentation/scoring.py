@@ -13,13 +13,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from data.voc import VOCSegmentation
+from models.crf import crf_in_workers
 from models.segmentation import LinearSegmentationModel
 from segmentation.engine import predict
-from utils import distributed
-from utils.crf import crf_in_workers
-from utils.metrics import iou_of
-from utils.parallel import available_cores
-from utils.results import iou_entry, log_iou, read_results, remove_stale, save_results
+from segmentation.metrics import iou_of
+from utils.report.results import iou_entry, log_iou, read_results, remove_stale, save_results
+from utils.run import distributed
+from utils.run.parallel import available_cores
 
 log = logging.getLogger(__name__)
 

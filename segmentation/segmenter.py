@@ -19,18 +19,18 @@ from torch import Tensor
 
 from data.transforms import EvaluationTransform, resize_mask
 from data.voc import VOC_CLASSES, read_classes, scored_classes
+from models.backbones import normalisation_of
 from models.build import build_prototype_model, trained_linear_model
+from models.crf import Refine
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
 from models.weights import fingerprint, identify
 from segmentation.cluster_model import ClusterModel
-from segmentation.embedding import THRESHOLD, find_objects
 from segmentation.linear import read_run_config, read_trained
-from utils.backbones import normalisation_of
-from utils.checkpoint import load_checkpoint
-from utils.crf import Refine
-from utils.devices import pick_device, place, to_device
-from utils.errors import MissingFileError, UserError, name_some
-from utils.precision import tf32
+from segmentation.objects import THRESHOLD, find_objects
+from utils.run.checkpoint import load_checkpoint
+from utils.run.devices import pick_device, place, to_device
+from utils.run.errors import MissingFileError, UserError, name_some
+from utils.run.precision import tf32
 
 log = logging.getLogger(__name__)
 SIZE = 512  # side of the network's input, for weights that do not say
@@ -59,7 +59,7 @@ class Segmenter(ABC):
         """From best_model.pth.tar of linear_finetune.py (or a released linear model) or clusters.pth.tar of kmeans.py.
 
         Args:
-            device: one of ``utils.devices.DEVICES``.
+            device: one of ``utils.run.devices.DEVICES``.
             weights: the pretraining checkpoint that the clusters were found with, if it was moved.
 
         Raises:
@@ -91,7 +91,7 @@ class Segmenter(ABC):
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            refine: makes a label map of the image and the logits, e.g. ``utils.crf.dense_crf``.
+            refine: makes a label map of the image and the logits, e.g. ``models.crf.dense_crf``.
 
         Returns:
             (H, W) int32, indices of ``classes``.

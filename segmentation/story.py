@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from utils import page
-from utils.charts import cluster_curves
-from utils.history import read_history
-from utils.run_report import (
+from utils.report import page
+from utils.report.history import read_history
+from utils.report.plots import cluster_curves
+from utils.report.run import (
     FROM_LEFT,
     NEIGHBOURS,
     PREDICTIONS,

@@ -24,13 +24,15 @@ import numpy as np
 from PIL import Image
 
 from segmentation.story import write_story
-from utils.arguments import ArgumentParser
-from utils.charts import class_bars, cluster_curves, to_image
-from utils.errors import UserError, name_some, run_script
-from utils.page import REPORT
-from utils.pictures import montage, save_image
-from utils.results import read_results, write_text
-from utils.run_report import CURVE, TASKS
+from utils.config.cli import ArgumentParser
+from utils.report.page import REPORT
+from utils.report.pictures import montage
+from utils.report.plots import class_bars, cluster_curves, to_image
+from utils.report.results import read_results
+from utils.report.run import CURVE, TASKS
+from utils.run.errors import UserError, name_some
+from utils.run.files import save_image, write_text
+from utils.run.script import run_script
 
 Column = dict[str, Any]  # {task: its entry in results.json}
 

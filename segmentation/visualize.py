@@ -26,21 +26,23 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from data.build import collate, evaluation_loader, has_ground_truth, unlabelled_loader
 from data.folder import ImageSet
+from data.loaders import collate, evaluation_loader, has_ground_truth, unlabelled_loader
 from models.build import build_prototype_model
 from segmentation.linear import read_run_config
 from segmentation.neighbours import crop_object, evenly, fit
 from segmentation.prototype_map import METHODS, POINTS, draw_map, project, spread
 from segmentation.saved import ObjectFinder, SavedObjects, read_objects
-from utils import page
-from utils.arguments import ArgumentParser
-from utils.charts import to_image
-from utils.config import Config
-from utils.devices import DEVICES, pick_device, place, to_device
-from utils.errors import UserError, run_script
-from utils.pictures import PART, montage, panel, pca_colours, save_image, thumbnail
-from utils.precision import allow_tf32
+from utils.config.cli import ArgumentParser
+from utils.config.load import Config
+from utils.report import page
+from utils.report.pictures import PART, montage, panel, pca_colours, thumbnail
+from utils.report.plots import to_image
+from utils.run.devices import DEVICES, pick_device, place, to_device
+from utils.run.errors import UserError
+from utils.run.files import save_image
+from utils.run.precision import allow_tf32
+from utils.run.script import run_script
 
 ROWS, NEIGHBOURS = 12, 5  # of neighbours.png
 TYPICAL, COLUMNS = 12, 6  # objects of a cluster, and in a row

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.synthetic import generate
+from experiments.shapes import generate
 
 torch.set_num_threads(2)
 

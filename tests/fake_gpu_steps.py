@@ -26,7 +26,7 @@ import yaml
 from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from models.basnet import BASNet
+from models.build import synchronise_batchnorm
 from models.resnet import FROZEN, freeze_layers
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
 from pretrain import engine as pretrain_engine
@@ -34,14 +34,14 @@ from pretrain.losses import saliency_loss
 from pretrain.maskcontrast import MaskContrast
 from saliency import engine as saliency_engine
 from saliency.basnet import BASNetSaliency
-from segmentation import embedding
+from saliency.basnet_network import BASNet
 from segmentation import engine as segmentation_engine
+from segmentation import objects as embedding
 from tests.fake_gpu import ROOT, Watch, build, fictitious_gpu
-from utils import distributed
-from utils.optim import build_optimizer
-from utils.precision import Precision
-from utils.runtime import synchronise_batchnorm
-from utils.training import Trainer
+from utils.run import distributed
+from utils.run.optim import build_optimizer
+from utils.run.precision import Precision
+from utils.run.trainer import Trainer
 
 all_gather, randperm = dist.all_gather, torch.randperm
 GPU = torch.device('cuda', 0)

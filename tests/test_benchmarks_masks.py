@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.masks import main
-from utils.errors import UserError
+from utils.run.errors import UserError
 
 
 def write(path: Path, values: np.ndarray) -> None:

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from data import cache
-from data.build import pretrain_loader
 from data.cache import SampleCache
 from data.folder import FolderDataset
+from data.loaders import pretrain_loader
 from data.pairs import SeededDataset
 from data.transforms import LinearTrainTransform
 from data.voc import VOCSegmentation
-from utils import parallel
-from utils.config import load_config
-from utils.errors import UserError
-from utils.schema import Pretrain
+from utils.config.load import load_config
+from utils.config.schema import Pretrain
+from utils.run import parallel
+from utils.run.errors import UserError
 
 
 def loader(folder: Path, *overrides: str):

@@ -15,7 +15,7 @@ import pytest
 
 from data import download
 from data.download import ARCHIVE_NAME, PASCAL_VOC_ID, ensure_dataset
-from utils.errors import UserError
+from utils.run.errors import UserError
 
 REPO = Path(__file__).resolve().parents[1]
 pytest.importorskip('gdown')

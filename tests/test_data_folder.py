@@ -9,14 +9,14 @@ import torch
 from easydict import EasyDict
 from PIL import Image
 
-from data import build
+from data import loaders as build
 from data.files import find_images
 from data.folder import FolderDataset, is_folder
 from data.images import ImageFileError, probe_image
 from data.pairs import PairDataset
 from data.views import ContrastiveView
 from tests.golden_inputs import photo
-from utils.errors import UserError
+from utils.run.errors import UserError
 
 
 def write(root: Path, name: str, mask: bool = True, size: tuple[int, int] = (40, 60), **options) -> Path:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from data.frames import open_frames
 from tests.golden_inputs import photo
-from utils.errors import UserError
+from utils.run.errors import UserError
 
 
 def write_video(path: Path, count: int = 5) -> None:

@@ -21,8 +21,8 @@ from data.images import (
 )
 from data.voc import VOCSegmentation
 from tests.golden_inputs import photo
-from utils.errors import UserError
-from utils.pictures import PALETTE, save_label_map
+from utils.run.errors import UserError
+from utils.run.files import PALETTE, save_label_map
 
 OBJECT = np.zeros((40, 60), bool)
 OBJECT[10:30, 20:50] = True

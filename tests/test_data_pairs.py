@@ -11,7 +11,7 @@ from data.pairs import PairDataset, SeededSampler
 from data.transforms import EvaluationTransform, LinearTrainTransform, denormalize, normalize, seeded
 from data.views import ContrastiveView
 from data.voc import VOCSegmentation
-from utils.errors import UserError
+from utils.run.errors import UserError
 
 
 def pairs(root: Path, **view) -> PairDataset:

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 from data.files import lies_instead
 from data.images import read_image
 from data.voc import VOC_CLASSES, VOCSegmentation, read_classes, read_ids, scored_classes
-from utils.checkpoint import load_checkpoint
-from utils.errors import UserError, run_script, sentence
+from utils.run.checkpoint import load_checkpoint
+from utils.run.errors import UserError
+from utils.run.script import run_script, sentence
 
 
 def test_sample(shapes: Path) -> None:

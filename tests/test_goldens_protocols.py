@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from data.voc import VOC_CLASSES
-from segmentation.embedding import EmbeddedSplit, embed_split
-from segmentation.memory_bank import fill_memory, retrieval_confusion
+from segmentation.clustering import cluster_confusion, match_clusters, score_clusters
+from segmentation.feature_index import fill_memory, retrieval_confusion
+from segmentation.metrics import iou_of
+from segmentation.objects import EmbeddedSplit, embed_split
 from segmentation.retrieval import protocols_of
 from tests.golden_scenes import GOLDENS, halves, label_map, object_mask, sha, vector
-from utils.clustering import cluster_confusion, match_clusters, score_clusters
-from utils.metrics import iou_of
 
 SIZE = 512
 

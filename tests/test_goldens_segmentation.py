@@ -3,14 +3,14 @@ import numpy as np
 import pytest
 import torch
 
+from models.crf import dense_crf
 from models.prototypes import weighted_prototypes
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel, resize
+from segmentation.clustering import match_clusters, merge_clusters
 from segmentation.engine import segmentation_loss
+from segmentation.metrics import confusion_matrix, iou_of
 from tests.golden_inputs import GOLDENS, fill, generator, images, labels, photo, tensor
-from utils.clustering import match_clusters, merge_clusters
-from utils.crf import dense_crf
-from utils.metrics import confusion_matrix, iou_of
-from utils.optim import learning_rate
+from utils.run.optim import learning_rate
 
 
 def test_linear_probe() -> None:

@@ -16,22 +16,22 @@ from PIL import Image
 from torch import Tensor, nn
 
 import models.segmentation
-from models.basnet import BASNet
 from models.segmentation import LinearSegmentationModel
 from pretrain import engine as pretrain_engine
 from saliency import engine as saliency_engine
 from saliency.basnet import BASNetSaliency
+from saliency.basnet_network import BASNet
 from segmentation import engine as segmentation_engine
 from tests.golden_inputs import photo
 from tests.test_pretrain_maskcontrast import method
 from tests.test_scripts import Runner
 from tests.test_utils_training import SmallBackbone, small_decoder
-from utils import training
-from utils.checkpoint import load_checkpoint
-from utils.devices import place
-from utils.interrupt import StoppedError
-from utils.optim import build_optimizer
-from utils.precision import Precision, tf32
+from utils.run import trainer as training
+from utils.run.checkpoint import load_checkpoint
+from utils.run.devices import place
+from utils.run.optim import build_optimizer
+from utils.run.precision import Precision, tf32
+from utils.run.signals import StoppedError
 
 CPU = torch.device('cpu')
 SIZE, BATCH = 32, 4

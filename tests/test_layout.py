@@ -1,25 +1,29 @@
-"""The floors of the code: who may import whom, how long a file may be, where sys.path is touched."""
+"""The rooms of the code: who may import whom, how long a file may be, where sys.path is touched."""
 import ast
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-BELOW = {
+# room -> whom its files may import; the data flow reads downwards
+MAY_IMPORT = {
     'utils': {'utils'},
-    'data': {'data', 'utils'},
+    'data': {'data', 'models', 'utils'},
     'models': {'models', 'utils'},
-    'pretrain': {'pretrain', 'data', 'models', 'utils'},
-    'segmentation': {'segmentation', 'data', 'models', 'utils'},
     'saliency': {'saliency', 'data', 'models', 'utils'},
+    'segmentation': {'segmentation', 'data', 'models', 'utils'},
+    'pretrain': {'pretrain', 'segmentation', 'data', 'models', 'utils'},
+    'experiments': {'experiments', 'saliency', 'segmentation', 'pretrain', 'data', 'models', 'utils'},
 }
-OURS = {*BELOW, 'tests', 'benchmarks'}
+# rooms that read no report, and rooms of utils: what a run is told knows neither how it runs nor what it leaves behind
+NEVER = {'data': 'utils.report', 'models': 'utils.report', 'utils/config': 'utils.report'}
+OURS = {*MAY_IMPORT, 'tests', 'benchmarks'}
 SCRIPTS = {'pretrain/main.py', 'segmentation/linear_finetune.py', 'segmentation/kmeans.py',
            'segmentation/retrieval.py', 'segmentation/eval.py', 'segmentation/score_predictions.py',
            'segmentation/predict.py', 'segmentation/visualize.py', 'saliency/predict.py', 'saliency/train.py'}
-SEE_CONFIG = SCRIPTS | {'data/build.py', 'models/build.py'}
+SEE_CONFIG = SCRIPTS | {'data/loaders.py', 'models/build.py'}
 PATH_LINE = 'sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root'
-FILES = sorted(path.relative_to(ROOT).as_posix() for package in BELOW for path in (ROOT / package).rglob('*.py'))
+FILES = sorted(path.relative_to(ROOT).as_posix() for package in MAY_IMPORT for path in (ROOT / package).rglob('*.py'))
 BENCHMARKS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'benchmarks').rglob('*.py'))
 
 
@@ -44,14 +48,22 @@ def test_imported_modules_sees_every_form():
 
 @pytest.mark.parametrize('name', FILES)
 def test_imports_go_downwards(name):
-    ours = {module.partition('.')[0] for module in imported_modules((ROOT / name).read_text())} & OURS
-    assert ours <= BELOW[name.partition('/')[0]]
+    modules = imported_modules((ROOT / name).read_text())
+    assert {module.partition('.')[0] for module in modules} & OURS <= MAY_IMPORT[name.partition('/')[0]]
+    for room, never in NEVER.items():
+        assert not (name.startswith(f'{room}/') and any(f'{module}.'.startswith(f'{never}.') for module in modules))
 
 
-@pytest.mark.parametrize('name', [name for name in FILES if not name.startswith('utils/') and name not in SEE_CONFIG])
+def test_the_error_of_users_is_a_leaf():
+    modules = imported_modules((ROOT / 'utils/run/errors.py').read_text())
+    assert not {module.partition('.')[0] for module in modules} & OURS
+
+
+@pytest.mark.parametrize('name', [name for name in FILES if not name.startswith(('utils/', 'experiments/'))
+                                  and name not in SEE_CONFIG])
 def test_only_scripts_and_builders_see_the_config(name):
     seen = [module for module in imported_modules((ROOT / name).read_text())
-            if module.startswith(('utils.config', 'utils.schema', 'easydict'))]
+            if module.startswith(('utils.config.load', 'utils.config.schema', 'easydict'))]
     assert not seen, f'{name} imports {seen}: take plain keyword arguments'
 
 

@@ -15,11 +15,11 @@ from models.timm_backbone import TimmBackbone
 from models.weights import FOLLOWERS, RESNET_HEADS, Weights, identify, load_strict
 from saliency.onnx_network import OnnxConfig, OnnxSaliency
 from segmentation.cluster_model import ClusterModel
-from segmentation.memory_bank import MemoryBank, load_memory
+from segmentation.clustering import Whitening
+from segmentation.feature_index import MemoryBank, load_memory
 from segmentation.saved import read_objects
 from segmentation.segmenter import Segmenter
-from utils.clustering import Whitening
-from utils.errors import UserError
+from utils.run.errors import UserError
 
 State = dict[str, Tensor]
 Z = torch.zeros(4, 4)

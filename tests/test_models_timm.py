@@ -8,17 +8,16 @@ import timm
 import torch
 from torch import nn
 
-from data.build import evaluation_loader, linear_loader, pretrain_loader
-from models.build import build_contrastive_model, build_linear_model, build_prototype_model
+from data.loaders import evaluation_loader, linear_loader, pretrain_loader
+from models.backbones import IMAGENET, normalisation_of
+from models.build import build_contrastive_model, build_linear_model, build_prototype_model, synchronise_batchnorm
 from models.resnet import DilatedResNet, freeze_layers
 from models.segmentation import ContrastiveSegmentationModel
 from models.timm_backbone import TimmBackbone
 from segmentation.segmenter import Segmenter
 from tests.test_models_weights import config
 from tests.test_scripts import Runner
-from utils.backbones import IMAGENET, normalisation_of
-from utils.errors import UserError
-from utils.runtime import synchronise_batchnorm
+from utils.run.errors import UserError
 
 CONVOLUTIONAL, PATCHES = 'timm/mobilenetv3_small_050', 'timm/test_vit'  # patches of 16 px; both without a download
 
@@ -203,7 +202,7 @@ def test_every_loader_normalises_as_the_weights_want(db_root: Path) -> None:
 
 
 def test_synchronised_batchnorm_keeps_the_activation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('utils.distributed.world_size', lambda: 2)
+    monkeypatch.setattr('utils.run.distributed.world_size', lambda: 2)
     backbone = synchronise_batchnorm(TimmBackbone(CONVOLUTIONAL), torch.device('cuda')).network.eval()
     norm = backbone.blocks[1][0].bn1
     assert isinstance(norm, nn.SyncBatchNorm)

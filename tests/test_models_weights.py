@@ -13,8 +13,8 @@ from models.build import build_contrastive_model, build_linear_model, build_prot
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from models.weights import identify
 from pretrain.maskcontrast import MaskContrast
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.errors import UserError
+from utils.run.checkpoint import load_checkpoint, save_checkpoint
+from utils.run.errors import UserError
 
 GOLDENS = Path(__file__).parent / 'goldens'
 

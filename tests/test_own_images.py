@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from tests.colours import RGB
-from utils.config import load_config
-from utils.errors import UserError
-from utils.schema import Kmeans, Pretrain
+from utils.config.load import load_config
+from utils.config.schema import Kmeans, Pretrain
+from utils.run.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {'pretrain/main.py': ['pretraining=none', 'backbone=resnet18', 'augmentation_kwargs.size=32',

@@ -7,14 +7,14 @@ import torch
 
 import models.segmentation
 import pretrain.probe
-import segmentation.embedding
+import segmentation.objects
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from saliency.basnet import BASNetSaliency
 from segmentation.segmenter import LinearSegmenter
 from tests.test_pretrain_panels import run  # noqa: F401  a fixture
 from tests.test_scripts import Runner
 from tests.test_utils_training import SmallBackbone, small_decoder
-from utils.precision import allow_tf32, tf32
+from utils.run.precision import allow_tf32, tf32
 
 Seen = dict[str, set[tuple[bool, bool, bool]]]
 
@@ -39,7 +39,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
 
     monkeypatch.setattr(models.segmentation, 'build_backbone', SmallBackbone)
     monkeypatch.setattr(models.segmentation, 'build_decoder', small_decoder)
-    for module in (pretrain.probe, segmentation.embedding):
+    for module in (pretrain.probe, segmentation.objects):
         monkeypatch.setattr(module, 'THRESHOLD', -100.0)
     watch(ContrastiveSegmentationModel, 'forward', 'step')
     watch(ContrastiveSegmentationModel, 'embed', 'step')

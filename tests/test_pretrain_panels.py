@@ -9,15 +9,15 @@ from PIL import Image
 
 import models.segmentation
 import pretrain.probe
-import segmentation.embedding
-from data.synthetic import generate
+import segmentation.objects
+from experiments.shapes import generate
 from pretrain.panels import SIDE, observed
 from tests.test_scripts import Runner
 from tests.test_utils_training import SmallBackbone, small_decoder
-from utils.checkpoint import load_checkpoint
-from utils.errors import UserError
-from utils.history import read_history
-from utils.pictures import outline, pca_colours
+from utils.report.history import read_history
+from utils.report.pictures import outline, pca_colours
+from utils.run.checkpoint import load_checkpoint
+from utils.run.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +56,7 @@ def test_panels_and_the_probe_leave_the_bits_of_training_alone(run: Runner, caps
 
 
 def test_the_probe_is_kmeans_of_the_same_images(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (pretrain.probe, segmentation.embedding):  # so short a training reaches no high scores
+    for module in (pretrain.probe, segmentation.objects):  # so short a training reaches no high scores
         monkeypatch.setattr(module, 'THRESHOLD', 0.0)
     run('pretrain.main', 'epochs=1', 'output_dir=probed', 'probe_every=1', 'device=cpu')
     probed = read_history(run.root_dir / 'probed').scalars['probe/mIoU'][-1][1]

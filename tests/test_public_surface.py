@@ -125,7 +125,7 @@ def printed(text: str) -> list[str]:
 def commands(folder: Path) -> dict[str, Any]:
     """What the commands print and leave in the folder, and how they end."""
     go = Runs(folder)
-    run('data/synthetic.py', '--output', go.data / 'Shapes', '--train', 12, '--val', 6, '--size', 64)
+    run('experiments/shapes.py', '--output', go.data / 'Shapes', '--train', 12, '--val', 6, '--size', 64)
     images = go.data / 'Shapes' / 'images'
     out = {'pretrain': go('pretrain/main.py', 'pretrain', *TRAIN, 'augmentation_kwargs.size=32')}
     given = (*EVALUATE, 'saliency=supervised_model')

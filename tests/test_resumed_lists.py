@@ -9,9 +9,9 @@ from torch import nn
 from saliency import train
 from tests.test_saliency_train import arguments, thin  # noqa: F401  (a fixture)
 from tests.test_scripts import Runner
-from utils.checkpoint import load_checkpoint, resume_training, save_checkpoint
-from utils.errors import UserError
-from utils.training import Trainer
+from utils.run.checkpoint import load_checkpoint, resume_training, save_checkpoint
+from utils.run.errors import UserError
+from utils.run.trainer import Trainer
 
 STEPS = 'checkpoint_every=1', 'epochs=1'
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.basnet import BASNet
+from saliency.basnet_network import BASNet
 from saliency.maps import image_map, network_input
 from saliency.sources import build_source
 from tests.golden_inputs import photo
-from utils.errors import UserError
+from utils.run.errors import UserError
 
 
 @pytest.fixture(scope='module')

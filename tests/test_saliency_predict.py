@@ -16,7 +16,8 @@ from saliency.predict import main
 from saliency.report import contact_sheet
 from tests.golden_inputs import photo
 from tests.test_utils_run_report import Page
-from utils.errors import UserError, run_script
+from utils.run.errors import UserError
+from utils.run.script import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -120,7 +121,7 @@ def test_other_settings_need_another_folder(folder, tmp_path):
 
 
 def test_basnet(folder, tmp_path):
-    from models.basnet import BASNet
+    from saliency.basnet_network import BASNet
     torch.manual_seed(0)
     torch.save(BASNet().state_dict(), tmp_path / 'basnet.pth')
     output = tmp_path / 'masks'

@@ -12,18 +12,18 @@ from torchvision.models import resnet34
 
 import saliency.predict as predict
 import saliency.train as script
-from data.build import collate
 from data.folder import FolderDataset
+from data.loaders import collate
 from data.pairs import SeededDataset
-from models.basnet import BASNet
+from saliency.basnet_network import BASNet
 from saliency.engine import compute_losses, validate
 from saliency.scores import SaliencyScores
 from saliency.view import TrainingView
 from tests.test_utils_run_report import Page
-from utils.errors import run_script
-from utils.history import read_history
-from utils.precision import Precision
-from utils.training import Trainer
+from utils.report.history import read_history
+from utils.run.precision import Precision
+from utils.run.script import run_script
+from utils.run.trainer import Trainer
 
 NAMES = json.loads((Path(__file__).parent / 'goldens' / 'basnet_names.json').read_text())
 

@@ -17,9 +17,9 @@ from PIL import Image
 from segmentation import score_predictions
 from segmentation.segmenter import Segmenter
 from tests.test_utils_run_report import Page
-from utils.errors import run_script
-from utils.history import read_history
-from utils.pictures import PALETTE
+from utils.report.history import read_history
+from utils.run.files import PALETTE
+from utils.run.script import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {'pretrain.main': 'pretrain', 'segmentation.linear_finetune': 'linear_finetune',

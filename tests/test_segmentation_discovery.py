@@ -12,8 +12,8 @@ from segmentation import kmeans as script
 from segmentation.cluster_model import read_names, write_names
 from segmentation.discovery import discover, silhouette, suggest
 from tests.colours import MIDDLE, RGB, SIDE, ColourModel, arguments
-from utils.errors import UserError
-from utils.pictures import PALETTE
+from utils.run.errors import UserError
+from utils.run.files import PALETTE
 
 COLOURS = ('red', 'green', 'blue')
 

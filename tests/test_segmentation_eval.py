@@ -12,8 +12,8 @@ from segmentation import linear_finetune
 from segmentation.segmenter import Segmenter
 from tests.colours import MIDDLE, arguments, plain_backbone, results, runner, write_image, write_lists
 from tests.test_utils_run_report import Page
-from utils.checkpoint import save_checkpoint
-from utils.errors import UserError
+from utils.run.checkpoint import save_checkpoint
+from utils.run.errors import UserError
 
 FIXED = ('train_db_name=Colours', 'train_size=32', 'train_batch_size=4', 'epochs=1')
 NAMES = ('background', 'red')

@@ -12,9 +12,9 @@ from models.weights import identify, load_strict
 from segmentation import eval as eval_script
 from segmentation import linear_finetune as script
 from tests.colours import MIDDLE, plain_backbone, results, runner, write_image, write_lists
-from utils.checkpoint import load_checkpoint
-from utils.errors import UserError
-from utils.optim import build_optimizer, set_learning_rate
+from utils.run.checkpoint import load_checkpoint
+from utils.run.errors import UserError
+from utils.run.optim import build_optimizer, set_learning_rate
 
 LETTERS = list('abcdefgh')
 # the order of: for n in a b c d e f g h; do printf 0/$n | sha256sum; done

@@ -10,11 +10,11 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from models.segmentation import resize
 from segmentation import kmeans as script
-from segmentation.embedding import EmbeddedSplit
+from segmentation.clustering import score_clusters
+from segmentation.metrics import iou_of
+from segmentation.objects import EmbeddedSplit
 from tests.colours import MIDDLE, SIDE, ColourModel, results, runner, write_image, write_lists
-from utils.clustering import score_clusters
-from utils.errors import UserError
-from utils.metrics import iou_of
+from utils.run.errors import UserError
 
 WIDE = (slice(8, 24), slice(4, 28))  # 384 pixels: MIDDLE and 128 more
 HALVES = ((slice(8, 24), slice(0, 12)), (slice(8, 24), slice(20, 32)))  # 192 pixels each, apart

@@ -16,6 +16,7 @@ from PIL import Image
 
 from data.images import read_image
 from data.transforms import EvaluationTransform, resize_mask
+from models.crf import dense_crf
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from segmentation import kmeans, predict, segmenter
 from segmentation.segmenter import FOREIGN, Segmenter, object_logits
@@ -23,10 +24,11 @@ from tests.colours import arguments
 from tests.golden_inputs import photo
 from tests.test_data_frames import write_video
 from tests.test_utils_run_report import Page
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.crf import dense_crf
-from utils.errors import UserError, run_script
-from utils.pictures import PALETTE, legend, overlay
+from utils.report.pictures import legend, overlay
+from utils.run.checkpoint import load_checkpoint, save_checkpoint
+from utils.run.errors import UserError
+from utils.run.files import PALETTE
+from utils.run.script import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 32

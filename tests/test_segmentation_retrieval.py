@@ -6,11 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
+from segmentation import feature_index as memory_bank
 from segmentation import kmeans as kmeans_script
-from segmentation import memory_bank
 from segmentation import retrieval as script
-from segmentation.embedding import embed_split
-from segmentation.memory_bank import MemoryBank, fill_memory, load_memory, retrieval_confusion
+from segmentation.feature_index import MemoryBank, fill_memory, load_memory, retrieval_confusion
+from segmentation.metrics import iou_of
+from segmentation.objects import embed_split
 from tests.colours import (
     CLASSES,
     MIDDLE,
@@ -24,8 +25,7 @@ from tests.colours import (
     write_image,
     write_lists,
 )
-from utils.errors import UserError
-from utils.metrics import iou_of
+from utils.run.errors import UserError
 
 LEFT, RIGHT = (slice(8, 24), slice(0, 12)), (slice(8, 24), slice(20, 32))  # 192 pixels each
 

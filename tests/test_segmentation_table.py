@@ -9,10 +9,10 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from segmentation import score_predictions, table
+from segmentation.metrics import confusion_matrix
 from tests.test_utils_run_report import Page
-from utils.errors import UserError
-from utils.metrics import confusion_matrix
-from utils.pictures import save_label_map
+from utils.run.errors import UserError
+from utils.run.files import save_label_map
 
 
 def write(folder: Path, **entries) -> str:

@@ -10,7 +10,7 @@ from segmentation.prototype_map import project, spread
 from segmentation.saved import read_objects
 from tests.colours import CLASSES, MIDDLE, RGB, ColourModel, runner, write_image, write_lists
 from tests.test_utils_run_report import Page
-from utils.errors import UserError
+from utils.run.errors import UserError
 
 LEFT, RIGHT = (slice(8, 24), slice(0, 12)), (slice(8, 24), slice(20, 32))
 

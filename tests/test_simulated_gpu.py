@@ -11,7 +11,7 @@ from tests.fake_gpu import ROOT, missing
 
 PRETRAINING = ['fp32', 'bf16', 'fp16', 'small outputs', 'four processes', 'four processes with all options']
 STEPS = [*PRETRAINING, 'linear classifier', 'fine-tuning', 'BASNet']
-LOG = {'tolist, utils/training.py:_check', 'tolist, utils/metrics.py:read'}
+LOG = {'tolist, utils/run/trainer.py:_check', 'tolist, segmentation/metrics.py:read'}
 BANK = {'copy to the CPU, pretrain/maskcontrast.py:bank_statistics'}
 # what a step may wait for: PyTorch's SyncBatchNorm drops processes without images
 WAITS_OF_STEP = {'four processes with all options': {'boolean index, models/segmentation.py:forward',
@@ -20,19 +20,19 @@ WAITS_OF_STEP = {'four processes with all options': {'boolean index, models/segm
 EVALUATIONS = {
     'validation': ({'copy to the CPU, segmentation/engine.py:validate': 1}, {}),
     'prediction': ({'copy to the CPU, segmentation/engine.py:run_network': 4}, {}),
-    'prototypes': ({'copy to the CPU, segmentation/embedding.py:find_objects': 1,
-                    'copy to the CPU, segmentation/embedding.py:embed_split': 1},
-                   {'(64, 64), segmentation/embedding.py:find_objects': 3}),
-    'prototypes of components': ({'copy to the CPU, segmentation/embedding.py:embed_split': 1},
-                                 {'(64, 64), segmentation/embedding.py:find_objects': 3}),
+    'prototypes': ({'copy to the CPU, segmentation/objects.py:find_objects': 1,
+                    'copy to the CPU, segmentation/objects.py:embed_split': 1},
+                   {'(64, 64), segmentation/objects.py:find_objects': 3}),
+    'prototypes of components': ({'copy to the CPU, segmentation/objects.py:embed_split': 1},
+                                 {'(64, 64), segmentation/objects.py:find_objects': 3}),
     'prediction of BASNet': ({'copy to the CPU, saliency/basnet.py:predict': 1}, {})}
 # what each planted defect is found by
 FOUND = {'tensor on the CPU': ('error', 'cuda:0'), 'item': ('waits', 'item, tests/fake_gpu_steps.py:with_item'),
          'boolean index': ('waits', 'boolean index, tests/fake_gpu_steps.py:with_boolean_index'),
          'unpinned copy': ('unpinned', 'tests/fake_gpu_steps.py:unpinned'),
          'blocking copy': ('waits', 'blocking copy to the device, tests/fake_gpu_steps.py:blocking'),
-         'unfused optimiser': ('waits', 'item, utils/precision.py:step'),
-         'index on the CPU': ('waits', 'index on the CPU, utils/distributed.py:shuffle'),
+         'unfused optimiser': ('waits', 'item, utils/run/precision.py:step'),
+         'index on the CPU': ('waits', 'index on the CPU, utils/run/distributed.py:shuffle'),
          'strided collective': ('refused', 'tests/fake_gpu_steps.py:strided')}
 
 
@@ -68,7 +68,7 @@ def test_processes_exchange_no_more_than_keys_and_their_order(records: dict) -> 
     """All-gather of images and masks, of their prototypes, and of what goes back; gradients are DDP's."""
     assert records['scenes']['fp32']['collectives'] == {}
     assert records['scenes']['four processes']['collectives'] == {
-        'broadcast_, utils/distributed.py:random_order': 1, 'allgather_, utils/distributed.py:all_gather': 4}
+        'broadcast_, utils/run/distributed.py:random_order': 1, 'allgather_, utils/run/distributed.py:all_gather': 4}
 
 
 @pytest.mark.parametrize('scene', EVALUATIONS)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch.multiprocessing as mp
 
-from utils import distributed, parallel
-from utils.errors import UserError, run_script
+from utils.run import distributed, parallel
+from utils.run.errors import UserError
+from utils.run.script import run_script
 
 SPAWN = mp.get_context('spawn')
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TALKING = """
 import sys
-from utils.errors import run_script
+from utils.run.script import run_script
 def main():
     for line in range(100_000):
         print('line', line)
@@ -28,7 +28,8 @@ def test_an_output_that_nobody_reads_ends_quietly(script: str) -> None:
 
 
 def test_a_broken_pipe_of_something_else_keeps_its_traceback() -> None:
-    code = 'from utils.errors import run_script\ndef main(): raise BrokenPipeError(32, "a worker")\nrun_script(main)'
+    code = ('from utils.run.script import run_script\ndef main(): raise BrokenPipeError(32, "a worker")\n'
+            'run_script(main)')
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert 'BrokenPipeError' in done.stderr
@@ -36,8 +37,8 @@ def test_a_broken_pipe_of_something_else_keeps_its_traceback() -> None:
 
 def test_without_file_locks(tmp_path: Path) -> None:
     code = ("import sys; sys.modules['fcntl'] = None\nfrom pathlib import Path\nimport logging\n"
-            'from data.download import ensure_dataset\nfrom utils.runtime import lock\n'
-            'from utils.errors import run_script\nfolder = Path(sys.argv[1])\n'
+            'from data.download import ensure_dataset\nfrom utils.run.setup import lock\n'
+            'from utils.run.script import run_script\nfolder = Path(sys.argv[1])\n'
             "lock(folder)\nrun_script(lambda: ensure_dataset(folder / 'VOCSegmentation'))")
     done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2

@@ -1,0 +1,234 @@
+"""Pictures drawn by code: seven kinds of objects on cluttered ground, for ``experiments/shapes.py``.
+
+The kinds differ in outline and surface pattern, never in colour: colours, pose and light are drawn from the same
+distributions for all of them. What is to be found without labels is therefore shape and pattern.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+SCALE = 2  # objects are drawn this much larger and then reduced, for smooth edges
+
+Array = np.ndarray
+Generator = np.random.Generator
+
+
+def _regular(radii: list[float], start: float = -np.pi / 2) -> Array:
+    """Polygon (N x 2) whose corners lie at equal angles and the given radii."""
+    angles = start + 2 * np.pi * np.arange(len(radii)) / len(radii)
+    return np.stack([np.cos(angles), np.sin(angles)], 1) * np.array(radii)[:, None]
+
+
+def _cross() -> Array:
+    a = 0.38
+    return np.array([(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a),
+                     (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)])
+
+
+def _pear() -> Array:
+    t = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    return np.stack([np.sin(t) * (0.58 - 0.26 * np.cos(t)), -np.cos(t)], 1)
+
+
+def _fish() -> Array:
+    t = np.linspace(0.14, 2 * np.pi - 0.14, 48)  # the body is open on the right, where the tail joins
+    body = np.stack([0.72 * np.cos(t) - 0.28, 0.62 * np.sin(t)], 1)
+    return np.concatenate([body, [(1, -0.6), (0.82, 0), (1, 0.6)]])
+
+
+def _house() -> Array:
+    return np.array([(0, -1), (1, -0.25), (0.8, -0.25), (0.8, 0.85), (-0.8, 0.85), (-0.8, -0.25), (-1, -0.25)])
+
+
+def _stripes(x: Array, y: Array) -> Array:
+    return np.cos(2 * np.pi * 2.2 * x) > 0
+
+
+def _checks(x: Array, y: Array) -> Array:
+    return np.sin(2 * np.pi * 1.25 * x) * np.sin(2 * np.pi * 1.25 * y) > 0
+
+
+def _dots(x: Array, y: Array) -> Array:
+    step = 0.38
+    return np.hypot((x + step / 2) % step - step / 2, (y + step / 2) % step - step / 2) < 0.12
+
+
+def _rings(x: Array, y: Array) -> Array:
+    return np.cos(2 * np.pi * 2.4 * np.hypot(x, y - 0.3)) > 0
+
+
+def _spokes(x: Array, y: Array) -> Array:
+    return (np.cos(8 * np.arctan2(y, x)) > 0) & (np.hypot(x, y) > 0.22)
+
+
+def _scales(x: Array, y: Array) -> Array:
+    """Rows of arcs, each row shifted by half an arc."""
+    step = 0.4
+    column = np.floor(x / (step / 2))
+    across = (y + (column % 2) * step / 2) % step - step / 2
+    return np.abs(np.hypot(x - column * step / 2 - step / 2, across) - step / 2) < 0.05
+
+
+def _bricks(x: Array, y: Array) -> Array:
+    height, width = 0.3, 0.56
+    row = np.floor(y / height)
+    return ((y / height) % 1 < 0.26) | (((x + (row % 2) * width / 2) / width) % 1 < 0.14)
+
+
+class Kind(NamedTuple):
+    """One object class: its outline (N x 2, within the square -1..1) and pattern (x, y -> where the strokes are)."""
+
+    outline: Array
+    pattern: Callable[[Array, Array], Array]
+
+
+KINDS = {
+    'star': Kind(_regular([1.0, 0.52] * 5), _stripes),
+    'ball': Kind(_regular([0.88] * 60), _checks),
+    'cross': Kind(_cross(), _dots),
+    'pear': Kind(_pear(), _rings),
+    'gear': Kind(_regular(([1.0] * 2 + [0.8] * 2) * 10), _spokes),
+    'fish': Kind(_fish(), _scales),
+    'house': Kind(_house(), _bricks),
+}
+CLASSES = ['background', *KINDS]
+
+
+def _colour(rng: Generator, low: float, high: float, saturation: float = 0.35) -> Array:
+    """A random colour (3 floats, 0..1) of any hue with a brightness within low..high."""
+    hsv = np.array([[[rng.uniform(0, 360), rng.uniform(0.05, saturation), rng.uniform(low, high)]]], np.float32)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]
+
+
+def smooth_noise(rng: Generator, height: int, width: int, cells: int, channels: int = 1) -> Array:
+    """Smooth noise, H x W x channels, about -1..1: a coarse grid of random values, enlarged."""
+    grid = rng.uniform(-1, 1, (cells, cells, channels)).astype(np.float32)
+    return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, channels)
+
+
+def _patchwork(rng: Generator, height: int, width: int, low: float, high: float) -> Array:
+    """Colours of many hues that run into each other, H x W x 3: no hue marks the whole of an object or ground.
+
+    Else the hue would tell images apart so well that learning to do so would stop at colour.
+    """
+    grid = np.stack([_colour(rng, low, high) for _ in range(9)]).reshape(3, 3, 3)
+    return np.clip(cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1).reshape(height, width, 3)
+
+
+def _blend(canvas: Array, colour: Array, cover: Array) -> None:
+    """Paint a colour (3, or H x W x 3) over the canvas (H x W x 3, 0..1) in place; cover: H x W in 0..1."""
+    canvas += (colour - canvas) * cover[..., None]
+
+
+def _background(rng: Generator, height: int, width: int) -> Array:
+    """Smooth noise, patches of fine grain, lines, blobs and small plain shapes: H x W x 3, 0..1."""
+    canvas = _patchwork(rng, height, width, 0.35, 0.7)
+    canvas += 0.06 * smooth_noise(rng, height, width, 5, 3)
+    canvas += 0.08 * smooth_noise(rng, height, width, 12)
+    grain = smooth_noise(rng, height, width, min(height, width) // 4)
+    canvas += 0.08 * grain * (smooth_noise(rng, height, width, 4) > 0.2)
+    size = min(height, width)
+
+    def spot() -> tuple[int, int]:
+        return int(rng.uniform(0, width)), int(rng.uniform(0, height))
+
+    for _ in range(rng.integers(2, 6)):  # large faint blobs
+        cover: Array = np.zeros((height, width), np.float32)
+        axes = (int(size * rng.uniform(0.08, 0.3)), int(size * rng.uniform(0.08, 0.3)))
+        cv2.ellipse(cover, spot(), axes, rng.uniform(0, 180), 0, 360, 1.0, -1, cv2.LINE_AA)
+        cover = cv2.GaussianBlur(cover, (0, 0), size * rng.uniform(0.005, 0.04))
+        _blend(canvas, _colour(rng, 0.3, 0.8), cover * rng.uniform(0.3, 0.7))
+    for _ in range(rng.integers(1, 6)):  # lines
+        cover = np.zeros((height, width), np.float32)
+        cv2.line(cover, spot(), spot(), 1.0, int(rng.integers(1, max(1, size // 50) + 1)), cv2.LINE_AA)
+        _blend(canvas, _colour(rng, 0.2, 0.9), cover * rng.uniform(0.3, 0.8))
+    for _ in range(rng.integers(0, 5)):  # small plain shapes, without a pattern
+        corners = int(rng.choice([3, 4, 24]))
+        shape = _regular([size * rng.uniform(0.03, 0.07)] * corners, rng.uniform(0, 6)) + np.array(spot())
+        _blend(canvas, _colour(rng, 0.25, 0.85), _fill(shape, height, width))
+    return canvas
+
+
+def _fill(polygon: Array, height: int, width: int) -> Array:
+    """Cover of a polygon (N x 2, pixels) on a grid: H x W, 0..1."""
+    cover = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(cover, [np.round(polygon * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    return cover.astype(np.float32) / 255
+
+
+def _pose(rng: Generator, height: int, width: int, low: float, high: float) -> Array:
+    """Homography (3 x 3) from an object's own square -1..1 to pixels; its extent is low..high of the shorter side."""
+    radius = min(height, width) * rng.uniform(low, high) / 2
+    angle, stretch, shear = rng.uniform(-0.3, 0.3), rng.uniform(0.92, 1.09), rng.uniform(-0.08, 0.08)
+    flip = rng.choice([-1.0, 1.0])
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    form = np.array([[flip * stretch, shear, 0], [0, 1 / stretch, 0], [*rng.uniform(-0.1, 0.1, 2), 1]])
+    x, y = (rng.uniform(0.9 * radius, side - 0.9 * radius) for side in (width, height))
+    return np.array([[radius, 0, x], [0, radius, y], [0, 0, 1]]) @ turn @ form
+
+
+def _object(rng: Generator, canvas: Array, kind: Kind, pose: Array) -> Array:
+    """Draw an object and its shadow on the canvas (H x W x 3, 0..1), in place; gives its cover, H x W in 0..1."""
+    height, width = canvas.shape[:2]
+    outline = cv2.perspectiveTransform(kind.outline[None].astype(np.float64), pose)[0]
+    left, top = np.clip(np.floor(outline.min(0)).astype(int) - 2, 0, (width - 1, height - 1))
+    right, bottom = np.clip(np.ceil(outline.max(0)).astype(int) + 2, (left + 1, top + 1), (width, height))
+    box = slice(top, bottom), slice(left, right)
+    w, h = (right - left) * SCALE, (bottom - top) * SCALE  # all below is drawn in this box, enlarged
+
+    outline = (outline - (left, top)) * SCALE
+    enlarge = np.array([[SCALE, 0, -SCALE * left], [0, SCALE, -SCALE * top], [0, 0, 1.0]])
+    back = np.linalg.inv(enlarge @ pose).astype(np.float32)
+    columns, rows = np.arange(w, dtype=np.float32) + 0.5, np.arange(h, dtype=np.float32)[:, None] + 0.5
+    x, y, depth = (a * columns + b * rows + c for a, b, c in back)
+    x, y = x / depth, y / depth
+
+    dark, light = _patchwork(rng, h, w, 0.1, 0.25), _patchwork(rng, h, w, 0.75, 0.95)
+    surface = np.where(kind.pattern(x, y)[..., None], dark, light)
+    lamp = rng.uniform(-0.7, 0.7, 2).astype(np.float32)
+    surface *= np.clip(1.12 - 0.22 * np.hypot(x - lamp[0], y - lamp[1]), 0.6, 1.15)[..., None]
+    rim = np.zeros((h, w), np.float32)
+    thickness = max(1, round(0.018 * SCALE * min(height, width)))
+    cv2.polylines(rim, [np.round(outline).astype(np.int32)], True, 1.0, thickness, cv2.LINE_AA)
+    _blend(surface, _colour(rng, 0.05, 0.25), rim)
+
+    small = right - left, bottom - top
+    cover = np.zeros((height, width), np.float32)
+    cover[box] = cv2.resize(_fill(outline, h, w), small, interpolation=cv2.INTER_AREA).reshape(cover[box].shape)
+    far = 0.03 * min(height, width)
+    shift = np.array([[1, 0, far * np.sign(-lamp[0])], [0, 1, far]], np.float64)
+    shadow = cv2.GaussianBlur(cv2.warpAffine(cover, shift, (width, height)), (0, 0), far)
+    _blend(canvas, np.zeros(3, np.float32), 0.45 * shadow)
+    _blend(canvas[box], cv2.resize(surface, small, interpolation=cv2.INTER_AREA), cover[box])
+    return cover
+
+
+def draw(rng: Generator, size: int, kind: int) -> tuple[Array, Array]:
+    """One image and its exact label map.
+
+    Args:
+        rng: where all the randomness comes from.
+        size: longest side in pixels; the shorter one is 70 to 100 % of it.
+        kind: class (1..) of the main object. One image in twenty-five has a second object, of any class.
+
+    Returns:
+        image, H x W x 3 uint8 RGB; labels, H x W uint8, 0 = background, without void.
+    """
+    short = round(size * rng.uniform(0.7, 1.0))
+    height, width = (size, short) if rng.random() < 0.3 else (short, size)
+    canvas = _background(rng, height, width)
+    labels = np.zeros((height, width), np.uint8)
+    objects = [(kind, _pose(rng, height, width, 0.75, 0.9))]
+    if rng.random() < 0.04:  # a smaller one behind it, where it hides least
+        poses = [_pose(rng, height, width, 0.4, 0.55) for _ in range(8)]
+        far = max(poses, key=lambda pose: np.hypot(*(pose - objects[0][1])[:2, 2]))
+        objects.insert(0, (int(rng.integers(1, len(CLASSES))), far))
+    for number, pose in objects:
+        labels[_object(rng, canvas, KINDS[CLASSES[number]], pose) > 0.5] = number
+    canvas *= 1 + 0.2 * smooth_noise(rng, height, width, 2)  # light across the whole image
+    canvas += rng.normal(0, 0.012, canvas.shape)
+    return (np.clip(canvas, 0, 1) * 255).round().astype(np.uint8), labels

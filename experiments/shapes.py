@@ -1,0 +1,168 @@
+"""A data set drawn by code, in the folder layout of VOC, so that the whole method runs without a download.
+
+    python experiments/shapes.py --output datasets/synthetic --train 850 --val 150 --size 128 --seed 0
+"""
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
+
+from experiments.drawing import CLASSES, KINDS, draw, smooth_noise
+from utils.config.cli import ArgumentParser
+from utils.run.errors import UserError
+from utils.run.files import PALETTE
+from utils.run.script import run_script
+
+VERSION = 2  # raise it when the same parameters draw other images
+VOID = 255
+
+Array = np.ndarray
+Generator = np.random.Generator
+
+
+def with_void(labels: Array, width: int = 1) -> Array:
+    """The label map (H x W uint8) with void (255) along the object borders, about 2 * width pixels wide."""
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
+    return np.where(cv2.dilate(labels, disc) != cv2.erode(labels, disc), VOID, labels).astype(np.uint8)
+
+
+def rough_mask(rng: Generator, mask: Array) -> Array:
+    """A salient-object mask as an unsupervised method would give it: rough border, holes, leaks, missing parts.
+
+    Args:
+        mask: H x W bool, the exact objects.
+
+    Returns:
+        H x W bool; three in a hundred are empty.
+    """
+    height, width = mask.shape
+    size = min(height, width)
+    if rng.random() < 0.03 or not mask.any():
+        return np.zeros_like(mask)
+    soft: Array = mask.astype(np.float32)
+    rows, columns = np.nonzero(mask)
+    extent = np.sqrt(len(rows))  # about the side of the object
+
+    def spread(low: float, high: float, where: Array) -> Array:  # an ellipse around a random pixel of `where`
+        y, x = where[rng.integers(len(where))]
+        axes = (max(1, int(extent * rng.uniform(low, high))), max(1, int(extent * rng.uniform(low, high))))
+        return cv2.ellipse(np.zeros((height, width), np.float32), (int(x), int(y)), axes, rng.uniform(0, 180),
+                           0, 360, 1.0, -1)
+
+    if rng.random() < 0.3:  # a part is missing: all beyond a line
+        angle = rng.uniform(0, 2 * np.pi)
+        along = np.cos(angle) * columns + np.sin(angle) * rows
+        gone = along > np.quantile(along, rng.uniform(0.65, 0.9))
+        soft[rows[gone], columns[gone]] = 0
+    inside, border = np.argwhere(mask), np.argwhere(mask & (cv2.erode(mask.astype(np.uint8), np.ones((3, 3))) == 0))
+    for _ in range(rng.integers(0, 3)):
+        soft *= 1 - spread(0.05, 0.14, inside)
+    for _ in range(rng.integers(0, 3)):
+        soft = np.maximum(soft, spread(0.08, 0.25, border if len(border) else inside))
+    soft = cv2.GaussianBlur(soft, (0, 0), size * rng.uniform(0.01, 0.03))
+    return soft + 0.3 * smooth_noise(rng, height, width, int(rng.integers(6, 14)))[..., 0] > 0.5
+
+
+def generate(root: Path, train: int, val: int, size: int = 128, seed: int = 0) -> Path:
+    """Draw a whole data set into the folder ``root``, or keep the one there if it was drawn alike.
+
+    Files: images/ID.jpg, SegmentationClass/ID.png (palette, void at some borders), SegmentationClassAug/ID.png
+    (grey, train only), saliency_supervised_model/ID.png (the exact objects), saliency_unsupervised_model/ID.png
+    (see ``rough_mask``), sets/{train,trainaug,val}.txt (trainaug equals train) and dataset.yml (class names, and
+    the parameters under ``synthetic``). Everything is drawn beside ``root`` and moved there when it is whole.
+
+    Args:
+        root: the folder to make; its parents are made too.
+        train, val: how many images; the classes take turns, so that each has its equal share.
+        size: longest side of an image in pixels, at least 32.
+        seed: an image depends on the seed, its split and its number only, so a smaller set is a part of a larger one.
+
+    Raises:
+        UserError: a parameter is out of range, or ``root`` holds anything else.
+    """
+    root = Path(root).resolve()
+    for name, value, least in (('train', train, 1), ('val', val, 1), ('size', size, 32), ('seed', seed, 0)):
+        if value < least:
+            raise UserError(f'{name} is {value}: give a whole number of at least {least}.')
+    recipe = {'version': VERSION, 'train': train, 'val': val, 'size': size, 'seed': seed}
+    if _kept(root, recipe):
+        return root
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f'.{root.name}-', dir=root.parent) as scratch:
+            part = Path(scratch) / root.name
+            _write(part, recipe)
+            if not _kept(root, recipe):  # another process may have been faster
+                part.rename(root)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f'cannot make the folder {root} ({error.strerror}): choose another one.') from None
+    return root
+
+
+def _kept(root: Path, recipe: dict[str, int]) -> bool:
+    """Whether ``root`` holds the data set of this recipe; False if it is absent or empty, else a UserError."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    try:
+        found: Any = yaml.safe_load((root / 'dataset.yml').read_text())
+        found = found['synthetic']
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        raise UserError(f'{root} exists and is no data set drawn by experiments/shapes.py: '
+                        'choose another folder or delete it.') from None
+    if found != recipe:
+        raise UserError(f'{root} holds a data set drawn with {found}, not {recipe}: '
+                        'choose another folder or delete it.')
+    return True
+
+
+def _write(root: Path, recipe: dict[str, int]) -> None:
+    folders = ('images', 'SegmentationClass', 'SegmentationClassAug', 'saliency_supervised_model',
+               'saliency_unsupervised_model', 'sets')
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+    for number, split in enumerate(('train', 'val')):
+        ids = [f'{split}_{index:06d}' for index in range(recipe[split])]
+        for index, name in enumerate(ids):
+            rng = np.random.default_rng([recipe['seed'], number, index])
+            image, labels = draw(rng, recipe['size'], 1 + index % len(KINDS))
+            truth = with_void(labels) if rng.random() < 0.5 else labels
+            rough = rough_mask(rng, labels > 0)
+            Image.fromarray(image).save(root / 'images' / f'{name}.jpg', quality=92)
+            coloured = Image.fromarray(truth).convert('P')
+            coloured.putpalette(PALETTE.tobytes())
+            coloured.save(root / 'SegmentationClass' / f'{name}.png')
+            if split == 'train':
+                Image.fromarray(truth).save(root / 'SegmentationClassAug' / f'{name}.png')
+            for model, mask in (('supervised', labels > 0), ('unsupervised', rough)):
+                grey = Image.fromarray(mask.astype(np.uint8) * 255)
+                grey.save(root / f'saliency_{model}_model' / f'{name}.png')
+        for file in ('train', 'trainaug') if split == 'train' else ('val',):
+            (root / 'sets' / f'{file}.txt').write_text('\n'.join(ids) + '\n')
+    description = {'classes': CLASSES, 'synthetic': recipe}
+    (root / 'dataset.yml').write_text(yaml.safe_dump(description, sort_keys=False))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line; see the top of this file."""
+    parser = ArgumentParser(__doc__)
+    parser.add_argument('--output', type=Path, required=True, help='the folder to make')
+    parser.add_argument('--train', type=int, default=850, help='training images')
+    parser.add_argument('--val', type=int, default=150, help='validation images')
+    parser.add_argument('--size', type=int, default=128, help='longest side of an image in pixels')
+    parser.add_argument('--seed', type=int, default=0, help='another seed draws other images')
+    args = parser.parse_args(argv)
+    root = generate(args.output, args.train, args.val, args.size, args.seed)
+    print(f'{args.train} train and {args.val} val images in {root}')
+
+
+if __name__ == '__main__':
+    run_script(main)

@@ -1,0 +1,113 @@
+"""The fully connected CRF (Kraehenbuehl and Koltun, NeurIPS 2011) behind ``--crf-postprocess``."""
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from utils.run.errors import UserError
+from utils.run.parallel import process_pool
+
+Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (image, logits) -> label map
+
+
+def require_crf() -> None:
+    """Raise UserError unless pydensecrf can be imported."""
+    if importlib.util.find_spec('pydensecrf') is None:
+        raise UserError('the CRF needs pydensecrf, which is not installed; install a C++ compiler, then '
+                        'pip install pydensecrf2.')
+
+
+def dense_crf(image: np.ndarray, logits: Tensor | np.ndarray, iterations: int = 10, pos_xy_std: float = 1,
+              pos_w: float = 3, bi_xy_std: float = 67, bi_rgb_std: float = 3, bi_w: float = 4,
+              min_probability: float = 0) -> np.ndarray:
+    """Refine a segmentation with the image's colours.
+
+    Args:
+        image: (H, W, 3) uint8 RGB. The bilateral kernel gets it as BGR, as in the published code: its lattice is an
+            approximation that the order of the channels changes (by 0.1 to 0.3 % of the pixels).
+        logits: (classes, h, w), resized to the image (bilinear), then softmax.
+        iterations: of the mean field.
+        pos_xy_std, pos_w: Gaussian kernel: standard deviation in pixels, weight.
+        bi_xy_std, bi_rgb_std, bi_w: bilateral kernel: standard deviations in pixels and grey levels, weight.
+        min_probability: 0 is exact. Above 0 a quicker approximation: classes whose probability is below it in
+            every pixel are left out, and an ordinary blur stands in for the lattice of the Gaussian kernel.
+
+    Returns:
+        (H, W) uint8 class ids.
+
+    Raises:
+        UserError: pydensecrf is not installed.
+    """
+    require_crf()
+    from pydensecrf.densecrf import DenseCRF2D
+    from pydensecrf.utils import unary_from_softmax
+    height, width = image.shape[:2]
+    resized = F.interpolate(torch.as_tensor(logits)[None].float(), (height, width), mode='bilinear')[0]
+    probabilities = torch.softmax(resized, 0).cpu().numpy()  # classes x H x W
+    highest = probabilities.max((1, 2))
+    kept = np.flatnonzero(highest >= min(min_probability, highest.max()))
+    if len(kept) == 1:
+        return np.full((height, width), kept[0], np.uint8)
+    if len(kept) < len(probabilities):
+        probabilities = probabilities[kept]
+    crf = DenseCRF2D(width, height, len(kept))
+    unary = np.ascontiguousarray(unary_from_softmax(probabilities))  # classes x pixels
+    crf.setUnaryEnergy(unary)
+    if min_probability == 0:
+        crf.addPairwiseGaussian(sxy=pos_xy_std, compat=pos_w)
+    crf.addPairwiseBilateral(sxy=bi_xy_std, srgb=bi_rgb_std, rgbim=np.ascontiguousarray(image[..., ::-1]), compat=bi_w)
+    if min_probability == 0:
+        field = crf.inference(iterations)
+    else:
+        blur = partial(cv2.GaussianBlur, ksize=(0, 0), sigmaX=pos_xy_std, borderType=cv2.BORDER_CONSTANT)
+        norm = 1 / np.sqrt(blur(np.ones((height, width), np.float32)))  # symmetric, as the library's
+        field, *buffers = crf.startInference()
+        for _ in range(iterations):  # the Gaussian kernel's message joins the unary energy of the next step
+            planes = np.ascontiguousarray(field).reshape(-1, height, width)
+            message = np.stack([norm * blur(norm * plane) for plane in planes])
+            crf.setUnaryEnergy(unary - pos_w * message.reshape(unary.shape))
+            crf.stepInference(field, *buffers)
+    marginals = np.array(field)  # classes x pixels, a pixel's classes side by side
+    return kept.astype(np.uint8)[marginals.argmax(0)].reshape(height, width)
+
+
+@contextmanager
+def crf_in_workers(crf: Mapping[str, Any], workers: int) -> Iterator[Refine]:
+    """A function (image, logits) -> label map that runs ``dense_crf`` in worker processes, on one core each.
+
+    It returns when the label map is there: call it from several threads to keep several workers busy.
+
+    Args:
+        crf: keyword arguments of ``dense_crf``.
+        workers: processes; 0 runs the CRF in this one.
+
+    Raises:
+        UserError: a worker was killed. What ``dense_crf`` raises in a worker is raised here.
+    """
+    refine = partial(dense_crf, **crf)
+    if workers == 0:
+        yield refine
+        return
+    pool = process_pool(workers)
+
+    def in_worker(*arguments: np.ndarray) -> np.ndarray:
+        try:
+            return pool.submit(refine, *arguments).result()
+        except BrokenProcessPool as error:
+            raise UserError('a process of the CRF was killed, probably for lack of memory; start again with fewer '
+                            'workers (--workers, or crf_workers).') from error
+
+    try:
+        yield in_worker
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,172 @@
+"""Whitening and K-means on prototypes, the match of its clusters to classes, and its figures."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+from scipy.stats import entropy
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.decomposition import PCA
+
+from segmentation.metrics import iou_of
+from utils.run.errors import UserError
+
+DIMENSIONS = 32
+EMPTY = 1e-9  # share of the greatest variance below which a direction holds rounding alone
+
+
+@dataclass
+class Whitening:
+    """PCA with whitening, fitted once and kept: (N, D) -> (N, d), (x - mean) @ projection.
+
+    mean: (D,) float64.
+    projection: (D, d) float64, d at most 32: directions in which the fitted points do not differ are left out,
+        for whitening would blow up nothing but rounding.
+    """
+    mean: np.ndarray
+    projection: np.ndarray
+
+    @classmethod
+    def fit(cls, prototypes: np.ndarray, seed: int) -> Whitening:
+        """Of (M, D) prototypes; ``seed``: of the randomised solver that scikit-learn takes for many dimensions."""
+        with np.errstate(invalid='ignore'):  # the shares of a variance of 0, which are not used
+            pca = PCA(min(DIMENSIONS, *prototypes.shape), random_state=seed).fit(prototypes.astype(np.float64))
+        variance = pca.explained_variance_
+        kept = max(1, int((variance > EMPTY * variance[0]).sum()))
+        scale = np.sqrt(np.where(variance > 0, variance, 1))  # 1: points that are all the same
+        return cls(pca.mean_, (pca.components_.T / scale)[:, :kept])
+
+    def __call__(self, prototypes: np.ndarray) -> np.ndarray:
+        return (prototypes - self.mean) @ self.projection
+
+
+@dataclass
+class Clustering:
+    """One run of K-means: ids (N,), the nearest centre of each point; centres (K, d); the sum of squared distances."""
+    ids: np.ndarray
+    centres: np.ndarray
+    inertia: float
+
+
+def nearest_centre(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """(N, d), (K, d) -> (N,) the centre of least Euclidean distance; a point's does not depend on the others."""
+    return cdist(points, centres, 'sqeuclidean').argmin(1)
+
+
+def kmeans(points: np.ndarray, num_clusters: int, seed: int, fit: np.ndarray | None = None,
+           unit: str = 'images') -> Clustering:
+    """Mini-batch K-means (batch 1000, 3 starts).
+
+    Args:
+        points: (N, D).
+        fit: (M, D) points that it is fitted on; the ones of ``points`` by default.
+        unit: what a point is, for the message.
+
+    Raises:
+        UserError: there are fewer points to fit on than clusters.
+    """
+    fit = points if fit is None else fit
+    if len(fit) < num_clusters:
+        raise UserError(f'{len(fit)} {unit} cannot form num_clusters {num_clusters}; lower num_clusters or take a '
+                        'larger split.')
+    model = MiniBatchKMeans(num_clusters, batch_size=1000, n_init=3, random_state=seed)
+    centres = model.fit(fit).cluster_centers_
+    return Clustering(nearest_centre(points, centres), centres, float(model.inertia_))
+
+
+def cluster_confusion(inside: np.ndarray, outside: np.ndarray, clusters: np.ndarray, num_clusters: int) -> np.ndarray:
+    """The confusion matrix of a clustering, from histograms.
+
+    All pixels of an object carry its cluster + 1 and the rest 0, so what the ground truth holds inside
+    the objects and outside is all that any clustering needs.
+
+    Args:
+        inside: (N, classes) pixels of each class inside each object.
+        outside: (M, classes) pixels of each class outside the objects of each image.
+        clusters: (N,) ids in 0..num_clusters-1.
+
+    Returns:
+        (classes, num_clusters + 1) int64 pixel counts; column 0 is the background.
+    """
+    confusion = np.zeros((num_clusters + 1, inside.shape[1]), np.int64)
+    confusion[0] = outside.sum(0)
+    np.add.at(confusion, clusters + 1, inside)
+    return confusion.T
+
+
+def iou_matrix(confusion: np.ndarray) -> np.ndarray:
+    """(classes, clusters) IoU in 0..1 of every class with every cluster."""
+    union = confusion.sum(1, keepdims=True) + confusion.sum(0, keepdims=True) - confusion
+    return np.divide(confusion, union, out=np.zeros(confusion.shape), where=union > 0)
+
+
+def match_clusters(confusion: np.ndarray, matching: str = 'majority') -> np.ndarray:
+    """The class of each cluster.
+
+    One to one by the assignment of greatest total IoU. With more clusters than classes, 'majority' gives
+    each cluster the class of highest IoU; 'hungarian' is the assignment in which a class may take up to
+    ceil(clusters / classes) clusters.
+
+    Returns:
+        (clusters,) class ids.
+    """
+    iou = iou_matrix(confusion)
+    num_classes, num_clusters = iou.shape
+    if num_clusters > num_classes and matching == 'majority':
+        return iou.argmax(0)
+    rows, clusters = linear_sum_assignment(np.tile(iou, (-(-num_clusters // num_classes), 1)), maximize=True)
+    mapping = np.empty(num_clusters, np.int64)
+    mapping[clusters] = rows % num_classes
+    return mapping
+
+
+def merge_clusters(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
+    """(classes, clusters) -> (classes, classes): the columns of each class's clusters added up."""
+    merged = np.zeros((confusion.shape[0],) * 2, np.int64)
+    np.add.at(merged.T, mapping, confusion.T)
+    return merged
+
+
+def normalized_mutual_information(contingency: np.ndarray) -> float:
+    """NMI (arithmetic mean of the entropies), 0..1, from pixel counts (classes, clusters)."""
+    if np.count_nonzero(contingency) <= 1:  # one class and one cluster
+        return 1.0
+    apart = entropy(contingency.sum(0)) + entropy(contingency.sum(1))
+    return float(2 * (apart - entropy(contingency.ravel())) / apart)
+
+
+def adjusted_rand_index(contingency: np.ndarray) -> float:
+    """ARI, at most 1, from pixel counts (classes, clusters); in Python integers, whose pairs cannot overflow."""
+    def pairs(counts: np.ndarray) -> int:
+        return sum(n * (n - 1) // 2 for n in counts.ravel().tolist())
+
+    together, by_class, by_cluster, every = map(pairs, (contingency, contingency.sum(1), contingency.sum(0),
+                                                        contingency.sum()))
+    if by_class == by_cluster == together:  # the same partition
+        return 1.0
+    # (together - expected) / (mean - expected), expected = by_class * by_cluster / every, all times 2 * every
+    expected = 2 * by_class * by_cluster
+    return (2 * together * every - expected) / ((by_class + by_cluster) * every - expected)
+
+
+@dataclass
+class ClusterScores:
+    """The figures of one run, 0..1 each: IoU of every class, and the scalars by their printed names."""
+    iou: np.ndarray
+    scalars: dict[str, float]
+
+
+def score_clusters(confusion: np.ndarray, mapping: np.ndarray) -> ClusterScores:
+    """mIoU, pixel accuracy, NMI and ARI of the mapped clusters: those of one class count as one cluster, as published.
+
+    Args:
+        confusion: (classes, clusters) counts of valid pixels, the background's column included.
+        mapping: (clusters,) class ids.
+    """
+    merged = merge_clusters(confusion, mapping)
+    iou = iou_of(merged)
+    return ClusterScores(iou, {
+        'mIoU': float(iou.mean()), 'accuracy': float(np.trace(merged) / max(1, merged.sum())),
+        'NMI': normalized_mutual_information(merged), 'ARI': adjusted_rand_index(merged)})

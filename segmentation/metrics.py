@@ -1,0 +1,50 @@
+"""One confusion matrix behind every IoU, and one definition of its spread."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from utils.run.errors import UserError
+
+
+def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_truth: int,
+                     num_predicted: int | None = None) -> np.ndarray:
+    """Count pixels by (true class, predicted class).
+
+    Args:
+        truth: class ids; pixels outside 0..num_truth-1 (255 = void) do not count.
+        prediction: same shape, 0..num_predicted-1.
+
+    Returns:
+        (num_truth, num_predicted) int64.
+    """
+    columns = num_truth if num_predicted is None else num_predicted
+    if truth.dtype == prediction.dtype == np.uint8:  # label maps: all pairs of bytes in one pass, void included
+        pairs = truth.astype(np.uint16) << 8 | prediction
+        counts = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)[:num_truth]
+        if counts[:, columns:].any():
+            raise ValueError(f'a prediction is outside 0..{columns - 1}')
+        return counts[:, :columns]
+    valid = truth < num_truth
+    pairs = truth[valid].astype(np.int64) * columns + prediction[valid]
+    return np.bincount(pairs, minlength=num_truth * columns).reshape(num_truth, columns)
+
+
+def iou_of(confusion: np.ndarray) -> np.ndarray:
+    """TP / (TP + FP + FN) of each class, 0..1, from a square confusion matrix; 0 for a class in neither.
+
+    Raises:
+        UserError: no pixel counts.
+    """
+    if not confusion.any():
+        raise UserError('the ground truth has no pixel to score: all carry the ignore label (255) or ignored classes; '
+                        'check it, val_split, eval_classes and ignore_classes.')
+    hits = np.diag(confusion).astype(np.float64)
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    return np.divide(hits, union, out=np.zeros_like(hits), where=union > 0)
+
+
+def standard_deviation(values: Sequence[float]) -> float | None:
+    """Of a sample (divided by n - 1), which every ± is; None of fewer than two values."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -1,0 +1,65 @@
+"""The network's objects of a batch and of a split, against the plain way over pixels."""
+import numpy as np
+import pytest
+import torch
+
+from models.segmentation import resize
+from segmentation.objects import embed_split, split_mask
+from tests.colours import SIDE, ColourModel, loader_of, random_blobs
+
+CPU = torch.device('cpu')
+
+
+@pytest.mark.parametrize('from_network', [True, False])
+def test_prototypes_equal_the_plain_way(from_network: bool) -> None:
+    draw = np.random.default_rng(1)
+    truths, masks = random_blobs(draw, 4, 5)
+    loader = loader_of(truths, masks, draw)
+    split = embed_split(ColourModel(), loader, CPU, 5, from_network=from_network, min_component=0.02)
+    expected = []
+    for batch in loader:
+        maps = ColourModel().maps(batch['image'])
+        embedding, scores = (resize(maps[name], (SIDE, SIDE)) for name in ('embedding', 'saliency'))
+        for i, mask in enumerate(batch['sal']):
+            seen = (scores[i, 0] > 0.5).numpy().astype(np.uint8) if from_network else mask
+            objects, count = split_mask(seen, 0.02)
+            rows, columns = (np.arange(SIDE) * side // SIDE for side in objects.shape)  # nearest
+            small = objects[rows][:, columns]
+            for k in range(1, count + 1):
+                weights = torch.from_numpy(small == k) * (scores[i, 0] if from_network else 1)
+                summed = (embedding[i] * weights).sum((1, 2))
+                expected.append((summed / summed.norm()).numpy())
+    assert len(split) == len(expected) > 4
+    np.testing.assert_allclose(split.prototypes, expected, atol=1e-5)
+
+
+def test_split_mask_by_hand() -> None:
+    mask = np.array([[1, 1, 0, 0, 1],
+                     [0, 0, 1, 0, 0],
+                     [0, 0, 0, 0, 1],
+                     [1, 0, 0, 1, 1]], np.uint8)
+    objects, count = split_mask(mask, 0.1)  # of 20 pixels: 2 or more
+    assert count == 2
+    np.testing.assert_array_equal(objects, [[1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 2], [0, 0, 0, 2, 2]])
+    objects, count = split_mask(mask, 0.05)
+    assert count == 4
+    assert len(np.unique(objects)) == 5
+    assert split_mask(np.zeros((3, 3), np.uint8), 0.01)[1] == 0
+    assert split_mask(mask)[1] == 1
+
+
+@pytest.mark.parametrize('min_component', [None, 0.02])
+def test_masks_kept_at_the_size_of_the_network_are_those_at_the_size_of_the_image(min_component: float | None) -> None:
+    draw = np.random.default_rng(2)
+    truths, masks = random_blobs(draw, 4, 5)
+    loader = loader_of(truths, masks, draw)
+    options = {'keep_masks': True, 'min_component': min_component}
+    with_truth = embed_split(ColourModel(), loader, CPU, 5, **options)
+    plain = embed_split(ColourModel(), [{k: v for k, v in batch.items() if k != 'semseg'} for batch in loader], CPU, 1,
+                        **options)
+    assert plain.packed_shapes == [(SIDE, SIDE)] * 4 != with_truth.packed_shapes
+    assert not plain.inside.any()
+    np.testing.assert_array_equal(plain.prototypes, with_truth.prototypes)
+    labels = np.arange(1, len(plain) + 1)
+    for image in range(4):
+        np.testing.assert_array_equal(plain.paint(image, labels, 0), with_truth.paint(image, labels, 0))

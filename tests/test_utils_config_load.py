@@ -1,0 +1,420 @@
+"""utils.config.load: every YAML that ships, every message, defaults, overrides, the copy beside the results."""
+import copy
+import dataclasses
+import pickle
+from pathlib import Path
+
+import pytest
+import yaml
+from easydict import EasyDict
+
+from data.voc import VOC_CLASSES
+from utils.config import schema
+from utils.config.cli import ArgumentParser
+from utils.config.load import (
+    REPOSITORY,
+    add_config_arguments,
+    as_dict,
+    check_combinations,
+    find_file,
+    load_config,
+    resolve_path,
+    save_config,
+)
+from utils.config.schema import Env, Kmeans, LinearFinetune, Pretrain, Retrieval, TrainSaliency
+from utils.config.strict_yaml import schema_keys
+from utils.run.errors import UserError
+
+CONFIGS = REPOSITORY / 'configs'
+SCHEMAS = {'linear_finetune': LinearFinetune, 'finetune': LinearFinetune, 'kmeans': Kmeans, 'retrieval': Retrieval,
+           'saliency': TrainSaliency, 'configs': Pretrain}
+STEMS = {'pretrain': Pretrain, 'linear': LinearFinetune, 'kmeans': Kmeans, 'retrieval': Retrieval}  # of voc_animals
+SHIPPED = sorted(path for path in CONFIGS.rglob('*.yml') if path != CONFIGS / 'env.yml'
+                 and (path.parent.name in SCHEMAS or path.parent.parent.name == 'voc_animals'))
+MINIMAL = 'pretraining: none\nepochs: 1\ntrain_batch_size: 2\n'
+
+
+@pytest.fixture
+def load(tmp_path):
+    """load(text of the experiment, schema, overrides, env=text): the config, from files in tmp_path."""
+    def load(exp: str, schema: type = Pretrain, overrides=(), env: str = 'root_dir: out\ndb_root: sets\n') -> EasyDict:
+        (tmp_path / 'env.yml').write_text(env)
+        (tmp_path / 'exp.yml').write_text(exp)
+        return load_config(str(tmp_path / 'env.yml'), str(tmp_path / 'exp.yml'), schema, overrides)
+    return load
+
+
+@pytest.fixture
+def message(load, tmp_path, monkeypatch):
+    """message(...): the text of the UserError that load(...) must raise."""
+    monkeypatch.chdir(tmp_path)
+
+    def message(*args, **kwargs) -> str:
+        with pytest.raises(UserError) as caught:
+            load(*args, **kwargs)
+        return str(caught.value)
+    return message
+
+
+# --- the files that ship
+
+@pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_file_loads_and_opens_with_its_command(path):
+    schema = SCHEMAS.get(path.parent.name) or STEMS[path.stem.partition('_')[0]]
+    config = load_config('configs/env.yml', str(path), schema,
+                         ['root_dir=results', 'db_root=/data'])  # whatever env.yml was edited to
+    assert config.config_name == path.stem
+    start = path.parent.relative_to(REPOSITORY / 'configs')  # stems of the animals' starts are the same
+    folder = start / path.stem if start.parts[:1] == ('voc_animals',) else path.stem
+    assert config.output_dir == str(REPOSITORY / 'results' / folder)
+    if config.get('pretraining', '').endswith('checkpoint.pth.tar') and start.parts[:1] == ('voc_animals',):
+        assert config.pretraining == f'{start}/pretrain_supervised/checkpoint.pth.tar'
+    first = path.read_text().splitlines()[0]
+    assert first.startswith('# cd ')
+    assert f'--config_env configs/env.yml --config_exp {path.relative_to(REPOSITORY)}' in first
+    folder, script = first.split()[2], first.split()[5]
+    assert (folder, script) == {
+        Pretrain: ('pretrain', 'main.py'), LinearFinetune: ('segmentation', 'linear_finetune.py'),
+        Kmeans: ('segmentation', 'kmeans.py'), Retrieval: ('segmentation', 'retrieval.py'),
+        TrainSaliency: ('saliency', 'train.py')}[schema]
+
+
+def test_presets_hold_the_published_values():
+    def preset(name, schema=Pretrain):
+        return load_config('configs/env.yml', f'configs/{name}.yml', schema, ['db_root=/data'])
+    supervised = preset('VOCSegmentation_supervised_saliency_model')
+    unsupervised = preset('VOCSegmentation_unsupervised_saliency_model')
+    paper = preset('VOCSegmentation_paper_60_epochs')
+    for config, expected in ((supervised, (40, 64, 128, True, 'imagenet_classification')),
+                             (paper, (60, 64, 128, True, 'imagenet_classification')),
+                             (unsupervised, (40, 128, 256, False, 'imagenet_moco'))):
+        assert (config.epochs, config.train_batch_size, config.moco_kwargs.K, config.freeze_layers,
+                config.pretraining) == expected
+        assert config.optimizer_kwargs == {'lr': 0.004, 'momentum': 0.9, 'weight_decay': 1e-4, 'nesterov': False}
+        assert (config.backbone, config.optimizer, config.scheduler) == ('resnet50', 'sgd', 'poly')
+        assert (config.moco_kwargs.m, config.moco_kwargs.T, config.model_kwargs.ndim) == (0.999, 0.5, 32)
+    linear = preset('linear_finetune/linear_finetune_VOCSegmentation_unsupervised_saliency', LinearFinetune)
+    assert linear.scheduler_kwargs == {'lr_decay_rate': 0.1, 'lr_decay_epochs': (25,)}
+    assert (linear.epochs, linear.train_batch_size, linear.optimizer_kwargs.lr) == (60, 16, 0.1)
+    assert linear.crf_kwargs == dataclasses.asdict(schema.CrfKwargs())  # the file repeats the schema's figures
+    for path in (REPOSITORY / 'configs' / 'retrieval').glob('retrieval_VOCSegmentation_*.yml'):
+        ignored = preset(f'retrieval/{path.stem}', Retrieval).ignore_classes
+        assert set(VOC_CLASSES) - set(ignored) == {'background', 'bus', 'aeroplane', 'car', 'person', 'cat', 'cow',
+                                                   'bottle'}
+
+
+def test_env_placeholder_names_file_key_and_mend(tmp_path, monkeypatch):
+    (tmp_path / 'configs').mkdir()
+    (tmp_path / 'configs' / 'env.yml').write_text('# folders\nroot_dir: results\ndb_root: /path/to/datasets\n')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r'^configs/env.yml, line 3: db_root is still the placeholder '
+                                        r'/path/to/datasets; set it to .* --set db_root=FOLDER$'):
+        load_config('configs/env.yml', 'configs/VOCSegmentation_supervised_saliency_model.yml', Pretrain)
+
+
+# --- what a loaded config is
+
+def test_defaults_are_filled_in_nested_too(load):
+    config = load(MINIMAL + 'optimizer_kwargs:\n  lr: 1\nmoco_kwargs:\n')
+    assert config.optimizer_kwargs.lr == 1.0
+    assert isinstance(config.optimizer_kwargs.lr, float)
+    assert config.optimizer_kwargs.momentum == 0.9
+    assert config.moco_kwargs.K == 128
+    assert config.augmentation_kwargs.scale == (0.2, 1.0)
+    assert config.moco_state_dict is None
+    assert set(config) == {f.name for f in dataclasses.fields(Pretrain)} | {'root_dir', 'db_root', 'config_name'}
+
+
+def test_paths_are_absolute(load, tmp_path):
+    config = load(MINIMAL)
+    assert config.root_dir == str(REPOSITORY / 'out')
+    assert config.db_root == str(REPOSITORY / 'sets')
+    assert config.output_dir == str(REPOSITORY / 'out' / 'exp')
+    config = load(MINIMAL + 'output_dir: here\n', env='root_dir: ~/r\ndb_root: /sets\n')
+    assert config.output_dir == str(Path.home().resolve() / 'r' / 'here')
+    assert load(MINIMAL, overrides=[f'output_dir={tmp_path}/x']).output_dir == str(tmp_path.resolve() / 'x')
+
+
+def test_config_is_read_only(load):
+    config = load(MINIMAL)
+    for section in (config, config.optimizer_kwargs):
+        for change in (lambda d: setattr(d, 'lr', 1), lambda d: d.__setitem__('lr', 1), lambda d: d.clear(),
+                       lambda d: d.update(lr=1), lambda d: d.pop('lr'), lambda d: d.setdefault('a', 1),
+                       lambda d: d.popitem(), lambda d: d.__delitem__('lr'), lambda d: delattr(d, 'lr'),
+                       lambda d: d.__ior__({'lr': 1})):
+            with pytest.raises(TypeError, match='read-only'):
+                change(section)
+    assert config.optimizer_kwargs.lr == config['optimizer_kwargs']['lr'] == 0.004
+    with pytest.raises(AttributeError):
+        _ = config.no_such_key
+
+
+def test_config_can_be_copied_pickled_and_made_plain(load):
+    config = load(MINIMAL)
+    for other in (copy.deepcopy(config), copy.copy(config), pickle.loads(pickle.dumps(config))):
+        assert other == config
+        assert other.moco_kwargs.K == 128
+        with pytest.raises(TypeError):
+            other.moco_kwargs.K = 1
+    plain = as_dict(config)
+    assert type(plain) is dict
+    assert type(plain['moco_kwargs']) is dict
+    assert plain['augmentation_kwargs']['scale'] == [0.2, 1.0]
+
+
+# --- overrides
+
+def test_overrides(load):
+    config = load(MINIMAL, overrides=['optimizer_kwargs.lr=0.1', 'scheduler_kwargs.lr_decay_epochs=[1, 2]',
+                                      'epochs=2', 'epochs=3', 'moco_kwargs={K: 64, T: 0.1}', 'moco_kwargs.T=1',
+                                      'moco_state_dict=', 'device=cpu', 'root_dir=/r', 'db_root=/d'])
+    assert config.optimizer_kwargs.lr == 0.1
+    assert config.scheduler_kwargs.lr_decay_epochs == (1, 2)
+    assert config.epochs == 3  # the last one counts
+    assert (config.moco_kwargs.K, config.moco_kwargs.T, config.moco_kwargs.m) == (64, 1.0, 0.999)
+    assert (config.root_dir, config.db_root, config.device) == ('/r', '/d', 'cpu')
+
+
+@pytest.mark.parametrize(('override', 'expected'), [
+    ('lr=0.1', "--set lr=0.1: unknown key 'lr'; did you mean 'optimizer_kwargs.lr'?"),
+    ('epochs', '--set epochs: expected KEY=VALUE'),
+    ('epochs=two', "--set epochs=two: epochs: expected a whole number, got the text 'two'"),
+    ('epochs.x=1', '--set epochs.x=1: epochs: expected a whole number, got key: value lines'),
+    ('epochs=[1', '--set epochs=[1: the value is not valid YAML:'),
+    ('moco_kwargs={K: 256, K: 128}', 'moco_kwargs.K is given twice'),
+    ('epochs=-1', '--set epochs=-1: epochs is -1; expected 0 or more'),
+    ('db_root=/path/to/x', '--set db_root=/path/to/x: db_root is still the placeholder'),
+])
+def test_override_errors_name_the_override(message, override, expected):
+    assert expected in message(MINIMAL, overrides=[override])
+
+
+def test_config_arguments():
+    parser = ArgumentParser('Title.')
+    add_config_arguments(parser, Pretrain)
+    args = parser.parse_args(['--config_exp', 'x.yml', '--set', 'a=1', 'b=2', '--set', 'c=3'])
+    assert (args.config_env, args.config_exp, args.overrides) == ('configs/env.yml', 'x.yml', ['a=1', 'b=2', 'c=3'])
+    assert parser.parse_args(['--config_exp', 'x.yml']).overrides == []
+
+
+# --- mistakes in a file
+
+@pytest.mark.parametrize(('lines', 'expected'), [
+    ('train_spilt: x', "exp.yml, line 4: unknown key 'train_spilt'; did you mean 'train_split'?"),
+    ('moco_kwargs:\n  k: 64', "exp.yml, line 5: unknown key 'moco_kwargs.k'; the keys here are K, m, T"),
+    ('m: 0.9', "exp.yml, line 4: unknown key 'm'; did you mean 'moco_kwargs.m'?"),
+    ('moco_kwargs.m: 0.9', "exp.yml, line 4: unknown key 'moco_kwargs.m'; write m in a line of its own, indented "
+                           'below moco_kwargs:'),
+    ('? [a]\n: 1', "exp.yml, line 4: unknown key '?'"),
+    ('epochs: 2', 'exp.yml, line 4: epochs is given twice, first in line 2; keep one'),
+    ('optimizer_kwargs:\n  lr: 4e-3', "exp.yml, line 5: optimizer_kwargs.lr: expected a number, got the text '4e-3': "
+     'without a point and a signed exponent it is text to YAML; write 4.0e-3 or 0.004'),
+    ('optimizer_kwargs:\n  weight_decay: 1e-20', 'it is text to YAML; write 1.0e-20'),
+    ('seed: 1e3', 'it is text to YAML; write 1000'),
+    ('optimizer_kwargs:\n  lr: "0.1"', "expected a number, got the text '0.1'; remove the quotes"),
+    ('optimizer_kwargs:\n  lr: yes', 'optimizer_kwargs.lr: expected a number, got true'),
+    ('optimizer_kwargs:\n  lr: .nan', 'expected a number, got nan, which is not a finite number'),
+    ('optimizer_kwargs:\n  lr: .inf', 'expected a number, got inf, which is not a finite number'),
+    ('optimizer_kwargs:\n  lr:', 'expected a number, got nothing'),
+    ('optimizer_kwargs: 5', 'exp.yml, line 4: optimizer_kwargs holds the keys lr, momentum, weight_decay, nesterov; '
+                            'expected key: value lines below it'),
+    ('log_every: 2.0', 'log_every: expected a whole number, got 2.0'),
+    ('log_every: true', 'log_every: expected a whole number, got true'),
+    ('compile: 1', 'compile: expected true or false, got 1'),
+    ('compile: "no"', "compile: expected true or false, got the text 'no'"),
+    ('freeze_layers: 1.5', 'freeze_layers: expected true or false or a whole number, got 1.5'),
+    ('freeze_layers: -1', 'freeze_layers is -1; expected 0 or more'),
+    ('train_split: on', "train_split: expected text, got true; put it in quotes: 'on'"),
+    ('train_split: 2012', "train_split: expected text, got 2012; put it in quotes: '2012'"),
+    ('train_split: ""', 'train_split: expected text, got an empty one'),
+    ('train_split: 2012-13-45', 'train_split: not a plain YAML value: month must be in 1..12'),
+    ('train_split: !!python/name:os.system', 'train_split: not a plain YAML value: could not determine'),
+    ('output_dir: [a]', 'output_dir: expected text or null, got a list'),
+    ('backbone: resnet51', "backbone: expected one of resnet18, resnet50, timm/<name>, got the text 'resnet51'"),
+    ('scheduler_kwargs:\n  lr_decay_epochs: 25', 'expected a list of whole numbers, e.g. [a, b], got 25'),
+    ('scheduler_kwargs:\n  lr_decay_epochs: [25, 1.5]', 'expected a list of whole numbers, got 1.5'),
+    ('augmentation_kwargs:\n  scale: [2e-1, 1]', "expected a list of numbers, got the text '2e-1'"),
+    ('a: [', 'exp.yml, line 5: not valid YAML:'),
+    ('\tx: 1', 'exp.yml, line 4: not valid YAML: found character'),
+    ('---\nb: 1', 'exp.yml, line 4: not valid YAML: but found another document'),
+])
+def test_mistakes_in_a_file(message, lines, expected):
+    text = message(MINIMAL + lines + '\n')
+    assert expected in text
+    assert '\n' not in text
+
+
+def test_files_that_hold_no_keys(message, tmp_path):
+    assert message('# nothing\n') == 'exp.yml: the file is empty; expected lines of the form key: value'
+    assert message('- a\n') == 'exp.yml, line 1: expected lines of the form key: value at the top level'
+    (tmp_path / 'latin.yml').write_bytes(b'pretraining: \xe4\n')
+    with pytest.raises(UserError, match='^latin.yml: not valid YAML: .*invalid'):
+        load_config('env.yml', 'latin.yml', Pretrain)
+
+
+def test_missing_required_key_says_what_it_is(message):
+    assert message('pretraining: none\ntrain_batch_size: 2\n') == (
+        'exp.yml: the key epochs is missing (passes over the training set; 0 writes the initial weights)')
+
+
+def test_list_of_text_and_of_integers_for_floats(load, message):
+    base = 'pretraining: a.pth\nignore_classes: '
+    assert load(base + '[cat, dog]\n', Retrieval).ignore_classes == ('cat', 'dog')
+    assert load(base + '[no, on, 1, 1e3]\n', Retrieval).ignore_classes == ('no', 'on', '1', '1e3')
+    assert 'expected a list of texts, got a list' in message(base + '[[cat]]\n', Retrieval)
+    ratio = load(MINIMAL + 'augmentation_kwargs:\n  ratio: [1, 2]\n').augmentation_kwargs.ratio
+    assert ratio == (1.0, 2.0)
+    assert isinstance(ratio[0], float)
+
+
+def test_all_errors_at_once(message):
+    text = message('pretraining: none\nepochs: -1\nepochz: 1\nbackbone: x\n', overrides=['m=1'],
+                   env='root_dir: 3\ndb_root: /path/to\n')
+    first, *lines = text.splitlines()
+    assert first == '7 errors in the config:'
+    for line, start in zip(lines, ("env.yml, line 1: root_dir: expected text, got 3; put it in quotes: '3'",
+                                   "exp.yml, line 3: unknown key 'epochz'; did you mean 'epochs'?",
+                                   'exp.yml, line 4: backbone: expected one of', "--set m=1: unknown key 'm'",
+                                   'exp.yml: the key train_batch_size is missing', 'exp.yml, line 2: epochs is -1',
+                                   'env.yml, line 2: db_root is still'), strict=True):
+        assert line.startswith(start)
+
+
+# --- combinations
+
+@pytest.mark.parametrize(('schema', 'lines', 'expected'), [
+    (Pretrain, 'pretraining: imagenet_moco', 'exp.yml, line 3: pretraining: imagenet_moco needs moco_state_dict'),
+    (Pretrain, 'scheduler: step', 'exp.yml, line 4: scheduler: step needs scheduler_kwargs.lr_decay_epochs'),
+    (Pretrain, 'moco_kwargs: {K: 1}', 'train_batch_size 2 does not fit into the memory bank of moco_kwargs.K 1'),
+    (Pretrain, 'moco_kwargs: {T: 0}', 'exp.yml, line 4: moco_kwargs.T is 0.0; expected a number above 0'),
+    (Pretrain, 'moco_kwargs: {m: 1.1}', 'moco_kwargs.m is 1.1; expected a number from 0 to 1'),
+    (Pretrain, 'model_kwargs: {ndim: 0}', 'model_kwargs.ndim is 0; expected 1 or more'),
+    (Pretrain, 'optimizer_kwargs: {lr: 0}', 'optimizer_kwargs.lr is 0.0; expected a number above 0'),
+    (Pretrain, 'optimizer_kwargs: {nesterov: true, momentum: 0}', 'nesterov needs a momentum above 0'),
+    (Pretrain, 'num_workers: -1', 'num_workers is -1; expected 0 or more'),
+    (Pretrain, 'augmentation_kwargs: {scale: [0.5, 2]}', 'expected two increasing numbers above 0, up to 1'),
+    (Pretrain, 'augmentation_kwargs: {scale: [0.5]}', 'expected two increasing numbers above 0, up to 1'),
+    (Pretrain, 'augmentation_kwargs: {ratio: [2, 1]}', '[2.0, 1.0]; expected two increasing numbers above 0'),
+    (Pretrain, 'augmentation_kwargs: {jitter: [1]}', 'expected four numbers of 0 or more'),
+    (Pretrain, 'augmentation_kwargs: {jitter: []}', 'expected four numbers of 0 or more'),
+    (Pretrain, 'augmentation_kwargs: {flip_probability: 2}', 'expected a number from 0 to 1'),
+    (LinearFinetune, 'border_label: 1', 'border_label is 1; expected 0 or 255'),
+    (LinearFinetune, 'val_size: 0', 'val_size is 0; expected 1 or more'),
+    (Kmeans, 'num_clusters: 0', 'num_clusters is 0; expected 1 or more'),
+    (Kmeans, 'features: backbone', 'pretraining: none holds no trained heads; give the path of a checkpoint'),
+    (Retrieval, 'saliency: supervised_model', 'pretraining: none holds no trained heads'),
+])
+def test_impossible_combinations(message, schema, lines, expected):
+    base = 'epochs: 1\ntrain_batch_size: 2\n' if schema in (Pretrain, LinearFinetune) else ''
+    if 'pretraining' not in lines:
+        base += 'pretraining: a.pth\n' if lines == 'num_clusters: 0' else 'pretraining: none\n'
+    text = message(base + lines + '\n', schema)
+    assert expected in text
+    assert '\n' not in text
+
+
+def test_network_masks_need_the_head(message):
+    text = message('pretraining: a.pth\nmodel_kwargs: {use_classification_head: false}\n', Kmeans)
+    assert text == 'exp.yml: saliency: network needs model_kwargs.use_classification_head: true'
+
+
+def test_combinations_skip_what_a_schema_lacks():
+    assert check_combinations({}) == []
+    assert check_combinations({'epochs': 0, 'border_label': 255}) == []
+
+
+def test_ranges_name_keys_that_exist():
+    from utils.config.load import RANGES
+    known = {name for schema in (Pretrain, LinearFinetune, Kmeans, Retrieval, TrainSaliency)
+             for name in schema_keys(schema)}
+    assert {name for names, _, _ in RANGES for name in names.split()} <= known
+
+
+@pytest.mark.parametrize('schema', [Env, Pretrain, LinearFinetune, Kmeans, Retrieval, TrainSaliency])
+def test_schema_documents_every_key(schema):
+    assert all(key.field.metadata['help'] for key in schema_keys(schema).values())
+
+
+# --- the copy beside the results
+
+def test_save_config_writes_once_and_accepts_the_same(load, tmp_path):
+    config = load(MINIMAL, overrides=['optimizer_kwargs.weight_decay=0.00001'])
+    path = save_config(config, tmp_path / 'new' / 'run')
+    assert [p.name for p in path.parent.iterdir()] == ['config.yml']
+    assert yaml.safe_load(path.read_text()) == as_dict(config)
+    (path.parent / 'results.json').touch()
+    before = path.read_text()
+    again = load(MINIMAL, overrides=['optimizer_kwargs.weight_decay=0.00001', 'num_workers=0', 'device=cpu',
+                                     'log_every=1', 'root_dir=/elsewhere', 'db_root=/d'])
+    assert save_config(again, tmp_path / 'new' / 'run') == path
+    assert path.read_text() == before
+
+
+def test_save_config_shows_what_differs(load, tmp_path):
+    save_config(load(MINIMAL), tmp_path / 'run')
+    (tmp_path / 'run' / 'results.json').touch()
+    other = load(MINIMAL, overrides=['optimizer_kwargs.lr=0.01', 'epochs=2', 'saliency=other', 'num_workers=0'])
+    with pytest.raises(UserError) as caught:
+        save_config(other, tmp_path / 'run')
+    assert str(caught.value) == (
+        f'{tmp_path / "run"} holds results of another config (epochs: 1 -> 2, optimizer_kwargs.lr: 0.004 -> 0.01, '
+        'saliency: "supervised_model" -> "other"); choose another output_dir (--set output_dir=...) or delete the '
+        'folder.')
+
+
+def test_save_config_counts_what_is_named(load, tmp_path):
+    save_config(load(MINIMAL), tmp_path / 'run')
+    (tmp_path / 'run' / 'results.json').touch()
+    other = load(MINIMAL, overrides=['db_root=/d'])
+    save_config(other, tmp_path / 'run')
+    with pytest.raises(UserError, match=r'\(db_root: ".*sets" -> "/d"\); choose another root_dir \(--set root_dir='):
+        save_config(other, tmp_path / 'run', ['db_root'])
+
+
+def test_save_config_with_another_schema_or_a_broken_file(load, tmp_path):
+    save_config(load(MINIMAL), tmp_path / 'run')
+    (tmp_path / 'run' / 'results.json').touch()
+    with pytest.raises(UserError, match='num_clusters: "absent" -> 20'):
+        save_config(load('pretraining: a.pth\n', Kmeans), tmp_path / 'run')
+    whole = (tmp_path / 'run' / 'config.yml').read_text()
+    for damaged in ('[', whole[:whole.rindex('config_name')]):
+        (tmp_path / 'run' / 'config.yml').write_text(damaged)
+        with pytest.raises(UserError, match='config.yml cannot be read; choose another output_dir'):
+            save_config(load(MINIMAL), tmp_path / 'run')
+
+
+def test_save_config_takes_the_place_of_a_start_that_failed(load, tmp_path):
+    save_config(load(MINIMAL), tmp_path / 'run')
+    (tmp_path / 'run' / 'log.txt').touch()
+    path = save_config(load(MINIMAL, overrides=['epochs=2']), tmp_path / 'run')
+    assert yaml.safe_load(path.read_text())['epochs'] == 2
+
+
+# --- finding files
+
+def test_find_file_prefers_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY / 'pretrain')
+    assert find_file('configs/env.yml') == REPOSITORY / 'configs' / 'env.yml'
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'configs').mkdir()
+    (tmp_path / 'configs' / 'env.yml').touch()
+    assert find_file('configs/env.yml') == tmp_path / 'configs' / 'env.yml'
+    with pytest.raises(UserError) as caught:
+        find_file('configs/no.yml')
+    assert f'{tmp_path}/configs/no.yml and {REPOSITORY}/configs/no.yml' in str(caught.value)
+
+
+def test_resolve_path_looks_in_three_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / 'results'
+    (root / 'run').mkdir(parents=True)
+    (root / 'run' / 'a.pth').touch()
+    assert resolve_path('run/a.pth', root) == root / 'run' / 'a.pth'
+    assert resolve_path(root / 'run' / 'a.pth', '/nowhere') == root / 'run' / 'a.pth'
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'a.pth').touch()
+    assert resolve_path('run/a.pth', root) == tmp_path / 'run' / 'a.pth'
+    with pytest.raises(UserError) as caught:
+        resolve_path('b.pth', root)
+    for place in (tmp_path, root, REPOSITORY):
+        assert str(place / 'b.pth') in str(caught.value)

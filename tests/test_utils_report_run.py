@@ -1,0 +1,207 @@
+"""report.html: what is in it, that it needs nothing else, and how a browser shows it."""
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import partial
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from utils.report import page
+from utils.report.folder import write_report
+from utils.report.history import read_history
+from utils.report.plots import cluster_curves, to_svg
+from utils.report.results import save_results
+from utils.report.run import write_run_report
+from utils.run.errors import UserError
+from utils.run.files import PALETTE
+
+CLASSES = ('background', 'cat & <dog>', 'fish')
+CONFUSION = np.array([[90, 10, 0], [5, 15, 0], [0, 0, 0]])
+VOID_TAGS = {'meta', 'link', 'img', 'source'}
+
+
+class Page(HTMLParser):
+    """Reads a page: its text, its attributes by name; and sees that every tag is closed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text, self.attributes, self.open, self.tags = '', [], [], set()
+        self.feed(path.read_text())
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+    def values(self, name: str) -> list[str]:
+        return [value for key, value in self.attributes if key == name]
+
+
+def png(size: tuple[int, int] = (60, 40)) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)).save(file, 'PNG')
+    return file.getvalue()
+
+
+@pytest.fixture(scope='module')
+def output_dir(tmp_path_factory) -> Path:
+    """A run that left everything that a report shows, under names that must be escaped."""
+    folder = tmp_path_factory.mktemp('run')
+    writer = SummaryWriter(folder / 'tensorboard')
+    for step in range(5):
+        for name in ('train/loss', 'train/saliency', 'train/accuracy', 'train/lr', 'bank/rank', 'val/miou'):
+            writer.add_scalar(name, step / 7, step)
+        writer.add_image('views', np.full((8, 9, 3), step, np.uint8), step, dataformats='HWC')
+    writer.close()
+    save_results({'kmeans': {'mIoU': 45.678, 'std': 1.5, 'num_runs': 5,
+                             'IoU': {'background': 81.25, 'cat & <dog>': 12.5}},
+                  'overclustering': [{'num_clusters': 5, 'mIoU': 30.0, 'std': 1.0}],
+                  'clusters': {'num_clusters': 2, 'sizes': [31, 17], 'silhouette': {'2': 0.5, '3': None}}}, folder)
+    (folder / 'clusters').mkdir()
+    for k in (1, 10, 2):
+        Image.new('RGB', (9, 9)).save(folder / 'clusters' / f'cluster_{k}.jpg')
+    (folder / 'visualizations').mkdir()
+    (folder / 'visualizations' / '<i>a.png').write_bytes(png())
+    (folder / 'visualizations' / 'large.png').write_bytes(png((300, 2000)))
+    (folder / 'neighbours.png').write_bytes(png((2000, 150)))
+    config = {'output_dir': str(folder), 'config_name': 'a<script>', 'moco_kwargs': {'K': 40}}
+    write_run_report(config, 'Title <b>', CLASSES, {'kmeans': CONFUSION})
+    return folder
+
+
+@pytest.mark.parametrize('content', [b'{"kmeans": {"mIoU": 4', b'', b'[]', b'\xff\xfe'])
+def test_damaged_results_are_an_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / 'results.json').write_bytes(content)
+    with pytest.raises(UserError, match=r'results\.json is damaged; restore it or move it away'):
+        save_results({'linear': {'mIoU': 1}}, tmp_path)
+    assert (tmp_path / 'results.json').read_bytes() == content
+
+
+def test_the_report_holds_what_the_run_left(output_dir: Path) -> None:
+    shown = Page(output_dir / 'report.html')
+    for text in ('Title <b>', 'a<script>', 'cat & <dog>', '<i>a', '45.68 ± 1.50 (n = 5)', '81.2', 'moco_kwargs.K', '40',
+                 'IoU, %', 'epoch 0', 'epoch 2', 'epoch 4', 'Over-clustering', 'Confusion matrix: K-means'):
+        assert text in shown.text, text
+    assert 'epoch 1' not in shown.text
+    assert [shown.text.index(text) for text in ('31', '17')]
+    places = [shown.text.index(f'cluster_{k}\n') for k in (1, 2, 10)]
+    assert places == sorted(places)
+    assert 'true > its predicted' in shown.text
+    styles = ' '.join(shown.values('style'))
+    assert '--ink:#{:02x}{:02x}{:02x};width:12.50%'.format(*PALETTE[1]) in styles
+    assert 'cat & <dog> as background: 25.00 %' in shown.values('title')
+    plots = [base64.b64decode(uri.partition(',')[2]).decode() for uri in shown.values('srcset')]
+    assert len(plots) == 1 + 1 + 5  # over-clustering; silhouettes; losses in one, and four others
+    assert all('<svg' in plot for plot in plots)
+
+
+def test_the_report_needs_nothing_else(output_dir: Path) -> None:
+    path = output_dir / 'report.html'
+    shown = Page(path)
+    assert 'script' not in shown.tags
+    for name in ('src', 'srcset', 'href'):
+        assert shown.values(name)
+        assert all(value.startswith('data:') for value in shown.values(name))
+    assert not re.search(r'https?:|url\(|@import', path.read_text())
+    large = [uri for uri in shown.values('src') if uri.startswith('data:image/jpeg')]
+    sizes = [Image.open(io.BytesIO(base64.b64decode(uri.partition(',')[2]))).size for uri in large]
+    assert [size for size in sizes if size != (9, 9)] == [(1400, 210), (150, 2000)]  # their width is limited
+
+
+def test_a_run_without_anything_has_its_config(tmp_path: Path) -> None:
+    write_run_report({'output_dir': str(tmp_path), 'config_name': 'none', 'epochs': 0}, 'Pretraining')
+    assert 'epochs' in Page(tmp_path / 'report.html').text
+
+
+def test_a_failing_report_is_a_warning(tmp_path: Path, caplog) -> None:
+    (tmp_path / 'neighbours.png').write_bytes(b'no picture')
+    write_run_report({'output_dir': str(tmp_path), 'config_name': 'x'}, 'Run')
+    assert re.fullmatch(r'report.html could not be made \(UnidentifiedImageError: cannot .*\); nothing else is missing',
+                        caplog.messages[-1])
+    (tmp_path / 'sheet.png').write_bytes(b'no picture')
+    write_report(tmp_path, {'method': 'x'}, 'masks', 3, 2, 1, {}, 'sheet.png')
+    assert caplog.messages[-1].startswith('report.html could not be made')
+    assert json.loads((tmp_path / 'report.json').read_text())['masks_written'] == 2
+    assert not (tmp_path / 'report.html').exists()
+
+
+def test_plots_need_no_display_and_no_backend_of_a_notebook() -> None:
+    code = 'from utils.run.script import run_script; run_script(lambda: __import__("utils.report.plots"))'
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[1], env={
+        **os.environ, 'MPLBACKEND': 'module://matplotlib_inline_that_is_not_installed'})
+
+
+def test_steps_that_were_done_again_count_once_and_the_latest_time(tmp_path: Path) -> None:
+    for first, last, value in ((0, 7, 1.0), (4, 9, 2.0)):  # stopped after step 6, taken up at 4
+        writer = SummaryWriter(tmp_path / 'tensorboard', filename_suffix=f'.{first}')
+        for step in range(first, last):
+            writer.add_scalar('train/loss', value, step)
+        writer.close()
+    file = sorted((tmp_path / 'tensorboard').iterdir())[0]
+    file.write_bytes(file.read_bytes()[:-3])  # killed while it wrote its last step, 6
+    assert read_history(tmp_path).scalars['train/loss'] == [(s, 1.0 if s < 4 else 2.0) for s in range(9)]
+
+
+def test_bars_of_several_columns(tmp_path: Path) -> None:
+    block = page.bars('IoU', {'before': {'background': 10.0}, 'after': {'background': 20.0, 'fish': 5.0}}, CLASSES)
+    shown = Page(page.write_page(tmp_path, 'Story', '', [block]))
+    assert [row['values'] for row in block['rows']] == [[10.0, 20.0], [None, 5.0]]
+    assert 'before' in shown.text
+    assert '–' in shown.text
+
+
+def test_curves_of_many_columns_are_seen_on_a_dark_page() -> None:
+    curves = {str(i): [{'num_clusters': 5, 'mIoU': i}, {'num_clusters': 9, 'mIoU': i + 1}] for i in range(8)}
+    light, dark = (to_svg(partial(cluster_curves, curves), theme) for theme in ('light', 'dark'))
+    assert 'stroke: #0072b2' in light
+    assert 'stroke: #56b4e9' in dark
+    assert '#000000' not in dark
+
+
+def browse(page_file: Path, profile: Path, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run',
+         '--disable-background-networking', '--hide-scrollbars', '--enable-logging=stderr',
+         f'--user-data-dir={profile}', *options, page_file.as_uri()],
+        capture_output=True, text=True, timeout=300, check=True)
+
+
+@pytest.mark.skipif(shutil.which('chromium') is None, reason='no chromium')
+def test_a_browser_shows_the_report_on_light_and_dark_screens_wide_and_narrow(output_dir: Path, tmp_path: Path) -> None:
+    report, profile = output_dir / 'report.html', tmp_path / 'profile'
+    for width in (400, 1400):
+        for scheme, ground in ((1, 255), (0, 20)):  # of the blink setting: 0 is dark
+            picture = tmp_path / f'{width}_{scheme}.png'
+            done = browse(report, profile, f'--window-size={width},900', f'--screenshot={picture}',
+                          f'--blink-settings=preferredColorScheme={scheme}')
+            assert 'CONSOLE' not in done.stderr
+            shown = np.asarray(Image.open(picture).convert('RGB'))
+            assert shown.shape[1] == width
+            assert shown[2, 2].tolist()[0] == ground
+            assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 50
+    # the same page with a script, which the page itself forbids, tells what sticks out, and that the console is heard
+    told, script = tmp_path / 'told.html', 'let e = document.documentElement; console.error(1)'
+    told.write_text(re.sub('<meta http-equiv=.*?>', '', report.read_text()) +
+                    f'<script>{script}; document.title = "beyond " + (e.scrollWidth - e.clientWidth)</script>')
+    done = browse(told, profile, '--window-size=400,900', '--dump-dom')
+    assert '<title>beyond 0</title>' in done.stdout
+    assert 'CONSOLE' in done.stderr

@@ -1,0 +1,161 @@
+"""Devices other than the CPU, simulated as far as that goes: what is taken, refused, saved and waited for."""
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
+from pretrain import engine
+from pretrain.maskcontrast import MaskContrast
+from saliency.basnet_network import BASNet
+from saliency.engine import compute_losses as saliency_losses
+from saliency.sources import build_source
+from segmentation.engine import compute_losses as linear_losses
+from segmentation.objects import find_objects
+from tests.test_pretrain_maskcontrast import method
+from tests.test_utils_precision import VIEWS
+from utils.run import devices
+from utils.run.checkpoint import save_training
+from utils.run.errors import UserError
+from utils.run.launch import start_processes
+from utils.run.optim import build_optimizer
+from utils.run.precision import Precision
+from utils.run.setup import prepare
+
+CPU = torch.device('cpu')
+
+
+def there_are(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
+    for kind, module in (('cuda', torch.cuda), ('xpu', torch.xpu), ('mps', torch.backends.mps)):
+        monkeypatch.setattr(module, 'is_available', lambda kind=kind: kind in kinds)
+
+
+@pytest.mark.parametrize(('kinds', 'taken'), [(('mps', 'xpu', 'cuda'), 'cuda'), (('mps', 'xpu'), 'xpu'),
+                                              (('mps',), 'mps'), ((), 'cpu')])
+def test_auto_takes_the_first_there_is(kinds: tuple[str, ...], taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    there_are(monkeypatch, *kinds)
+    assert devices.pick_device('auto').type == taken
+    assert devices.pick_device('cpu').type == 'cpu'
+    for kind in {'cuda', 'xpu', 'mps'} - set(kinds):
+        with pytest.raises(UserError, match=f'device: {kind} is asked for, but PyTorch sees no {kind.upper()} device'):
+            devices.pick_device(kind)
+
+
+@pytest.mark.parametrize('kind', ['mps', 'xpu'])
+def test_what_a_device_cannot_do_is_one_sentence(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    there_are(monkeypatch, kind)
+    with pytest.raises(UserError, match=f'fp16 needs a CUDA GPU; on {kind} take bf16 or fp32'):
+        Precision(torch.device(kind), 'fp16')
+    monkeypatch.setattr(torch.backends.mps, 'is_macos_or_newer', lambda *version: version < (14, 0))
+    monkeypatch.setattr(torch.xpu, 'is_bf16_supported', lambda: False)
+    with pytest.raises(UserError, match=f'bf16 is not what this {kind} device computes in; take fp32.'):
+        Precision(torch.device(kind), 'bf16')
+    assert not Precision(torch.device(kind)).scaler.is_enabled()
+    assert not start_processes(None, 'auto', 'script.py', [])
+    with pytest.raises(UserError, match=f'several processes need CUDA GPUs or CPUs, and this device is {kind}'):
+        start_processes(2, 'auto', 'script.py', [])
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(UserError, match=f'this device is {kind}'):
+        prepare(SimpleNamespace(device='auto'))
+
+
+class Waits(TorchDispatchMode):
+    """Counts the numbers that Python reads from tensors, for each of which a GPU would be waited for."""
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ == '_local_scalar_dense'
+        return func(*args, **(kwargs or {}))
+
+
+class NoDoubles(TorchDispatchMode):
+    """Fails at the first tensor of 64 bit numbers, which MPS does not have; on the CPU, in place of the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        assert not any(isinstance(x, torch.Tensor) and x.dtype == torch.float64
+                       for x in pytree.tree_leaves(result)), func
+        return result
+
+
+@pytest.mark.parametrize('chunk', [0, 64])
+def test_pretraining_computes_nothing_in_float64(chunk: int) -> None:
+    model, views = method()
+    precision, optimizer = Precision(CPU), build_optimizer('sgd', model.train().parameters(), 0.01)
+    with NoDoubles():
+        found = engine.compute_losses(model, dict(zip(VIEWS, views, strict=True)), precision, chunk)
+        precision.step(found['loss'], optimizer)
+
+
+def test_nothing_else_computes_in_float64() -> None:
+    precision, images = Precision(CPU), torch.randn(2, 3, 32, 32)
+    model = LinearSegmentationModel('resnet18', 3)
+    optimizer = build_optimizer('adam', model.parameters(), 0.01)
+    with NoDoubles():
+        precision.step(linear_losses(model, {'image': images, 'semseg': torch.ones(2, 32, 32).long()},
+                                     precision)['loss'], optimizer)
+        found = find_objects(ContrastiveSegmentationModel('resnet18').eval(), images, min_component=0.01)
+        saliency_losses(BASNet(), {'image': images, 'sal': torch.ones(2, 1, 32, 32)}, precision)['loss'].backward()
+    assert len(found) == 2
+
+
+def test_small_masks_are_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinned they are too, which the fictitious GPU shows."""
+    encoder, moved = ContrastiveSegmentationModel('resnet18', 8, upsample=False), []
+    model = MaskContrast(encoder, 8, 4)
+    monkeypatch.setattr(engine, 'move', lambda x, *_: moved.append(x) or x)
+    batch = {'query': torch.randn(2, 3, 32, 32), 'key': torch.randn(2, 3, 32, 32),
+             'query_mask': torch.ones(2, 32, 32, dtype=torch.uint8), 'key_mask': torch.ones(2, 32, 32).byte()}
+    engine.compute_losses(model, batch, Precision(CPU))
+    assert [tuple(mask.shape) for mask in moved] == [(2, 4, 4)] * 2
+    assert all(mask.is_contiguous() for mask in moved)
+
+
+def test_a_checkpoint_waits_once(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(9)])
+    with Waits() as waits:
+        save_training(tmp_path / 'checkpoint.pth.tar', model, torch.optim.SGD(model.parameters()), {})
+    assert waits.count == 1
+
+
+def test_a_state_comes_to_the_cpu_after_one_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(torch, 'get_device_module', lambda kind: SimpleNamespace(
+        synchronize=lambda: done.append(f'wait for {kind}')))
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, 'to', lambda x, *args, **kwargs: done.append('copy') or (
+        torch.ones(x.shape) if x.device.type == 'meta' else to(x, *args, **kwargs)))
+    state = {'a': torch.ones(3, device='meta'), 'b': [torch.ones(2, device='meta'), 5], 'c': torch.zeros(1)}
+    copies = devices.on_cpu(state)
+    assert done == ['copy', 'copy', 'copy', 'wait for meta']
+    assert copies['b'][1] == 5
+    assert all(x.device == CPU for x in (copies['a'], copies['b'][0], copies['c']))
+    assert devices.on_cpu(copies) is copies
+
+
+def test_the_random_state_of_any_device_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {'mps': torch.tensor([1]), 'xpu': torch.tensor([2])}
+    monkeypatch.setattr(torch, 'get_device_module', lambda device: SimpleNamespace(
+        get_rng_state=lambda: states[device.type].clone(), set_rng_state=lambda x: states.update({device.type: x})))
+    kept = devices.random_states(torch.device('mps'))
+    assert kept.keys() == {'cpu', 'mps'}
+    drawn = torch.rand(3)
+    states.update(mps=torch.tensor([7]), xpu=torch.tensor([8]))
+    devices.restore_random_states(kept, torch.device('mps'))
+    assert torch.equal(torch.rand(3), drawn)
+    assert states == {'mps': torch.tensor([1]), 'xpu': torch.tensor([8])}
+    devices.restore_random_states(kept, torch.device('xpu'))  # of which the run before had none
+    assert devices.random_states(CPU).keys() == {'cpu'}
+
+
+def test_basnet_and_its_images_have_one_memory_order(tmp_path: Path) -> None:
+    torch.save(BASNet().state_dict(), tmp_path / 'basnet.pth')
+    source = build_source('basnet', tmp_path / 'basnet.pth', device='cpu', input_size=32)
+    seen = []
+    source.network.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[0]))
+    source.predict([torch.zeros(40, 30, 3, dtype=torch.uint8).numpy()] * 2)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert source.network.inconv.weight.is_contiguous(memory_format=torch.channels_last)

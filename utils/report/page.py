@@ -1,0 +1,111 @@
+"""One HTML page of blocks: it holds its pictures itself, runs no script and asks nothing of any server."""
+from __future__ import annotations
+
+import io
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from utils.run.files import PALETTE, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REPORT = 'report.html'  # name of every page
+Block = dict[str, Any]  # 'kind', which names a macro of page.html, 'title', and what that macro shows
+SMALL, WIDEST = 50_000, 1400  # bytes of a picture that is taken as it is; width of any other, pixels
+GREY = '#8a8f98'
+VOID = {'void': '#{:02x}{:02x}{:02x}'.format(*PALETTE[255])}  # name and colour of pixels that do not count
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    return f'data:image/{kind};base64,{b64encode(content).decode()}'
+
+
+def picture_uri(png: bytes) -> str:
+    """A PNG or JPEG file as a data URI; a big one as a JPEG, at most 1,400 pixels wide."""
+    image: Image.Image = Image.open(io.BytesIO(png))
+    if len(png) <= SMALL:
+        return data_uri(png, str(image.format).lower())
+    small = io.BytesIO()
+    image = image.convert('RGB')
+    image.thumbnail((WIDEST, 10 * WIDEST))
+    image.save(small, 'JPEG', quality=85)
+    return data_uri(small.getvalue(), 'jpeg')
+
+
+def class_colours(classes: Sequence[str]) -> dict[str, str]:
+    """{class: '#rrggbb'} of the VOC palette; of classes of one name that of the first."""
+    return {name: '#{:02x}{:02x}{:02x}'.format(*PALETTE[classes.index(name) % 256]) for name in classes}
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], note: str = '',
+          folded: bool = False) -> Block:
+    """Rows of text; ``folded`` hides them until the title is pressed."""
+    return {'kind': 'table', 'title': title, 'head': head, 'rows': rows, 'note': note, 'folded': folded}
+
+
+def bars(title: str, columns: Mapping[str, Mapping[str, float]], classes: Sequence[str], note: str = '') -> Block:
+    """A bar a class and column, in the colours of the VOC palette.
+
+    Args:
+        columns: {column: {class: percent}}.
+        classes: all names, in the order of their ids.
+    """
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    colours = class_colours(classes)
+    rows = [{'name': name, 'colour': colours.get(name, GREY),
+             'values': [column.get(name) for column in columns.values()]} for name in names]
+    return {'kind': 'bars', 'title': title, 'columns': list(columns), 'rows': rows, 'note': note}
+
+
+def matrix(title: str, confusion: np.ndarray, classes: Sequence[str]) -> Block:
+    """A confusion matrix (true x predicted pixels) in percent of each true class."""
+    totals = confusion.sum(1, keepdims=True)
+    shares = np.divide(100 * confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
+    rows = [{'name': name, 'pixels': int(total), 'shares': share.tolist()}
+            for name, total, share in zip(classes, totals[:, 0], shares, strict=True)]
+    return {'kind': 'matrix', 'title': title, 'names': list(classes), 'colours': class_colours(classes), 'rows': rows}
+
+
+def plots(title: str, draws: Sequence[Callable[[], Figure]], note: str = '') -> Block:
+    """Plots side by side, each for the light and the dark page."""
+    from utils.report.plots import to_svg  # matplotlib takes a second, and most pages have no plot
+    drawn = [{theme: data_uri(to_svg(draw, theme).encode(), 'svg+xml') for theme in ('light', 'dark')}
+             for draw in draws]
+    return {'kind': 'plots', 'title': title, 'plots': drawn, 'note': note}
+
+
+def pictures(title: str, files: Sequence[tuple[str, bytes]], note: str = '', colours: Mapping[str, str] | None = None,
+             columns: int = 0) -> Block:
+    """Pictures above their captions, in their own size, so that letters in them stay legible.
+
+    Args:
+        files: (caption, PNG or JPEG file).
+        colours: {name: '#rrggbb'} of a legend.
+        columns: pictures in a row, where the screen is wide enough for them; 0: as many as fit.
+    """
+    shown = [{'caption': caption, 'uri': picture_uri(content)} for caption, content in files]
+    return {'kind': 'pictures', 'title': title, 'pictures': shown, 'note': note, 'colours': dict(colours or {}),
+            'columns': columns}
+
+
+def write_page(folder: Path, title: str, lead: str, blocks: Sequence[Block]) -> Path:
+    """Write report.html into a folder, whole or not at all; all text is escaped.
+
+    Args:
+        lead: the line below the title.
+
+    Returns:
+        its path.
+    """
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+                              lstrip_blocks=True, undefined=StrictUndefined)
+    page = environment.get_template('page.html').render(title=title, lead=lead, blocks=blocks)
+    write_text(folder / REPORT, page.lstrip())
+    return folder / REPORT

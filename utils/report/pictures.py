@@ -1,0 +1,104 @@
+"""Panels of images side by side."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from utils.run.files import PALETTE
+
+CAPTION = 18  # height of a caption, pixels
+PART = 200  # longer side of an image in a panel at most, pixels: four and their captions fit a screen
+
+
+
+
+def panel(images: Sequence[np.ndarray], captions: Sequence[str], gap: int = 4) -> Image.Image:
+    """Images of one size side by side under their captions, large ones made smaller.
+
+    Args:
+        images: each (H, W, 3) uint8, or (H, W) uint8 class ids, drawn in the VOC palette.
+        captions: one an image.
+    """
+    small = [thumbnail(image, PART) for image in images]
+    coloured = [PALETTE[image] if image.ndim == 2 else image for image in small]
+    height = max(image.shape[0] for image in coloured)
+    width = sum(image.shape[1] for image in coloured) + gap * (len(coloured) - 1)
+    canvas = Image.new('RGB', (width, height + CAPTION), 'white')
+    draw, x = ImageDraw.Draw(canvas), 0
+    for image, caption in zip(coloured, captions, strict=True):
+        draw.text((x + 2, 3), caption, fill='black')
+        canvas.paste(Image.fromarray(image), (x, CAPTION))
+        x += image.shape[1] + gap
+    return canvas
+
+
+def montage(images: Sequence[np.ndarray], columns: int, gap: int = 8) -> Image.Image:
+    """(H, W, 3) uint8 images of any size in rows of ``columns``, on white."""
+    height, width = (max(image.shape[axis] for image in images) + gap for axis in (0, 1))
+    rows = -(-len(images) // columns)
+    canvas = Image.new('RGB', (columns * width - gap, rows * height - gap), 'white')
+    for index, image in enumerate(images):
+        canvas.paste(Image.fromarray(image), (index % columns * width, index // columns * height))
+    return canvas
+
+
+def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) uint8 half covered by the colours of its labels (H, W); label 0 covers nothing."""
+    mixed = cv2.addWeighted(image, 0.5, PALETTE[labels], 0.5, 0)
+    np.copyto(mixed, image, where=(labels == 0)[..., None])
+    return mixed
+
+
+def outline(image: np.ndarray, mask: np.ndarray, colour: tuple[int, ...] = (255, 255, 0), width: int = 1) -> np.ndarray:
+    """A copy of an image (H, W, 3) uint8 with the outlines of a mask (H, W), drawn ``width`` pixels wide."""
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(image.copy(), contours, -1, colour, width)
+
+
+def pca_colours(maps: np.ndarray) -> np.ndarray:
+    """The three main directions of all vectors of several maps as red, green and blue.
+
+    The 1st percentile of a direction is 0 and the 99th is 255, over all maps, so that one colour means one thing.
+
+    Args:
+        maps: (N, D, h, w).
+
+    Returns:
+        (N, h, w, 3) uint8; with D < 3 the last channels are 0.
+    """
+    number, dim, height, width = maps.shape
+    points = maps.transpose(0, 2, 3, 1).reshape(-1, dim).astype(np.float64)
+    points -= points.mean(0)
+    main = np.linalg.eigh(points.T @ points)[1][:, ::-1][:, :3]  # D x 3, unit columns
+    main = main * np.where(main[abs(main).argmax(0), range(main.shape[1])] < 0, -1, 1)  # their sign means nothing
+    values = points @ main
+    low, high = np.percentile(values, (1, 99), axis=0)
+    colours = np.zeros((len(points), 3), np.uint8)
+    colours[:, :main.shape[1]] = 255 * ((values - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
+    return colours.reshape(number, height, width, 3)
+
+
+def thumbnail(image: np.ndarray, side: int) -> np.ndarray:
+    """An image (H, W, 3) or label map (H, W), uint8, made smaller so that its longer side is at most ``side``."""
+    scale = side / max(image.shape[:2])
+    size = [max(1, round(scale * length)) for length in image.shape[1::-1]]
+    by = cv2.INTER_NEAREST if image.ndim == 2 else cv2.INTER_AREA
+    return image if scale >= 1 else cv2.resize(image, size, interpolation=by)
+
+
+def legend(classes: Sequence[str], columns: int = 4) -> Image.Image:
+    """A square in the colour of each class beside its name; of classes of one name the first alone."""
+    labels = {name: label for label, name in reversed(list(enumerate(classes)))}
+    ruler = ImageDraw.Draw(Image.new('L', (1, 1)))
+    width = CAPTION + 10 + int(max(ruler.textlength(name) for name in classes))
+    rows = -(-len(labels) // columns)
+    canvas = Image.new('RGB', (min(columns, len(labels)) * width + 4, rows * CAPTION + 4), 'white')
+    draw = ImageDraw.Draw(canvas)
+    for place, (name, label) in enumerate(sorted(labels.items(), key=lambda item: item[1])):
+        x, y = place % columns * width + 4, place // columns * CAPTION + 4
+        draw.rectangle((x, y, x + CAPTION - 6, y + CAPTION - 6), tuple(PALETTE[label].tolist()), 'black')
+        draw.text((x + CAPTION, y), name, fill='black')
+    return canvas

@@ -1,0 +1,197 @@
+"""Checkpoints on disk: written whole or not at all, read as data and never as code."""
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.config.load import as_dict
+from utils.run import distributed
+from utils.run.devices import on_cpu, random_states, restore_random_states
+from utils.run.errors import UserError, cannot_read, name_some
+from utils.run.script import CANNOT_WRITE
+
+log = logging.getLogger(__name__)
+PREFIX = 'module.'
+# what a NumPy number is pickled as (by NumPy 1 under another name): data too, such as a best figure beside the weights
+SCALAR = np.float64(0).__reduce__()[0]
+NUMPY_SCALARS = [SCALAR, (SCALAR, 'numpy.core.multiarray.scalar'), np.dtype,
+                 *{type(np.dtype(code)) for code in '?bhilqBHILQefd'}]
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write to a temporary file beside ``path``, flush it to disk, then rename: never half a file.
+
+    Raises:
+        UserError: the disk is full or cannot be written to; the file of before, if any, is as it was.
+    """
+    buffer = io.BytesIO()  # torch.save into a file would hide that the disk is full behind another error
+    torch.save(on_cpu(state), buffer)
+    temporary = path.with_name(f'.{path.name}.unfinished')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open('wb') as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+            good = ', and the last good one is still there' if path.is_file() else ''
+            raise UserError(f'cannot write checkpoint {path} ({error.strerror}){good}; free some space or allow '
+                            'writing there, and start again.') from error
+        raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the file system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        log.debug('folder %s cannot be flushed', folder)
+    finally:
+        os.close(handle)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU with ``weights_only=True``.
+
+    Raises:
+        UserError: the file is missing, unreadable, truncated, no checkpoint, or a pickle with code in it.
+    """
+    if not path.is_file():
+        raise UserError(f'checkpoint {path} does not exist; give the path of a checkpoint file.')
+    damaged = UserError(f'checkpoint {path} is truncated or no checkpoint; copy or download it again.')
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_SCALARS):
+            warnings.simplefilter('ignore')  # of files that are refused below, in one sentence
+            state = torch.load(path, map_location='cpu', weights_only=True)
+    except PermissionError as error:
+        raise cannot_read(path) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is a seek to before the start of an archive that was cut
+            raise
+        raise damaged from error
+    except (pickle.UnpicklingError, EOFError, RuntimeError, zipfile.BadZipFile, LookupError, ValueError) as error:
+        if _holds_code(path, error):
+            raise UserError(f'checkpoint {path} is a pickle that holds code or other objects, not only tensors, and is '
+                            'not loaded; ask its author for a plain state dict.') from error
+        raise damaged from error
+    if not isinstance(state, dict):
+        raise UserError(f'checkpoint {path} holds a {type(state).__name__}, not a dictionary of tensors; '
+                        'save a state dict instead.')
+    return state
+
+
+def _holds_code(path: Path, error: Exception) -> bool:
+    """Whether torch.load refused a whole file: for its objects, as TorchScript, or as a pickle that is no archive."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return 'TorchScript' in str(error)
+    with path.open('rb') as file:
+        return 'GLOBAL' in str(error) or file.read(1) == b'\x80'
+
+
+def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: Mapping,
+                  **progress: Any) -> None:
+    """Write what a training run needs to go on, bit for bit on a CPU. All processes call it; the main one writes.
+
+    Args:
+        progress: further entries, such as 'epoch' and 'step'.
+
+    The entry 'model' has the names of the released checkpoints, each behind 'module.'; 'rng' holds the
+    random states of all processes, by rank. All randomness of training is PyTorch's.
+
+    Raises:
+        UserError: a weight is not finite, or the file cannot be written; the checkpoint of before stays.
+    """
+    states = distributed.gather_objects(random_states(_device_of(model)))
+    if not distributed.is_main():
+        return
+    weights = model.state_dict()
+    finite = torch.stack([value.isfinite().all() for value in weights.values()])
+    state = on_cpu({'model': {PREFIX + name: value for name, value in weights.items()}, 'finite': finite,
+                    'optimizer': optimizer.state_dict(), 'rng': states, 'config': as_dict(config), **progress})
+    if not state.pop('finite').all():
+        good = f'; {path} is the last good checkpoint' if path.is_file() else ''
+        raise UserError(f'weights are no longer finite, and are not saved{good}: lower optimizer_kwargs.lr in another '
+                        'output_dir.')
+    save_checkpoint(state, path)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(iter(model.state_dict().values())).device
+
+
+def resume_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
+                    ids: Sequence[str]) -> dict[str, Any]:
+    """Take a run up where ``save_training`` left it.
+
+    Args:
+        ids: the images that the run trains on, in order; the checkpoint's entry 'ids' must be the same.
+
+    Returns:
+        the checkpoint's other entries; none without a checkpoint.
+
+    Raises:
+        UserError: the checkpoint cannot be read, is of the published code, of other images or of another model, or
+            holds weights that are not finite.
+    """
+    if not path.is_file():
+        return {}
+    state = load_checkpoint(path)
+    if 'model' in state and 'rng' not in state:
+        raise UserError(f'{path} is a checkpoint of the published code, whose weights can be used and whose run cannot '
+                        'be resumed (it holds no random states and no list of images): move it to another folder and '
+                        'start from it with pretraining: PATH.')
+    _require_same_images(path, state.get('ids', ids), ids)
+    try:
+        require_finite(state['model'], path)
+        model.load_state_dict({name.removeprefix(PREFIX): value for name, value in state.pop('model').items()})
+        optimizer.load_state_dict(state.pop('optimizer'))
+        _restore_random_state(state.pop('rng'), _device_of(model))
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f'checkpoint {path} does not belong to this run ({str(error).splitlines()[0]}); '
+                        'choose another output_dir or delete it.') from error
+    return state
+
+
+def _require_same_images(path: Path, before: Sequence[str], now: Sequence[str]) -> None:
+    if list(before) == list(now):
+        return
+    started, present = set(before), set(now)
+    gone, more = ([name for name in before if name not in present], [name for name in now if name not in started])
+    differences = [f'lacks {len(gone)} of {len(before)} IDs ({name_some(gone)})'] * bool(gone)
+    differences += [f'has {len(more)} more ({name_some(more)})'] * bool(more)
+    raise UserError(f'the list of training images has changed since the run of {path} was started: it '
+                    f'{" and ".join(differences) or "has the same IDs in another order"}; restore it, or choose '
+                    'another output_dir.')
+
+
+def require_finite(arrays: Mapping[str, Tensor | np.ndarray], source: Path | str, what: str = 'weights') -> None:
+    """Raises UserError when any value of a file's arrays is infinite or not a number; the sentence names them."""
+    wrong = [name for name, value in arrays.items() if not torch.as_tensor(value).isfinite().all()]
+    if wrong:
+        raise UserError(f'{source} holds {what} that are not finite ({name_some(wrong)}): its training diverged, or '
+                        'the file is damaged; give another one.')
+
+
+def _restore_random_state(states: list[dict[str, Tensor]], device: torch.device) -> None:
+    if len(states) != distributed.world_size():
+        log.warning('The checkpoint is of %d processes and this run has %d: it goes on, with other random numbers',
+                    len(states), distributed.world_size())
+        return
+    restore_random_states(states[distributed.rank()], device)

@@ -1,0 +1,175 @@
+"""One helper that hides whether there are several processes: for one, everything is an identity."""
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Item = TypeVar('Item')
+
+TIMEOUT = timedelta(minutes=15)  # a dead process is noticed at once, one that hangs by this
+PATIENCE = timedelta(hours=6)  # while the main process downloads a data set
+_patient: Any = None  # the group that waits for a download
+
+
+def join(use_cuda: bool) -> None:
+    """Join the job that torchrun, or ``utils.run.launch``, has started this process for, if any.
+
+    GPUs talk by NCCL; what lives on the CPU, such as the request to stop, by gloo.
+    """
+    global _patient
+    if not is_launched() or is_initialized():
+        return
+    if use_cuda:
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group('cpu:gloo,cuda:nccl' if use_cuda else 'gloo', timeout=TIMEOUT)
+    _patient = dist.new_group(backend='gloo', timeout=PATIENCE)
+
+
+def leave() -> bool:
+    """Leave the job, all processes together; what comes after is done by one alone, and takes as long as it takes.
+
+    Returns:
+        whether this is the main process.
+    """
+    main = is_main()
+    if is_initialized():
+        dist.destroy_process_group()
+    return main
+
+
+def is_launched() -> bool:
+    """Whether this process is one of several, which may not have joined yet, or have left."""
+    return int(os.environ.get('WORLD_SIZE', 1)) > 1
+
+
+def local_rank() -> int:
+    """The number of this process on its machine."""
+    return int(os.environ.get('LOCAL_RANK', 0))
+
+
+def first_to_fail() -> bool:
+    """Whether this process is the one that tells the user why the job ends; the others end silently."""
+    if is_initialized():
+        try:
+            return dist.distributed_c10d._get_default_store().add('failed', 1) == 1
+        except RuntimeError:  # the store went down with its machine
+            return False
+    return os.environ.get('RANK', '0') == '0'
+
+
+def is_initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if is_initialized() else 0
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def all_gather(x: Tensor) -> Tensor:
+    """(B, ...) of each process -> (B * processes, ...) on all, in the order of ranks; no gradient."""
+    if world_size() == 1:
+        return x
+    x = x.contiguous()
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x)
+    return torch.cat(parts)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether ``flag`` holds in any process; asked of the CPU, so that no GPU is waited for."""
+    if world_size() == 1:
+        return flag
+    votes = torch.tensor(int(flag))
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes.item())
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """A small Python value of each process, in the order of ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def interleave(items: list[Item]) -> list[Item]:
+    """Undo that the processes took items in turn: those of all, in order, on every process."""
+    parts = gather_objects(items)
+    return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    any_process(False)
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """A block that the main process runs before the others, who wait for it for hours: a download."""
+    if world_size() == 1:
+        yield
+        return
+    if not is_main():
+        dist.barrier(_patient)
+    yield
+    if is_main():
+        dist.barrier(_patient)
+
+
+def parallel(module: nn.Module) -> nn.Module:
+    """The module as the main process has it, with gradients averaged over processes; BatchNorm is each one's own."""
+    if world_size() == 1:
+        return module
+    for value in module.state_dict().values():
+        dist.broadcast(value, src=0)
+    warnings.filterwarnings('ignore', 'Grad strides do not match')  # of 1x1 kernels, where order means nothing
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)  # a new name of broadcast_buffers, which older PyTorch lacks
+        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def unwrap(module: nn.Module) -> Any:
+    """The module that was given to ``parallel``."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def random_order(batch: int, device: torch.device) -> Tensor | None:
+    """One random order of the images of all processes, or None for one process.
+
+    One process keeps its batch: its BatchNorm sees the same images in any order.
+    """
+    if world_size() == 1:
+        return None
+    order = torch.randperm(batch * world_size(), device=device)
+    dist.broadcast(order, src=0)
+    return order
+
+
+def shuffle(x: Tensor, order: Tensor | None) -> Tensor:
+    """(B, ...) of each process -> this process's share of all of it in ``order``."""
+    if order is None:
+        return x
+    return all_gather(x)[order.view(world_size(), -1)[rank()]]
+
+
+def unshuffle(x: Tensor, order: Tensor | None) -> Tensor:
+    """Undo ``shuffle`` on what was computed from its share."""
+    return shuffle(x, None if order is None else order.argsort())

@@ -1,0 +1,23 @@
+"""Mistakes that a user can fix; this module imports nothing of ours."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class UserError(Exception):
+    """A mistake the user can mend: one sentence that names the thing and the mend."""
+
+
+class MissingFileError(UserError):
+    """A file is in none of the places where it was looked for."""
+
+
+def cannot_read(path: object) -> UserError:
+    """The error of a file that is there and may not be read."""
+    return UserError(f'{path} cannot be read (permission denied); change its permissions.')
+
+
+def name_some(names: Sequence, limit: int = 5) -> str:
+    """'a, b, c and 12 more': the first few of a list, and how many are left."""
+    shown = ', '.join(str(n) for n in names[:limit])
+    return shown if len(names) <= limit else f'{shown} and {len(names) - limit} more'

@@ -1,0 +1,90 @@
+"""From one command to many processes, by PyTorch's own elastic launcher."""
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from utils.config.cli import ArgumentParser
+from utils.run.devices import pick_device, require_processes
+from utils.run.errors import UserError
+from utils.run.parallel import available_cores
+from utils.run.script import EXIT_USER_ERROR
+from utils.run.signals import EXIT_STOPPED, SIGNALS, handled, stop
+
+
+def add_process_arguments(parser: ArgumentParser) -> None:
+    """Add --nproc to a script's arguments."""
+    parser.add_argument('--nproc', type=int, metavar='N',
+                        help='processes to start (default: one for each visible GPU, or one on the CPU)')
+
+
+def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[str] | None) -> bool:
+    """Run the script in as many processes as the machine has GPUs, if that is more than one.
+
+    Args:
+        nproc: a number that is asked for; None counts the visible GPUs.
+        device: the config's device.
+        script: file of the script; it runs again in each process, which finds RANK and WORLD_SIZE set.
+        argv: its arguments; None takes those of this process.
+
+    Returns:
+        False if this process is to do the work: it is one of a job already, or one is enough.
+
+    Raises:
+        UserError: the number does not fit the machine, or the job.
+        SystemExit: a process failed, with its exit code; it has said why itself.
+    """
+    if nproc is not None and nproc < 1:
+        raise UserError(f'--nproc is {nproc}; expected 1 or more.')
+    if 'RANK' in os.environ:
+        return False
+    where = pick_device(device)
+    gpus = torch.cuda.device_count() if where.type == 'cuda' else 0
+    count = nproc or max(1, gpus)
+    if count > 1:
+        require_processes(where)
+    if gpus and count > gpus:
+        raise UserError(f'--nproc is {count}, but {gpus} GPUs are visible; lower it, or set device=cpu.')
+    if count == 1:
+        return False
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, available_cores() // count)))
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, max_restarts=0,
+                          rdzv_backend='c10d', rdzv_endpoint='localhost:0', monitor_interval=0.2,
+                          signals_to_handle='SIGHUP,SIGQUIT')  # the launcher would kill 30 s after the others
+    logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)  # the process says itself what is wrong
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with handled(_pass_on, *SIGNALS):
+            elastic_launch(config, sys.executable)('-u', script, *arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        codes = {failed.exitcode for failed in error.failures.values()}
+        for code in (EXIT_USER_ERROR, EXIT_STOPPED):
+            if code in codes:  # a process has said why; others may have failed for the loss of it
+                raise SystemExit(code) from None
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            print(f'error: process {rank} of {count} was ended by {name}, and the others with it; start the same '
+                  'command again to go on', file=sys.stderr)
+        raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from None
+    return True
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    """Hand a signal to the processes, which take the time that their step and their checkpoint need."""
+    children = Path(f'/proc/self/task/{os.getpid()}/children')
+    processes = [int(child) for child in children.read_text().split()] if children.exists() else []
+    for process in processes:
+        os.kill(process, number)
+    if not processes:
+        stop(number)

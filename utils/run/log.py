@@ -1,0 +1,110 @@
+"""Plain lines on the terminal and dated ones in the log file; progress bars only on a terminal."""
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+import numpy as np
+from termcolor import colored
+from tqdm import tqdm
+
+from utils.run import distributed
+
+log = logging.getLogger(__name__)
+Item = TypeVar('Item')
+
+
+def paint(text: str, stream: TextIO, colour: str = 'green') -> str:
+    """Text in bold and a colour on a terminal, unless the environment has NO_COLOR."""
+    plain = not stream.isatty() or bool(os.environ.get('NO_COLOR'))  # termcolor itself asks about stdout alone
+    return colored(text, colour, attrs=['bold'], no_color=plain, force_color=True)
+
+
+@contextmanager
+def warn_of_failure(what: str) -> Iterator[None]:
+    """A block that a run can do without, such as its report: a failure is a warning, in one sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [''])[0]
+        log.warning('%s could not be made (%s: %s); nothing else is missing', what, type(error).__name__, reason)
+
+
+def log_epoch(epoch: int, epochs: int, figures: str, seconds: float, share: float = 1.0) -> None:
+    """One line that sums an epoch up, in colour on a terminal.
+
+    Args:
+        epoch: from 0.
+        figures: 'loss 1.2, lr 0.004'.
+        seconds: that it took.
+        share: of the epoch that was done in this time: less than 1 after a start within it.
+    """
+    left = duration(seconds / share * (epochs - epoch - 1)) if share else ''
+    log.info('Epoch %d of %d: %s, %s%s', epoch + 1, epochs, figures, duration(seconds),
+             f', about {left} left' if left and epoch + 1 < epochs else '', extra={'summary': True})
+
+
+def duration(seconds: float) -> str:
+    """'42 s', '7 min' or '3 h 5 min'."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f'{seconds:.0f} s'
+    return f'{minutes} min' if minutes < 100 else f'{minutes // 60} h {minutes % 60} min'
+
+
+class _TerminalHandler(logging.StreamHandler):
+    """Writes through tqdm, so that a line does not break a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        tqdm.write(paint(text, sys.stdout) if hasattr(record, 'summary') else text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def setup_logging(output_dir: Path) -> None:
+    """Send the log of the main process to the terminal and to ``output_dir/log.txt`` (appended)."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
+    terminal = _TerminalHandler()
+    terminal.setFormatter(logging.Formatter('%(message)s'))
+    root.addHandler(terminal)
+    if distributed.is_main():
+        file = logging.FileHandler(output_dir / 'log.txt', encoding='utf-8', errors='backslashreplace')
+        file.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))
+        root.addHandler(file)
+
+
+def scalar_writer(output_dir: Path) -> Any:
+    """A TensorBoard writer in the main process; elsewhere one that writes nothing."""
+    if not distributed.is_main():
+        return _NoWriter()
+    from torch.utils.tensorboard import SummaryWriter
+    return SummaryWriter(output_dir / 'tensorboard')
+
+
+class _NoWriter:
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        pass
+
+    def add_image(self, name: str, image: np.ndarray, step: int, dataformats: str) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def progress(items: Iterable[Item], description: str, total: int | None = None, initial: int = 0) -> Iterable[Item]:
+    """Iterate with a progress bar, which shows on a terminal of the main process alone."""
+    return tqdm(items, description, total=total, initial=initial, leave=False, dynamic_ncols=True,
+                disable=None if distributed.is_main() else True)

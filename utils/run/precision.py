@@ -1,0 +1,87 @@
+"""How networks compute: number formats and memory order.
+
+``precision`` and ``tf32`` are for training steps. Validation and prediction compute in float32 always, and without
+TF32 unless ``val_tf32`` is true, so that a result is not a matter of how its network
+was trained, or on what.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.run.devices import computes_bf16, move
+from utils.run.errors import UserError
+
+DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let CUDA round factors of float32 products to 10 bits, or not; by default PyTorch does so in convolutions."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """A block, or a function, under ``allow_tf32``; after it all is as before."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    allow_tf32(allowed)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+class Precision:
+    """Autocast, loss scaling and memory order of a training run.
+
+    Weights stay as they are, float32 or float64 (which autocast leaves alone); under autocast
+    convolutions and matrix products compute in the shorter format.
+
+    Args:
+        device: where the run computes.
+        name: fp32, bf16 or fp16; fp16 scales the loss so that small gradients survive.
+        channels_last: order of images and convolution weights in memory.
+        tf32: of training steps, see ``allow_tf32``.
+
+    Raises:
+        UserError: the device does not compute in this format.
+    """
+
+    def __init__(self, device: torch.device, name: str = 'fp32', channels_last: bool = True,
+                 tf32: bool = True) -> None:
+        if name == 'fp16' and device.type != 'cuda':
+            raise UserError(f'precision: fp16 needs a CUDA GPU; on {device.type} take bf16 or fp32.')
+        if name == 'bf16' and not computes_bf16(device):
+            raise UserError(f'precision: bf16 is not what this {device.type} device computes in; take fp32'
+                            f'{" or fp16" * (device.type == "cuda")}.')
+        self.device, self.dtype, self.tf32 = device, DTYPES[name], tf32
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == 'fp16')  # type: ignore[attr-defined]
+
+    def autocast(self) -> Any:
+        """The context of a forward pass; losses are computed outside of it."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+    def place(self, module: nn.Module) -> None:
+        """Move a network to the device."""
+        module.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+
+    def images(self, images: Tensor) -> Tensor:
+        """Move a batch of images (B, 3, H, W) to the device."""
+        return move(images, self.device, self.memory_format)
+
+    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Backward and one step of the optimiser."""
+        optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+
+def full(x: Tensor) -> Tensor:
+    """A tensor that autocast made short, in float32; others as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,0 +1,97 @@
+"""The device and the random state of a run."""
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.config.load import save_config
+from utils.report.results import read_results
+from utils.run import distributed
+from utils.run.devices import pick_device, require_processes
+from utils.run.errors import UserError
+from utils.run.lock import lock_file
+from utils.run.log import setup_logging
+from utils.run.parallel import share_cores
+from utils.run.precision import allow_tf32
+
+log = logging.getLogger(__name__)
+LOCK = '.lock'
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch: weights, dropout and the start of the memory bank."""
+    random.seed(seed)
+    np.random.seed(seed % 2 ** 32)
+    torch.manual_seed(seed)
+
+
+def seed_process(seed: int) -> None:
+    """Once all processes hold the same weights, give each its own dropout."""
+    if distributed.world_size() > 1:
+        torch.manual_seed(seed + distributed.rank())
+
+
+def lock(output_dir: Path) -> None:
+    """Keep other runs out of the output directory until this process ends.
+
+    Raises:
+        UserError: another run is at work there.
+    """
+    handle = os.open(output_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)  # open until the process ends, and the lock too
+    try:
+        lock_file(handle)
+    except (BlockingIOError, PermissionError) as error:
+        os.close(handle)
+        raise UserError(f'another run is writing to {output_dir}; wait for its end, stop it, or choose another '
+                        'output folder.') from error
+    except OSError as error:
+        log.warning('%s cannot be locked (%s): start no second run there', output_dir, error.strerror)
+
+
+def prepare(p: Any, identity: Sequence[str] = ()) -> torch.device:
+    """Join the other processes, if any, and ready the output directory, the log, the random state and the device.
+
+    Args:
+        p: the config.
+        identity: keys that may not differ from those of results that are there, see ``save_config``.
+
+    Raises:
+        UserError: the output directory cannot be made, was made with another config or is in use, or the device is
+            not there, taken, or none for several processes.
+    """
+    device = pick_device(p.device)
+    if distributed.is_launched():
+        require_processes(device)
+    if device.type == 'cuda' and distributed.local_rank() >= torch.cuda.device_count():
+        raise UserError(f'this machine has {torch.cuda.device_count()} visible GPUs and more processes; start one for '
+                        'each GPU, or set device=cpu.')
+    distributed.join(device.type == 'cuda')
+    share_cores()
+    if device.type == 'cuda' and distributed.world_size() > 1:
+        device = torch.device('cuda', distributed.local_rank())
+    allow_tf32(p.val_tf32)
+    output_dir = Path(p.output_dir)
+    with distributed.main_first():
+        if distributed.is_main():
+            try:
+                output_dir.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise UserError(f'output_dir {output_dir} cannot be made, for a file is in its place; choose another '
+                                '(--set output_dir=...) or move the file.') from error
+            lock(output_dir)
+            save_config(p, output_dir, identity)
+            read_results(output_dir)  # damaged ones are told before anything is computed
+    setup_logging(output_dir)
+    seed_everything(p.seed)
+    log.info('Output: %s; device: %s%s', output_dir, device,
+             f'; {distributed.world_size()} processes' if distributed.world_size() > 1 else '')
+    for note in getattr(p, '_notes', ()):
+        log.info(note)
+    return device
