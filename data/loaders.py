@@ -139,35 +139,39 @@ def linear_loader(p: Any) -> tuple[DataLoader, SeededSampler, list[str]]:
     return *_train_loader(p, base, SeededDataset(base)), base.ids
 
 
-def _in_turn(p: Any, base: ImageSet) -> DataLoader:
+def _in_turn(p: Any, base: ImageSet, originals: int | None = 0) -> DataLoader:
+    if isinstance(base.transform, EvaluationTransform):
+        base.transform.originals = frozenset(base.ids[:originals])
     # the batches that one process has, each taken by one process: each image comes up once, with the same neighbours
     share = [i for i in range(len(base)) if i // p.val_batch_size % distributed.world_size() == distributed.rank()]
     return _loader(p, base, p.val_batch_size, sampler=share)
 
 
 def evaluation_loader(p: Any, db_name: str, split: str, saliency: str | None = None,
-                      skip: bool = False) -> tuple[DataLoader, VOCSegmentation]:
+                      skip: bool = False, originals: int | None = 0) -> tuple[DataLoader, VOCSegmentation]:
     """All images of a split in order, with ground truth (and masks) at their own size; no image is dropped.
 
     Several processes take the batches in turn.
 
     Args:
         skip: leave out IDs without image or mask and log how many; otherwise they are an error.
+        originals: how many of the first images travel with the batch as decoded, 'original'; None: all of them. The
+            others are None there.
     """
     base = VOCSegmentation(labelled_root(p, db_name), split, semseg=True, saliency=saliency,
                            skip_without_saliency=skip, eval_classes=p.eval_classes,
                            transform=EvaluationTransform(p.val_size, normalisation_of(p.backbone)))
     log.info('Evaluating on %d images of %s %s', len(base), db_name, split)
-    return _in_turn(p, base), base
+    return _in_turn(p, base, originals), base
 
 
 def unlabelled_loader(p: Any, db_name: str, split: str, saliency: str | None = None,
-                      skip: bool = False) -> tuple[DataLoader, ImageSet]:
+                      skip: bool = False, originals: int | None = 0) -> tuple[DataLoader, ImageSet]:
     """The same of a split that needs no ground truth, of a plain folder too."""
     transform = EvaluationTransform(p.val_size, normalisation_of(p.backbone))
     base = _image_set(p, db_name, split, saliency, skip, transform)
     log.info('%d images of %s %s', len(base), base.root.name, split)
-    return _in_turn(p, base), base
+    return _in_turn(p, base, originals), base
 
 
 def masks_loader(p: Any, view: Callable[[Sample], Sample]) -> tuple[DataLoader, SeededSampler]:

@@ -1,7 +1,7 @@
 """What happens to an image on its way to the network."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -96,12 +96,15 @@ class LinearTrainTransform:
 class EvaluationTransform:
     """Resize the image for the network; ground truth and masks keep the image's own size.
 
-    'image' becomes (3, size, size) normalised; 'shape' is the image's own (height, width).
+    'image' becomes (3, size, size) normalised; 'shape' is the image's own (height, width); 'original' the decoded image
+    (H, W, 3) uint8 if its ID is among ``originals``, else None.
     """
 
     def __init__(self, size: int, normalisation: Normalisation = IMAGENET) -> None:
         self.size, self.normalisation = size, normalisation
+        self.originals: Collection[str] = ()
 
     def __call__(self, sample: Sample) -> Sample:
         return {**sample, 'shape': sample['image'].shape[:2],
+                'original': sample['image'] if sample.get('id') in self.originals else None,
                 'image': normalize(resize_image(sample['image'], self.size), self.normalisation)}

@@ -180,6 +180,11 @@ def test_pairs_and_loaders(root: Path, shapes: Path, caplog) -> None:
     assert [len(batch['id']) for batch in batches] == [8, 8, 3]
     assert batches[0]['shape'][0] == (40, 60)
     assert 'semseg' not in batches[0]
+    for originals, kept in ((0, 0), (3, 3), (None, 19)):
+        loader, data = build.unlabelled_loader(p, '.', 'all', originals=originals)
+        travelled = [image for batch in loader for image in batch['original']]
+        assert [image is not None for image in travelled] == [i < kept for i in range(19)]
+        assert all(np.array_equal(image, data.load(i)['image']) for i, image in enumerate(travelled[:kept]))
     assert not build.has_ground_truth(p, '.')
     for call in (lambda: build.evaluation_loader(p, '.', 'all'), lambda: build.linear_loader(p)):
         with pytest.raises(UserError, match='is a plain folder of images without ground truth'):
