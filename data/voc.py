@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,8 +85,9 @@ def scored_classes(classes: Sequence[str], names: Sequence[str]) -> tuple[tuple[
 
 
 def read_list(path: Path) -> list[str]:
-    """The lines of a list of IDs that are neither empty nor a comment. Raises UserError for another encoding."""
-    lines = [line.strip() for line in _read_text(path).split('\n') if not line.startswith('#')]
+    """The lines of a list of IDs that are neither empty nor a comment, as this system's file names. Errors as above."""
+    text = os.fsdecode(_read_text(path).encode())  # in a locale that is not UTF-8 files have names of other letters
+    lines = [line.strip() for line in text.split('\n') if not line.startswith('#')]
     return [line for line in lines if line]
 
 

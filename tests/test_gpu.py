@@ -25,7 +25,7 @@ from segmentation import engine as segmentation_engine
 from tests.golden_inputs import photo
 from tests.test_pretrain_maskcontrast import method
 from tests.test_scripts import Runner
-from tests.test_utils_training import SmallBackbone, small_decoder
+from tests.test_utils_run_trainer import SmallBackbone, small_decoder
 from utils.run import trainer as training
 from utils.run.checkpoint import load_checkpoint
 from utils.run.devices import place

@@ -13,7 +13,7 @@ from saliency.basnet import BASNetSaliency
 from segmentation.segmenter import LinearSegmenter
 from tests.test_pretrain_panels import run  # noqa: F401  a fixture
 from tests.test_scripts import Runner
-from tests.test_utils_training import SmallBackbone, small_decoder
+from tests.test_utils_run_trainer import SmallBackbone, small_decoder
 from utils.run.precision import allow_tf32, tf32
 
 Seen = dict[str, set[tuple[bool, bool, bool]]]

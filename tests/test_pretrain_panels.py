@@ -13,7 +13,7 @@ import segmentation.objects
 from experiments.shapes import generate
 from pretrain.panels import SIDE, observed
 from tests.test_scripts import Runner
-from tests.test_utils_training import SmallBackbone, small_decoder
+from tests.test_utils_run_trainer import SmallBackbone, small_decoder
 from utils.report.history import read_history
 from utils.report.pictures import outline, pca_colours
 from utils.run.checkpoint import load_checkpoint

@@ -15,7 +15,7 @@ from data.images import read_image
 from saliency.predict import main
 from saliency.report import contact_sheet
 from tests.golden_inputs import photo
-from tests.test_utils_run_report import Page
+from tests.test_utils_report_run import Page
 from utils.run.errors import UserError
 from utils.run.script import run_script
 

@@ -19,7 +19,7 @@ from saliency.basnet_network import BASNet
 from saliency.engine import compute_losses, validate
 from saliency.scores import SaliencyScores
 from saliency.view import TrainingView
-from tests.test_utils_run_report import Page
+from tests.test_utils_report_run import Page
 from utils.report.history import read_history
 from utils.run.precision import Precision
 from utils.run.script import run_script

@@ -16,7 +16,7 @@ from PIL import Image
 
 from segmentation import score_predictions
 from segmentation.segmenter import Segmenter
-from tests.test_utils_run_report import Page
+from tests.test_utils_report_run import Page
 from utils.report.history import read_history
 from utils.run.files import PALETTE
 from utils.run.script import run_script

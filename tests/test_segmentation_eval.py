@@ -11,7 +11,7 @@ from segmentation import eval as eval_script
 from segmentation import linear_finetune
 from segmentation.segmenter import Segmenter
 from tests.colours import MIDDLE, arguments, plain_backbone, results, runner, write_image, write_lists
-from tests.test_utils_run_report import Page
+from tests.test_utils_report_run import Page
 from utils.run.checkpoint import save_checkpoint
 from utils.run.errors import UserError
 

@@ -23,7 +23,7 @@ from segmentation.segmenter import FOREIGN, Segmenter, object_logits
 from tests.colours import arguments
 from tests.golden_inputs import photo
 from tests.test_data_frames import write_video
-from tests.test_utils_run_report import Page
+from tests.test_utils_report_run import Page
 from utils.report.pictures import legend, overlay
 from utils.run.checkpoint import load_checkpoint, save_checkpoint
 from utils.run.errors import UserError

@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from segmentation import score_predictions, table
 from segmentation.metrics import confusion_matrix
-from tests.test_utils_run_report import Page
+from tests.test_utils_report_run import Page
 from utils.run.errors import UserError
 from utils.run.files import save_label_map
 

@@ -9,7 +9,7 @@ from segmentation import kmeans, retrieval, visualize
 from segmentation.prototype_map import project, spread
 from segmentation.saved import read_objects
 from tests.colours import CLASSES, MIDDLE, RGB, ColourModel, runner, write_image, write_lists
-from tests.test_utils_run_report import Page
+from tests.test_utils_report_run import Page
 from utils.run.errors import UserError
 
 LEFT, RIGHT = (slice(8, 24), slice(0, 12)), (slice(8, 24), slice(20, 32))

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.test_layout import BENCHMARKS, SCRIPTS
-from tests.test_utils_config import SCHEMAS
+from tests.test_utils_config_load import SCHEMAS
 from utils.config.cli import ArgumentParser
 from utils.config.load import add_config_arguments
 from utils.config.schema import Kmeans, Pretrain

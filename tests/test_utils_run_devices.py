@@ -16,7 +16,7 @@ from saliency.sources import build_source
 from segmentation.engine import compute_losses as linear_losses
 from segmentation.objects import find_objects
 from tests.test_pretrain_maskcontrast import method
-from tests.test_utils_precision import VIEWS
+from tests.test_utils_run_precision import VIEWS
 from utils.run import devices
 from utils.run.checkpoint import save_training
 from utils.run.errors import UserError
