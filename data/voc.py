@@ -140,7 +140,7 @@ def random_share(ids: Sequence[str], share: float, seed: int) -> list[str]:
     count = round(share * len(ids))
     if count == 0:
         raise UserError(f'label_share {share} of {len(ids)} images is less than one image; raise it.')
-    kept = set(sorted(ids, key=lambda name: hashlib.sha256(f'{seed}/{name}'.encode()).digest())[:count])
+    kept = set(sorted(ids, key=lambda name: hashlib.sha256(os.fsencode(f'{seed}/{name}')).digest())[:count])
     return [name for name in ids if name in kept]
 
 
