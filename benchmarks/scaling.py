@@ -49,7 +49,7 @@ def work(rank: int, processes: int, args: argparse.Namespace, folder: str) -> No
     batch = draw_batch(args.batch // processes, args.size)
     precision = Precision(device, args.precision)
     model = MaskContrast(ContrastiveSegmentationModel(args.backbone, 32), 32, 8 * args.batch).train()
-    precision.place(model)
+    precision.to_device(model)
     trained = distributed.parallel(model)
     optimizer = build_optimizer('sgd', model.parameters(), 0.004)
     seconds = []

@@ -124,7 +124,7 @@ class Way:
         else:
             self.precision = Precision(self.device, name)
             self.model = MaskContrast(ContrastiveSegmentationModel(args.backbone, dim), dim, K)
-            self.precision.place(self.model)
+            self.precision.to_device(self.model)
             if args.compile:
                 for encoder in (self.model.model_q, self.model.model_k):
                     encoder.backbone.compile()

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pretrain.losses import accuracy, chunked_contrastive_loss, contrastive_loss, saliency_loss
-from utils.run.devices import move, pin
+from utils.run.devices import pin
 from utils.run.distributed import unwrap
 from utils.run.precision import Precision
 
@@ -22,14 +22,14 @@ def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision
         precision: how the networks compute; losses are in float32 or float64 always.
         chunk: pixels of the contrastive loss at a time; 0 holds all of its logits in memory.
     """
-    im_q, im_k = (precision.images(batch[view]) for view in ('query', 'key'))
+    im_q, im_k = (precision.to_device(batch[view]) for view in ('query', 'key'))
     mask_q, mask_k = batch['query_mask'], batch['key_mask']
     encoder = unwrap(model).model_q
     if not encoder.upsample:
         stride = encoder.backbone.stride
         mask_q, mask_k = (pin(mask[:, ::stride, ::stride], precision.device) for mask in (mask_q, mask_k))  # nearest
     on_cpu = mask_q
-    mask_q, mask_k = (move(mask, precision.device) for mask in (mask_q, mask_k))
+    mask_q, mask_k = (precision.to_device(mask) for mask in (mask_q, mask_k))
     with precision.autocast():
         output = model(im_q, on_cpu, im_k, mask_k)
     if chunk:

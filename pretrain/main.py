@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         freeze_layers(model.model_q.backbone, stages)
         freeze_layers(model.model_k.backbone, stages)
     precision = Precision(device, p.precision, p.channels_last, p.tf32)
-    precision.place(model)
+    precision.to_device(model)
     if p.compile:
         for encoder in (model.model_q, model.model_k):
             encoder.backbone.compile()

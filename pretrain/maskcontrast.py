@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from models.prototypes import mask_prototypes
 from models.segmentation import ContrastiveSegmentationModel
 from utils.run import distributed
-from utils.run.devices import move, pin
-from utils.run.precision import full
+from utils.run.devices import pin, to_device
+from utils.run.precision import to_float32
 
 
 class Output(NamedTuple):
@@ -71,9 +71,9 @@ class MaskContrast(nn.Module):
         embedding, saliency = self.model_q(im_q)  # B x dim x H x W, B x H x W
         pixels = mask_q.nonzero().T.contiguous()  # 3 x P
         if pixels.device != im_q.device:
-            pixels = move(pin(pixels, im_q.device), im_q.device)
+            pixels = to_device(pin(pixels, im_q.device), im_q.device)
         image, row, column = pixels
-        q = F.normalize(full(embedding[image, :, row, column]), dim=1)  # P x dim
+        q = F.normalize(to_float32(embedding[image, :, row, column]), dim=1)  # P x dim
 
         with torch.no_grad():
             self._momentum_update()
@@ -84,7 +84,7 @@ class MaskContrast(nn.Module):
 
         columns = torch.cat([prototypes.T, self.queue.clone()], dim=1)  # dim x (B + K)
         self._enqueue(everyone)
-        return Output(q, columns, self.T, image, None if saliency is None else full(saliency), len(prototypes))
+        return Output(q, columns, self.T, image, None if saliency is None else to_float32(saliency), len(prototypes))
 
     @torch.no_grad()
     def bank_statistics(self) -> dict[str, float]:
@@ -121,7 +121,8 @@ class MaskContrast(nn.Module):
         order = distributed.random_order(len(im_k), im_k.device)
         embedding = self.model_k.embed(distributed.shuffle(im_k, order))  # B x dim x H x W, of other images
         with torch.autocast(im_k.device.type, enabled=False):
-            return distributed.unshuffle(mask_prototypes(full(embedding), distributed.shuffle(mask_k, order)), order)
+            prototypes = mask_prototypes(to_float32(embedding), distributed.shuffle(mask_k, order))
+            return distributed.unshuffle(prototypes, order)
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:

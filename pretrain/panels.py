@@ -83,7 +83,7 @@ class Panels:
         chosen = sorted({round(i) for i in np.linspace(0, len(self.dataset) - 1, IMAGES)})
         images = [prepare(self.dataset.load(i))['image'] for i in chosen]
         with observed(self.model, self.compiled):
-            maps = self.model.maps(self.precision.images(torch.stack(images)))
+            maps = self.model.maps(self.precision.to_device(torch.stack(images)))
         colours = pca_colours(F.normalize(maps['embedding'].float(), dim=1).cpu().numpy())
         scores = maps.get('saliency')
         pictures = []

@@ -51,7 +51,7 @@ class Probe:
         with observed(model, self.compiled):
             for start in range(0, len(self.chosen), BATCH):
                 samples = [self.dataset[i] for i in self.chosen[start:start + BATCH]]
-                images = self.precision.images(torch.stack([sample['image'] for sample in samples]))
+                images = self.precision.to_device(torch.stack([sample['image'] for sample in samples]))
                 maps = model.maps(images)
                 scores = resize(maps['saliency'], images.shape[-2:])[:, 0]
                 masks = scores > THRESHOLD

@@ -12,9 +12,8 @@ from saliency.postprocess import binarise
 from saliency.scores import SaliencyScores
 from saliency.sources import MaskSource
 from utils.run import distributed
-from utils.run.devices import move
 from utils.run.log import progress
-from utils.run.precision import Precision, full
+from utils.run.precision import Precision, to_float32
 
 
 def compute_losses(network: nn.Module, batch: dict[str, Any], precision: Precision) -> dict[str, Tensor]:
@@ -25,9 +24,9 @@ def compute_losses(network: nn.Module, batch: dict[str, Any], precision: Precisi
         precision: how it computes; the loss is in float32.
     """
     with precision.autocast():
-        scores = network(precision.images(batch['image']))                   # eight, each B x 1 x crop x crop
-    target = move(batch['sal'], precision.device)
-    return {'loss': basnet_loss([full(score) for score in scores], target)}
+        scores = network(precision.to_device(batch['image']))                   # eight, each B x 1 x crop x crop
+    target = precision.to_device(batch['sal'])
+    return {'loss': basnet_loss([to_float32(score) for score in scores], target)}
 
 
 def validate(source: MaskSource, loader: DataLoader) -> dict[str, float]:

@@ -49,9 +49,9 @@ def build_source(method: str, weights: Path | None = None, onnx_config: Path | N
                         'or take --method unsupervised, which needs none.')
     if method == 'basnet':
         from saliency.basnet import SIZE, BASNetSaliency, load_basnet
-        from utils.run.devices import pick_device, place
+        from utils.run.devices import pick_device, to_device
         network, where = load_basnet(weights), pick_device(device)
-        place(network, where)
+        to_device(network, where)
         return BASNetSaliency(network, where, input_size or SIZE)
     if onnx_config is None:
         raise UserError('--method onnx needs --onnx-config PATH, a YAML file with input_size, mean and scale of the '

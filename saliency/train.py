@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     val_loader = masks_evaluation_loader(p) if p.val_images is not None else None
     network = build_basnet(p)
     precision = Precision(device, p.precision, p.channels_last, p.tf32)
-    precision.place(network)
+    precision.to_device(network)
     if p.compile:
         network.compile()
     trained = distributed.parallel(network)

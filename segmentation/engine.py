@@ -19,11 +19,11 @@ from models.segmentation import LinearSegmentationModel
 from segmentation.metrics import confusion_matrix
 from utils.report.pictures import panel
 from utils.run import distributed
-from utils.run.devices import move, to_device
+from utils.run.devices import to_device
 from utils.run.files import save_image, save_label_map
 from utils.run.log import progress
 from utils.run.parallel import in_threads
-from utils.run.precision import Precision, full
+from utils.run.precision import Precision, to_float32
 
 
 def segmentation_loss(logits: Tensor, semseg: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision
         model: LinearSegmentationModel, or what ``distributed.parallel`` made of it.
     """
     with precision.autocast():
-        logits = model(precision.images(batch['image']))
-    return {'loss': segmentation_loss(full(logits), move(batch['semseg'], precision.device))}
+        logits = model(precision.to_device(batch['image']))
+    return {'loss': segmentation_loss(to_float32(logits), precision.to_device(batch['semseg']))}
 
 
 @torch.inference_mode()

@@ -29,7 +29,7 @@ from utils.config.cli import ArgumentParser
 from utils.config.load import Config, add_config_arguments, as_dict, load_config, resolve_path
 from utils.config.schema import LinearFinetune
 from utils.report.run import write_run_report
-from utils.run.devices import place
+from utils.run.devices import to_device
 from utils.run.launch import add_process_arguments, start_processes
 from utils.run.script import run_script
 from utils.run.setup import prepare
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     digest = fingerprint(model)
     log.info('Weights: %s (fingerprint %s)', weights, digest)
     check_free(Path(p.output_dir), (trained.task, f'{trained.task}_crf'), weights, digest)
-    place(model, device)
+    to_device(model, device)
     confusions = score(model, loader, dataset, device, Path(p.output_dir), p.num_visualizations,
                        p.crf_kwargs if args.crf_postprocess else None, p.crf_workers, trained.task,
                        made_with(weights, digest, dataset, p.val_size))

@@ -50,7 +50,7 @@ from utils.report.pictures import panel
 from utils.report.results import iou_entry, log_iou, remove_stale, save_results
 from utils.report.run import write_run_report
 from utils.run import distributed
-from utils.run.devices import place
+from utils.run.devices import to_device
 from utils.run.errors import UserError
 from utils.run.files import save_arrays, save_image, save_label_map
 from utils.run.launch import add_process_arguments, start_processes
@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     open_split: Callable[..., tuple[DataLoader, ImageSet]] = evaluation_loader if labelled else unlabelled_loader
     loader, dataset = open_split(p, p.val_db_name, p.val_split, masks)
     model = build_prototype_model(p)
-    place(model, device)
+    to_device(model, device)
     options = {'features': p.features, 'from_network': from_network,
                'min_component': p.min_component if p.components else None}
     split = embed_split(model, loader, device, len(dataset.classes), keep_masks=True, **options)

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         warn_of_shared(dataset.ids, labelled, f'{p.val_db_name} {p.val_split}', f'{p.train_split}, which is trained on')
     model = build_linear_model(p, len(classes))
     precision = Precision(device, p.precision, p.channels_last, p.tf32)
-    precision.place(model)
+    precision.to_device(model)
     if p.compile:
         model.compile()
     optimizer = build_optimizer(p.optimizer, model.classifier.parameters(), **p.optimizer_kwargs)

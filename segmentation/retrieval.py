@@ -37,7 +37,7 @@ from utils.config.schema import Retrieval
 from utils.report.results import iou_entry, log_iou, save_results
 from utils.report.run import NEIGHBOURS, write_run_report
 from utils.run import distributed
-from utils.run.devices import place
+from utils.run.devices import to_device
 from utils.run.errors import UserError
 from utils.run.files import save_image
 from utils.run.launch import add_process_arguments, start_processes
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     network = prototype_network(p, model)
     if p.memory is not None:
         bank.check_network(p.memory, network)
-    place(model, device)
+    to_device(model, device)
 
     def embed(loader: DataLoader, keep_masks: bool = False) -> EmbeddedSplit:
         return embed_split(model, loader, device, len(classes), p.features, from_network, keep_masks,

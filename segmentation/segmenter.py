@@ -28,7 +28,7 @@ from segmentation.cluster_model import ClusterModel
 from segmentation.linear import read_run_config, read_trained
 from segmentation.objects import THRESHOLD, find_objects
 from utils.run.checkpoint import load_checkpoint
-from utils.run.devices import pick_device, place, to_device
+from utils.run.devices import pick_device, to_device
 from utils.run.errors import MissingFileError, UserError, name_some
 from utils.run.precision import tf32
 
@@ -124,7 +124,7 @@ class LinearSegmenter(Segmenter):
     def __init__(self, model: LinearSegmentationModel, classes: tuple[str, ...], size: int,
                  device: torch.device) -> None:
         super().__init__(classes, size, device, model.backbone.name)
-        place(model, device)
+        to_device(model, device)
         self.model, self.channels = model, np.arange(len(classes))
 
     @tf32(False)
@@ -161,7 +161,7 @@ class ClusterSegmenter(Segmenter):
             log.warning('%s was made with %s masks, and new images get the masks that the network predicts: their '
                         'objects may differ from those of the clusters', source,
                         f'the precomputed {network["masks"]}' if 'masks' in network else 'unnamed')
-        place(model, device)
+        to_device(model, device)
         self.model, self.clusters = model, clusters
 
     @tf32(False)

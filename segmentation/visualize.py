@@ -38,7 +38,7 @@ from utils.config.load import Config
 from utils.report import page
 from utils.report.pictures import PART, montage, panel, pca_colours, thumbnail
 from utils.report.plots import to_image
-from utils.run.devices import DEVICES, pick_device, place, to_device
+from utils.run.devices import DEVICES, pick_device, to_device
 from utils.run.errors import UserError
 from utils.run.files import save_image
 from utils.run.precision import allow_tf32
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     allow_tf32(p.get('val_tf32', False))
     dataset = open_images(p, saved.clusters is None)
     model = build_prototype_model(p)
-    place(model, device)
+    to_device(model, device)
     finder = ObjectFinder(model, dataset, device, p.features, p.saliency == 'network',
                           p.min_component if p.components else None)
 

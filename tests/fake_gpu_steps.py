@@ -116,7 +116,7 @@ def placed(build: Callable[[], nn.Module], precision: str = 'fp32') -> Iterator[
     network.to_empty(device='cpu')
     with fictitious_gpu() as watch:
         computing = Precision(GPU, precision)
-        computing.place(network)
+        computing.to_device(network)
         watch.hold([*network.parameters(), *network.buffers()])
         watch.reset()
         yield watch, network, computing
@@ -237,12 +237,12 @@ def with_boolean_index(scores: Tensor, masks: Tensor) -> Tensor:
     return saliency_loss(scores[masks.bool()], masks[masks.bool()])
 
 
-def unpinned(self: Precision, images: Tensor) -> Tensor:
-    return images.clone().to(self.device, non_blocking=True)
+def unpinned(self: Precision, x: Any) -> Any:
+    return (x.clone() if isinstance(x, Tensor) else x).to(self.device, non_blocking=True)
 
 
-def blocking(self: Precision, images: Tensor) -> Tensor:
-    return images.to(self.device)
+def blocking(self: Precision, x: Any) -> Any:
+    return x.to(self.device)
 
 
 def strided(parts: list[Tensor], x: Tensor) -> Any:
@@ -262,8 +262,8 @@ PLANTS = {
     'tensor on the CPU': (pretrain_engine, 'saliency_loss', on_the_cpu, {}),
     'item': (pretrain_engine, 'saliency_loss', with_item, {}),
     'boolean index': (pretrain_engine, 'saliency_loss', with_boolean_index, {}),
-    'unpinned copy': (Precision, 'images', unpinned, {}),
-    'blocking copy': (Precision, 'images', blocking, {}),
+    'unpinned copy': (Precision, 'to_device', unpinned, {}),
+    'blocking copy': (Precision, 'to_device', blocking, {}),
     'unfused optimiser': (sys.modules[__name__], 'build_optimizer', unfused, {'precision': 'fp16'}),
     'index on the CPU': (torch, 'randperm', order_on_the_cpu, {'world': 4}),
     'strided collective': (dist, 'all_gather', strided, {'world': 4})}

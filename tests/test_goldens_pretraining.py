@@ -83,7 +83,7 @@ def test_the_options_of_speed_change_no_figure(chunk: int) -> None:
     tag = 'r18'
     method, what = build(tag, torch.float64)
     precision = Precision(torch.device('cpu'))
-    precision.place(method.train())
+    precision.to_device(method.train())
     optimizer = torch.optim.SGD(method.model_q.parameters(), **what['sgd'])
     for step, expected in enumerate(GOLDENS[tag]['steps']):
         batch = {name: tensor(draw(f'{tag}/{view}{step}', what['batch'], what['size']), torch.float64)

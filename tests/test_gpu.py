@@ -28,7 +28,7 @@ from tests.test_scripts import Runner
 from tests.test_utils_run_trainer import SmallBackbone, small_decoder
 from utils.run import trainer as training
 from utils.run.checkpoint import load_checkpoint
-from utils.run.devices import place
+from utils.run.devices import to_device
 from utils.run.optim import build_optimizer
 from utils.run.precision import Precision, tf32
 from utils.run.signals import StoppedError
@@ -83,7 +83,7 @@ def losses_of(task: Callable, device: torch.device, name: str) -> list[float]:
     """Two steps; the second waits for nothing, the first may while libraries start."""
     model, compute_losses, batch = task()
     precision = Precision(device, name)
-    precision.place(model.train())
+    precision.to_device(model.train())
     optimizer = build_optimizer('sgd', model.parameters(), 0.01)
     if device.type == 'cuda':
         batch = {key: value.pin_memory() for key, value in batch.items()}
@@ -181,9 +181,9 @@ def test_evaluations_are_those_of_the_cpu(run: Runner, device: str) -> None:
 def test_masks_of_basnet_are_those_of_the_cpu(device: str) -> None:
     torch.manual_seed(0)
     network, image = BASNet(), photo('basnet', 40, 50)
-    place(network, CPU)
+    to_device(network, CPU)
     reference, = BASNetSaliency(network, CPU, 64).predict([image])
-    place(network, torch.device(device))
+    to_device(network, torch.device(device))
     found, = BASNetSaliency(network, torch.device(device), 64).predict([image])
     assert found.shape == image.shape[:2]
     assert np.abs(found - reference).mean() < 0.01

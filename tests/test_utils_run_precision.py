@@ -1,11 +1,11 @@
-"""Mixed precision: what is short, what stays full, and that the losses stay close."""
+"""Mixed precision: what is short, what stays float32, and that the losses stay close."""
 import pytest
 import torch
 
 from pretrain.engine import compute_losses
 from tests.test_pretrain_maskcontrast import method
 from utils.run.errors import UserError
-from utils.run.precision import Precision, full
+from utils.run.precision import Precision, to_float32
 
 CPU = torch.device('cpu')
 VIEWS = ('query', 'query_mask', 'key', 'key_mask')
@@ -43,7 +43,7 @@ def test_a_float64_model_stays_float64() -> None:
     _, cast = run(Precision(CPU, 'bf16'), 2, torch.float64)
     assert plain.dtype == cast.dtype == torch.float64
     assert torch.equal(plain, cast)
-    assert full(plain) is plain
+    assert to_float32(plain) is plain
 
 
 def test_memory_order_changes_nothing_but_rounding() -> None:

@@ -3,7 +3,7 @@
 Every push kills two runs of each script that trains with SIGKILL and two with SIGTERM, and so many more with SIGKILL
 until one has met a checkpoint that is being written. The long form kills 20 and 20:
 
-    MASKCONTRAST_KILLS=20 python -m pytest tests/test_utils_run_trainer.py -k killed -s
+    MASKCONTRAST_KILLS=20 python -m pytest tests/test_utils_training.py -k killed -s
 """
 import contextlib
 import errno
@@ -33,10 +33,10 @@ from data.loaders import collate
 from data.pairs import SeededSampler
 from tests.test_scripts import Runner
 from utils.run.checkpoint import load_checkpoint, save_checkpoint
-from utils.run.errors import UserError
+from utils.run.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from utils.run.precision import Precision
-from utils.run.script import EXIT_USER_ERROR, run_script
-from utils.run.signals import EXIT_STOPPED, StoppedError
+from utils.run.script import run_script
+from utils.run.signals import StoppedError
 from utils.run.trainer import Trainer
 
 KILLS = int(os.environ.get('MASKCONTRAST_KILLS', 2))
@@ -45,7 +45,7 @@ KEYS = {'pretrain.main': ['epochs=2', 'checkpoint_every=1', 'model_kwargs.dropou
         'segmentation.linear_finetune': ['epochs=2', 'checkpoint_every=1', 'pretraining=none', 'network_lr_factor=0.1',
                                          'freeze_batchnorm=none', 'num_visualizations=0']}
 FORKS = multiprocessing.get_context('forkserver')  # its server imports PyTorch once for all runs
-FORKS.set_forkserver_preload(['tests.test_utils_run_trainer', *KEYS])
+FORKS.set_forkserver_preload(['tests.test_utils_training', *KEYS])
 
 
 class SmallBackbone(nn.Sequential):

@@ -1,7 +1,7 @@
 """What differs between devices: the CPU, CUDA's GPUs, Intel's (xpu) and Apple's (mps); no other module asks."""
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 from utils.run.errors import UserError
 
+Moved = TypeVar('Moved', Tensor, nn.Module)
 DEVICES = ('auto', 'cpu', 'cuda', 'xpu', 'mps')
 NEEDS = {'cuda': 'install a GPU driver and a CUDA build of PyTorch', 'xpu': 'install an XPU build of PyTorch',
          'mps': 'use a Mac with Apple silicon and macOS 14'}
@@ -59,19 +60,14 @@ def pin(x: Tensor, device: torch.device) -> Tensor:
     return x.pin_memory() if reads_pinned(device) else x
 
 
-def move(x: Tensor, device: torch.device, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
-    """A tensor on the device; from pinned memory without a wait."""
-    return x.to(device, non_blocking=reads_pinned(device), memory_format=memory_format)
+def to_device(x: Moved, device: torch.device, channels_last: bool = True) -> Moved:
+    """A network or a tensor on the device; from pinned memory without a wait.
 
-
-def place(module: nn.Module, device: torch.device) -> None:
-    """Move a network to the device with its convolutions in channels-last order, which both CPU and GPU run faster."""
-    module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Move a batch of images (B, 3, H, W) to the device in channels-last order."""
-    return move(images, device, torch.channels_last)
+    Images (B, C, H, W) and the weights of convolutions get channels-last order, in which CPU and GPU are faster.
+    """
+    four = isinstance(x, nn.Module) or x.dim() == 4
+    order = torch.channels_last if four and channels_last else torch.contiguous_format
+    return x.to(device=device, non_blocking=reads_pinned(device), memory_format=order)  # type: ignore[call-overload]
 
 
 def on_cpu(state: Any) -> Any:

@@ -1,7 +1,11 @@
-"""Mistakes that a user can fix; this module imports nothing of ours."""
+"""Mistakes that a user can fix, and the exit codes of a script; this module imports nothing of ours."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+EXIT_USER_ERROR = 2
+EXIT_STOPPED = 75  # by a signal (EX_TEMPFAIL): a scheduler may start the same command again, which resumes
+EXIT_UNREAD = 128 + 13  # the output has no reader; as of a program that SIGPIPE ends
 
 
 class UserError(Exception):

@@ -16,10 +16,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from utils.config.cli import ArgumentParser
 from utils.run.devices import pick_device, require_processes
-from utils.run.errors import UserError
+from utils.run.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from utils.run.parallel import available_cores
-from utils.run.script import EXIT_USER_ERROR
-from utils.run.signals import EXIT_STOPPED, SIGNALS, handled, stop
+from utils.run.signals import SIGNALS, handled, stop
 
 
 def add_process_arguments(parser: ArgumentParser) -> None:

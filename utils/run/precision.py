@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from utils.run.devices import computes_bf16, move
+from utils.run.devices import Moved, computes_bf16, to_device
 from utils.run.errors import UserError
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -59,20 +59,16 @@ class Precision:
             raise UserError(f'precision: bf16 is not what this {device.type} device computes in; take fp32'
                             f'{" or fp16" * (device.type == "cuda")}.')
         self.device, self.dtype, self.tf32 = device, DTYPES[name], tf32
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.channels_last = channels_last
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == 'fp16')  # type: ignore[attr-defined]
 
     def autocast(self) -> Any:
         """The context of a forward pass; losses are computed outside of it."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
-    def place(self, module: nn.Module) -> None:
-        """Move a network to the device."""
-        module.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
-
-    def images(self, images: Tensor) -> Tensor:
-        """Move a batch of images (B, 3, H, W) to the device."""
-        return move(images, self.device, self.memory_format)
+    def to_device(self, x: Moved) -> Moved:
+        """A network, a batch of images or another tensor on the device, see ``devices.to_device``."""
+        return to_device(x, self.device, self.channels_last)
 
     def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Backward and one step of the optimiser."""
@@ -82,6 +78,6 @@ class Precision:
         self.scaler.update()
 
 
-def full(x: Tensor) -> Tensor:
+def to_float32(x: Tensor) -> Tensor:
     """A tensor that autocast made short, in float32; others as they are."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -14,13 +14,11 @@ from io import TextIOWrapper
 from typing import TextIO
 
 from utils.run import distributed
-from utils.run.errors import UserError
+from utils.run.errors import EXIT_STOPPED, EXIT_UNREAD, EXIT_USER_ERROR, UserError
 from utils.run.log import paint
-from utils.run.signals import EXIT_STOPPED, StoppedError, handled, stop, stop_at_once
+from utils.run.signals import StoppedError, handled, stop, stop_at_once
 
-EXIT_USER_ERROR = 2
 LAUNCHER = 5  # seconds in which PyTorch's launcher sees that a process is dead, which it asks ten times a second
-EXIT_UNREAD = 128 + 13  # as of a program that SIGPIPE ends
 LOST_WORKER = ('a loader worker was killed, for lack of memory or of shared memory (/dev/shm; of a container by '
                '--shm-size): raise it or lower num_workers')
 LESS_MEMORY = ('lower train_batch_size (val_batch_size or --batch-size, where nothing is trained), set precision: bf16 '

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 from utils.run import distributed
+from utils.run.errors import EXIT_STOPPED
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-EXIT_STOPPED = 75  # by a signal (EX_TEMPFAIL): the same command goes on, and a scheduler may start it again
 WORKERS_WAIT = hasattr(signal, 'sigtimedwait')  # not on macOS
 
 
