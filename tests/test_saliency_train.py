@@ -43,7 +43,7 @@ class ThinNetwork(nn.Module):
 
 @pytest.fixture
 def thin(monkeypatch):
-    monkeypatch.setattr('models.build.BASNet', ThinNetwork)
+    monkeypatch.setattr('saliency.train.BASNet', ThinNetwork)
 
 
 def arguments(root: Path, *overrides: str, flags: tuple[str, ...] = ()) -> list[str]:
@@ -247,7 +247,7 @@ def test_weights_of_another_network_are_refused(db_root, tmp_path, monkeypatch, 
             return BASNet()
 
     (tmp_path / 'Shapes').symlink_to(db_root / 'Shapes')
-    monkeypatch.setattr('models.build.BASNet', without_values)
+    monkeypatch.setattr('saliency.train.BASNet', without_values)
     torch.save(content, tmp_path / 'other.pth')
     message = fails(capsys, arguments(tmp_path, f'pretraining={tmp_path / "other.pth"}'))
     assert 'does not fit this model (missing: ' in message

@@ -11,7 +11,7 @@ from tests.fake_gpu import ROOT, missing
 
 PRETRAINING = ['fp32', 'bf16', 'fp16', 'small outputs', 'four processes', 'four processes with all options']
 STEPS = [*PRETRAINING, 'linear classifier', 'fine-tuning', 'BASNet']
-LOG = {'tolist, utils/run/trainer.py:_check', 'tolist, segmentation/metrics.py:read'}
+LOG = {'tolist, utils/run/trainer.py:_check', 'tolist, utils/run/trainer.py:read'}
 BANK = {'copy to the CPU, pretrain/maskcontrast.py:bank_statistics'}
 # what a step may wait for: PyTorch's SyncBatchNorm drops processes without images
 WAITS_OF_STEP = {'four processes with all options': {'boolean index, models/segmentation.py:forward',

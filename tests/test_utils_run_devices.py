@@ -106,12 +106,12 @@ def test_small_masks_are_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pinned they are too, which the fictitious GPU shows."""
     encoder, moved = ContrastiveSegmentationModel('resnet18', 8, upsample=False), []
     model = MaskContrast(encoder, 8, 4)
-    monkeypatch.setattr(engine, 'move', lambda x, *_: moved.append(x) or x)
+    monkeypatch.setattr('utils.run.precision.to_device', lambda x, *_: moved.append(x) or x)
     batch = {'query': torch.randn(2, 3, 32, 32), 'key': torch.randn(2, 3, 32, 32),
              'query_mask': torch.ones(2, 32, 32, dtype=torch.uint8), 'key_mask': torch.ones(2, 32, 32).byte()}
     engine.compute_losses(model, batch, Precision(CPU))
-    assert [tuple(mask.shape) for mask in moved] == [(2, 4, 4)] * 2
-    assert all(mask.is_contiguous() for mask in moved)
+    assert [tuple(x.shape) for x in moved] == [(2, 3, 32, 32)] * 2 + [(2, 4, 4)] * 2
+    assert all(x.is_contiguous() for x in moved)
 
 
 def test_a_checkpoint_waits_once(tmp_path: Path) -> None:

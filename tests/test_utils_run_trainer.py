@@ -45,7 +45,7 @@ KEYS = {'pretrain.main': ['epochs=2', 'checkpoint_every=1', 'model_kwargs.dropou
         'segmentation.linear_finetune': ['epochs=2', 'checkpoint_every=1', 'pretraining=none', 'network_lr_factor=0.1',
                                          'freeze_batchnorm=none', 'num_visualizations=0']}
 FORKS = multiprocessing.get_context('forkserver')  # its server imports PyTorch once for all runs
-FORKS.set_forkserver_preload(['tests.test_utils_training', *KEYS])
+FORKS.set_forkserver_preload(['tests.test_utils_run_trainer', *KEYS])
 
 
 class SmallBackbone(nn.Sequential):
