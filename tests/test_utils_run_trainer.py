@@ -3,7 +3,7 @@
 Every push kills two runs of each script that trains with SIGKILL and two with SIGTERM, and so many more with SIGKILL
 until one has met a checkpoint that is being written. The long form kills 20 and 20:
 
-    MASKCONTRAST_KILLS=20 python -m pytest tests/test_utils_training.py -k killed -s
+    MASKCONTRAST_KILLS=20 python -m pytest tests/test_utils_run_trainer.py -k killed -s
 """
 import contextlib
 import errno
