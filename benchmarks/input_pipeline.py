@@ -33,7 +33,7 @@ from data.pairs import DRAWS, MAX_FOREGROUND, MIN_FOREGROUND, PairDataset
 from data.views import ContrastiveView
 from data.voc import VOCSegmentation
 from experiments.shapes import generate
-from models.backbones import IMAGENET
+from models.resnet import IMAGENET
 from utils.config.cli import ArgumentParser
 from utils.run.script import run_script
 
@@ -105,7 +105,7 @@ def measure(root: Path, split: str, saliency: str, images: int, size: int, round
     base.ids = base.ids[:images]
     cached = copy.copy(base)
     cached.cache = SampleCache(base.load, len(base))
-    view = ContrastiveView(size, jitter=JITTER)
+    view = ContrastiveView(*IMAGENET, size, jitter=JITTER)
     plain, ours, from_memory = PlainPairs(base, size), PairDataset(base, view), PairDataset(cached, view)
     items = [(index, 1000 + index) for index in range(len(base))]
     for item in items:

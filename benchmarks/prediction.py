@@ -54,7 +54,8 @@ def clusters(folder: Path, image: np.ndarray, backbone: str, size: int, device: 
     """Random centres, and a random network that sees objects in half of ``image``."""
     model = ContrastiveSegmentationModel(backbone, NDIM).eval()
     with torch.inference_mode():
-        features = model.decoder(model.backbone(EvaluationTransform(size)({'image': image})['image'][None]))
+        prepare = EvaluationTransform(size, model.backbone.mean, model.backbone.std)
+        features = model.decoder(model.backbone(prepare({'image': image})['image'][None]))
     if model.classification_head is not None:
         model.classification_head.weight.data.fill_(0.5 / float(features.sum(1).median()))
     torch.save(model.state_dict(), folder / 'network.pth')

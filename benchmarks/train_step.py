@@ -37,6 +37,7 @@ from data.voc import VOCSegmentation
 from experiments.shapes import generate
 from models.backbone import build_backbone
 from models.depthwise import DilatedDepthwiseConv
+from models.resnet import IMAGENET
 from models.segmentation import ContrastiveSegmentationModel
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
@@ -217,7 +218,7 @@ def input_seconds(count: int, size: int) -> float:
     """Seconds in which one process makes ``count`` pairs from drawn 500 px JPEGs."""
     with tempfile.TemporaryDirectory() as folder:
         base = VOCSegmentation(generate(Path(folder) / 'drawn', 8, 1, 500), 'train', saliency='supervised_model')
-        pairs = PairDataset(base, ContrastiveView(size=size))
+        pairs = PairDataset(base, ContrastiveView(*IMAGENET, size))
         for index in range(8):
             pairs[index, index]
         start = time.perf_counter()

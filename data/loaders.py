@@ -14,10 +14,9 @@ from data.cache import SampleCache
 from data.download import ensure_dataset
 from data.folder import FolderDataset, ImageSet, is_folder
 from data.pairs import PairDataset, SeededDataset, SeededSampler
-from data.transforms import EvaluationTransform, LinearTrainTransform
+from data.transforms import Colour, EvaluationTransform, LinearTrainTransform
 from data.views import ContrastiveView
-from data.voc import Sample, VOCSegmentation
-from models.backbones import normalisation_of
+from data.voc import Sample, VOCSegmentation, read_classes, scored_classes
 from utils.config.paths import user_path
 from utils.run import distributed
 from utils.run.devices import pick_device, reads_pinned
@@ -58,6 +57,11 @@ def labelled_root(p: Any, name: str) -> Path:
         raise UserError(f'{root} is a plain folder of images without ground truth (it has no sets/); kmeans.py '
                         'clusters such a folder, everything else needs labels and lists.')
     return root
+
+
+def scored_names(p: Any, name: str) -> tuple[str, ...]:
+    """The scored classes of a labelled data set, background first. Raises UserError as ``labelled_root``."""
+    return scored_classes(read_classes(labelled_root(p, name)), p.eval_classes)[0]
 
 
 def _image_set(p: Any, name: str, split: str, saliency: str | None = None, skip: bool = False,
@@ -109,8 +113,11 @@ def _train_loader(p: Any, base: ImageSet, dataset: Dataset) -> tuple[DataLoader,
     return _loader(p, dataset, p.train_batch_size // processes, sampler=sampler, drop_last=True), sampler
 
 
-def pretrain_loader(p: Any) -> tuple[DataLoader, SeededSampler]:
+def pretrain_loader(p: Any, mean: Colour, std: Colour) -> tuple[DataLoader, SeededSampler]:
     """Pairs of views for pretraining; logs how many IDs have no image or mask.
+
+    Args:
+        mean, std: of the network's input, as in all loaders.
 
     Raises:
         UserError: the data set is missing or incomplete, or smaller than the batch.
@@ -118,21 +125,19 @@ def pretrain_loader(p: Any) -> tuple[DataLoader, SeededSampler]:
     base = _image_set(p, p.train_db_name, p.train_split, p.saliency, skip=True)
     log.info('Pretraining on %d images of %s %s; %d of its IDs have no image or no mask in %s',
              len(base), base.root.name, p.train_split, base.left_out, base.saliency_folder)
-    view = ContrastiveView(**p.augmentation_kwargs, normalisation=normalisation_of(p.backbone))
-    return _train_loader(p, base, PairDataset(base, view))
+    return _train_loader(p, base, PairDataset(base, ContrastiveView(mean, std, **p.augmentation_kwargs)))
 
 
-def probe_set(p: Any) -> VOCSegmentation:
+def probe_set(p: Any, mean: Colour, std: Colour) -> VOCSegmentation:
     """The labelled images of the probe, in order. Raises UserError for a data set without ground truth."""
     return VOCSegmentation(labelled_root(p, p.train_db_name), p.probe_split, semseg=True,
-                           transform=EvaluationTransform(p.augmentation_kwargs.size, normalisation_of(p.backbone)))
+                           transform=EvaluationTransform(p.augmentation_kwargs.size, mean, std))
 
 
-def linear_loader(p: Any) -> tuple[DataLoader, SeededSampler, list[str]]:
+def linear_loader(p: Any, mean: Colour, std: Colour) -> tuple[DataLoader, SeededSampler, list[str]]:
     """Augmented images with ground truth for the linear classifier, and their IDs; errors as ``pretrain_loader``."""
     base = VOCSegmentation(labelled_root(p, p.train_db_name), p.train_split, semseg=True,
-                           transform=LinearTrainTransform(p.train_size, p.border_label,
-                                                          normalisation=normalisation_of(p.backbone)),
+                           transform=LinearTrainTransform(p.train_size, mean, std, p.border_label),
                            share=p.label_share, seed=p.label_seed, eval_classes=p.eval_classes)
     log.info('Training on %d images of %s %s (label_share %g)', len(base), p.train_db_name, p.train_split,
              p.label_share)
@@ -147,7 +152,7 @@ def _in_turn(p: Any, base: ImageSet, originals: int | None = 0) -> DataLoader:
     return _loader(p, base, p.val_batch_size, sampler=share)
 
 
-def evaluation_loader(p: Any, db_name: str, split: str, saliency: str | None = None,
+def evaluation_loader(p: Any, db_name: str, split: str, mean: Colour, std: Colour, saliency: str | None = None,
                       skip: bool = False, originals: int | None = 0) -> tuple[DataLoader, VOCSegmentation]:
     """All images of a split in order, with ground truth (and masks) at their own size; no image is dropped.
 
@@ -160,16 +165,15 @@ def evaluation_loader(p: Any, db_name: str, split: str, saliency: str | None = N
     """
     base = VOCSegmentation(labelled_root(p, db_name), split, semseg=True, saliency=saliency,
                            skip_without_saliency=skip, eval_classes=p.eval_classes,
-                           transform=EvaluationTransform(p.val_size, normalisation_of(p.backbone)))
+                           transform=EvaluationTransform(p.val_size, mean, std))
     log.info('Evaluating on %d images of %s %s', len(base), db_name, split)
     return _in_turn(p, base, originals), base
 
 
-def unlabelled_loader(p: Any, db_name: str, split: str, saliency: str | None = None,
+def unlabelled_loader(p: Any, db_name: str, split: str, mean: Colour, std: Colour, saliency: str | None = None,
                       skip: bool = False, originals: int | None = 0) -> tuple[DataLoader, ImageSet]:
     """The same of a split that needs no ground truth, of a plain folder too."""
-    transform = EvaluationTransform(p.val_size, normalisation_of(p.backbone))
-    base = _image_set(p, db_name, split, saliency, skip, transform)
+    base = _image_set(p, db_name, split, saliency, skip, EvaluationTransform(p.val_size, mean, std))
     log.info('%d images of %s %s', len(base), base.root.name, split)
     return _in_turn(p, base, originals), base
 

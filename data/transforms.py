@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.backbones import IMAGENET, Normalisation
-
 Sample = dict[str, Any]
+Colour = tuple[float, float, float]
 
 
 @contextmanager
@@ -34,17 +33,15 @@ def uniform(low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand(()))
 
 
-def normalize(image: np.ndarray, normalisation: Normalisation = IMAGENET) -> Tensor:
+def normalize(image: np.ndarray, mean: Colour, std: Colour) -> Tensor:
     """(H, W, 3) in 0..255 -> (3, H, W) float32, the input of a network."""
-    mean, std = (np.array(values, np.float32) for values in normalisation)
-    scaled = (image.astype(np.float32) / 255 - mean) / std
+    scaled = (image.astype(np.float32) / 255 - np.array(mean, np.float32)) / np.array(std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
 
 
-def denormalize(image: Tensor, normalisation: Normalisation = IMAGENET) -> np.ndarray:
+def denormalize(image: Tensor, mean: Colour, std: Colour) -> np.ndarray:
     """The way back: (3, H, W) normalised -> (H, W, 3) uint8."""
-    mean, std = (np.array(values, np.float32) for values in normalisation)
-    values = image.cpu().numpy().transpose(1, 2, 0) * std + mean
+    values = image.cpu().numpy().transpose(1, 2, 0) * np.array(std, np.float32) + np.array(mean, np.float32)
     return (255 * values).round().clip(0, 255).astype(np.uint8)
 
 
@@ -67,16 +64,16 @@ class LinearTrainTransform:
 
     Args:
         size: side of the square result.
+        mean, std: of the network's input, RGB in 0..1.
         border_label: ground truth of the border that the affine map leaves: 0 as published, or 255.
-        normalisation: what the network's weights want.
 
     A sample's 'image' (H, W, 3) uint8 becomes (3, size, size) normalised, its 'semseg' (size, size) int64. Both the
     affine map and the resize work on 8 bit images, see ``resize_image``.
     """
 
-    def __init__(self, size: int, border_label: int = 0, angle: float = 5, scale: tuple[float, float] = (0.75, 1.25),
-                 flip_probability: float = 0.5, normalisation: Normalisation = IMAGENET) -> None:
-        self.size, self.border_label, self.normalisation = size, border_label, normalisation
+    def __init__(self, size: int, mean: Colour, std: Colour, border_label: int = 0, angle: float = 5,
+                 scale: tuple[float, float] = (0.75, 1.25), flip_probability: float = 0.5) -> None:
+        self.size, self.mean, self.std, self.border_label = size, mean, std, border_label
         self.angle, self.scale, self.flip_probability = angle, scale, flip_probability
 
     def __call__(self, sample: Sample) -> Sample:
@@ -89,7 +86,7 @@ class LinearTrainTransform:
         image = cv2.warpAffine(image, affine, (width, height), flags=cv2.INTER_CUBIC)
         semseg = cv2.warpAffine(semseg, affine, (width, height), flags=cv2.INTER_NEAREST,
                                 borderValue=self.border_label)
-        return {**sample, 'image': normalize(resize_image(image, self.size), self.normalisation),
+        return {**sample, 'image': normalize(resize_image(image, self.size), self.mean, self.std),
                 'semseg': torch.from_numpy(resize_mask(semseg, self.size, self.size)).long()}
 
 
@@ -100,11 +97,11 @@ class EvaluationTransform:
     (H, W, 3) uint8 if its ID is among ``originals``, else None.
     """
 
-    def __init__(self, size: int, normalisation: Normalisation = IMAGENET) -> None:
-        self.size, self.normalisation = size, normalisation
+    def __init__(self, size: int, mean: Colour, std: Colour) -> None:
+        self.size, self.mean, self.std = size, mean, std
         self.originals: Collection[str] = ()
 
     def __call__(self, sample: Sample) -> Sample:
         return {**sample, 'shape': sample['image'].shape[:2],
                 'original': sample['image'] if sample.get('id') in self.originals else None,
-                'image': normalize(resize_image(sample['image'], self.size), self.normalisation)}
+                'image': normalize(resize_image(sample['image'], self.size), self.mean, self.std)}

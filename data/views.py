@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from models.backbones import IMAGENET, Normalisation
+from data.transforms import Colour
 
 GREY_WEIGHTS = np.array([[0.2989, 0.587, 0.114]], np.float32)  # of ITU-R BT.601, as torchvision rounds them
 CUT_OFF = -0.49997  # OpenCV rounds to 8 bits; less almost a half, it cuts the fraction off, as torchvision does
@@ -35,23 +35,23 @@ class ContrastiveView:
     The same draws give what torchvision's v2 transforms on tensors give, to one grey level.
 
     Args:
+        mean, std: of the network's input, RGB in 0..1.
         size: side of the square result, pixels.
         scale, ratio: ranges of the crop's share of the area and of its aspect ratio.
         jitter: how far brightness, contrast, saturation and hue may change.
         jitter_probability, grey_probability, flip_probability: how often each happens.
-        normalisation: what the network's weights want.
     """
 
-    def __init__(self, size: int = 224, scale: Sequence[float] = (0.2, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3),
-                 jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.1), jitter_probability: float = 0.8,
-                 grey_probability: float = 0.2, flip_probability: float = 0.5,
-                 normalisation: Normalisation = IMAGENET) -> None:
+    def __init__(self, mean: Colour, std: Colour, size: int = 224, scale: Sequence[float] = (0.2, 1.0),
+                 ratio: Sequence[float] = (3 / 4, 4 / 3), jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.1),
+                 jitter_probability: float = 0.8, grey_probability: float = 0.2,
+                 flip_probability: float = 0.5) -> None:
         self.size = size
         self.crop, self.jitter = v2.RandomResizedCrop(size, scale=scale, ratio=ratio), v2.ColorJitter(*jitter)
         self.jitter_probability, self.grey_probability = jitter_probability, grey_probability
         self.flip_probability = flip_probability
-        mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in normalisation)
-        self.scale, self.shift = (1 / (255 * std)).float(), (-mean / std).float()
+        centre, spread = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (mean, std))
+        self.scale, self.shift = (1 / (255 * spread)).float(), (-centre / spread).float()
 
     def draw(self, mask: Array) -> Draw:
         """Draw a view of an image with this mask (H, W) from PyTorch's CPU generator."""

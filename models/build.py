@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.backbones import TIMM, require_timm
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
-from models.timm_backbone import TimmBackbone, timm_weights
+from models.timm_backbone import TIMM, TimmBackbone, require_timm, timm_weights
 from models.weights import CLASSIFIER, HEADS, Weights, fingerprint, imagenet_weights, load_strict, read_weights
 from utils.config.load import as_dict, resolve_path
 from utils.run import distributed

@@ -8,6 +8,7 @@ from torch import nn
 
 from utils.run.errors import UserError
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, std of RGB in 0..1 that the weights want
 STEM, STAGES = ('conv1', 'bn1'), ('layer1', 'layer2', 'layer3', 'layer4')
 FROZEN = 2  # stages, as published
 
@@ -25,6 +26,7 @@ class DilatedResNet(nn.Sequential):
     """
 
     stride = 8
+    mean, std = IMAGENET
 
     def __init__(self, name: str) -> None:
         resnet = torchvision.models.get_model(name, weights=None)

@@ -3,18 +3,44 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from difflib import get_close_matches
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.backbones import TIMM, require_timm, timm_name
 from models.depthwise import speed_up_depthwise
+from models.resnet import IMAGENET
 from models.weights import State, Weights, find_prefixes
 from utils.run.errors import UserError, name_some
 
+TIMM = 'timm/'
 STRIDE = 8
 UNFIT = (TypeError, ValueError, AssertionError, NotImplementedError)  # what networks say to options that they lack
+
+
+def require_timm() -> ModuleType:
+    """The timm library, which is optional. Raises UserError when it is not installed."""
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f'backbone: {TIMM}... needs the library timm ({error}); pip install timm') from error
+    return timm
+
+
+def timm_name(backbone: str) -> str:
+    """'timm/NAME' -> NAME.
+
+    Raises:
+        UserError: timm is not installed, or has no such network.
+    """
+    timm, name = require_timm(), backbone.removeprefix(TIMM)
+    if not timm.is_model(name):
+        close = get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], 1)
+        raise UserError(f'timm {timm.__version__} has no network {name}; '
+                        + (f'did you mean {TIMM}{close[0]}?' if close else 'timm.list_models() lists its names.'))
+    return name
 
 
 def _flat(name: str) -> str:
@@ -59,6 +85,8 @@ class TimmBackbone(nn.Module):
             self.patches, info = True, self.network.feature_info[-1]
             self.network.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
         self.out_channels, self.stride = int(info['num_chs']), int(info['reduction'])
+        config = timm.models.get_pretrained_cfg(name)
+        self.mean, self.std = IMAGENET if config is None else (tuple(config.mean), tuple(config.std))
 
     def forward(self, images: Tensor) -> Tensor:
         """Raises UserError for images that patches do not fill."""
@@ -112,7 +140,7 @@ def timm_weights(backbone: str) -> Weights:
     timm, name = require_timm(), timm_name(backbone)
     config = timm.models.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
-        tags = timm.list_pretrained(f'{str(name).partition(".")[0]}.*')
+        tags = timm.list_pretrained(f'{name.partition(".")[0]}.*')
         raise UserError(f'timm has no weights for {backbone}; set backbone to one that it has '
                         f'({name_some([TIMM + tag for tag in tags]) or "there is none"}), or pretraining to a path.')
     try:

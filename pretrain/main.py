@@ -19,7 +19,6 @@ import logging
 from torch import Tensor
 
 from data.loaders import identity, pretrain_loader, probe_set
-from models.backbones import normalisation_of
 from models.build import build_contrastive_model, synchronise_batchnorm
 from models.resnet import FROZEN, freeze_layers
 from pretrain.engine import compute_losses
@@ -63,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.info(note)
     path = Path(p.output_dir) / 'checkpoint.pth.tar'
 
-    loader, sampler = pretrain_loader(p)
     encoder = build_contrastive_model(p)
+    mean, std = encoder.backbone.mean, encoder.backbone.std
+    loader, sampler = pretrain_loader(p, mean, std)
     if not encoder.upsample and p.augmentation_kwargs.size % encoder.backbone.stride:
         raise UserError(f'augmentation_kwargs.size {p.augmentation_kwargs.size} must be a multiple of '
                         f'{encoder.backbone.stride} when upsample is off.')
@@ -89,9 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = Trainer(path, model, optimizer, precision, loader, sampler, dataset.ids, p, writer, p.log_every,
                       p.checkpoint_every)
 
-    panels = Panels(writer, model.model_q, precision, dataset, p.augmentation_kwargs.size, p.panel_every, p.compile,
-                    normalisation_of(p.backbone))
-    probe = Probe(probe_set(p), p.probe_images, precision, p.seed, p.compile) if p.probe_every else None
+    panels = Panels(writer, model.model_q, precision, dataset, p.augmentation_kwargs.size, p.panel_every, p.compile)
+    probe = Probe(probe_set(p, mean, std), p.probe_images, precision, p.seed, p.compile) if p.probe_every else None
 
     if p.epochs == 0:
         trainer.save()

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from data.folder import ImageSet
 from data.transforms import EvaluationTransform, denormalize
-from models.backbones import IMAGENET, Normalisation
 from models.segmentation import ContrastiveSegmentationModel
 from utils.report.pictures import montage, outline, pca_colours
 from utils.run import distributed
@@ -51,13 +50,13 @@ class Panels:
         size: side to which these are resized, pixels.
         every: epochs between two panels; 0 draws none.
         compiled: the model is compiled for training.
-        normalisation: what the network's weights want.
     """
 
     def __init__(self, writer: Any, model: ContrastiveSegmentationModel, precision: Precision, dataset: ImageSet,
-                 size: int, every: int, compiled: bool = False, normalisation: Normalisation = IMAGENET) -> None:
+                 size: int, every: int, compiled: bool = False) -> None:
         self.writer, self.model, self.precision, self.compiled = writer, model, precision, compiled
-        self.dataset, self.size, self.every, self.normalisation = dataset, size, every, normalisation
+        self.dataset, self.size, self.every = dataset, size, every
+        self.mean, self.std = model.backbone.mean, model.backbone.std
 
     def _due(self, epoch: int) -> bool:
         return self.every > 0 and epoch % self.every == 0 and distributed.is_main()
@@ -65,7 +64,7 @@ class Panels:
     def draw_views(self, epoch: int, batch: dict[str, Any]) -> None:
         """The first pairs of views of a batch, query above key, with the outlines of their masks."""
         if self._due(epoch):
-            rows = [_enlarged(outline(denormalize(image, self.normalisation), mask.numpy()))
+            rows = [_enlarged(outline(denormalize(image, self.mean, self.std), mask.numpy()))
                     for view in ('query', 'key')
                     for image, mask in zip(batch[view][:VIEWS], batch[f'{view}_mask'][:VIEWS], strict=True)]
             self._write('views', montage(rows, len(rows) // 2), epoch + 1)
@@ -79,7 +78,7 @@ class Panels:
         """
         if not (self._due(epochs) or (last and self.every > 0 and distributed.is_main())):
             return
-        prepare = EvaluationTransform(self.size, self.normalisation)
+        prepare = EvaluationTransform(self.size, self.mean, self.std)
         chosen = sorted({round(i) for i in np.linspace(0, len(self.dataset) - 1, IMAGES)})
         images = [prepare(self.dataset.load(i))['image'] for i in chosen]
         with observed(self.model, self.compiled):
@@ -88,7 +87,7 @@ class Panels:
         scores = maps.get('saliency')
         pictures = []
         for i, image in enumerate(images):
-            picture = denormalize(image, self.normalisation)
+            picture = denormalize(image, self.mean, self.std)
             if scores is not None:
                 score = cv2.resize(scores[i, 0].float().cpu().numpy(), (self.size, self.size))
                 picture = outline(picture, score > THRESHOLD)

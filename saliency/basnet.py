@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.backbones import IMAGENET
+from models.resnet import IMAGENET
 from models.weights import load_strict, read_weights
 from saliency.basnet_network import BASNet
 from saliency.maps import image_map, network_input

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from data.transforms import Sample, uniform
-from models.backbones import IMAGENET
+from models.resnet import IMAGENET
 from saliency.maps import network_input, resize
 
 

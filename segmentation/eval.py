@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.loaders import evaluation_loader
+from data.loaders import evaluation_loader, scored_names
 from models.build import build_linear_model
 from models.crf import require_crf
 from models.weights import fingerprint
@@ -66,20 +66,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     device = prepare(p)
 
-    loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split)
+    classes = scored_names(p, p.val_db_name)
     trained = read_trained(weights)
-    check_classes(weights, trained, dataset.classes)
+    check_classes(weights, trained, classes)
     if trained.classes is None:
         log.info('Nothing beside %s names its classes: they are taken for those of %s', weights, p.val_db_name)
-    model = build_linear_model(p, len(dataset.classes), str(weights))
+    model = build_linear_model(p, len(classes), str(weights))
     digest = fingerprint(model)
     log.info('Weights: %s (fingerprint %s)', weights, digest)
+    loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split, model.backbone.mean, model.backbone.std)
     check_free(Path(p.output_dir), (trained.task, f'{trained.task}_crf'), weights, digest)
     to_device(model, device)
     confusions = score(model, loader, dataset, device, Path(p.output_dir), p.num_visualizations,
                        p.crf_kwargs if args.crf_postprocess else None, p.crf_workers, trained.task,
                        made_with(weights, digest, dataset, p.val_size))
-    write_run_report(as_dict(p), 'Evaluation', dataset.classes, confusions)
+    write_run_report(as_dict(p), 'Evaluation', classes, confusions)
 
 
 if __name__ == '__main__':

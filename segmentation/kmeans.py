@@ -236,8 +236,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from_network = p.saliency == 'network'
     masks = None if from_network else p.saliency
     open_split: Callable[..., tuple[DataLoader, ImageSet]] = evaluation_loader if labelled else unlabelled_loader
-    loader, dataset = open_split(p, p.val_db_name, p.val_split, masks)
     model = build_prototype_model(p)
+    mean, std = model.backbone.mean, model.backbone.std
+    loader, dataset = open_split(p, p.val_db_name, p.val_split, mean, std, masks)
     to_device(model, device)
     options = {'features': p.features, 'from_network': from_network,
                'min_component': p.min_component if p.components else None}
@@ -246,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
              np.count_nonzero(split.prototypes.any(1)))
     fit = None
     if p.fit_split not in (None, p.val_split):
-        fit_loader, _ = unlabelled_loader(p, p.val_db_name, p.fit_split, masks, skip=True)
+        fit_loader, _ = unlabelled_loader(p, p.val_db_name, p.fit_split, mean, std, masks, skip=True)
         fit = embed_split(model, fit_loader, device, len(dataset.classes), **options).prototypes
     if not distributed.leave():
         return

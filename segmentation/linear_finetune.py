@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import logging
 
-from data.loaders import evaluation_loader, linear_loader
+from data.loaders import evaluation_loader, linear_loader, scored_names
 from models.build import build_linear_model
 from models.crf import require_crf
 from models.weights import fingerprint, load_strict, read_weights
@@ -63,12 +63,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint, best_path = (Path(p.output_dir) / name for name in ('checkpoint.pth.tar', BEST))
     task = 'finetuned' if p.network_lr_factor else 'linear'
 
-    train_loader, sampler, labelled = linear_loader(p)
-    val_loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split)
-    classes = dataset.classes
+    classes = scored_names(p, p.val_db_name)
+    model = build_linear_model(p, len(classes))
+    mean, std = model.backbone.mean, model.backbone.std
+    train_loader, sampler, labelled = linear_loader(p, mean, std)
+    val_loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split, mean, std)
     if p.train_db_name == p.val_db_name:
         warn_of_shared(dataset.ids, labelled, f'{p.val_db_name} {p.val_split}', f'{p.train_split}, which is trained on')
-    model = build_linear_model(p, len(classes))
     precision = Precision(device, p.precision, p.channels_last, p.tf32)
     precision.to_device(model)
     if p.compile:

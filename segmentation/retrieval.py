@@ -104,17 +104,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from_network = p.saliency == 'network'
     masks = None if from_network else p.saliency
-    val_loader, val_set = evaluation_loader(p, p.val_db_name, p.val_split, masks)
+    model = build_prototype_model(p)
+    mean, std = model.backbone.mean, model.backbone.std
+    val_loader, val_set = evaluation_loader(p, p.val_db_name, p.val_split, mean, std, masks)
     classes = val_set.classes
     protocols = protocols_of(classes, p.ignore_classes)
     if p.memory is not None:  # what does not fit is found before the network runs
         bank = load_memory(resolve_path(p.memory, p.root_dir), classes)
     else:
-        memory_loader, memory_set = evaluation_loader(p, p.memory_db_name, p.memory_split, masks, skip=True)
+        memory_loader, memory_set = evaluation_loader(p, p.memory_db_name, p.memory_split, mean, std, masks,
+                                                      skip=True)
         if memory_set.classes != classes:
             raise UserError(f'{p.memory_db_name} and {p.val_db_name} have different classes; retrieve within one '
                             'list.')
-    model = build_prototype_model(p)
     network = prototype_network(p, model)
     if p.memory is not None:
         bank.check_network(p.memory, network)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.transforms import EvaluationTransform, resize_mask
 from data.voc import VOC_CLASSES, read_classes, scored_classes
-from models.backbones import normalisation_of
+from models.backbone import Backbone
 from models.build import build_prototype_model, trained_linear_model
 from models.crf import Refine
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
@@ -50,9 +50,9 @@ class Segmenter(ABC):
     classes: the name of each label.
     """
 
-    def __init__(self, classes: tuple[str, ...], size: int, device: torch.device, backbone: str) -> None:
+    def __init__(self, classes: tuple[str, ...], size: int, device: torch.device, backbone: Backbone) -> None:
         self.classes, self.size, self.device = classes, size, device
-        self.transform = EvaluationTransform(size, normalisation_of(backbone))
+        self.transform = EvaluationTransform(size, backbone.mean, backbone.std)
 
     @staticmethod
     def load(path: str | Path, device: str = 'auto', weights: str | Path | None = None) -> Segmenter:
@@ -123,7 +123,7 @@ class LinearSegmenter(Segmenter):
 
     def __init__(self, model: LinearSegmentationModel, classes: tuple[str, ...], size: int,
                  device: torch.device) -> None:
-        super().__init__(classes, size, device, model.backbone.name)
+        super().__init__(classes, size, device, model.backbone)
         to_device(model, device)
         self.model, self.channels = model, np.arange(len(classes))
 
@@ -147,7 +147,6 @@ class ClusterSegmenter(Segmenter):
     def __init__(self, clusters: ClusterModel, source: str, device: torch.device,
                  weights: str | Path | None = None) -> None:
         network = clusters.network
-        super().__init__(clusters.classes or (), network['size'], device, network['backbone'])
         config = {**network, 'saliency': 'network', 'pretraining': str(weights or network['pretraining'])}
         try:
             model: ContrastiveSegmentationModel | BackboneModel = build_prototype_model(SimpleNamespace(**config))
@@ -161,6 +160,7 @@ class ClusterSegmenter(Segmenter):
             log.warning('%s was made with %s masks, and new images get the masks that the network predicts: their '
                         'objects may differ from those of the clusters', source,
                         f'the precomputed {network["masks"]}' if 'masks' in network else 'unnamed')
+        super().__init__(clusters.classes or (), network['size'], device, model.backbone)
         to_device(model, device)
         self.model, self.clusters = model, clusters
 

@@ -73,11 +73,12 @@ def read_config(run: Path) -> Any:
     return Config(content)
 
 
-def open_images(p: Any, memory: bool) -> ImageSet:
+def open_images(p: Any, memory: bool, model: Any) -> ImageSet:
     """The images that the objects of a run are of."""
     db_name, split = (p.memory_db_name, p.memory_split) if memory else (p.val_db_name, p.val_split)
     masks = None if p.saliency == 'network' else p.saliency
-    return (evaluation_loader if has_ground_truth(p, db_name) else unlabelled_loader)(p, db_name, split, masks)[1]
+    open_split = evaluation_loader if has_ground_truth(p, db_name) else unlabelled_loader
+    return open_split(p, db_name, split, model.backbone.mean, model.backbone.std, masks)[1]  # type: ignore[operator]
 
 
 def draw_embedding(model: Any, dataset: ImageSet, features: str, count: int, device: torch.device) -> Image.Image:
@@ -136,8 +137,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = args.output or args.run / 'visualize'
     device = pick_device(args.device)
     allow_tf32(p.get('val_tf32', False))
-    dataset = open_images(p, saved.clusters is None)
     model = build_prototype_model(p)
+    dataset = open_images(p, saved.clusters is None, model)
     to_device(model, device)
     finder = ObjectFinder(model, dataset, device, p.features, p.saliency == 'network',
                           p.min_component if p.components else None)

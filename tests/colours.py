@@ -2,7 +2,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models.build
+from models.resnet import IMAGENET
 from models.weights import Weights
 
 SIDE = 32
@@ -28,6 +29,8 @@ class ColourModel(nn.Module):
 
     Red and green tell three classes apart; PCA would whiten the noise of a third channel.
     """
+
+    backbone = SimpleNamespace(mean=IMAGENET[0], std=IMAGENET[1])
 
     def __init__(self, dim: int = 2) -> None:
         super().__init__()

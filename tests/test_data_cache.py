@@ -13,6 +13,7 @@ from data.loaders import pretrain_loader
 from data.pairs import SeededDataset
 from data.transforms import LinearTrainTransform
 from data.voc import VOCSegmentation
+from models.resnet import IMAGENET
 from utils.config.load import load_config
 from utils.config.schema import Pretrain
 from utils.run import parallel
@@ -21,7 +22,7 @@ from utils.run.errors import UserError
 
 def loader(folder: Path, *overrides: str):
     return pretrain_loader(load_config('configs/demo/env.yml', 'configs/demo/pretrain.yml', Pretrain, [
-        f'db_root={folder}', 'train_batch_size=4', 'moco_kwargs.K=8', 'device=cpu', *overrides]))[0]
+        f'db_root={folder}', 'train_batch_size=4', 'moco_kwargs.K=8', 'device=cpu', *overrides]), *IMAGENET)[0]
 
 
 def test_cached_samples_are_those_of_the_files(shapes: Path) -> None:
@@ -86,7 +87,7 @@ def test_batches_are_pinned_for_a_gpu_alone(shapes: Path, monkeypatch: pytest.Mo
 
 
 def test_random_transforms_leave_the_memory_as_it_is(shapes: Path) -> None:
-    base = VOCSegmentation(shapes, 'trainaug', semseg=True, transform=LinearTrainTransform(32))
+    base = VOCSegmentation(shapes, 'trainaug', semseg=True, transform=LinearTrainTransform(32, *IMAGENET))
     base.cache = SampleCache(base.load, len(base))
     data = SeededDataset(base)
     first, other = data[2, 5], data[2, 6]

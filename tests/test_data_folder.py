@@ -15,6 +15,7 @@ from data.folder import FolderDataset, is_folder
 from data.images import ImageFileError, probe_image
 from data.pairs import PairDataset
 from data.views import ContrastiveView
+from models.resnet import IMAGENET
 from tests.golden_inputs import photo
 from utils.run.errors import UserError
 
@@ -163,7 +164,7 @@ def test_folders_that_are_none(tmp_path: Path, shapes: Path) -> None:
 def test_pairs_and_loaders(root: Path, shapes: Path, caplog) -> None:
     caplog.set_level(logging.INFO)
     data = FolderDataset(root / 'images', root / 'saliency_masks')
-    pair = PairDataset(data, ContrastiveView(32, scale=(0.9, 1.0)))[3, 7]
+    pair = PairDataset(data, ContrastiveView(*IMAGENET, 32, scale=(0.9, 1.0)))[3, 7]
     assert pair['id'] == 'a/06'
     assert pair['query'].shape == (3, 32, 32)
     assert 0.3 < pair['query_mask'].float().mean() < 0.7
@@ -172,11 +173,11 @@ def test_pairs_and_loaders(root: Path, shapes: Path, caplog) -> None:
                  backbone='resnet18',
                  cache='none', device='cpu', train_batch_size=4, augmentation_kwargs={'size': 32},
                  model_kwargs={'upsample': True}, val_size=24, val_batch_size=8, output_dir=str(root / 'results'))
-    loader, sampler = build.pretrain_loader(p)
+    loader, sampler = build.pretrain_loader(p, *IMAGENET)
     assert len(sampler) == 19
     assert torch.stack([batch['query'] for batch in loader]).shape == (4, 4, 3, 32, 32)
     assert f'Pretraining on 19 images of {root.name} all; 1 of its IDs have no image or no mask' in caplog.text
-    batches = list(build.unlabelled_loader(p, '.', 'all')[0])
+    batches = list(build.unlabelled_loader(p, '.', 'all', *IMAGENET)[0])
     assert [len(batch['id']) for batch in batches] == [8, 8, 3]
     assert batches[0]['shape'][0] == (40, 60)
     assert 'semseg' not in batches[0]
@@ -186,16 +187,16 @@ def test_pairs_and_loaders(root: Path, shapes: Path, caplog) -> None:
         assert [image is not None for image in travelled] == [i < kept for i in range(19)]
         assert all(np.array_equal(image, data.load(i)['image']) for i, image in enumerate(travelled[:kept]))
     assert not build.has_ground_truth(p, '.')
-    for call in (lambda: build.evaluation_loader(p, '.', 'all'), lambda: build.linear_loader(p)):
+    for call in (lambda: build.evaluation_loader(p, '.', 'all', *IMAGENET), lambda: build.linear_loader(p, *IMAGENET)):
         with pytest.raises(UserError, match='is a plain folder of images without ground truth'):
             call()
     inside = EasyDict(p, output_dir=str(root / 'images' / 'results'))
     with pytest.raises(UserError, match=r'^output_dir \S+results lies inside \S+images, so that results would be'):
-        build.pretrain_loader(inside)
+        build.pretrain_loader(inside, *IMAGENET)
     labelled = EasyDict(p, db_root=str(shapes.parent))
     assert build.has_ground_truth(labelled, shapes.name)
     with pytest.raises(UserError, match='db_root'):
-        build.unlabelled_loader(p, 'nowhere', 'all')
+        build.unlabelled_loader(p, 'nowhere', 'all', *IMAGENET)
 
 
 def test_the_folder_says_which_run_it_is(root: Path, shapes: Path) -> None:

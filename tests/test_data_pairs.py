@@ -11,12 +11,13 @@ from data.pairs import PairDataset, SeededSampler
 from data.transforms import EvaluationTransform, LinearTrainTransform, denormalize, normalize, seeded
 from data.views import ContrastiveView
 from data.voc import VOCSegmentation
+from models.resnet import IMAGENET
 from utils.run.errors import UserError
 
 
 def pairs(root: Path, **view) -> PairDataset:
     base = VOCSegmentation(root, 'trainaug', saliency='supervised_model', skip_without_saliency=True)
-    return PairDataset(base, ContrastiveView(**{'size': 32, **view}))
+    return PairDataset(base, ContrastiveView(*IMAGENET, **{'size': 32, **view}))
 
 
 def test_views(shapes: Path) -> None:
@@ -48,7 +49,7 @@ def test_mask_moves_with_the_image() -> None:
     mask = np.zeros((60, 80), np.uint8)
     mask[10:40, 20:60] = 1
     image = np.repeat(mask[..., None] * 255, 3, axis=2)
-    view = ContrastiveView(32, jitter_probability=0, grey_probability=0)
+    view = ContrastiveView(*IMAGENET, 32, jitter_probability=0, grey_probability=0)
     for seed in range(8):
         with seeded(seed):
             draw = view.draw(mask)
@@ -93,7 +94,7 @@ def test_linear_transform_fills_the_border_as_published() -> None:
     sample = {'image': np.full((40, 60, 3), 200, np.uint8), 'semseg': np.full((40, 60), 3, np.uint8)}
     borders = {}
     for label in (0, 255):
-        transform = LinearTrainTransform(48, label, scale=(0.75, 0.75), angle=0)
+        transform = LinearTrainTransform(48, *IMAGENET, label, scale=(0.75, 0.75), angle=0)
         out = transform(sample)
         assert out['image'].shape == (3, 48, 48)
         assert out['semseg'].shape == (48, 48)
@@ -108,11 +109,11 @@ def test_linear_transform_fills_the_border_as_published() -> None:
 
 def test_evaluation_transform_is_the_cubic_resize() -> None:
     image = np.random.default_rng(0).integers(0, 256, (30, 50, 3)).astype(np.uint8)
-    out = EvaluationTransform(24)({'image': image, 'semseg': np.zeros((30, 50), np.uint8)})
+    out = EvaluationTransform(24, *IMAGENET)({'image': image, 'semseg': np.zeros((30, 50), np.uint8)})
     cubic = cv2.resize(image.astype(np.float32), (24, 24), interpolation=cv2.INTER_CUBIC)
     assert cubic.min() < -20
     assert cubic.max() > 275
-    levels = denormalize(out['image']).astype(float)
-    assert torch.equal(out['image'], normalize(levels))  # whole grey levels in 0..255
+    levels = denormalize(out['image'], *IMAGENET).astype(float)
+    assert torch.equal(out['image'], normalize(levels, *IMAGENET))  # whole grey levels in 0..255
     assert np.abs(levels - cubic.clip(0, 255)).max() < 1.5
     assert out['semseg'].shape == out['shape'] == (30, 50)

@@ -18,6 +18,7 @@ from data.transforms import EvaluationTransform, LinearTrainTransform, denormali
 from data.views import ContrastiveView, Draw
 from data.voc import VOCSegmentation
 from models.crf import dense_crf
+from models.resnet import IMAGENET
 from tests.golden_scenes import GOLDENS, blocks, label_map, logits, object_mask, sample, scene, sha
 
 SIZE = 512
@@ -29,8 +30,8 @@ def cases(group: str) -> list[Any]:
 
 def check_image(found: torch.Tensor, case: dict[str, Any], tolerance: dict[str, float]) -> None:
     """Hold a network's input (3, S, S) to the golden image and the golden input."""
-    image, golden = denormalize(found), case['image']
-    torch.testing.assert_close(found, normalize(image), atol=1e-6, rtol=0)  # whole grey levels, none outside 0..255
+    image, golden = denormalize(found, *IMAGENET), case['image']
+    torch.testing.assert_close(found, normalize(image, *IMAGENET), atol=1e-6, rtol=0)  # whole grey levels in 0..255
     telling = image[tuple(np.transpose(case['telling']['places']))].astype(int)
     assert np.abs(telling - case['telling']['values']).max() <= tolerance['telling']
     if sha(image) not in case['sha256_of']['image']:
@@ -57,7 +58,7 @@ def check_labels(found: np.ndarray, case: dict[str, Any], tolerance: int) -> Non
 @pytest.mark.parametrize('case', cases('val_transform'))
 def test_validation_transform(case: dict[str, Any]) -> None:
     labels = label_map(*case['scene'], case['classes'])
-    out = EvaluationTransform(SIZE)({'image': scene(*case['scene'])})
+    out = EvaluationTransform(SIZE, *IMAGENET)({'image': scene(*case['scene'])})
     check_image(out['image'], case, GOLDENS['val_transform']['tolerance'])
     check_labels(resize_mask(labels, SIZE, SIZE), case, 0)
 
@@ -68,8 +69,8 @@ def test_training_transform_of_the_linear_classifier(case: dict[str, Any], monke
     monkeypatch.setattr(transforms, 'uniform', lambda low, high: next(drawn))
     tolerance = GOLDENS['linear_train_transform']['tolerance']
     labels = label_map(*case['scene'], case['classes'])
-    out = LinearTrainTransform(SIZE)({'image': scene(*case['scene']), 'semseg': labels})
-    image, semseg = denormalize(out['image']), out['semseg'].numpy()
+    out = LinearTrainTransform(SIZE, *IMAGENET)({'image': scene(*case['scene']), 'semseg': labels})
+    image, semseg = denormalize(out['image'], *IMAGENET), out['semseg'].numpy()
     check_image(out['image'], case, tolerance)
     assert (image == 0).all(2).sum() == pytest.approx(case['black_pixels'], abs=64)  # the border's rim, in some builds
     check_labels(semseg, case, tolerance['labels_count'])
@@ -90,11 +91,11 @@ def test_labels_of_another_size(case: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('case', cases('view_masks'))
 def test_views(case: dict[str, Any]) -> None:
-    view, draw = ContrastiveView(), Draw(tuple(case['crop']), (), grey=False, flip=case['flip'])
+    view, draw = ContrastiveView(*IMAGENET), Draw(tuple(case['crop']), (), grey=False, flip=case['flip'])
     mask = view.make_mask(object_mask(*case['scene'], 2, 0), draw)
     assert mask.sum() == case['mask_ones']
     assert sha(mask) == case['mask_sha256']
-    image, golden = denormalize(view.make_image(scene(*case['scene']), draw)), case['image']
+    image, golden = denormalize(view.make_image(scene(*case['scene']), draw), *IMAGENET), case['image']
     assert image.mean() == pytest.approx(golden['mean'], abs=0.001)
     assert np.abs(sample(image, case['sample']).astype(int) - golden['values']).max() <= 1
 
@@ -103,7 +104,7 @@ def test_views(case: dict[str, Any]) -> None:
 def test_colours_are_near_those_of_pillow(case: dict[str, Any]) -> None:
     steps = tuple((name, factor) for name, factor in case['steps'] if name != 'grey')
     draw = Draw((0, 0, 224, 224), steps, grey=len(steps) < len(case['steps']), flip=False)
-    image = denormalize(ContrastiveView().make_image(scene('jitter', 224, 224), draw))
+    image = denormalize(ContrastiveView(*IMAGENET).make_image(scene('jitter', 224, 224), draw), *IMAGENET)
     assert image.mean() == pytest.approx(case['image']['mean'], abs=0.5)
     assert np.abs(sample(image, case['sample']).astype(int) - case['image']['values']).mean() < 3
 

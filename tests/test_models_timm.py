@@ -1,5 +1,6 @@
 """Backbones of timm: features, weights, frozen stages, normalisation, and each script with one."""
 import builtins
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,8 @@ import torch
 from torch import nn
 
 from data.loaders import evaluation_loader, linear_loader, pretrain_loader
-from models.backbones import IMAGENET, normalisation_of
 from models.build import build_contrastive_model, build_linear_model, build_prototype_model, synchronise_batchnorm
-from models.resnet import DilatedResNet, freeze_layers
+from models.resnet import IMAGENET, DilatedResNet, freeze_layers
 from models.segmentation import ContrastiveSegmentationModel
 from models.timm_backbone import TimmBackbone
 from segmentation.segmenter import Segmenter
@@ -135,7 +135,7 @@ def test_timms_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names_that_timm_lacks() -> None:
     with pytest.raises(UserError, match='did you mean timm/mobilenetv3_small_050'):
-        normalisation_of('timm/mobilenetv3_smal_050')
+        TimmBackbone('timm/mobilenetv3_smal_050')
     with pytest.raises(UserError, match='neither an output stride of 8 nor patches'):
         TimmBackbone('timm/vgg11')
     with pytest.raises(UserError, match='neither an output stride of 8 nor patches'):
@@ -151,10 +151,9 @@ def test_without_timm_the_message_says_how_to_install_it(monkeypatch: pytest.Mon
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, '__import__', fail)
-    for use in (normalisation_of, ContrastiveSegmentationModel):
-        with pytest.raises(UserError, match='pip install timm'):
-            use(CONVOLUTIONAL)
-    assert normalisation_of('resnet50') == IMAGENET
+    with pytest.raises(UserError, match='pip install timm'):
+        ContrastiveSegmentationModel(CONVOLUTIONAL)
+    assert ContrastiveSegmentationModel('resnet18').backbone.name == 'resnet18'
 
 
 @pytest.mark.parametrize('name', [CONVOLUTIONAL, 'timm/convnext_atto', PATCHES])
@@ -184,21 +183,23 @@ def test_more_stages_than_there_are_cannot_be_frozen() -> None:
 
 
 def test_every_loader_normalises_as_the_weights_want(db_root: Path) -> None:
-    assert normalisation_of('timm/tf_efficientnet_lite0') == ((0.5,) * 3, (0.5,) * 3)
-    assert normalisation_of('timm/vit_small_patch16_224.dino') == IMAGENET
+    half = (0.5, 0.5, 0.5)
+    for backbone, normalisation in ((TimmBackbone('timm/tf_efficientnet_lite0'), (half, half)),
+                                    (TimmBackbone(PATCHES), (half, half)), (DilatedResNet('resnet18'), IMAGENET)):
+        assert (backbone.mean, backbone.std) == normalisation
     view = {'size': 32, 'jitter_probability': 0.0, 'grey_probability': 0.0}
     p = config(db_root=str(db_root), num_workers=0, device='cpu', cache='none', seed=0, val_size=32, train_size=32,
                val_batch_size=2, train_batch_size=2, train_db_name='Shapes', train_split='train', label_share=1,
                label_seed=0, border_label=0, eval_classes=(), saliency='supervised_model',
                augmentation_kwargs=view, output_dir='out')
-    loaders = {'query': lambda: pretrain_loader(p)[0], 'image': lambda: linear_loader(p)[0]}
-    for key, loader in {**loaders, 'evaluation': lambda: evaluation_loader(p, 'Shapes', 'val')[0]}.items():
-        grey = {}
-        for p.backbone in ('resnet18', 'timm/tf_efficientnet_lite0'):
-            mean, std = normalisation_of(p.backbone)
-            images = next(iter(loader()))['image' if key == 'evaluation' else key]
-            grey[p.backbone] = images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
-        torch.testing.assert_close(*grey.values())
+    loaders = (('query', partial(pretrain_loader, p)), ('image', partial(linear_loader, p)),
+               ('image', partial(evaluation_loader, p, 'Shapes', 'val')))
+    for key, loader in loaders:
+        levels = []
+        for mean, std in (IMAGENET, (half, half)):
+            images = next(iter(loader(mean, std)[0]))[key]
+            levels.append(images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1))
+        torch.testing.assert_close(*levels)
 
 
 def test_synchronised_batchnorm_keeps_the_activation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,6 +217,7 @@ def test_the_method_runs_with_a_timm_backbone(runner: Runner, backbone: str, dec
     runner('segmentation.linear_finetune', *network)
     runner('segmentation.kmeans', *network, 'saliency=supervised_model', 'num_clusters=3')
     segmenter = Segmenter.load(next(runner.root_dir.rglob('best_model.pth.tar')), 'cpu')
-    assert segmenter.transform.normalisation == normalisation_of(backbone)
+    built = TimmBackbone(backbone)
+    assert (segmenter.transform.mean, segmenter.transform.std) == (built.mean, built.std)
     image = np.zeros((40, 56, 3), np.uint8)
     assert segmenter(image).shape == (40, 56)

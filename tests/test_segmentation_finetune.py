@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from data.voc import random_share
+from models.resnet import IMAGENET
 from models.segmentation import LinearSegmentationModel
 from models.weights import identify, load_strict
 from segmentation import eval as eval_script
@@ -30,6 +31,7 @@ class GreyModel(LinearSegmentationModel):
         torch.manual_seed(0)
         self.backbone, self.decoder = nn.Conv2d(3, 8, 1), nn.Sequential(OrderedDict({'4': nn.Conv2d(8, 2, 1)}))
         nn.init.zeros_(self.backbone.weight)
+        self.backbone.mean, self.backbone.std = IMAGENET
 
 
 def colours(folder: Path) -> Path:

@@ -17,6 +17,7 @@ from PIL import Image
 from data.images import read_image
 from data.transforms import EvaluationTransform, resize_mask
 from models.crf import dense_crf
+from models.resnet import IMAGENET
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from segmentation import kmeans, predict, segmenter
 from segmentation.segmenter import FOREIGN, Segmenter, object_logits
@@ -45,7 +46,7 @@ def own(tmp_path_factory) -> Path:
         Image.fromarray(photo(name, 40 + 8 * i, 60)).save(path)
     torch.manual_seed(0)
     model = ContrastiveSegmentationModel('resnet18', ndim=4).eval()
-    image = EvaluationTransform(SIZE)({'image': photo('a.jpg', 40, 60)})['image'][None]
+    image = EvaluationTransform(SIZE, *IMAGENET)({'image': photo('a.jpg', 40, 60)})['image'][None]
     with torch.inference_mode():
         features = model.decoder(model.backbone(image))
     weight = model.classification_head.weight
@@ -251,7 +252,7 @@ def test_linear_model(own: Path, tmp_path: Path, linear: Path, caplog) -> None:
     network = LinearSegmentationModel('resnet18', 8).eval()
     network.load_state_dict(torch.load(linear, weights_only=True))
     with torch.inference_mode():
-        logits = network(EvaluationTransform(48)({'image': image})['image'][None])[0]
+        logits = network(EvaluationTransform(48, *IMAGENET)({'image': image})['image'][None])[0]
     expected = resize_mask(logits.argmax(0).numpy().astype(np.uint8), 60, 40)
     np.testing.assert_array_equal(segment(image), expected)
     run(own / 'photos' / 'images', tmp_path / 'out', linear)

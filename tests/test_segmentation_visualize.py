@@ -77,8 +77,8 @@ def test_components_find_their_own_object_again(run, tmp_path: Path) -> None:
     folder = run(kmeans, 'kmeans', 'num_clusters=3', 'num_seeds=1', 'components=true')
     saved = read_objects(folder)
     p = visualize.read_config(folder)
-    finder = visualize.ObjectFinder(ColourModel(), visualize.open_images(p, False), visualize.pick_device('cpu'),
-                                    p.features, False, p.min_component)
+    images, device = visualize.open_images(p, False, ColourModel()), visualize.pick_device('cpu')
+    finder = visualize.ObjectFinder(ColourModel(), images, device, p.features, False, p.min_component)
     both = [i for i in range(len(saved)) if saved.images[i] == 'red_0']
     assert [saved.name(i) for i in both] == ['red', 'green']
     masks = [mask for _, mask in finder.find(saved, both).values()]

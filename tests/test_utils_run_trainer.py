@@ -31,6 +31,7 @@ from torch.utils.tensorboard import SummaryWriter
 import models.segmentation
 from data.loaders import collate
 from data.pairs import SeededSampler
+from models.resnet import IMAGENET
 from tests.test_scripts import Runner
 from utils.run.checkpoint import load_checkpoint, save_checkpoint
 from utils.run.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
@@ -51,6 +52,7 @@ FORKS.set_forkserver_preload(['tests.test_utils_run_trainer', *KEYS])
 class SmallBackbone(nn.Sequential):
     """In place of the ResNet: quick steps, and a checkpoint of some megabytes."""
     out_channels = 8
+    mean, std = IMAGENET
 
     def __init__(self, name: str) -> None:
         super().__init__(nn.Conv2d(3, 8, 8, 8), nn.BatchNorm2d(8), nn.ReLU())
