@@ -3,10 +3,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
+from utils.config.saved import damaged, read_config, read_yaml
 from utils.report.results import read_results
 from utils.run.errors import UserError, name_some
 from utils.run.files import write_text
@@ -42,13 +43,14 @@ def read_trained(weights: Path) -> Trained:
     Raises:
         UserError: one of the two is damaged.
     """
-    content = _read_yaml(_classes_file(weights))
+    content = read_yaml(_classes_file(weights))
     if content is None:
-        return Trained('finetuned' if read_run_config(weights).get('network_lr_factor') else 'linear', None)
+        run = read_config(weights.parent) or {}
+        return Trained('finetuned' if run.get('network_lr_factor') else 'linear', None)
     task, classes = content.get('task'), content.get('classes')
     if task not in ('linear', 'finetuned') or not isinstance(classes, list) \
             or not all(isinstance(name, str) for name in classes):
-        raise _damaged(_classes_file(weights), 'it must hold a task and a list of classes')
+        raise damaged(_classes_file(weights), 'it must hold a task and a list of classes')
     return Trained(task, tuple(classes))
 
 
@@ -58,15 +60,6 @@ def check_classes(weights: Path, trained: Trained, classes: Sequence[str]) -> No
         raise UserError(f'{weights} was trained for the classes {name_some(trained.classes, 21)}, and the data set has '
                         f'{name_some(classes, 21)}; take the data set and eval_classes of its training, or other '
                         'weights.')
-
-
-def read_run_config(weights: Path) -> dict[str, Any]:
-    """config.yml of the run that wrote a checkpoint, from its folder; {} if there is none, UserError if damaged."""
-    path = weights.with_name('config.yml')
-    content = _read_yaml(path)
-    if content is not None and 'config_name' not in content:
-        raise _damaged(path, 'its end, with config_name, is missing')
-    return content or {}
 
 
 def check_free(output_dir: Path, tasks: Sequence[str], weights: Path, digest: str) -> None:
@@ -93,20 +86,3 @@ def check_free(output_dir: Path, tasks: Sequence[str], weights: Path, digest: st
 
 def _classes_file(weights: Path) -> Path:
     return weights.with_name(f'{stem(weights)}.classes.yml')
-
-
-def _read_yaml(path: Path) -> dict[str, Any] | None:
-    """The keys of a file; None if it is not there."""
-    if not path.exists():
-        return None
-    try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from error
-    if not isinstance(content, dict):
-        raise _damaged(path, 'it holds no keys')
-    return content
-
-
-def _damaged(path: Path, why: str) -> UserError:
-    return UserError(f'{path} is damaged ({why}); restore it, or move it away to do without what it says.')

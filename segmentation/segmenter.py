@@ -25,8 +25,9 @@ from models.crf import Refine
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
 from models.weights import fingerprint, identify
 from segmentation.cluster_model import ClusterModel
-from segmentation.linear import read_run_config, read_trained
+from segmentation.linear import read_trained
 from segmentation.objects import THRESHOLD, find_objects
+from utils.config.saved import read_config
 from utils.run.checkpoint import load_checkpoint
 from utils.run.devices import pick_device, to_device
 from utils.run.errors import MissingFileError, UserError, name_some
@@ -73,7 +74,7 @@ class Segmenter(ABC):
         if weights is not None:
             raise UserError(f'{path} holds all of its weights; leave out --weights, which goes with the '
                             'clusters.pth.tar of kmeans.py.')
-        run, trained = read_run_config(path), read_trained(path)
+        run, trained = read_config(path.parent) or {}, read_trained(path)
         model = trained_linear_model(identify(checkpoint, str(path)), run.get('backbone'))
         count = model.classifier.out_channels
         classes = _classes_of(run, count) if trained.classes is None else trained.classes

@@ -29,12 +29,12 @@ from torch.nn import functional as F
 from data.folder import ImageSet
 from data.loaders import collate, evaluation_loader, has_ground_truth, unlabelled_loader
 from models.build import build_prototype_model
-from segmentation.linear import read_run_config
 from segmentation.neighbours import crop_object, evenly, fit
 from segmentation.prototype_map import METHODS, POINTS, draw_map, project, spread
 from segmentation.saved import ObjectFinder, SavedObjects, read_objects
 from utils.config.cli import ArgumentParser
 from utils.config.load import Config
+from utils.config.saved import read_config
 from utils.report import page
 from utils.report.pictures import PART, montage, panel, pca_colours, thumbnail
 from utils.report.plots import to_image
@@ -64,12 +64,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def read_config(run: Path) -> Any:
+def config_of(run: Path) -> Any:
     """The config that a run left. Raises UserError if there is none, or it is damaged."""
-    path = run / 'config.yml'
-    content = read_run_config(path)
-    if not content:
-        raise UserError(f'{path} does not exist; give --run the output directory of kmeans.py or retrieval.py.')
+    content = read_config(run)
+    if content is None:
+        raise UserError(f'{run}/config.yml does not exist; give --run the output directory of kmeans.py or '
+                        'retrieval.py.')
     return Config(content)
 
 
@@ -129,7 +129,7 @@ def png(picture: Image.Image) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    p = read_config(args.run)
+    p = config_of(args.run)
     saved = read_objects(args.run)
     if len(saved) < 3 or saved.prototypes.shape[1] < 2:
         raise UserError(f'{args.run} saved {len(saved)} objects of dimension {saved.prototypes.shape[1]}; a map needs '

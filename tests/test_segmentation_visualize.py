@@ -76,7 +76,7 @@ def test_components_find_their_own_object_again(run, tmp_path: Path) -> None:
     write_image(tmp_path / 'Colours', 'red_0', [(1, LEFT), (2, RIGHT)])
     folder = run(kmeans, 'kmeans', 'num_clusters=3', 'num_seeds=1', 'components=true')
     saved = read_objects(folder)
-    p = visualize.read_config(folder)
+    p = visualize.config_of(folder)
     images, device = visualize.open_images(p, False, ColourModel()), visualize.pick_device('cpu')
     finder = visualize.ObjectFinder(ColourModel(), images, device, p.features, False, p.min_component)
     both = [i for i in range(len(saved)) if saved.images[i] == 'red_0']

@@ -19,8 +19,8 @@ from utils.config.load import (
     find_file,
     load_config,
     resolve_path,
-    save_config,
 )
+from utils.config.saved import save_config
 from utils.config.schema import Env, Kmeans, LinearFinetune, Pretrain, Retrieval, TrainSaliency
 from utils.config.strict_yaml import schema_keys
 from utils.run.errors import UserError
@@ -379,7 +379,7 @@ def test_save_config_with_another_schema_or_a_broken_file(load, tmp_path):
     whole = (tmp_path / 'run' / 'config.yml').read_text()
     for damaged in ('[', whole[:whole.rindex('config_name')]):
         (tmp_path / 'run' / 'config.yml').write_text(damaged)
-        with pytest.raises(UserError, match='config.yml cannot be read; choose another output_dir'):
+        with pytest.raises(UserError, match='config.yml is damaged'):
             save_config(load(MINIMAL), tmp_path / 'run')
 
 

@@ -2,13 +2,10 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from easydict import EasyDict
 
 from utils.config.cli import ArgumentParser
@@ -16,7 +13,7 @@ from utils.config.paths import user_path
 from utils.config.published import describe
 from utils.config.schema import Env
 from utils.config.strict_yaml import StrictReader, nest
-from utils.run.errors import MissingFileError, UserError, name_some
+from utils.run.errors import MissingFileError, UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLACEHOLDER = '/path/to'
@@ -25,7 +22,6 @@ PLACEHOLDER = '/path/to'
 IGNORED = ('num_workers', 'cache', 'crf_workers', 'device', 'channels_last', 'loss_chunk', 'log_every',
            'checkpoint_every', 'panel_every', 'probe_every', 'probe_split', 'probe_images', 'num_visualizations',
            'val_batch_size', 'root_dir', 'db_root', 'output_dir', 'config_name')
-RESULTS = ('*.pth.tar', '*.pth', '*.npz', 'results.json', 'predictions*')  # checkpoints and results in a folder
 
 
 class Config(EasyDict):
@@ -229,49 +225,6 @@ RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
 ]
 
 
-def save_config(config: Mapping[str, Any], output_dir: str | Path, identity: Sequence[str] = ()) -> Path:
-    """Write ``config.yml`` in output_dir, or make sure that the one there says the same.
-
-    A folder without checkpoint or results, of a start that failed, takes the new config; curves in it go.
-    Keys of ``IGNORED`` but not of ``identity`` may differ; the file stays as it was first written. Call it in one
-    process only.
-
-    Raises:
-        UserError: results made with another config are there; the message shows the differing keys.
-    """
-    path = Path(output_dir) / 'config.yml'
-    new = as_dict(config)
-    occupied = any(not found.name.startswith('.') for pattern in RESULTS for found in path.parent.glob(pattern))
-    if path.exists() and occupied:
-        try:
-            old = yaml.safe_load(path.read_text(encoding='utf-8'))
-        except (yaml.YAMLError, UnicodeDecodeError):
-            old = None
-        if not isinstance(old, dict) or 'config_name' not in old:  # the last key: the file was cut off
-            raise UserError(f'{path} cannot be read; choose another output_dir (--set output_dir=...) '
-                            'or delete the folder.')
-        before, after = flat(old), flat(new)
-        changes = [f'{name}: {_text(before.get(name, "absent"))} -> {_text(after.get(name, "absent"))}'
-                   for name in dict.fromkeys((*after, *before))
-                   if (name not in IGNORED or name in identity)
-                   and (name in before, _text(before.get(name))) != (name in after, _text(after.get(name)))]
-        if changes:
-            other = 'root_dir' if 'db_root' in identity else 'output_dir'  # the steps on a folder share its root_dir
-            raise UserError(f'{output_dir} holds results of another config ({name_some(changes, 20)}); '
-                            f'choose another {other} (--set {other}=...) or delete the folder.')
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        shutil.rmtree(path.with_name('tensorboard'), ignore_errors=True)
-    unfinished = path.with_name(f'.config.yml.{os.getpid()}')
-    try:
-        unfinished.write_text(yaml.safe_dump(new, sort_keys=False), encoding='utf-8')
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
-
-
 def _shown(path: Path) -> str:
     """A path as messages show it: relative to the working directory when below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
@@ -284,11 +237,3 @@ def _absolute(path: str, base: Path) -> str:
 def _text(value: Any) -> str:
     """A value for messages: null, true, 0.1, "text", [25]."""
     return json.dumps(value, default=str, ensure_ascii=False)
-
-
-def flat(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}."""
-    leaves: dict[str, Any] = {}
-    for name, value in nested.items():
-        leaves.update(flat(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {f'{prefix}{name}': value})
-    return leaves

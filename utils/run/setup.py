@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.config.load import save_config
+from utils.config.saved import save_config
 from utils.report.results import read_results
 from utils.run import distributed
 from utils.run.devices import pick_device, require_processes

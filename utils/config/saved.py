@@ -1,0 +1,93 @@
+"""The config beside the results: config.yml in an output directory, written, compared and read back."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.config.load import IGNORED, as_dict
+from utils.run.errors import UserError, cannot_read, name_some
+
+NAME, LAST_KEY = 'config.yml', 'config_name'
+RESULTS = ('*.pth.tar', '*.pth', '*.npz', 'results.json', 'predictions*')  # checkpoints and results in a folder
+
+
+def read_yaml(path: Path) -> dict[str, Any] | None:
+    """The keys of a file that this code wrote; None if it is not there. Raises UserError if it is damaged."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise cannot_read(path) from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise damaged(path, str(error).splitlines()[0]) from error
+    if not isinstance(content, dict):
+        raise damaged(path, 'it holds no keys')
+    return content
+
+
+def damaged(path: Path, why: str) -> UserError:
+    return UserError(f'{path} is damaged ({why}); restore it, or move it away to do without what it says.')
+
+
+def read_config(output_dir: Path) -> dict[str, Any] | None:
+    """config.yml of a run; None if there is none. Raises UserError if it is damaged."""
+    content = read_yaml(output_dir / NAME)
+    if content is not None and LAST_KEY not in content:
+        raise damaged(output_dir / NAME, f'its end, with {LAST_KEY}, is missing')
+    return content
+
+
+def save_config(config: Mapping[str, Any], output_dir: str | Path, identity: Sequence[str] = ()) -> Path:
+    """Write ``config.yml`` in output_dir, or make sure that the one there says the same.
+
+    A folder without checkpoint or results, of a start that failed, takes the new config; curves in it go.
+    Keys of ``IGNORED`` but not of ``identity`` may differ; the file stays as it was first written. Call it in one
+    process only.
+
+    Raises:
+        UserError: results made with another config are there; the message shows the differing keys.
+    """
+    path = Path(output_dir) / NAME
+    occupied = any(not found.name.startswith('.') for pattern in RESULTS for found in path.parent.glob(pattern))
+    old = read_config(path.parent) if occupied else None
+    if old is not None:
+        before, after = flat(old), flat(as_dict(config))
+        changes = [f'{name}: {_text(before.get(name, "absent"))} -> {_text(after.get(name, "absent"))}'
+                   for name in dict.fromkeys((*after, *before))
+                   if (name not in IGNORED or name in identity)
+                   and (name in before, _text(before.get(name))) != (name in after, _text(after.get(name)))]
+        if changes:
+            other = 'root_dir' if 'db_root' in identity else 'output_dir'  # the steps on a folder share its root_dir
+            raise UserError(f'{output_dir} holds results of another config ({name_some(changes, 20)}); '
+                            f'choose another {other} (--set {other}=...) or delete the folder.')
+        return path
+    if path.exists():
+        shutil.rmtree(path.with_name('tensorboard'), ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f'.{NAME}.{os.getpid()}')
+    try:
+        unfinished.write_text(yaml.safe_dump(as_dict(config), sort_keys=False), encoding='utf-8')
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def flat(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a.b': 1}."""
+    leaves: dict[str, Any] = {}
+    for name, value in nested.items():
+        leaves.update(flat(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {f'{prefix}{name}': value})
+    return leaves
+
+
+def _text(value: Any) -> str:
+    """A value for messages: null, true, 0.1, "text", [25]."""
+    return json.dumps(value, default=str, ensure_ascii=False)
