@@ -27,7 +27,7 @@ from benchmarks.prediction import draw
 from data.images import read_image, read_labels, read_saliency, resize_drawn
 from data.voc import VOID, read_ids
 from experiments.runner import markdown
-from saliency.scores import mask_iou
+from saliency.basnet_training import mask_iou
 from saliency.unsupervised import UnsupervisedSaliency
 from utils.config.cli import ArgumentParser
 from utils.run.errors import UserError

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -98,16 +97,5 @@ def crf_in_workers(crf: Mapping[str, Any], workers: int) -> Iterator[Refine]:
     if workers == 0:
         yield refine
         return
-    pool = process_pool(workers)
-
-    def in_worker(*arguments: np.ndarray) -> np.ndarray:
-        try:
-            return pool.submit(refine, *arguments).result()
-        except BrokenProcessPool as error:
-            raise UserError('a process of the CRF was killed, probably for lack of memory; start again with fewer '
-                            'workers (--workers, or crf_workers).') from error
-
-    try:
-        yield in_worker
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with process_pool(workers) as pool:
+        yield lambda *arguments: pool.submit(refine, *arguments).result()

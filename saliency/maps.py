@@ -1,10 +1,13 @@
-"""Between images and the arrays of a saliency network: shared by all networks."""
+"""From an image to the input of a saliency network, and from its map to an object mask."""
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
+
+SMALLEST = 0.01  # segment of a mask, as a share of the image
+SURE = 0.999  # probability at which a map that is 0 or 1 enters the CRF
 
 
 def resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -32,11 +35,34 @@ def network_input(image: np.ndarray, size: tuple[int, int], mean: Sequence[float
     return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
-def image_map(saliency: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Stretch a network's map (h, w) to 0..1 and resize it to its image: (H, W) float32.
+def stretch(values: np.ndarray) -> np.ndarray:
+    """Stretch to 0..1; equal values, in which nothing is salient, become 0."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high - low > 1e-12 else np.zeros_like(values)
 
-    A constant map has nothing salient: it becomes 0.
+
+def image_map(saliency: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Stretch a network's map (h, w) to 0..1 and resize it to its image: (H, W) float32."""
+    return cv2.resize(stretch(saliency.astype(np.float32)), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def crf_logits(saliency: np.ndarray) -> np.ndarray:
+    """What ``models.crf.dense_crf`` takes: (H, W) probabilities of the object -> (2, H, W) float32."""
+    object_probability = np.clip(saliency, 1 - SURE, SURE)
+    logits = np.log(object_probability / (1 - object_probability))
+    return np.stack([np.zeros_like(logits), logits]).astype(np.float32)
+
+
+def binarise(saliency: np.ndarray) -> np.ndarray | None:
+    """Threshold a map (H, W) in 0..1 at 0.5 and drop the connected segments (8 neighbours) below 1% of the image.
+
+    Source: Van Gansbeke et al., ICCV 2021, supplementary material.
+
+    Returns:
+        (H, W) bool, or None when nothing is left: the image is to be left out.
     """
-    low, high = float(saliency.min()), float(saliency.max())
-    stretched = (saliency - low) / (high - low) if high > low else np.zeros_like(saliency)
-    return cv2.resize(stretched.astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    _, segments, stats, _ = cv2.connectedComponentsWithStats((saliency > 0.5).astype(np.uint8))
+    keep = stats[:, cv2.CC_STAT_AREA] >= SMALLEST * saliency.size  # one area for each segment
+    keep[0] = False                                                # segment 0 is what is not salient
+    mask = keep[segments]
+    return mask if mask.any() else None

@@ -62,8 +62,6 @@ class OnnxSaliency:
     """A mask source around an ONNX network.
 
     Args:
-        weights: path of the .onnx file.
-        config: how its input is prepared.
         device: 'auto', 'cpu' or 'cuda'.
 
     Raises:
@@ -89,7 +87,6 @@ class OnnxSaliency:
         except Exception as error:  # onnxruntime raises classes of its own for each way to be wrong
             raise UserError(f'--weights {weights} is not an ONNX network ({_first_line(error)}); '
                             'give an .onnx file.') from error
-        self.input = self.session.get_inputs()[0]
 
     def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1.
@@ -97,13 +94,14 @@ class OnnxSaliency:
         Raises:
             UserError: the network does not take such an input, or its first output is no map.
         """
-        config = self.config
-        batch = np.stack([network_input(image, (config.input_size[0], config.input_size[1]), config.mean,
-                                        config.scale, config.divide_by_maximum) for image in images])
-        fixed = self.input.shape[0] if isinstance(self.input.shape[0], int) else len(batch)
-        parts = [batch] if fixed == len(batch) else np.split(batch, len(batch))
+        height, width = self.config.input_size
+        batch = np.stack([network_input(image, (height, width), self.config.mean, self.config.scale,
+                                        self.config.divide_by_maximum) for image in images])
+        taken = self.session.get_inputs()[0]
+        parts = np.split(batch, len(batch)) if isinstance(taken.shape[0], int) and taken.shape[0] != len(batch) \
+            else [batch]
         try:
-            maps = np.concatenate([self.session.run(None, {self.input.name: part})[0] for part in parts])
+            maps = np.concatenate([self.session.run(None, {taken.name: part})[0] for part in parts])
         except Exception as error:
             raise UserError(f'--weights {self.weights} does not take an input {parts[0].shape} '
                             f'({_first_line(error)}); set input_size in --onnx-config to its own.') from error

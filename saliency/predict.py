@@ -4,16 +4,16 @@
     python saliency/predict.py --images photos --output masks --method basnet --weights basnet.pth
     python saliency/predict.py --images photos --output masks --method onnx --weights net.onnx --onnx-config net.yml
 
-Masks are PNGs of 0 and 255, of the size of their image, under the same names. Started again it goes on
-where it stopped. Images without an object, damaged ones and the like are named in report.txt.
+Masks are PNGs of 0 and 255, of the size of their image, under the same names. Rerun to resume. Images without an
+object, damaged ones and the like are named in report.txt.
 """
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,19 +25,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 from data.files import find_images, mask_name, one_a_mask, prepare_output, write_mask
 from data.images import ImageFileError, read_image
 from models.crf import Refine, crf_in_workers, require_crf
-from saliency.postprocess import binarise, crf_logits
-from saliency.report import SHEET, contact_sheet
+from saliency.maps import binarise, crf_logits
 from saliency.sources import METHODS, MaskSource, build_source
 from utils.config.cli import ArgumentParser
 from utils.report.folder import check_settings, fingerprint, write_report
+from utils.report.pictures import montage, thumbnail
 from utils.run.devices import DEVICES
 from utils.run.errors import UserError, name_some
+from utils.run.files import save_image
 from utils.run.log import warn_of_failure
 from utils.run.parallel import available_cores, batches, in_threads, process_pool
 from utils.run.script import run_script
 from utils.run.setup import lock
 
-Result = tuple[Path, str]  # an image, and why it has no mask: '' if it has one
+SHEET, SHOWN, COLUMNS, SIDE = 'contact_sheet.jpg', 24, 3, 160  # images, images in a row, longer side in pixels
 NO_OBJECT = 'no object: less than 1% of the image is salient'
 
 
@@ -45,8 +46,8 @@ class Item(NamedTuple):
     """An image on its way: read, then with its map."""
     name: Path
     image: np.ndarray | None
-    reason: str = ''  # why it cannot be read
     saliency: np.ndarray | None = None
+    reason: str = ''  # why it cannot be read
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -77,25 +78,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def finish(name: Path, image: np.ndarray, saliency: np.ndarray, output: Path, refine: Refine | None) -> str:
-    """Make the mask of a map and write it; why there is none, or ''."""
-    if refine is not None:
-        saliency = refine(image, crf_logits(saliency)).astype(np.float32)
-    mask = binarise(saliency)
-    if mask is None:
-        return NO_OBJECT if refine is None else f'{NO_OBJECT} after the CRF'
-    write_mask(mask, output / mask_name(name))
-    return ''
+def write_masks(source: MaskSource, images: Path, names: Sequence[Path], output: Path, batch_size: int = 1,
+                threads: int = 1, refine: Refine | None = None) -> Iterator[tuple[Path, str]]:
+    """Write the masks; threads read the next images and finish the last ones while the source predicts.
 
-
-def in_batches(source: MaskSource, images: Path, names: Sequence[Path], output: Path, batch_size: int,
-               threads: int, refine: Refine | None) -> Iterator[Result]:
-    """Mask with one source, which sees whole batches; threads read the next ones and finish the last one meanwhile."""
+    Returns:
+        each image, and why it has no mask: '' if it has one.
+    """
     def read(name: Path) -> Item:
         try:
             return Item(name, read_image(images / name))
         except ImageFileError as error:
-            return Item(name, None, error.reason)
+            return Item(name, None, reason=error.reason)
 
     def predicted() -> Iterator[Item]:
         for batch in batches(in_threads(read, names, threads, batch_size), batch_size):
@@ -103,33 +97,34 @@ def in_batches(source: MaskSource, images: Path, names: Sequence[Path], output: 
             maps = iter(source.predict(readable) if readable else [])
             yield from (item if item.image is None else item._replace(saliency=next(maps)) for item in batch)
 
-    def write(item: Item) -> Result:
-        if item.image is None or item.saliency is None:
-            return item.name, item.reason
-        return item.name, finish(item.name, item.image, item.saliency, output, refine)
+    def write(item: Item) -> tuple[Path, str]:
+        name, image, saliency, reason = item
+        if image is None or saliency is None:
+            return name, reason
+        if refine is not None:
+            saliency = refine(image, crf_logits(saliency)).astype(np.float32)
+        mask = binarise(saliency)
+        if mask is None:
+            return name, NO_OBJECT if refine is None else f'{NO_OBJECT} after the CRF'
+        write_mask(mask, output / mask_name(name))
+        return name, ''
 
     return in_threads(write, predicted(), threads + 1, 2 * (threads + 1))  # while one is refined, the next waits
 
 
-def in_processes(images: Path, names: Sequence[Path], output: Path, workers: int) -> Iterator[Result]:
-    """Mask without weights, each image in one of several processes, as they come ready.
-
-    Raises:
-        UserError: a process died.
-    """
-    pool = process_pool(min(workers, len(names)))
-    try:
-        yield from pool.map(_mask_one, [(images, name, output) for name in names])
-    except BrokenProcessPool as error:
-        raise UserError('a worker process was killed, probably for lack of memory; start again with fewer '
-                        '--workers.') from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+def write_unsupervised_mask(images: Path, output: Path, name: Path) -> tuple[Path, str]:
+    """What a worker process does; see ``write_masks``."""
+    return next(write_masks(build_source('unsupervised'), images, [name], output))
 
 
-def _mask_one(job: tuple[Path, Path, Path]) -> Result:
-    images, name, output = job
-    return next(in_batches(build_source('unsupervised'), images, [name], output, 1, 1, None))
+def contact_sheet(images: Path, names: Sequence[Path], output: Path) -> None:
+    """Draw image | mask for up to 24 images that have a mask, spread over the set."""
+    cells: list[np.ndarray] = []
+    for index in np.unique(np.linspace(0, len(names) - 1, min(SHOWN, len(names))).astype(int)):
+        with suppress(ImageFileError):  # damaged since its mask was made
+            cells += [thumbnail(read_image(path), SIDE)
+                      for path in (images / names[index], output / mask_name(names[index]))]
+    save_image(montage(cells, 2 * COLUMNS), output / SHEET)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -146,33 +141,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     alone, doubles = one_a_mask(names)
     left_out = {name.as_posix(): f'its mask would have the name of that of {owner.name}'
                 for name, owner in doubles.items()}
-    done = [name for name in alone if (args.output / mask_name(name)).is_file()]
-    already = set(done)
-    todo = [name for name in alone if name not in already]
+    done = {name for name in alone if (args.output / mask_name(name)).is_file()}
+    todo = [name for name in alone if name not in done]
 
-    written: list[Path] = []
-    with crf_in_workers({}, args.workers) if args.crf_postprocess else nullcontext() as refine:
+    with ExitStack() as stack:
         if args.method == 'unsupervised' and args.workers > 0 and len(todo) > 1:
-            results = in_processes(args.images, todo, args.output, args.workers)
+            pool = stack.enter_context(process_pool(min(args.workers, len(todo))))
+            results = pool.map(partial(write_unsupervised_mask, args.images, args.output), todo)
         else:
-            results = in_batches(source, args.images, todo, args.output, args.batch_size, max(1, args.workers), refine)
-        for name, reason in tqdm(results, 'masks', total=len(names), initial=len(names) - len(todo), disable=None):
-            if reason:
-                left_out[name.as_posix()] = reason
-            else:
-                written.append(name)
+            refine = stack.enter_context(crf_in_workers({}, args.workers)) if args.crf_postprocess else None
+            results = write_masks(source, args.images, todo, args.output, args.batch_size, max(1, args.workers), refine)
+        reasons = dict(tqdm(results, 'masks', total=len(names), initial=len(names) - len(todo), disable=None))
+    written = [name for name, reason in reasons.items() if not reason]
 
     known = {mask_name(name) for name in names}
-    masks = sorted(path.relative_to(args.output) for path in args.output.rglob('*.png'))
+    masks = (path.relative_to(args.output) for path in args.output.rglob('*.png'))
+    left_out |= {name.as_posix(): reason for name, reason in reasons.items() if reason}
     left_out |= {name.as_posix(): 'a mask of an earlier run, whose image is no longer there' for name in masks
                  if name not in known}
     if done or written:
         with warn_of_failure(SHEET):
-            contact_sheet(args.images, sorted(done + written), args.output)
+            contact_sheet(args.images, sorted([*done, *written]), args.output)
     text = write_report(args.output, settings, 'masks', len(names), len(written), len(done), left_out, SHEET)
     if not done and not written:
-        reasons = name_some([f'{name} ({reason})' for name, reason in sorted(left_out.items())], 3)
-        raise UserError(f'none of the {len(names)} images has a mask: {reasons}; replace the images or take another '
+        said = name_some([f'{name} ({reason})' for name, reason in sorted(left_out.items())], 3)
+        raise UserError(f'none of the {len(names)} images has a mask: {said}; replace the images or take another '
                         f'--method, and see {args.output / "report.txt"}.')
     print(text.partition('\n')[0] + f'; see {args.output / "report.txt"}')
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from utils.run.devices import pick_device, to_device
 from utils.run.errors import UserError
 
 METHODS = ('basnet', 'onnx', 'unsupervised')
@@ -24,10 +25,6 @@ def build_source(method: str, weights: Path | None = None, onnx_config: Path | N
     """The mask source of a name; its libraries are imported only here.
 
     Args:
-        method: one of METHODS.
-        weights: the network's file.
-        onnx_config: what to know of an ONNX network.
-        device: one of ``utils.run.devices.DEVICES``, for a network.
         input_size: side of BASNet's input, pixels; None is the published one.
 
     Raises:
@@ -37,10 +34,9 @@ def build_source(method: str, weights: Path | None = None, onnx_config: Path | N
         raise UserError(f"unknown --method '{method}'; choose one of {', '.join(METHODS)}.")
     if method == 'unsupervised' and weights is not None:
         raise UserError('--method unsupervised has no weights; leave out --weights, or choose basnet or onnx.')
-    if method != 'onnx' and onnx_config is not None:
-        raise UserError(f'--onnx-config is for --method onnx, not {method}; leave it out.')
-    if method != 'basnet' and input_size is not None:
-        raise UserError(f'--input-size is for --method basnet, not {method}; leave it out.')
+    for option, value, owner in (('--onnx-config', onnx_config, 'onnx'), ('--input-size', input_size, 'basnet')):
+        if method != owner and value is not None:
+            raise UserError(f'{option} is for --method {owner}, not {method}; leave it out.')
     if method == 'unsupervised':
         from saliency.unsupervised import UnsupervisedSaliency
         return UnsupervisedSaliency()
@@ -49,10 +45,8 @@ def build_source(method: str, weights: Path | None = None, onnx_config: Path | N
                         'or take --method unsupervised, which needs none.')
     if method == 'basnet':
         from saliency.basnet import SIZE, BASNetSaliency, load_basnet
-        from utils.run.devices import pick_device, to_device
-        network, where = load_basnet(weights), pick_device(device)
-        to_device(network, where)
-        return BASNetSaliency(network, where, input_size or SIZE)
+        where = pick_device(device)
+        return BASNetSaliency(to_device(load_basnet(weights), where), where, input_size or SIZE)
     if onnx_config is None:
         raise UserError('--method onnx needs --onnx-config PATH, a YAML file with input_size, mean and scale of the '
                         'network.')

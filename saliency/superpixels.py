@@ -3,19 +3,16 @@ from __future__ import annotations
 
 import numpy as np
 
+COMPACTNESS = 15.0  # weight of the distance in space, in units of colour distance
+ITERATIONS = 6
 
-def slic(lab: np.ndarray, count: int = 250, compactness: float = 15.0, iterations: int = 6) -> np.ndarray:
-    """Cut an image into about ``count`` compact patches of similar colour.
+
+def slic(lab: np.ndarray, count: int = 250) -> np.ndarray:
+    """Cut an image (H, W, 3), CIE-Lab, into about ``count`` compact patches of similar colour.
 
     K-means in (colour, position), in which a pixel may join only the nine centres around its own cell
     of a regular grid. Source: Achanta et al., "SLIC Superpixels Compared to State-of-the-art
     Superpixel Methods", PAMI 2012.
-
-    Args:
-        lab: (H, W, 3) float, CIE-Lab.
-        count: patches wanted.
-        compactness: weight of the distance in space, in units of colour distance.
-        iterations: k-means steps.
 
     Returns:
         (H, W) int64 labels 0..P-1, each of them in use.
@@ -25,13 +22,13 @@ def slic(lab: np.ndarray, count: int = 250, compactness: float = 15.0, iteration
     rows, cols = max(1, round(height / step)), max(1, round(width / step))
     y, x = np.mgrid[:height, :width]
     row, col = (y * rows // height).ravel(), (x * cols // width).ravel()
-    scale = compactness / step
+    scale = COMPACTNESS / step
     points = np.column_stack([lab.reshape(-1, 3), y.ravel() * scale, x.ravel() * scale]).astype(np.float32)
     label = row * cols + col
     centres = cluster_means(points, label, rows * cols)
-    offsets = [(dy, dx) for dy in (0, -1, 1) for dx in (0, -1, 1)]
-    candidates = [np.clip(row + dy, 0, rows - 1) * cols + np.clip(col + dx, 0, cols - 1) for dy, dx in offsets]
-    for _ in range(iterations):
+    candidates = [np.clip(row + dy, 0, rows - 1) * cols + np.clip(col + dx, 0, cols - 1)
+                  for dy in (0, -1, 1) for dx in (0, -1, 1)]
+    for _ in range(ITERATIONS):
         best = np.full(len(points), np.inf, np.float32)
         for candidate in candidates:
             difference = points - centres.take(candidate, axis=0)

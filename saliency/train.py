@@ -1,4 +1,4 @@
-"""Train BASNet on given masks, for example on those of ``saliency/predict.py --method unsupervised``.
+"""Train BASNet on precomputed masks, for example on those of ``saliency/predict.py --method unsupervised``.
 
     python saliency/train.py --config_env configs/env.yml --config_exp configs/saliency/basnet.yml \\
         --images photos/images --masks photos/saliency_masks
@@ -14,21 +14,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import logging
 
-from torch import nn
-
 from data.loaders import identity, masks_evaluation_loader, masks_loader
 from models.build import initial_weights
-from models.weights import load_strict
-from saliency.basnet import BASNetSaliency
-from saliency.basnet_network import BASNet
-from saliency.engine import compute_losses, validate
-from saliency.view import TrainingView
+from saliency.basnet import BASNet, BASNetSaliency
+from saliency.basnet_training import TrainingView, compute_losses, load_initial_weights, validate
 from utils.config.cli import ArgumentParser
 from utils.config.load import add_config_arguments, as_dict, load_config
 from utils.config.schema import TrainSaliency
@@ -46,31 +40,6 @@ from utils.run.setup import prepare, seed_process
 from utils.run.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-
-def build_basnet(p: Any) -> BASNet:
-    """A BASNet, from ``pretraining``: random, the residual stages of a ResNet-34, or a whole BASNet.
-
-    The first convolution of a ResNet-34 has another size than BASNet's and is left out.
-
-    Raises:
-        UserError: the weights are of another network.
-    """
-    if p.pretraining == 'imagenet_moco':
-        raise UserError('pretraining: imagenet_moco is a ResNet-50 and BASNet is built on a ResNet-34; choose none, '
-                        'imagenet_classification or the path of a ResNet-34 or a BASNet.')
-    network = BASNet()
-    weights = initial_weights(p, 'resnet34')
-    if weights is None:
-        return network
-    mend = 'set pretraining to the checkpoint of a ResNet-34 or a BASNet'
-    if weights.kind != 'backbone':
-        load_strict(network, weights, mend)
-        return network
-    stages = nn.ModuleDict({f'layer{n}': network.get_submodule(f'encoder{n}') for n in (1, 2, 3, 4)})
-    load_strict(stages, weights.map(lambda state: {name: value for name, value in state.items()
-                                                   if not name.startswith(('conv1.', 'bn1.'))}), mend)
-    return network
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -98,7 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     loader, sampler = masks_loader(p, TrainingView(p.resize, p.crop, p.flip_probability))
     val_loader = masks_evaluation_loader(p) if p.val_images is not None else None
-    network = build_basnet(p)
+    if p.pretraining == 'imagenet_moco':
+        raise UserError('pretraining: imagenet_moco is a ResNet-50 and BASNet is built on a ResNet-34; choose none, '
+                        'imagenet_classification or the path of a ResNet-34 or a BASNet.')
+    network, weights = BASNet(), initial_weights(p, 'resnet34')
+    if weights is not None:
+        load_initial_weights(network, weights)
     precision = Precision(device, p.precision, p.channels_last, p.tf32)
     precision.to_device(network)
     if p.compile:

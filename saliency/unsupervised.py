@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from scipy.sparse.csgraph import shortest_path
 
+from saliency.maps import stretch
 from saliency.superpixels import adjacency, cluster_means, on_border, slic
 
 SIDE = 256             # longest side at which an image is analysed, pixels
@@ -24,14 +25,7 @@ GRABCUT_STEPS = 2
 
 
 def background_saliency(lab: np.ndarray) -> np.ndarray:
-    """Robust background detection.
-
-    Args:
-        lab: (H, W, 3) float32, CIE-Lab.
-
-    Returns:
-        (H, W) float64 in 0..1, constant on each superpixel; all 0 for an image of one colour.
-    """
+    """Robust background detection: (H, W, 3) float32, CIE-Lab -> (H, W) in 0..1, constant on each superpixel."""
     height, width = lab.shape[:2]
     labels = slic(lab)                                                       # H x W, values 0..P-1
     touch, border = adjacency(labels), on_border(labels)                     # P x P, P
@@ -56,15 +50,12 @@ def background_saliency(lab: np.ndarray) -> np.ndarray:
 
 
 def background_weight(d_app: np.ndarray, touch: np.ndarray, border: np.ndarray) -> np.ndarray:
-    """How surely a patch is background: the share of its region's outline that lies on the border.
+    """How surely a patch is background, (P,) in 0..1: the share of its region's outline on the border (equation 7).
 
     Args:
         d_app: (P, P) colour distances.
         touch: (P, P) bool, which patches touch.
         border: (P,) bool, which patches touch the border of the image.
-
-    Returns:
-        (P,) in 0..1: w_bg of equation 7.
     """
     nearest = np.where(touch, d_app, np.inf).min(axis=1)
     free = nearest[np.isfinite(nearest)].mean() if touch.any() else 0.0      # small steps must not add up
@@ -76,15 +67,7 @@ def background_weight(d_app: np.ndarray, touch: np.ndarray, border: np.ndarray) 
 
 
 def grabcut(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
-    """Cut out the object that a saliency map points at.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        saliency: (H, W) in 0..1.
-
-    Returns:
-        (H, W) bool.
-    """
+    """Cut out the object that a saliency map (H, W) in 0..1 points at: (H, W) bool."""
     likely = saliency > LIKELY_OBJECT
     if likely.all() or not likely.any():
         return likely  # GrabCut needs some of both
@@ -98,27 +81,22 @@ def grabcut(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
     return (state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD)
 
 
-def stretch(values: np.ndarray) -> np.ndarray:
-    """Stretch to 0..1; equal values become 0."""
-    low, high = values.min(), values.max()
-    return (values - low) / (high - low) if high - low > 1e-12 else np.zeros_like(values)
-
-
 class UnsupervisedSaliency:
     """A mask source that needs nothing but the image (see ``saliency.sources.MaskSource``)."""
 
     def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1."""
-        return [self._predict(image) for image in images]
+        return [_predict(image) for image in images]
 
-    def _predict(self, image: np.ndarray) -> np.ndarray:
-        height, width = image.shape[:2]
-        scale = min(1.0, SIDE / max(height, width))
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-        mask = grabcut(small, background_saliency(lab)).astype(np.float32)
-        return cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR)
+
+def _predict(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    scale = min(1.0, SIDE / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    mask = grabcut(small, background_saliency(lab)).astype(np.float32)
+    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def _distances(points: np.ndarray) -> np.ndarray:

@@ -32,9 +32,8 @@ from models.segmentation import BackboneModel, ContrastiveSegmentationModel, Lin
 from pretrain import engine as pretrain_engine
 from pretrain.losses import saliency_loss
 from pretrain.maskcontrast import MaskContrast
-from saliency import engine as saliency_engine
-from saliency.basnet import BASNetSaliency
-from saliency.basnet_network import BASNet
+from saliency import basnet_training
+from saliency.basnet import BASNet, BASNetSaliency
 from segmentation import engine as segmentation_engine
 from segmentation import objects as embedding
 from tests.fake_gpu import ROOT, Watch, build, fictitious_gpu
@@ -166,7 +165,7 @@ def basnet(precision: str = 'fp32') -> Record:
     with placed(BASNet, precision) as (watch, network, computing):
         batch = {'image': torch.empty(2, 3, 64, 64).pin_memory(), 'sal': torch.empty(2, 1, 64, 64).pin_memory()}
         return train(watch, network, build_optimizer('adam', network.parameters(), 0.001), computing, batch,
-                     lambda batch: saliency_engine.compute_losses(network, batch, computing))
+                     lambda batch: basnet_training.compute_losses(network, batch, computing))
 
 
 def evaluation_batch() -> Loader:

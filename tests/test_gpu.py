@@ -18,9 +18,8 @@ from torch import Tensor, nn
 import models.segmentation
 from models.segmentation import LinearSegmentationModel
 from pretrain import engine as pretrain_engine
-from saliency import engine as saliency_engine
-from saliency.basnet import BASNetSaliency
-from saliency.basnet_network import BASNet
+from saliency import basnet_training
+from saliency.basnet import BASNet, BASNetSaliency
 from segmentation import engine as segmentation_engine
 from tests.golden_inputs import photo
 from tests.test_pretrain_maskcontrast import method
@@ -74,7 +73,7 @@ def linear() -> tuple[nn.Module, Callable, dict[str, Tensor]]:
 
 def basnet() -> tuple[nn.Module, Callable, dict[str, Tensor]]:
     torch.manual_seed(0)
-    return BASNet(), saliency_engine.compute_losses, {
+    return BASNet(), basnet_training.compute_losses, {
         'image': torch.randn(2, 3, 32, 32), 'sal': torch.rand(2, 1, 32, 32).round()}
 
 

@@ -41,7 +41,7 @@ def test_workers_change_nothing() -> None:
 
 def test_a_killed_worker_is_one_sentence(monkeypatch) -> None:
     monkeypatch.setattr('models.crf.dense_crf', os._exit)
-    with crf_in_workers({}, 1) as refine, pytest.raises(UserError, match=r'workers \(--workers, or crf_workers\)'):
+    with pytest.raises(UserError, match=r'workers \(--workers, or crf_workers\)'), crf_in_workers({}, 1) as refine:
         refine(3)  # the exit status
 
 

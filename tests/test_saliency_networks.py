@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from saliency.basnet_network import BASNet
-from saliency.maps import image_map, network_input
+from saliency.basnet import BASNet
 from saliency.sources import build_source
 from tests.golden_inputs import photo
 from utils.run.errors import UserError
@@ -18,26 +17,6 @@ def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp('basnet') / 'basnet.pth'
     torch.save({f'module.{name}': value for name, value in BASNet().state_dict().items()}, path)
     return path
-
-
-def test_network_input():
-    image = np.zeros((4, 6, 3), np.uint8)
-    image[..., 0], image[..., 1] = 100, 50
-    values = network_input(image, (2, 2), mean=(0.5, 0.5, 0.5), scale=(0.5, 0.25, 1))
-    assert values.shape == (3, 2, 2)
-    np.testing.assert_allclose(values[:, 0, 0], [1, 0, -0.5])
-    values = network_input(image, (8, 8), (0, 0, 0), (1, 1, 1), divide_by_maximum=False)
-    np.testing.assert_allclose(values[:, 3, 3], [100 / 255, 50 / 255, 0], rtol=1e-6)
-    assert not network_input(np.zeros((4, 4, 3), np.uint8), (2, 2), (0, 0, 0), (1, 1, 1)).any()  # black
-
-
-def test_image_map_is_stretched_and_resized():
-    image = np.zeros((5, 9, 3), np.uint8)
-    out = image_map(np.array([[0.2, 0.4], [0.2, 0.3]], np.float32), image)
-    assert out.shape == (5, 9)
-    assert out.min() == 0
-    assert out.max() == 1
-    assert not image_map(np.full((2, 2), 0.7, np.float32), image).any()
 
 
 def test_basnet_masks_images_of_all_sizes(weights):

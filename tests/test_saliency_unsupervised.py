@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from saliency.postprocess import binarise
+from saliency.maps import binarise
 from saliency.superpixels import adjacency, cluster_means, on_border, slic
-from saliency.unsupervised import UnsupervisedSaliency, background_weight, stretch
+from saliency.unsupervised import UnsupervisedSaliency, background_weight
 from tests.golden_inputs import photo
 
 
@@ -70,8 +70,3 @@ def test_what_touches_the_border_a_lot_is_background():
     colour = np.where(inside.ravel(), 100.0, 0.0)
     weight = background_weight(np.abs(colour[:, None] - colour), touch, border)
     assert weight[~inside.ravel()].min() > 2 * weight[inside.ravel()].max()
-
-
-def test_stretch():
-    np.testing.assert_allclose(stretch(np.array([2.0, 4.0, 3.0])), [0, 1, 0.5])
-    assert not stretch(np.full(3, 7.0)).any()

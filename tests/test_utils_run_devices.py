@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from pretrain import engine
 from pretrain.maskcontrast import MaskContrast
-from saliency.basnet_network import BASNet
-from saliency.engine import compute_losses as saliency_losses
+from saliency.basnet import BASNet
+from saliency.basnet_training import compute_losses as saliency_losses
 from saliency.sources import build_source
 from segmentation.engine import compute_losses as linear_losses
 from segmentation.objects import find_objects

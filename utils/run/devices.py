@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from utils.run.errors import UserError
 
-Moved = TypeVar('Moved', Tensor, nn.Module)
+Moved = TypeVar('Moved', bound='Tensor | nn.Module')
 DEVICES = ('auto', 'cpu', 'cuda', 'xpu', 'mps')
 NEEDS = {'cuda': 'install a GPU driver and a CUDA build of PyTorch', 'xpu': 'install an XPU build of PyTorch',
          'mps': 'use a Mac with Apple silicon and macOS 14'}
@@ -67,7 +67,7 @@ def to_device(x: Moved, device: torch.device, channels_last: bool = True) -> Mov
     """
     four = isinstance(x, nn.Module) or x.dim() == 4
     order = torch.channels_last if four and channels_last else torch.contiguous_format
-    return x.to(device=device, non_blocking=reads_pinned(device), memory_format=order)  # type: ignore[call-overload]
+    return x.to(device=device, non_blocking=reads_pinned(device), memory_format=order)  # type: ignore
 
 
 def on_cpu(state: Any) -> Any:

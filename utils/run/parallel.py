@@ -9,7 +9,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from utils.run import distributed
+from utils.run.errors import UserError
 
 CONTAINER = Path('/sys/fs/cgroup')
 BOOT = Path('/proc/sys/kernel/random/boot_id')
@@ -104,12 +106,23 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def process_pool(workers: int) -> ProcessPoolExecutor:
+@contextmanager
+def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that start when they are first needed, on one core each.
 
     They are spawned: forked copies of a process with threads or a CUDA device may hang.
+
+    Raises:
+        UserError: one was killed.
     """
-    return ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _start_worker)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _start_worker)
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise UserError('a worker process was killed, probably for lack of memory; rerun with fewer workers '
+                        '(--workers, or crf_workers).') from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:

@@ -1,7 +1,8 @@
+"""From an image to the input of a network, and from its map to a mask."""
 import numpy as np
 import torch
 
-from saliency.postprocess import binarise, crf_logits
+from saliency.maps import binarise, crf_logits, image_map, network_input, stretch
 
 
 def test_threshold_is_strict():
@@ -33,10 +34,6 @@ def test_images_with_too_little_left_are_left_out():
     saliency[:9, :11] = 1
     assert binarise(saliency) is None
     assert binarise(np.ones((4, 4), np.float32)).all()
-    parts = np.zeros((100, 100), np.float32)
-    parts[::20, :50] = 1
-    assert binarise(parts, min_segment=0.004, min_area=0.03) is None
-    assert binarise(parts, min_segment=0.004, min_area=0.02).sum() == 250
 
 
 def test_crf_logits_are_the_probabilities():
@@ -46,3 +43,28 @@ def test_crf_logits_are_the_probabilities():
     assert np.isfinite(logits).all()
     shown = torch.softmax(torch.from_numpy(logits), 0)[1]
     assert torch.allclose(shown, torch.tensor([[0.001, 0.25], [0.5, 0.999]]), atol=1e-6)
+
+
+def test_network_input():
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[..., 0], image[..., 1] = 100, 50
+    values = network_input(image, (2, 2), mean=(0.5, 0.5, 0.5), scale=(0.5, 0.25, 1))
+    assert values.shape == (3, 2, 2)
+    np.testing.assert_allclose(values[:, 0, 0], [1, 0, -0.5])
+    values = network_input(image, (8, 8), (0, 0, 0), (1, 1, 1), divide_by_maximum=False)
+    np.testing.assert_allclose(values[:, 3, 3], [100 / 255, 50 / 255, 0], rtol=1e-6)
+    assert not network_input(np.zeros((4, 4, 3), np.uint8), (2, 2), (0, 0, 0), (1, 1, 1)).any()  # black
+
+
+def test_image_map_is_stretched_and_resized():
+    image = np.zeros((5, 9, 3), np.uint8)
+    out = image_map(np.array([[0.2, 0.4], [0.2, 0.3]], np.float32), image)
+    assert out.shape == (5, 9)
+    assert out.min() == 0
+    assert out.max() == 1
+    assert not image_map(np.full((2, 2), 0.7, np.float32), image).any()
+
+
+def test_stretch():
+    np.testing.assert_allclose(stretch(np.array([2.0, 4.0, 3.0])), [0, 1, 0.5])
+    assert not stretch(np.full(3, 7.0)).any()
