@@ -33,7 +33,7 @@ from utils.report.run import write_run_report
 from utils.run import distributed
 from utils.run.errors import UserError
 from utils.run.launch import add_process_arguments, start_processes
-from utils.run.log import log_epoch, scalar_writer
+from utils.run.log import MetricsWriter, log_epoch
 from utils.run.optim import build_optimizer, learning_rate, set_learning_rate
 from utils.run.precision import Precision
 from utils.run.script import run_script
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trained = distributed.parallel(model)
     seed_process(p.seed)
     optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs)
-    writer = scalar_writer(Path(p.output_dir))
+    writer = MetricsWriter(Path(p.output_dir))
     dataset = loader.dataset.base  # type: ignore[attr-defined]
     trainer = Trainer(path, model, optimizer, precision, loader, sampler, dataset.ids, p, writer, p.log_every,
                       p.checkpoint_every)
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
             set_learning_rate(optimizer, lr)
             model.train()
-            writer.add_scalar('train/lr', lr, epoch + 1)
+            writer.add_scalars({'train/lr': lr}, epoch + 1)
 
             def losses(batch: dict[str, Any], epoch: int = epoch) -> dict[str, Tensor]:
                 if trainer.step == 0:

@@ -1,4 +1,4 @@
-"""Pictures that training takes of itself, for TensorBoard; it goes on in the same bits with them and without."""
+"""Pictures that training takes of itself; it goes on in the same bits with them and without."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from data.transforms import EvaluationTransform, denormalize
 from models.segmentation import ContrastiveSegmentationModel
 from utils.report.pictures import montage, outline, pca_colours
 from utils.run import distributed
+from utils.run.log import MetricsWriter
 from utils.run.precision import Precision
 
 VIEWS, IMAGES, COLUMNS = 8, 6, 3  # pairs of views; images with embeddings; of these in a row
@@ -44,7 +45,6 @@ class Panels:
     """Draws views with masks, and what the network makes of a few images, every few epochs, in the main process.
 
     Args:
-        writer: of TensorBoard.
         model: the query encoder.
         dataset: images, of which some spread over all of them are drawn.
         size: side to which these are resized, pixels.
@@ -52,8 +52,8 @@ class Panels:
         compiled: the model is compiled for training.
     """
 
-    def __init__(self, writer: Any, model: ContrastiveSegmentationModel, precision: Precision, dataset: ImageSet,
-                 size: int, every: int, compiled: bool = False) -> None:
+    def __init__(self, writer: MetricsWriter, model: ContrastiveSegmentationModel, precision: Precision,
+                 dataset: ImageSet, size: int, every: int, compiled: bool = False) -> None:
         self.writer, self.model, self.precision, self.compiled = writer, model, precision, compiled
         self.dataset, self.size, self.every = dataset, size, every
         self.mean, self.std = model.backbone.mean, model.backbone.std
@@ -67,7 +67,7 @@ class Panels:
             rows = [_enlarged(outline(denormalize(image, self.mean, self.std), mask.numpy()))
                     for view in ('query', 'key')
                     for image, mask in zip(batch[view][:VIEWS], batch[f'{view}_mask'][:VIEWS], strict=True)]
-            self._write('views', montage(rows, len(rows) // 2), epoch + 1)
+            self.writer.add_picture('views', montage(rows, len(rows) // 2), epoch + 1)
 
     def draw_embedding(self, epochs: int, last: bool = False) -> None:
         """Images with the outlines of the predicted masks, each beside the PCA of its pixel embeddings.
@@ -93,11 +93,8 @@ class Panels:
                 picture = outline(picture, score > THRESHOLD)
             colour = cv2.resize(colours[i], (self.size, self.size), interpolation=cv2.INTER_LINEAR)
             pictures.append(np.hstack([_enlarged(picture), _enlarged(colour)]))
-        self._write('embedding', montage(pictures, COLUMNS), epochs)
+        self.writer.add_picture('embedding', montage(pictures, COLUMNS), epochs)
 
-    def _write(self, name: str, picture: Any, step: int) -> None:
-        self.writer.add_image(name, np.asarray(picture), step, dataformats='HWC')
-        self.writer.flush()
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from segmentation.clustering import Whitening, cluster_confusion, kmeans, match_
 from segmentation.metrics import confusion_matrix
 from utils.run import distributed
 from utils.run.errors import UserError
+from utils.run.log import MetricsWriter
 from utils.run.precision import Precision
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Probe:
             raise UserError(f'the probe has {len(self.chosen)} images for {self.clusters} clusters; raise '
                             'probe_images, or choose a larger probe_split.')
 
-    def measure(self, writer: Any, model: ContrastiveSegmentationModel, epoch: int) -> None:
+    def measure(self, writer: MetricsWriter, model: ContrastiveSegmentationModel, epoch: int) -> None:
         """Log the mIoU, in per cent, in the main process; the model stays as it is. Epochs count from 0."""
         if not distributed.is_main():
             return
@@ -63,7 +63,7 @@ class Probe:
                     outside.append(counts[:, 0])
                     inside.append(counts[:, 1])
         miou = self._score(np.concatenate(prototypes), np.stack(inside), np.stack(outside))
-        writer.add_scalar('probe/mIoU', miou, epoch + 1)
+        writer.add_scalars({'probe/mIoU': miou}, epoch + 1)
         log.info('Probe: K-means mIoU of %d images is %.2f', len(self.chosen), miou)
 
     def _score(self, prototypes: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> float:

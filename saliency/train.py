@@ -32,7 +32,7 @@ from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
 from utils.run.errors import UserError
 from utils.run.launch import add_process_arguments, start_processes
-from utils.run.log import log_epoch, scalar_writer
+from utils.run.log import MetricsWriter, log_epoch
 from utils.run.optim import build_optimizer, learning_rate, set_learning_rate
 from utils.run.precision import Precision
 from utils.run.script import run_script
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seed_process(p.seed)
     source = BASNetSaliency(network, device, p.resize, p.val_tf32)
     optimizer = build_optimizer(p.optimizer, network.parameters(), **p.optimizer_kwargs)
-    writer = scalar_writer(output_dir)
+    writer = MetricsWriter(output_dir)
     trainer = Trainer(output_dir / 'checkpoint.pth.tar', network, optimizer, precision, loader, sampler,
                       loader.dataset.base.ids, p, writer, p.log_every, p.checkpoint_every)  # type: ignore[attr-defined]
 
@@ -96,8 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if val_loader is not None:
                 with trainer.at_once():
                     figures = validate(source, val_loader)
-            for name, value in (('train/lr', lr), *((f'val/{name}', value) for name, value in figures.items())):
-                writer.add_scalar(name, value, epoch + 1)
+            writer.add_scalars({'train/lr': lr, **{f'val/{name}': value for name, value in figures.items()}}, epoch + 1)
             trainer.finish_epoch(figures=figures)
             shown = ''.join(f', {name} {value:.2f}' for name, value in figures.items())
             log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}{shown}, lr {lr:.5f}',

@@ -34,7 +34,7 @@ from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
 from utils.run.files import write_text
 from utils.run.launch import add_process_arguments, start_processes
-from utils.run.log import log_epoch, scalar_writer
+from utils.run.log import MetricsWriter, log_epoch
 from utils.run.optim import build_optimizer, learning_rate, set_learning_rate
 from utils.run.precision import Precision
 from utils.run.script import run_script
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         optimizer.add_param_group({'params': model.network_parameters(), 'lr_factor': p.network_lr_factor})
     trained = distributed.parallel(model)
     seed_process(p.seed)
-    writer = scalar_writer(Path(p.output_dir))
+    writer = MetricsWriter(Path(p.output_dir))
     trainer = Trainer(checkpoint, model, optimizer, precision, train_loader, sampler, labelled, p, writer,
                       p.log_every, p.checkpoint_every)
     best = trainer.extra.get('best_miou', -1.0)
@@ -106,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 best = miou
                 if distributed.is_main():
                     save_checkpoint(model.state_dict(), best_path)
-            for name, value in (('train/lr', lr), ('val/miou', 100 * miou)):
-                writer.add_scalar(name, value, epoch + 1)
+            writer.add_scalars({'train/lr': lr, 'val/miou': 100 * miou}, epoch + 1)
             trainer.finish_epoch(best_miou=best)
             log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}, mIoU at {p.val_size} px {100 * miou:.2f} '
                       f'(best {100 * best:.2f}), lr {lr:.5f}', time.perf_counter() - start, trainer.share)

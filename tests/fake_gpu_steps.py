@@ -98,7 +98,7 @@ def train(watch: Watch, model: nn.Module, optimizer: torch.optim.Optimizer, prec
         note()
         return losses(batch)
 
-    writer = type('Writer', (), {'add_scalar': lambda *args: None})()
+    writer = type('Writer', (), {'add_scalars': lambda *args: None})()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Watched(Path(folder) / 'checkpoint.pth.tar', model, optimizer, precision, Loader(batch, steps),
                           type('Sampler', (), {})(), ids=[], config={}, writer=writer, log_every=steps,

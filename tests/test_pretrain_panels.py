@@ -1,5 +1,4 @@
 """What training shows of itself: pictures and the probe, which leave its bits alone."""
-import io
 import json
 
 import numpy as np
@@ -50,7 +49,7 @@ def test_panels_and_the_probe_leave_the_bits_of_training_alone(run: Runner, caps
         'views': [1, 3], 'embedding': [0, 2, 3]}
     assert [epoch for epoch, _ in history.scalars['probe/mIoU']] == [1, 2, 3]
     assert read_history(run.root_dir / 'without').pictures == {}
-    views = Image.open(io.BytesIO(history.pictures['views'][0][1]))
+    views = Image.open(history.pictures['views'][0][1])
     assert views.size == (4 * SIDE + 3 * 8, 2 * SIDE + 8)  # four pairs, query above key
     assert (np.asarray(views) == (255, 255, 0)).all(2).any()  # the outlines
 

@@ -90,10 +90,12 @@ def test_a_first_step_without_memory_leaves_the_folder_to_a_smaller_batch(run: R
         run.fails('pretrain.main', 'output_dir=memory', 'train_batch_size=6', capsys=capsys)
     folder = run.root_dir / 'memory'
     (folder / 'tensorboard' / 'stale').touch()
+    (folder / 'metrics.jsonl').write_text('stale')
     run('pretrain.main', 'output_dir=memory', 'epochs=0')
     assert 'train_batch_size: 4' in (folder / 'config.yml').read_text()
     assert (folder / 'checkpoint.pth.tar').is_file()
     assert not (folder / 'tensorboard' / 'stale').exists()  # curves of another config
+    assert 'stale' not in (folder / 'metrics.jsonl').read_text()
     assert 'train_batch_size: 4 -> 2' in run.fails('pretrain.main', 'output_dir=memory', 'epochs=0',
                                                    'train_batch_size=2', capsys=capsys)
     run('pretrain.main', 'output_dir=memory', 'epochs=0', 'loss_chunk=8192', 'channels_last=false')

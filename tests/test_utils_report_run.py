@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from utils.report import page
 from utils.report.folder import write_report
@@ -24,6 +23,7 @@ from utils.report.results import save_results
 from utils.report.run import write_run_report
 from utils.run.errors import UserError
 from utils.run.files import PALETTE
+from utils.run.log import MetricsWriter
 
 CLASSES = ('background', 'cat & <dog>', 'fish')
 CONFUSION = np.array([[90, 10, 0], [5, 15, 0], [0, 0, 0]])
@@ -66,11 +66,12 @@ def png(size: tuple[int, int] = (60, 40)) -> bytes:
 def output_dir(tmp_path_factory) -> Path:
     """A run that left everything that a report shows, under names that must be escaped."""
     folder = tmp_path_factory.mktemp('run')
-    writer = SummaryWriter(folder / 'tensorboard')
+    writer = MetricsWriter(folder)
     for step in range(5):
-        for name in ('train/loss', 'train/saliency', 'train/accuracy', 'train/lr', 'bank/rank', 'val/miou'):
-            writer.add_scalar(name, step / 7, step)
-        writer.add_image('views', np.full((8, 9, 3), step, np.uint8), step, dataformats='HWC')
+        writer.add_scalars(dict.fromkeys(('train/loss', 'train/saliency', 'train/accuracy', 'bank/rank'), step / 7), 0,
+                           step)
+        writer.add_scalars({'train/lr': step / 7, 'val/miou': step / 7}, step)
+        writer.add_picture('views', Image.new('RGB', (8, 9), (step, step, step)), step)
     writer.close()
     save_results({'kmeans': {'mIoU': 45.678, 'std': 1.5, 'num_runs': 5,
                              'IoU': {'background': 81.25, 'cat & <dog>': 12.5}},
@@ -150,15 +151,32 @@ def test_plots_need_no_display_and_no_backend_of_a_notebook() -> None:
         **os.environ, 'MPLBACKEND': 'module://matplotlib_inline_that_is_not_installed'})
 
 
-def test_steps_that_were_done_again_count_once_and_the_latest_time(tmp_path: Path) -> None:
-    for first, last, value in ((0, 7, 1.0), (4, 9, 2.0)):  # stopped after step 6, taken up at 4
-        writer = SummaryWriter(tmp_path / 'tensorboard', filename_suffix=f'.{first}')
+def test_steps_that_were_done_again_count_once_and_the_latest_time(tmp_path: Path, caplog) -> None:
+    path, expected = tmp_path / 'metrics.jsonl', {}
+    for first, last, value in ((0, 7, 1.0), (4, 9, 2.0)):  # killed while it wrote step 6, resumed at 4
+        writer = MetricsWriter(tmp_path)
         for step in range(first, last):
-            writer.add_scalar('train/loss', value, step)
+            writer.add_scalars({'train/loss': value}, 1, step)
+            writer.add_picture('views', Image.new('RGB', (8, 9), (int(value), 0, 0)), step)
         writer.close()
-    file = sorted((tmp_path / 'tensorboard').iterdir())[0]
-    file.write_bytes(file.read_bytes()[:-3])  # killed while it wrote its last step, 6
-    assert read_history(tmp_path).scalars['train/loss'] == [(s, 1.0 if s < 4 else 2.0) for s in range(9)]
+        path.write_bytes(path.read_bytes()[:-3])
+        expected |= dict.fromkeys(range(first, last - 1), value)
+        history = read_history(tmp_path)
+        assert dict(history.scalars['train/loss']) == expected
+    assert [Image.open(picture).getpixel((0, 0))[0] for _, picture in history.pictures['views']] == [1] * 4 + [2] * 5
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize('line', ['{"epoch": 1, "train/lo', '', '[3]', '{"train/loss": 1.0}', '{"epoch": 2, "x": "y"}'])
+def test_a_damaged_line_of_metrics_is_told_unless_a_kill_left_it(tmp_path: Path, caplog, line: str) -> None:
+    path, good = tmp_path / 'metrics.jsonl', '{"step": 7, "epoch": 1, "train/loss": 0.5}\n'
+    path.write_text(f'{good}{line}\n')
+    assert read_history(tmp_path).scalars == {'train/loss': [(7, 0.5)]}
+    assert not caplog.messages
+    path.write_text(f'{good}{line}\n{good}')
+    assert read_history(tmp_path).scalars == {'train/loss': [(7, 0.5)]}
+    assert [message.partition('metrics.jsonl')[2] for message in caplog.messages] == [
+        ': line 2 is damaged, and its values are missing in the curves']
 
 
 def test_bars_of_several_columns(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 
 import models.segmentation
 from data.loaders import collate
@@ -35,6 +34,7 @@ from models.resnet import IMAGENET
 from tests.test_scripts import Runner
 from utils.run.checkpoint import load_checkpoint, save_checkpoint
 from utils.run.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from utils.run.log import MetricsWriter
 from utils.run.precision import Precision
 from utils.run.script import run_script
 from utils.run.signals import StoppedError
@@ -268,7 +268,7 @@ class Small:
         sampler = SeededSampler(2 * STEPS, 0)
         loader = DataLoader(self, 2, sampler=sampler, collate_fn=collate, generator=torch.Generator())
         self.trainer = Trainer(self.path, self.model, self.optimizer, Precision(torch.device('cpu')), loader, sampler,
-                               [f'image{i}' for i in range(2 * STEPS)], {}, SummaryWriter(folder / 'tb'), log_every,
+                               [f'image{i}' for i in range(2 * STEPS)], {}, MetricsWriter(folder), log_every,
                                checkpoint_every)
 
     def __getitem__(self, item: tuple[int, int]) -> dict:

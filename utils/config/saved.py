@@ -69,7 +69,9 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path, identity: Seq
                             f'choose another {other} (--set {other}=...) or delete the folder.')
         return path
     if path.exists():
-        shutil.rmtree(path.with_name('tensorboard'), ignore_errors=True)
+        for name in ('tensorboard', 'pictures'):
+            shutil.rmtree(path.with_name(name), ignore_errors=True)
+        path.with_name('metrics.jsonl').unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f'.{NAME}.{os.getpid()}')
     try:

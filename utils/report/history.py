@@ -1,33 +1,46 @@
-"""What a run wrote for TensorBoard, read back: its curves and pictures, however often it was stopped and taken up."""
+"""What a training logged of itself, read back: its curves and pictures, however often it was stopped and resumed."""
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import NamedTuple
 
-FOLDER = 'tensorboard'
+from utils.run.log import METRICS, PICTURES
+
+log = logging.getLogger(__name__)
 
 
 class History(NamedTuple):
-    """scalars: {name: (step, value) points}; pictures: {name: (step, PNG)}; each in the order of steps."""
+    """scalars: {name: (step or epoch, value) points}; pictures: {name: (epoch, PNG)}; each in order."""
     scalars: dict[str, list[tuple[int, float]]]
-    pictures: dict[str, list[tuple[int, bytes]]]
+    pictures: dict[str, list[tuple[int, Path]]]
 
 
 def read_history(output_dir: Path) -> History:
-    """Read the event files of a run; one that wrote none has an empty history.
+    """Read metrics.jsonl and pictures/ of a run; one that wrote none has an empty history.
 
-    A run that was killed after its last checkpoint does some steps again, and logs them again: of one step
-    the latest entry counts.
+    Of a step logged twice, by a run that was killed and resumed, the later line counts. A damaged last line, which a
+    kill leaves, is passed over; any other is told in the log.
     """
-    folder = output_dir / FOLDER
-    if not folder.is_dir():
-        return History({}, {})
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # a second
-    events = EventAccumulator(str(folder), {'scalars': 0, 'images': 0}, purge_orphaned_data=False)  # 0: keep all
-    logging.getLogger('tensorboard').setLevel(logging.WARNING)  # it reports each file
-    events.Reload()
-    tags = events.Tags()
-    return History({name: sorted({e.step: e.value for e in events.Scalars(name)}.items()) for name in tags['scalars']},
-                   {name: sorted({e.step: e.encoded_image_string for e in events.Images(name)}.items())
-                    for name in tags['images']})
+    path = output_dir / METRICS
+    lines = path.read_bytes().rstrip(b'\n').split(b'\n') if path.is_file() else []
+    scalars: dict[str, dict[int, float]] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            values = json.loads(line)
+            epoch = values.pop('epoch')
+            place = int(values.pop('step', epoch))
+            points = [(name, float(value)) for name, value in values.items()]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            if number < len(lines):
+                log.warning('%s: line %d is damaged, and its values are missing in the curves', path, number)
+            continue
+        for name, value in points:
+            scalars.setdefault(name, {})[place] = value
+    pictures: dict[str, dict[int, Path]] = {}
+    for picture in (output_dir / PICTURES).glob('*_*.png'):
+        name, _, of_epoch = picture.stem.rpartition('_')
+        pictures.setdefault(name, {})[int(of_epoch)] = picture
+    return History({name: sorted(points.items()) for name, points in scalars.items()},
+                   {name: sorted(taken.items()) for name, taken in pictures.items()})

@@ -142,7 +142,8 @@ def training_pictures(history: History) -> list[page.Block]:
         taken = history.pictures.get(name, [])
         chosen = [taken[i] for i in sorted({round(i) for i in np.linspace(0, len(taken) - 1, SHOWN)})] if taken else []
         if chosen:
-            blocks.append(page.pictures(title, [(f'{caption} {step}', png) for step, png in chosen], text))
+            blocks.append(page.pictures(title, [(f'{caption} {epoch}', path.read_bytes()) for epoch, path in chosen],
+                                        text))
     return blocks
 
 

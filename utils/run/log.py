@@ -1,21 +1,25 @@
 """Plain lines on the terminal and dated ones in the log file; progress bars only on a terminal."""
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import TextIO, TypeVar
 
 import numpy as np
+from PIL import Image
 from termcolor import colored
 from tqdm import tqdm
 
 from utils.run import distributed
+from utils.run.files import save_image
 
 log = logging.getLogger(__name__)
+METRICS, PICTURES = 'metrics.jsonl', 'pictures'  # of a training, in its output directory
 Item = TypeVar('Item')
 
 
@@ -82,26 +86,46 @@ def setup_logging(output_dir: Path) -> None:
         root.addHandler(file)
 
 
-def scalar_writer(output_dir: Path) -> Any:
-    """A TensorBoard writer in the main process; elsewhere one that writes nothing."""
-    if not distributed.is_main():
-        return _NoWriter()
-    from torch.utils.tensorboard import SummaryWriter
-    return SummaryWriter(output_dir / 'tensorboard')
+class MetricsWriter:
+    """Metrics and pictures of a training, in the main process alone: into its output directory and for TensorBoard.
 
+    metrics.jsonl gets one JSON line a call, pictures/ the files <name>_<epoch>.png. What a run that was killed after
+    its last checkpoint does again stands there again: the later line counts.
+    """
 
-class _NoWriter:
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        pass
+    def __init__(self, output_dir: Path) -> None:
+        self.is_main, self.pictures = distributed.is_main(), output_dir / PICTURES
+        if not self.is_main:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+        self.tensorboard = SummaryWriter(output_dir / 'tensorboard')
+        path = output_dir / METRICS
+        if path.exists():
+            os.truncate(path, path.read_bytes().rfind(b'\n') + 1)  # a line that a kill cut off
+        self.file = path.open('a', encoding='utf-8')
 
-    def add_image(self, name: str, image: np.ndarray, step: int, dataformats: str) -> None:
-        pass
+    def add_scalars(self, values: Mapping[str, float], epoch: int, step: int | None = None) -> None:
+        """Add the values of a step, counted over all epochs, or without one those of an epoch; both from 1."""
+        if self.is_main:
+            place = {'epoch': epoch} if step is None else {'step': step, 'epoch': epoch}
+            self.file.write(json.dumps({**place, **values}) + '\n')
+            for name, value in values.items():
+                self.tensorboard.add_scalar(name, value, epoch if step is None else step)
+
+    def add_picture(self, name: str, picture: Image.Image, epoch: int) -> None:
+        if self.is_main:
+            save_image(picture, self.pictures / f'{name}_{epoch:04d}.png')
+            self.tensorboard.add_image(name, np.asarray(picture), epoch, dataformats='HWC')
 
     def flush(self) -> None:
-        pass
+        if self.is_main:
+            self.file.flush()
+            self.tensorboard.flush()
 
     def close(self) -> None:
-        pass
+        if self.is_main:
+            self.file.close()
+            self.tensorboard.close()
 
 
 def progress(items: Iterable[Item], description: str, total: int | None = None, initial: int = 0) -> Iterable[Item]:

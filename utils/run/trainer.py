@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from utils.run import distributed
 from utils.run.checkpoint import resume_training, save_training
 from utils.run.errors import UserError, name_some
-from utils.run.log import progress
+from utils.run.log import MetricsWriter, progress
 from utils.run.precision import Precision, tf32
 from utils.run.script import LOST_WORKER, lost_worker
 from utils.run.signals import SIGNALS, handled, starting_workers, stop, stop_at_once
@@ -78,7 +78,7 @@ class Trainer:
     """
 
     def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision,
-                 loader: DataLoader, sampler: Any, ids: Sequence[str], config: Mapping[str, Any], writer: Any,
+                 loader: DataLoader, sampler: Any, ids: Sequence[str], config: Mapping[str, Any], writer: MetricsWriter,
                  log_every: int, checkpoint_every: int) -> None:
         self.path, self.model, self.optimizer, self.precision = path, model, optimizer, precision
         self.loader, self.sampler, self.ids, self.config, self.writer = loader, sampler, list(ids), config, writer
@@ -127,7 +127,7 @@ class Trainer:
 
         Args:
             compute_losses: maps a batch to 'loss', with its gradient, and what else to log.
-            statistics: what else is written for TensorBoard at each line of the log, by its name there.
+            statistics: what else the writer gets at each line of the log, by its name there.
 
         Returns:
             the means of the epoch's steps.
@@ -163,8 +163,8 @@ class Trainer:
         self._check()
         means = self.recent.read()
         if distributed.is_main():
-            for name, value in {**{f'train/{name}': value for name, value in means.items()}, **statistics()}.items():
-                self.writer.add_scalar(name, value, self.epoch * steps + self.step)
+            self.writer.add_scalars({**{f'train/{name}': value for name, value in means.items()}, **statistics()},
+                                    self.epoch + 1, self.epoch * steps + self.step)
         log.info('epoch %d step %d/%d  %s', self.epoch + 1, self.step, steps,
                  '  '.join(f'{name} {value:.4f}' for name, value in means.items()))
         self.whole.add(self.recent)
