@@ -28,7 +28,7 @@ from data.transforms import resize_mask
 from data.voc import VOC_CLASSES, VOID
 from models.crf import crf_in_workers, dense_crf
 from segmentation.clustering import Whitening, cluster_confusion, iou_matrix, kmeans, match_clusters, score_clusters
-from segmentation.feature_index import MemoryBank
+from segmentation.feature_index import FeatureIndex
 from segmentation.metrics import confusion_matrix, iou_of
 from segmentation.objects import object_histograms, split_mask
 from utils.config.cli import ArgumentParser
@@ -165,7 +165,7 @@ def units(count: int, seed: int) -> np.ndarray:
 
 def search_ours(queries: int, entries: int, checked: int) -> tuple[float, np.ndarray]:
     watch, labels = Stopwatch(), np.arange(entries)
-    bank, vectors = MemoryBank(units(entries, 0), labels, labels.astype(str), VOC_CLASSES), units(queries, 1)
+    bank, vectors = FeatureIndex(units(entries, 0), labels, labels.astype(str), VOC_CLASSES), units(queries, 1)
     bank.nearest(vectors[:1])  # the libraries start their threads
     with watch:
         found = bank.nearest(vectors)

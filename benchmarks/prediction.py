@@ -26,11 +26,10 @@ from data.frames import open_frames
 from data.images import read_image
 from data.transforms import EvaluationTransform
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
-from models.weights import fingerprint
 from segmentation.cluster_model import ClusterModel
 from segmentation.clustering import Whitening
 from segmentation.predict import segment
-from segmentation.segmenter import ClusterSegmenter, LinearSegmenter, Segmenter
+from segmentation.segmenter import Segmenter
 from utils.config.cli import ArgumentParser
 from utils.run.devices import DEVICES, pick_device, to_device
 from utils.run.parallel import available_cores
@@ -50,7 +49,7 @@ def draw(folder: Path, images: int) -> list[Path]:
     return paths
 
 
-def clusters(folder: Path, image: np.ndarray, backbone: str, size: int, device: torch.device) -> ClusterSegmenter:
+def clusters(image: np.ndarray, backbone: str, size: int, device: torch.device) -> Segmenter:
     """Random centres, and a random network that sees objects in half of ``image``."""
     model = ContrastiveSegmentationModel(backbone, NDIM).eval()
     with torch.inference_mode():
@@ -58,14 +57,10 @@ def clusters(folder: Path, image: np.ndarray, backbone: str, size: int, device: 
         features = model.decoder(model.backbone(prepare({'image': image})['image'][None]))
     if model.classification_head is not None:
         model.classification_head.weight.data.fill_(0.5 / float(features.sum(1).median()))
-    torch.save(model.state_dict(), folder / 'network.pth')
-    network = {'backbone': backbone, 'model_kwargs': {'ndim': NDIM}, 'features': 'embedding', 'min_component': None,
-               'pretraining': str(folder / 'network.pth'), 'root_dir': str(folder), 'size': size,
-               'fingerprint': fingerprint(model)}
     centres = np.random.default_rng(0).standard_normal((CLASSES - 1, NDIM))
     found = ClusterModel(Whitening(np.zeros(NDIM), np.eye(NDIM)), centres, np.arange(CLASSES),
-                         tuple(map(str, range(CLASSES))), network)
-    return ClusterSegmenter(found, 'clusters', device)
+                         tuple(map(str, range(CLASSES))), {'features': 'embedding', 'min_component': None})
+    return Segmenter(model, found.classes or (), size, device, found)
 
 
 def timed(function: Callable[[], None]) -> tuple[float, float]:
@@ -89,13 +84,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = Path(name)
         (folder / 'images').mkdir()
         images = [read_image(path) for path in draw(folder / 'images', args.images)]
-        segmenter: Segmenter
         if args.model == 'clusters':
-            segmenter = clusters(folder, images[0], args.backbone, args.size, device)
+            segmenter = clusters(images[0], args.backbone, args.size, device)
             network = segmenter.model.maps
         else:
             model = LinearSegmentationModel(args.backbone, CLASSES).eval()
-            segmenter = LinearSegmenter(model, tuple(map(str, range(CLASSES))), args.size, device)
+            segmenter = Segmenter(model, tuple(map(str, range(CLASSES))), args.size, device)
             network = model
         tensors = torch.stack([segmenter.prepare(image) for image in images])
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from utils.run.checkpoint import load_checkpoint, require_finite, save_checkpoin
 from utils.run.errors import UserError
 from utils.run.files import write_text
 
-NAMES = 'clusters.yml'
+CLUSTERS, NAMES = 'clusters.pth.tar', 'clusters.yml'
 BACKGROUND = 'background'
-MAX_CLUSTERS = 254  # label maps hold a byte a pixel, 0 is the background and 255 void
+MAX_CLUSTERS = 254  # label maps hold a byte a pixel, 0 is the background and 255 the ignore label
 
 
 @dataclass
@@ -29,28 +29,17 @@ class ClusterModel:
     centres: (K, d) in the whitened space.
     labels: (K + 1,) label of the background and of each cluster.
     classes: name of each label; None: names are read from clusters.yml beside the file.
-    network: 'backbone', 'model_kwargs', 'pretraining' and 'root_dir' (where its checkpoint is), 'fingerprint' of its
-        weights, 'features', 'masks' (those that the clusters were found with), 'min_component' and 'size' (side of
-        its input, pixels).
+    network: see ``models.build.prototype_network``.
     """
     whitening: Whitening
     centres: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...] | None
-    network: dict[str, Any]
-
-    def assign(self, prototypes: np.ndarray) -> np.ndarray:
-        """(N, D) -> (N,) the cluster of the nearest centre."""
-        return nearest_centre(self.whitening(prototypes), self.centres)
+    network: Mapping[str, Any]
 
     def label(self, prototypes: np.ndarray) -> np.ndarray:
-        """(N, D) -> (N,) label of each object."""
-        return self.labels[1 + self.assign(prototypes)]
-
-    def named(self, names: Sequence[str]) -> ClusterModel:
-        """With a name for the background and each cluster; clusters of one name become one label, the first's."""
-        labels = np.array([names.index(name) for name in names])
-        return replace(self, labels=labels, classes=tuple(names))
+        """(N, D) -> (N,) label of each object: that of the nearest centre."""
+        return self.labels[1 + nearest_centre(self.whitening(prototypes), self.centres)[0]]
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
@@ -58,29 +47,33 @@ class ClusterModel:
                   'labels': self.labels}
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
         classes = None if self.classes is None else list(self.classes)
-        save_checkpoint({**tensors, 'classes': classes, 'network': self.network}, path)
-
-    @staticmethod
-    def holds(checkpoint: dict[str, Any]) -> bool:
-        """Whether the contents of a checkpoint file are those of ``save``."""
-        return {'centres', 'projection', 'network'} <= checkpoint.keys()
+        save_checkpoint({**tensors, 'classes': classes, 'network': dict(self.network)}, path)
 
     @classmethod
-    def of(cls, checkpoint: dict[str, Any], path: Path) -> ClusterModel:
-        """From the contents of the file at ``path``. Raises UserError when its numbers are not finite."""
-        mean, projection, centres, labels = (checkpoint[name].numpy()
-                                             for name in ('mean', 'projection', 'centres', 'labels'))
-        require_finite({'mean': mean, 'projection': projection, 'centres': centres}, path, 'clusters')
+    def of(cls, checkpoint: Mapping[str, Any], path: Path) -> ClusterModel | None:
+        """From the contents of the file at ``path``; None if they are not those of ``save``.
+
+        Raises:
+            UserError: its numbers are not finite.
+        """
+        if not {'centres', 'projection', 'network'} <= checkpoint.keys():
+            return None
+        arrays = {name: checkpoint[name].numpy() for name in ('mean', 'projection', 'centres')}
+        require_finite(arrays, path, 'clusters')
         classes = checkpoint['classes']
-        return cls(Whitening(mean, projection), centres, labels, None if classes is None else tuple(classes),
-                   checkpoint['network'])
+        return cls(Whitening(arrays['mean'], arrays['projection']), arrays['centres'], checkpoint['labels'].numpy(),
+                   None if classes is None else tuple(classes), checkpoint['network'])
 
     def with_names_beside(self, path: Path) -> ClusterModel:
-        """With the names of clusters.yml in the folder of ``path``, unless it has names; placeholders without one."""
+        """With the names of clusters.yml beside ``path`` (placeholders without one), if these clusters have no classes.
+
+        Clusters of one name become one label, the first's.
+        """
         if self.classes is not None:
             return self
         file, count = path.with_name(NAMES), len(self.centres)
-        return self.named(read_names(file, count) if file.is_file() else placeholders(count))
+        names = read_names(file, count) if file.is_file() else placeholders(count)
+        return replace(self, labels=np.array([names.index(name) for name in names]), classes=tuple(names))
 
 
 def placeholders(count: int) -> list[str]:
@@ -96,12 +89,12 @@ def read_names(path: Path, count: int) -> list[str]:
     try:
         content = yaml.load(path.read_text(encoding='utf-8'), yaml.BaseLoader)  # all text: 'no' and 'on' are names
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f'{path} is not valid YAML ({str(error).splitlines()[0]}); mend it.') from error
+        raise UserError(f'{path} is not valid YAML ({str(error).splitlines()[0]}); fix it.') from error
     names = content.get('classes') if isinstance(content, dict) else None
     if (not isinstance(names, list) or len(names) != count + 1
             or any(isinstance(name, (dict, list)) or not name for name in names)):
         raise UserError(f'{path} must hold "classes:" with {count + 1} names, {BACKGROUND} first and then one a '
-                        f'cluster; mend it, or delete it to have {count} placeholders.')
+                        f'cluster; fix it, or delete it to have {count} placeholders.')
     return names
 
 
@@ -115,33 +108,34 @@ def write_names(path: Path, sizes: Sequence[int]) -> None:
     write_text(path, '\n'.join(lines) + '\n')
 
 
-def put_names_aside(path: Path) -> Path | None:
-    """Rename a file of names to one that is free, so that nothing a user wrote is lost; returns its new path.
+def renew_names(folder: Path, model: ClusterModel, sizes: Sequence[int]) -> Path | None:
+    """Write placeholders unless the names in ``folder`` are those of the same clusters.
 
-    None, and nothing is done, where there is no file or it holds placeholders alone.
-    """
-    if not path.is_file():
-        return None
-    try:
-        names = yaml.safe_load(path.read_text(encoding='utf-8'))['classes']
-        if names == placeholders(len(names) - 1):
-            return None
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        pass  # a user was there
-    free = (path.with_stem(f'{path.stem}_before_{number}') for number in itertools.count(1))
-    return path.replace(next(place for place in free if not place.exists()))
-
-
-def same_clusters(path: Path, model: ClusterModel) -> bool:
-    """Whether a file holds the clusters of ``model`` already, so that the names given to them still hold.
+    Returns:
+        where names that a user gave to other clusters are now; None if there are none.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: nobody can tell whose names they are.
     """
-    if not path.is_file():
+    names, clusters, moved = folder / NAMES, folder / CLUSTERS, None
+    if names.is_file() and clusters.is_file():
+        before = ClusterModel.of(load_checkpoint(clusters), clusters)
+        if before is None:
+            raise UserError(f'{clusters} holds no clusters, and the names in {NAMES} belong to those it had; move both '
+                            'away.')
+        if before.centres.shape == model.centres.shape and np.allclose(before.centres, model.centres, atol=1e-6):
+            return None
+    if names.is_file() and not _untouched(names):
+        free = (names.with_stem(f'{names.stem}_before_{number}') for number in itertools.count(1))
+        moved = names.replace(next(place for place in free if not place.exists()))
+    write_names(names, sizes)
+    return moved
+
+
+def _untouched(path: Path) -> bool:
+    """Whether a file of names holds placeholders alone."""
+    try:
+        names = yaml.safe_load(path.read_text(encoding='utf-8'))['classes']
+        return names == placeholders(len(names) - 1)
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
         return False
-    checkpoint = load_checkpoint(path)
-    if not ClusterModel.holds(checkpoint):
-        raise UserError(f'{path} holds no clusters, and the names in {NAMES} belong to those it had; move both away.')
-    before = ClusterModel.of(checkpoint, path)
-    return before.centres.shape == model.centres.shape and np.allclose(before.centres, model.centres, atol=1e-6)

@@ -1,7 +1,9 @@
-"""Whitening and K-means on prototypes, the match of its clusters to classes, and its figures."""
+"""Whitening and K-means on prototypes, the matching of clusters to classes, and its scores."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -42,17 +44,18 @@ class Whitening:
         return (prototypes - self.mean) @ self.projection
 
 
-@dataclass
-class Clustering:
-    """One run of K-means: ids (N,), the nearest centre of each point; centres (K, d); the sum of squared distances."""
+class Clustering(NamedTuple):
+    """One run of K-means: of N points the cluster and the squared distance to its centre, (K, d) centres, inertia."""
     ids: np.ndarray
+    distances: np.ndarray
     centres: np.ndarray
     inertia: float
 
 
-def nearest_centre(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """(N, d), (K, d) -> (N,) the centre of least Euclidean distance; a point's does not depend on the others."""
-    return cdist(points, centres, 'sqeuclidean').argmin(1)
+def nearest_centre(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, d), (K, d) -> (N,) the nearest centre and (N,) its squared distance, whatever the other points are."""
+    squared = cdist(points, centres, 'sqeuclidean')
+    return squared.argmin(1), squared.min(1)
 
 
 def kmeans(points: np.ndarray, num_clusters: int, seed: int, fit: np.ndarray | None = None,
@@ -60,8 +63,8 @@ def kmeans(points: np.ndarray, num_clusters: int, seed: int, fit: np.ndarray | N
     """Mini-batch K-means (batch 1000, 3 starts).
 
     Args:
-        points: (N, D).
-        fit: (M, D) points that it is fitted on; the ones of ``points`` by default.
+        points: (N, d).
+        fit: (M, d) points that it is fitted on; None: ``points``.
         unit: what a point is, for the message.
 
     Raises:
@@ -71,16 +74,31 @@ def kmeans(points: np.ndarray, num_clusters: int, seed: int, fit: np.ndarray | N
     if len(fit) < num_clusters:
         raise UserError(f'{len(fit)} {unit} cannot form num_clusters {num_clusters}; lower num_clusters or take a '
                         'larger split.')
-    model = MiniBatchKMeans(num_clusters, batch_size=1000, n_init=3, random_state=seed)
-    centres = model.fit(fit).cluster_centers_
-    return Clustering(nearest_centre(points, centres), centres, float(model.inertia_))
+    model = MiniBatchKMeans(num_clusters, batch_size=1000, n_init=3, random_state=seed).fit(fit)
+    return Clustering(*nearest_centre(points, model.cluster_centers_), model.cluster_centers_, float(model.inertia_))
+
+
+def cluster(prototypes: np.ndarray, counts: Iterable[int], num_seeds: int, seed: int, fit: np.ndarray | None = None,
+            unit: str = 'images') -> tuple[Whitening, dict[int, list[Clustering]]]:
+    """PCA once, then ``num_seeds`` runs of K-means, random_state ``seed``, ``seed`` + 1, ..., for each count.
+
+    Args:
+        prototypes: (N, D).
+        fit: (M, D) prototypes that PCA and K-means are fitted on; None: ``prototypes``.
+
+    Raises:
+        UserError: see ``kmeans``; the greatest count is the first to fail.
+    """
+    whitening = Whitening.fit(prototypes if fit is None else fit, seed)
+    points, fit_points = whitening(prototypes), None if fit is None else whitening(fit)
+    return whitening, {count: [kmeans(points, count, seed + run, fit_points, unit) for run in range(num_seeds)]
+                       for count in sorted(set(counts), reverse=True)}
 
 
 def cluster_confusion(inside: np.ndarray, outside: np.ndarray, clusters: np.ndarray, num_clusters: int) -> np.ndarray:
     """The confusion matrix of a clustering, from histograms.
 
-    All pixels of an object carry its cluster + 1 and the rest 0, so what the ground truth holds inside
-    the objects and outside is all that any clustering needs.
+    All pixels of an object carry its cluster + 1 and the others 0, so histograms hold all that any clustering needs.
 
     Args:
         inside: (N, classes) pixels of each class inside each object.
@@ -151,15 +169,14 @@ def adjusted_rand_index(contingency: np.ndarray) -> float:
     return (2 * together * every - expected) / ((by_class + by_cluster) * every - expected)
 
 
-@dataclass
-class ClusterScores:
-    """The figures of one run, 0..1 each: IoU of every class, and the scalars by their printed names."""
+class ClusterScores(NamedTuple):
+    """The results of one run, 0..1: IoU of every class; 'mIoU', 'accuracy', 'NMI' and 'ARI'."""
     iou: np.ndarray
     scalars: dict[str, float]
 
 
 def score_clusters(confusion: np.ndarray, mapping: np.ndarray) -> ClusterScores:
-    """mIoU, pixel accuracy, NMI and ARI of the mapped clusters: those of one class count as one cluster, as published.
+    """Score mapped clusters: those of one class count as one cluster, as published.
 
     Args:
         confusion: (classes, clusters) counts of valid pixels, the background's column included.
@@ -168,5 +185,5 @@ def score_clusters(confusion: np.ndarray, mapping: np.ndarray) -> ClusterScores:
     merged = merge_clusters(confusion, mapping)
     iou = iou_of(merged)
     return ClusterScores(iou, {
-        'mIoU': float(iou.mean()), 'accuracy': float(np.trace(merged) / max(1, merged.sum())),
+        'mIoU': float(iou.mean()), 'accuracy': float(np.trace(merged) / merged.sum()),
         'NMI': normalized_mutual_information(merged), 'ARI': adjusted_rand_index(merged)})

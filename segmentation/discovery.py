@@ -3,16 +3,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import silhouette_score
 
 from data.folder import ImageSet
 from data.transforms import resize_mask
-from segmentation.cluster_model import MAX_CLUSTERS
-from segmentation.clustering import Clustering, Whitening, kmeans
+from segmentation.cluster_model import MAX_CLUSTERS, ClusterModel
+from segmentation.clustering import cluster
 from segmentation.objects import EmbeddedSplit
 from utils.report.pictures import montage, overlay, thumbnail
 from utils.run.errors import UserError
@@ -22,13 +22,6 @@ from utils.run.parallel import available_cores, in_threads
 log = logging.getLogger(__name__)
 SAMPLE = 5000  # points of the silhouette at most: it compares each with each
 SHOWN, COLUMNS, SIDE = 24, 6, 160  # of a contact sheet: objects, objects in a row, longer side of an image in pixels
-
-
-def best_run(points: np.ndarray, num_clusters: int, num_seeds: int, seed: int, fit: np.ndarray | None = None,
-             unit: str = 'images') -> Clustering:
-    """Of ``num_seeds`` runs of K-means the one of least inertia; arguments and errors as ``kmeans``."""
-    runs = [kmeans(points, num_clusters, seed + run, fit, unit) for run in range(num_seeds)]
-    return min(runs, key=lambda run: run.inertia)
 
 
 def silhouette(points: np.ndarray, clusters: np.ndarray, seed: int) -> float:
@@ -46,17 +39,15 @@ def suggest(silhouettes: dict[int, float]) -> int:
     return max(sorted(silhouettes), key=lambda count: -np.inf if np.isnan(silhouettes[count]) else silhouettes[count])
 
 
-@dataclass
-class Discovery:
+class Discovery(NamedTuple):
     """The clusters of N objects.
 
-    whitening, centres: of the prototypes, (K, d) among them.
+    model: without network.
     ids: (N,) cluster of each object, -1 for one without a mask.
-    distances: (N,) of each object to the centre of its cluster, infinite without a mask.
+    distances: (N,) squared, of each object to the centre of its cluster; infinite without a mask.
     silhouettes: of each number of clusters that was tried.
     """
-    whitening: Whitening
-    centres: np.ndarray
+    model: ClusterModel
     ids: np.ndarray
     distances: np.ndarray
     silhouettes: dict[int, float]
@@ -64,58 +55,53 @@ class Discovery:
     @property
     def sizes(self) -> list[int]:
         """Objects in each cluster."""
-        return np.bincount(self.ids[self.ids >= 0], minlength=len(self.centres)).tolist()
+        return np.bincount(self.ids[self.ids >= 0], minlength=len(self.model.centres)).tolist()
 
 
-def discover(prototypes: np.ndarray, numbers: Sequence[int], num_seeds: int, seed: int,
+def discover(prototypes: np.ndarray, counts: Sequence[int], num_seeds: int, seed: int,
              fit: np.ndarray | None = None) -> Discovery:
     """Cluster objects without ground truth; those without a mask are left aside.
 
     Args:
         prototypes: (N, D), zero for objects without a mask.
-        numbers: of clusters; of several the one of highest silhouette is taken.
-        num_seeds: runs for each number, of which the best counts.
+        counts: numbers of clusters, of which the one of highest silhouette is taken; of its runs that of least inertia.
         fit: (M, D) prototypes to fit on; None: the same.
 
     Raises:
         UserError: there are more clusters than objects, or than label maps can hold.
     """
-    if max(numbers) > MAX_CLUSTERS:
-        raise UserError(f'num_clusters {max(numbers)} is more than label maps can hold; take at most {MAX_CLUSTERS}.')
+    if max(counts) > MAX_CLUSTERS:
+        raise UserError(f'num_clusters {max(counts)} is more than label maps can hold; take at most {MAX_CLUSTERS}.')
     seen = prototypes.any(1)
-    fit = prototypes[seen] if fit is None else fit[fit.any(1)]
-    whitening = Whitening.fit(fit, seed)
-    points, fit_points = whitening(prototypes[seen]), whitening(fit)
-    runs = {number: best_run(points, number, num_seeds, seed, fit_points, 'objects with a mask')
-            for number in sorted(set(numbers), reverse=True)}  # what cannot be clustered fails first
+    whitening, runs = cluster(prototypes[seen], counts, num_seeds, seed, None if fit is None else fit[fit.any(1)],
+                              'objects with a mask')
+    best = {count: min(runs[count], key=lambda run: run.inertia) for count in sorted(runs)}
     # of the prototypes themselves: whitening makes the directions of noise as long as the others
-    silhouettes = {number: silhouette(prototypes[seen], runs[number].ids, seed) for number in sorted(runs)}
-    for number, value in silhouettes.items():
-        log.info('Silhouette of %d clusters is %.3f', number, value)
-    best = runs[suggest(silhouettes)]
+    silhouettes = {count: silhouette(prototypes[seen], run.ids, seed) for count, run in best.items()}
+    for count, value in silhouettes.items():
+        log.info('Silhouette of %d clusters is %.3f', count, value)
+    chosen = best[suggest(silhouettes)]
     ids, distances = np.full(len(prototypes), -1), np.full(len(prototypes), np.inf)
-    ids[seen] = best.ids
-    distances[seen] = np.linalg.norm(points - best.centres[best.ids], axis=1)
-    return Discovery(whitening, best.centres, ids, distances, silhouettes)
+    ids[seen], distances[seen] = chosen.ids, chosen.distances
+    labels = np.arange(len(chosen.centres) + 1)
+    return Discovery(ClusterModel(whitening, chosen.centres, labels, None, {}), ids, distances, silhouettes)
 
 
 def write_sheets(folder: Path, dataset: ImageSet, split: EmbeddedSplit, found: Discovery) -> None:
     """A contact sheet of each cluster, cluster_<k>.jpg: its objects in colour, the most typical first."""
+    def draw(index: int, label: int) -> np.ndarray:
+        image = thumbnail(dataset.load(int(split.image[index]))['image'], SIDE)
+        mask = resize_mask(split.mask(index).astype(np.uint8), image.shape[1], image.shape[0])
+        return overlay(image, mask * np.uint8(label))
+
     def write(cluster: int) -> None:
         members = np.flatnonzero(found.ids == cluster)
         nearest = members[found.distances[members].argsort(kind='stable')][:SHOWN]
         if len(nearest):
-            save_image(montage([_draw(dataset, split, index, cluster + 1) for index in nearest], COLUMNS),
+            save_image(montage([draw(index, cluster + 1) for index in nearest], COLUMNS),
                        folder / f'cluster_{cluster + 1}.jpg')
 
     for old in folder.glob('cluster_*.jpg'):
         old.unlink()
-    cores = available_cores()
-    for _ in in_threads(write, range(len(found.centres)), cores, 2 * cores):
-        pass
-
-
-def _draw(dataset: ImageSet, split: EmbeddedSplit, index: int, label: int) -> np.ndarray:
-    image = thumbnail(dataset.load(int(split.image[index]))['image'], SIDE)
-    mask = resize_mask(split.mask(index).astype(np.uint8), image.shape[1], image.shape[0])
-    return overlay(image, mask * np.uint8(label))
+    threads = available_cores()
+    list(in_threads(write, range(len(found.model.centres)), threads, 2 * threads))

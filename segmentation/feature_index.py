@@ -1,8 +1,7 @@
-"""The memory of segment retrieval: prototypes of objects with their classes."""
+"""The feature index of segment retrieval: prototypes of objects with their classes."""
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,17 +11,54 @@ from typing import Any
 import numpy as np
 import torch
 
-from segmentation.objects import EmbeddedSplit
+from segmentation.clustering import cluster_confusion
+from segmentation.objects import MASKS, EmbeddedSplit, save_masks
 from segmentation.provenance import differences
-from utils.run.checkpoint import require_finite
+from utils.run.checkpoint import read_arrays
 from utils.run.errors import UserError, name_some
 from utils.run.files import save_arrays
 
 QUERIES, ENTRIES = 512, 4096  # compared at a time: 8 MB of cosines
+SAVED = ('prototypes', 'votes', 'images', 'classes', 'db_name', 'made_by', 'network')
+
+
+def search(queries: np.ndarray, entries: np.ndarray, k: int = 1, own: np.ndarray | None = None,
+           images: np.ndarray | None = None) -> np.ndarray:
+    """The k entries of greatest cosine, exactly, in bounded memory.
+
+    Args:
+        queries, entries: (N, D) and (M, D) vectors of unit length.
+        own, images: (N,) and (M,) the ID of each one's image; a query passes over entries of its own image.
+
+    Returns:
+        (N, k) indices of entries, the nearest first, of equals the earlier; -1 where there are not so many.
+    """
+    if own is None or images is None:
+        own, images = np.zeros(len(queries)), np.ones(len(entries))
+    _, numbers = np.unique(np.concatenate([images, own]), return_inverse=True)
+    of_entry, of_query = torch.from_numpy(numbers).split([len(entries), len(queries)])
+    shared = bool(torch.isin(of_query, of_entry).any())
+    k, memory = min(k, len(entries)), torch.from_numpy(entries)
+    found = []
+    for chunk, image in zip(torch.from_numpy(queries).split(QUERIES), of_query.split(QUERIES), strict=True):
+        best = chunk.new_full((len(chunk), k), -torch.inf)  # n x k: the greatest cosines so far
+        indices = torch.full(best.shape, -1)  # whose they are
+        for start in range(0, len(memory), ENTRIES):
+            cosines = chunk @ memory[start:start + ENTRIES].T  # n x entries
+            if shared:
+                cosines[image[:, None] == of_entry[start:start + ENTRIES]] = -torch.inf
+            better = (cosines.amax(1) > best[:, -1]).nonzero()[:, 0]  # few queries, once the first blocks are through
+            values, places = cosines[better].topk(min(k, cosines.shape[1]))
+            places = torch.where(values == -torch.inf, -1, places + start)
+            values, places = torch.cat([best[better], values], 1), torch.cat([indices[better], places], 1)
+            values, order = torch.sort(values, dim=1, descending=True, stable=True)  # of equals the earlier entry
+            best[better], indices[better] = values[:, :k], places.gather(1, order)[:, :k]
+        found.append(indices.numpy())
+    return np.concatenate(found)
 
 
 @dataclass
-class MemoryBank:
+class FeatureIndex:
     """M prototypes with a class each (paper, section 4.4).
 
     prototypes: (M, D) float32 of unit length.
@@ -32,6 +68,7 @@ class MemoryBank:
     db_name: the data set that its images are of.
     made_by: what made it, for the log: features, weights, split, masks.
     network: what decides its prototypes, see ``models.build.prototype_network``.
+    masks: of the entries, packed; none if they were not kept.
     """
     prototypes: np.ndarray
     votes: np.ndarray
@@ -40,6 +77,7 @@ class MemoryBank:
     db_name: str = ''
     made_by: str = ''
     network: Mapping[str, Any] = field(default_factory=dict)
+    masks: Sequence[bytes] = ()
 
     def __len__(self) -> int:
         return len(self.votes)
@@ -49,8 +87,8 @@ class MemoryBank:
         """(M,) class of each entry: that of most votes, of equals the higher id."""
         return self.votes.shape[1] - 1 - self.votes[:, ::-1].argmax(1)
 
-    def without(self, ignored: Sequence[int]) -> MemoryBank:
-        """The memory where these classes are ignored: they have no votes, and entries without votes are left out.
+    def without(self, ignored: Sequence[int]) -> FeatureIndex:
+        """The index where these classes are ignored: they have no votes, and entries without votes are left out.
 
         Raises:
             UserError: no entry is left.
@@ -60,55 +98,24 @@ class MemoryBank:
         kept = votes.any(1)
         if not kept.any():
             raise UserError('the memory shows no object of a class that counts; check ignore_classes.')
-        return replace(self, prototypes=self.prototypes[kept], votes=votes[kept], images=self.images[kept])
-
-    def check_dimension(self, dim: int) -> None:
-        """Raises UserError when vectors of this dimension cannot be compared with the entries."""
-        if dim != self.prototypes.shape[1]:
-            raise UserError(f'queries of dimension {dim} do not fit a memory of dimension {self.prototypes.shape[1]}; '
-                            'fill it with the same model.')
-
-    def check_network(self, path: Path, network: Mapping[str, Any]) -> None:
-        """Raises UserError when the prototypes of this network cannot be compared with those of the file ``path``."""
-        changed = differences(self.network, network)
-        if changed:
-            raise UserError(f'memory {path} was filled with other prototypes ({"; ".join(changed)}); fill one with '
-                            'this network and config: leave out --memory.')
+        return replace(self, prototypes=self.prototypes[kept], votes=votes[kept], images=self.images[kept], masks=())
 
     def search(self, queries: np.ndarray, k: int = 1, images: np.ndarray | None = None) -> np.ndarray:
-        """The k entries of greatest cosine, exactly, in bounded memory.
-
-        Args:
-            queries: (N, D) vectors of unit length.
-            images: (N,) the ID of each query's image, whose entries are passed over; None: no entry is.
-
-        Returns:
-            (N, k) indices of entries, the nearest first; fewer columns if the memory has not so many.
+        """The k nearest entries of other images, see ``search``.
 
         Raises:
-            UserError: the queries have another dimension, or nothing but an image's own entries is left.
+            UserError: a query has no entry of another image.
         """
-        self.check_dimension(queries.shape[1])
-        _, counts = np.unique(self.images[np.isin(self.images, [] if images is None else images)], return_counts=True)
-        most = int(counts.max(initial=0))  # entries of one query's image
-        k = min(k, len(self) - most)
-        if k < 1:
+        found = search(queries, self.prototypes, k, images, self.images)
+        if (found[:, 0] < 0).any():
             raise UserError('the memory holds objects of one image alone, which cannot retrieve itself; fill it from '
                             'more images.')
-        memory = torch.from_numpy(self.prototypes)
-        found = np.concatenate([_search(chunk, memory, k + most)
-                                for chunk in torch.from_numpy(queries).split(QUERIES)])
-        if images is None or not most:
-            return found
-        last = (self.images[found] == images[:, None]).argsort(1, kind='stable')  # own entries go behind the others
-        return np.take_along_axis(found, last, 1)[:, :k]
+        return found
 
     def vote(self, neighbours: np.ndarray) -> np.ndarray:
         """(N, k) neighbours, the nearest first -> (N,) most frequent class, of equals that of the nearest."""
-        labels = self.labels[neighbours]
-        support = np.zeros(labels.shape, np.int64)  # how many neighbours share the class of this one
-        for column in labels.T:
-            support += labels == column[:, None]
+        labels = np.where(neighbours < 0, -1, self.labels[neighbours])
+        support = sum(labels == column[:, None] for column in labels.T) * (labels >= 0)  # neighbours of the same class
         return np.take_along_axis(labels, support.argmax(1)[:, None], 1)[:, 0]  # argmax: the first, nearest
 
     def nearest(self, queries: np.ndarray, k: int = 1, images: np.ndarray | None = None) -> np.ndarray:
@@ -116,76 +123,57 @@ class MemoryBank:
         return self.vote(self.search(queries, k, images))
 
     def save(self, path: Path) -> None:
-        """Write an .npz file, whole or not at all."""
-        arrays = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        save_arrays(path, **{**arrays, 'classes': np.array(self.classes, np.str_),
-                             'network': np.array(json.dumps(self.network)), 'labels': self.labels})
+        """Write an .npz file, whole or not at all, and the masks beside it."""
+        arrays = {name: getattr(self, name) for name in SAVED}
+        save_arrays(path, **{**arrays, 'network': np.array(json.dumps(self.network)), 'labels': self.labels})
+        save_masks(path.with_name(MASKS), self.prototypes, self.masks)
 
 
-def _search(queries: torch.Tensor, memory: torch.Tensor, k: int) -> np.ndarray:
-    best = queries.new_full((len(queries), k), -torch.inf)  # n x k: the greatest cosines so far
-    indices = torch.zeros(best.shape, dtype=torch.int64)  # whose they are
-    for start in range(0, len(memory), ENTRIES):
-        cosines = queries @ memory[start:start + ENTRIES].T  # n x entries
-        better = (cosines.amax(1) > best[:, -1]).nonzero()[:, 0]  # few queries, once the first blocks are through
-        values, found = cosines[better].topk(min(k, cosines.shape[1]))
-        values, found = torch.cat([best[better], values], 1), torch.cat([indices[better], found + start], 1)
-        values, order = torch.sort(values, dim=1, descending=True, stable=True)  # of equals the earlier entry
-        best[better] = values[:, :k]
-        indices[better] = found.gather(1, order)[:, :k]
-    return indices.numpy()
+def build_index(split: EmbeddedSplit, ids: Sequence[str], classes: Sequence[str], db_name: str = '',
+                made_by: str = '', network: Mapping[str, Any] | None = None) -> FeatureIndex:
+    """The feature index of a split.
 
-
-def fill_memory(split: EmbeddedSplit, ids: Sequence[str], classes: Sequence[str], db_name: str = '',
-                made_by: str = '', network: Mapping[str, Any] | None = None) -> MemoryBank:
-    """The memory of a split.
-
-    An object enters if its mask covers a class other than background and void, which do not vote on its class.
+    An object enters if its mask covers a class other than background and ignore label, which do not vote on its class.
 
     Args:
         ids: the split's image IDs.
-        classes, db_name, made_by, network: kept in the memory, see there.
 
     Raises:
         UserError: no object has such a mask.
     """
     votes = split.inside * (np.arange(len(classes)) > 0)
-    kept = votes.any(1)
-    if not kept.any():
+    kept = np.flatnonzero(votes.any(1))
+    if not len(kept):
         raise UserError('no mask of the memory split covers a labelled object; check the masks and memory_split.')
-    return MemoryBank(split.prototypes[kept], votes[kept], np.array(ids)[split.image[kept]], tuple(classes), db_name,
-                      made_by, network or {})
+    return FeatureIndex(split.prototypes[kept], votes[kept], np.array(ids)[split.image[kept]], tuple(classes), db_name,
+                        made_by, network or {}, [split.masks[i] for i in kept] if split.masks else [])
 
 
-def load_memory(path: Path, classes: Sequence[str]) -> MemoryBank:
-    """Read a memory that ``MemoryBank.save`` wrote; as data, never as code.
+def load_index(path: Path, classes: Sequence[str], network: Mapping[str, Any]) -> FeatureIndex:
+    """Read an index that ``FeatureIndex.save`` wrote.
 
     Raises:
-        UserError: it is no such file, or its classes are others.
+        UserError: it is no such file, its classes are others, or its prototypes are not those of this network.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            bank = MemoryBank(**{name: file[name] for name in MemoryBank.__dataclass_fields__})
-            bank.network = json.loads(str(bank.network))
-            require_finite({'prototypes': bank.prototypes}, path, 'values')
-    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f'memory {path} is no memory.npz of retrieval.py, damaged, or of an earlier version; fill '
-                        'it anew.') from error
-    bank.classes = tuple(map(str, bank.classes))
-    if bank.classes != tuple(classes):
-        raise UserError(f'memory {path} was filled with classes {name_some(bank.classes)}, not {name_some(classes)}; '
-                        'fill one for this data set and config.')
-    bank.db_name, bank.made_by = str(bank.db_name), str(bank.made_by)
-    return bank
+    file = read_arrays(path, SAVED, 'is no memory.npz of retrieval.py, damaged, or of an earlier version; fill it '
+                                    'anew.')
+    saved, made = tuple(map(str, file['classes'])), json.loads(str(file['network']))
+    if saved != tuple(classes):
+        raise UserError(f'memory {path} was filled with classes {name_some(saved)}, not {name_some(classes)}; fill one '
+                        'for this data set and config.')
+    changed = differences(made, network)
+    if changed:
+        raise UserError(f'memory {path} was filled with other prototypes ({"; ".join(changed)}); fill one with '
+                        'this network and config: leave out --memory.')
+    return FeatureIndex(file['prototypes'], file['votes'], file['images'], saved, str(file['db_name']),
+                        str(file['made_by']), made)
 
 
 def retrieval_confusion(split: EmbeddedSplit, predicted: np.ndarray, ignored: Sequence[int] = ()) -> np.ndarray:
-    """(classes, classes) pixel counts: each object takes its predicted class, the rest is background.
+    """(classes, classes) pixel counts: each object takes its predicted class, all else is background.
 
     Pixels of the ignored classes do not count.
     """
-    confusion = np.zeros((split.inside.shape[1],) * 2, np.int64)  # predicted x true
-    confusion[0] = split.outside.sum(0)
-    np.add.at(confusion, predicted, split.inside)
-    confusion[:, list(ignored)] = 0
-    return confusion.T
+    confusion = cluster_confusion(split.inside, split.outside, predicted - 1, split.inside.shape[1] - 1)
+    confusion[list(ignored)] = 0
+    return confusion

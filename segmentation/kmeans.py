@@ -13,35 +13,33 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import logging
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from data.folder import ImageSet
 from data.loaders import evaluation_loader, has_ground_truth, identity, unlabelled_loader
 from models.build import build_prototype_model, prototype_network
-from models.segmentation import BackboneModel, ContrastiveSegmentationModel
-from segmentation.cluster_model import NAMES, ClusterModel, put_names_aside, same_clusters, write_names
+from models.segmentation import ContrastiveSegmentationModel
+from segmentation.cluster_model import CLUSTERS, NAMES, ClusterModel, renew_names
 from segmentation.clustering import (
     ClusterScores,
-    Whitening,
+    cluster,
     cluster_confusion,
-    kmeans,
     match_clusters,
     merge_clusters,
     score_clusters,
 )
 from segmentation.discovery import discover, write_sheets
 from segmentation.metrics import standard_deviation
-from segmentation.objects import EmbeddedSplit, embed_split
+from segmentation.objects import KEPT, MASKS, EmbeddedSplit, embed_split, save_masks
 from segmentation.provenance import made_with_network
 from utils.config.cli import ArgumentParser
 from utils.config.load import add_config_arguments, as_dict, load_config
@@ -62,8 +60,13 @@ from utils.run.setup import prepare
 log = logging.getLogger(__name__)
 
 
-# clusters, (N,) label of each object, results.json, confusion matrices for the report
-Found = tuple[ClusterModel, np.ndarray, dict[str, Any], dict[str, np.ndarray]]
+class Found(NamedTuple):
+    """clusters: without their network; ids: (N,) cluster of each object, -1 for one that has none; results: those of
+    results.json; confusions: matrices for the report."""
+    clusters: ClusterModel
+    ids: np.ndarray
+    results: dict[str, Any]
+    confusions: dict[str, np.ndarray]
 
 
 def counts(text: str) -> list[int]:
@@ -92,54 +95,49 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def write_predictions(p: Any, dataset: ImageSet, split: EmbeddedSplit, rest: int, labels: np.ndarray) -> None:
-    """Label maps of one run to ``predictions/``; with ground truth the first few images to ``visualizations/``.
+def write_predictions(output_dir: Path, ids: Sequence[str], split: EmbeddedSplit, labels: np.ndarray,
+                      background: int) -> None:
+    """Label maps to ``predictions/``; the images that travelled with their batches and have ground truth to
+    ``visualizations/``.
 
     Args:
-        rest: label of the pixels outside the masks.
         labels: (N,) label of each object.
+        background: label of the pixels outside the masks.
     """
-    output_dir = Path(p.output_dir)
+    pictures = {name: picture for name, picture in zip(ids, split.pictures, strict=True) if len(picture) == 2}
 
     def write(index: int) -> None:
-        name, prediction = dataset.ids[index], split.paint(index, labels, rest)
+        name, prediction = ids[index], split.paint(index, labels, background)
         save_label_map(prediction, output_dir / 'predictions' / f'{name}.png')
-        sample = dataset.load(index) if index < p.num_visualizations else {}
-        if 'semseg' in sample:
-            save_image(panel([sample['image'], sample['semseg'], prediction], ['image', 'ground truth', 'K-means']),
+        if name in pictures:
+            save_image(panel([*pictures[name], prediction], ['image', 'ground truth', 'K-means']),
                        output_dir / 'visualizations' / f'{name}.png')
 
-    for folder, names in (('predictions', dataset.ids), ('visualizations', dataset.ids[:p.num_visualizations])):
-        remove_stale(output_dir / folder, names)
-    cores = available_cores()
-    for _ in in_threads(write, range(len(dataset)), cores, 2 * cores):
-        pass
+    remove_stale(output_dir / 'predictions', ids)
+    remove_stale(output_dir / 'visualizations', pictures)
+    threads = available_cores()
+    list(in_threads(write, range(len(ids)), threads, 2 * threads))
 
 
-def save_clusters(p: Any, model: ContrastiveSegmentationModel | BackboneModel, clusters: ClusterModel,
-                  network: Mapping[str, Any], sizes: Sequence[int]) -> None:
+def save_clusters(p: Any, has_saliency: bool, clusters: ClusterModel, sizes: Sequence[int]) -> None:
     """Write clusters.pth.tar for predict.py; for clusters without classes also clusters.yml, for their names.
 
     Args:
-        network: see ``prototype_network``.
+        has_saliency: whether the network predicts masks.
         sizes: objects in each cluster.
     """
-    if p.pretraining == 'none' or not isinstance(model, ContrastiveSegmentationModel) \
-            or model.classification_head is None:
-        log.info('No clusters.pth.tar: new images need a trained network that predicts their masks')
+    if p.pretraining == 'none' or not has_saliency:
+        log.info('No %s: new images need a trained network that predicts their masks', CLUSTERS)
         return
     if p.saliency != 'network':
         log.warning('These clusters are those of precomputed masks (%s), and new images get predicted ones', p.saliency)
-    path = Path(p.output_dir) / 'clusters.pth.tar'
-    names = path.with_name(NAMES)
+    path = Path(p.output_dir) / CLUSTERS
     if clusters.classes is None:
-        if not names.is_file() or not same_clusters(path, clusters):
-            before = put_names_aside(names)
-            if before is not None:
-                log.info('The clusters are not those of before: their names are now in %s', before)
-            write_names(names, sizes)
-        log.info('Names of the clusters, for you to edit: %s', names)
-    replace(clusters, network=dict(network)).save(path)
+        moved = renew_names(path.parent, clusters, sizes)
+        if moved is not None:
+            log.info('The clusters are not those of before: their names are now in %s', moved)
+        log.info('Names of the clusters, for you to edit: %s', path.with_name(NAMES))
+    clusters.save(path)
     log.info('For new images: python segmentation/predict.py --model %s --images FOLDER --output FOLDER', path)
 
 
@@ -173,22 +171,13 @@ def evaluate(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | 
     Args:
         fit: (M, D) prototypes that K-means is fitted on; None: those of the split.
     """
-    # all of K-means at once: what cannot be clustered fails before anything is printed
-    whitening = Whitening.fit(split.prototypes if fit is None else fit, p.seed)
-    points = whitening(split.prototypes)
-    fit_points = None if fit is None else whitening(fit)
+    whitening, found = cluster(split.prototypes, [p.num_clusters, *p.overclustering], p.num_seeds, p.seed, fit,
+                               'objects' if p.components else 'images')
+    confusions = {count: [cluster_confusion(split.inside, split.outside, run.ids, count) for run in runs]
+                  for count, runs in found.items()}
+    results = {count: [score_clusters(confusion, match_clusters(confusion, p.matching)) for confusion in runs]
+               for count, runs in confusions.items()}
     classes, present = dataset.classes, split.inside.sum(0) + split.outside.sum(0) > 0
-    results: dict[int, list[ClusterScores]] = {}
-    for count in sorted({p.num_clusters, *p.overclustering}, reverse=True):
-        results[count] = []
-        for run in range(p.num_seeds):
-            found = kmeans(points, count, p.seed + run, fit_points, 'objects' if p.components else 'images')
-            confusion = cluster_confusion(split.inside, split.outside, found.ids, count)
-            mapping = match_clusters(confusion, p.matching)
-            results[count].append(score_clusters(confusion, mapping))
-            if run == 0 and count == p.num_clusters:
-                first, table, first_confusion = found, mapping, merge_clusters(confusion, mapping)
-
     runs = results[p.num_clusters]
     for run, scores in enumerate(runs):
         log.info('Run %d of %d (random_state %d):', run + 1, p.num_seeds, p.seed + run)
@@ -204,25 +193,26 @@ def evaluate(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | 
     for point in curve:
         log.info('%d clusters: mIoU %.2f%s, pixel accuracy %.2f, NMI %.2f, ARI %.2f', point['num_clusters'],
                  point['mIoU'], _spread(point['std']), point['accuracy'], point['NMI'], point['ARI'])
-    return ClusterModel(whitening, first.centres, table, classes, {}), table[first.ids + 1], {
-        'kmeans': entry, **({'overclustering': curve} if curve else {})}, {'kmeans': first_confusion}
+    first, confusion = found[p.num_clusters][0], confusions[p.num_clusters][0]
+    labels = match_clusters(confusion, p.matching)
+    return Found(ClusterModel(whitening, first.centres, labels, classes, {}), first.ids, {
+        'kmeans': entry, **({'overclustering': curve} if curve else {})}, {'kmeans': merge_clusters(confusion, labels)})
 
 
 def explore(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None) -> Found:
     """Cluster what has no ground truth and draw each cluster; ``fit`` as in ``evaluate``."""
     found = discover(split.prototypes, p.overclustering or [p.num_clusters], p.num_seeds, p.seed, fit)
-    number = len(found.centres)
     if p.overclustering:
         log.info('Taking %d clusters, whose silhouette is highest; --num_clusters N with --set output_dir=NAME takes '
-                 'another number', number)
+                 'another number', len(found.sizes))
     log.info('Objects in each cluster: %s', ', '.join(f'{k}: {size}' for k, size in enumerate(found.sizes, 1)))
     sheets = Path(p.output_dir) / 'clusters'
     with warn_of_failure(str(sheets)):
         write_sheets(sheets, dataset, split, found)
         log.info('Pictures of each cluster: %s', sheets)
     silhouettes = {str(k): None if np.isnan(value) else value for k, value in found.silhouettes.items()}
-    return ClusterModel(found.whitening, found.centres, np.arange(number + 1), None, {}), found.ids + 1, {
-        'clusters': {'num_clusters': number, 'sizes': found.sizes, 'silhouette': silhouettes}}, {}
+    return Found(found.model, found.ids, {'clusters': {'num_clusters': len(found.sizes), 'sizes': found.sizes,
+                                                       'silhouette': silhouettes}}, {})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -233,36 +223,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = prepare(p, identity(p, p.val_db_name))
 
     labelled = has_ground_truth(p, p.val_db_name)
-    from_network = p.saliency == 'network'
-    masks = None if from_network else p.saliency
-    open_split: Callable[..., tuple[DataLoader, ImageSet]] = evaluation_loader if labelled else unlabelled_loader
+    masks = None if p.saliency == 'network' else p.saliency
     model = build_prototype_model(p)
     mean, std = model.backbone.mean, model.backbone.std
-    loader, dataset = open_split(p, p.val_db_name, p.val_split, mean, std, masks)
+    loader, dataset = (evaluation_loader if labelled else unlabelled_loader)(
+        p, p.val_db_name, p.val_split, mean, std, masks, originals=p.num_visualizations if labelled else 0)
     to_device(model, device)
-    options = {'features': p.features, 'from_network': from_network,
-               'min_component': p.min_component if p.components else None}
-    split = embed_split(model, loader, device, len(dataset.classes), keep_masks=True, **options)
+    how = {'features': p.features, 'from_network': masks is None,
+           'min_component': p.min_component if p.components else None}
+    split = embed_split(model, loader, device, len(dataset.classes), keep_masks=True, **how).require_masks()
     log.info('%d objects in %d images; %d have a mask', len(split), len(dataset),
              np.count_nonzero(split.prototypes.any(1)))
     fit = None
     if p.fit_split not in (None, p.val_split):
         fit_loader, _ = unlabelled_loader(p, p.val_db_name, p.fit_split, mean, std, masks, skip=True)
-        fit = embed_split(model, fit_loader, device, len(dataset.classes), **options).prototypes
+        fit = embed_split(model, fit_loader, device, len(dataset.classes), **how).require_masks().prototypes
     if not distributed.leave():
         return
-    clusters, labels, results, confusions = (evaluate if labelled else explore)(p, dataset, split, fit)
-    save_arrays(Path(p.output_dir) / 'prototypes.npz', prototypes=split.prototypes, image=split.image,
-                ids=np.array(dataset.ids), clusters=clusters.assign(split.prototypes), labels=split.majority(),
-                classes=np.array(dataset.classes))
-    write_predictions(p, dataset, split, int(clusters.labels[0]), labels)
+    clusters, ids, results, confusions = (evaluate if labelled else explore)(p, dataset, split, fit)
+    output_dir = Path(p.output_dir)
+    majority = np.where(split.inside.any(1), split.inside.argmax(1), -1)
+    save_arrays(output_dir / 'prototypes.npz', prototypes=split.prototypes, image=split.image,
+                ids=np.array(dataset.ids), clusters=ids, labels=majority, classes=np.array(dataset.classes))
+    save_masks(output_dir / MASKS, split.prototypes, split.masks if len(dataset) <= KEPT else [])
+    write_predictions(output_dir, dataset.ids, split, clusters.labels[ids + 1], int(clusters.labels[0]))
     network = prototype_network(p, model)
-    made = made_with_network(network, dataset)
-    results = {task: {**entry, 'made_with': made} if isinstance(entry, dict) else entry
-               for task, entry in results.items()}
-    path = save_results(results, Path(p.output_dir))
-    save_clusters(p, model, clusters, network, results.get('clusters', {}).get('sizes', []))
-    log.info('Label maps: %s; results: %s', Path(p.output_dir) / 'predictions', path)
+    for task in results.keys() - {'overclustering'}:
+        results[task]['made_with'] = made_with_network(network, dataset)
+    path = save_results(results, output_dir)
+    has_saliency = isinstance(model, ContrastiveSegmentationModel) and model.classification_head is not None
+    save_clusters(p, has_saliency, replace(clusters, network=network), results.get('clusters', {}).get('sizes', []))
+    log.info('Label maps: %s; results: %s', output_dir / 'predictions', path)
     write_run_report(as_dict(p), 'K-means', dataset.classes, confusions)
 
 

@@ -1,68 +1,45 @@
-"""The network's objects: those of a batch, and one pass over a split for the protocols on prototypes."""
+"""The objects of images: those that the network finds in a batch, and one pass over a split."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from data.transforms import resize_mask
 from models.prototypes import weighted_prototypes
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, resize
+from utils.report.pictures import PART, thumbnail
 from utils.run import distributed
+from utils.run.checkpoint import read_arrays
 from utils.run.devices import to_device
 from utils.run.errors import UserError
+from utils.run.files import save_arrays
 from utils.run.log import progress
 
 THRESHOLD = 0.5  # of the raw saliency score
+DAMAGED = 'is damaged or of an earlier version; run its script again.'
+MASKS, KEPT = 'masks.npz', 20_000  # file of the masks of a run, and how many images it is written for at most
 
 
-@dataclass
-class EmbeddedSplit:
-    """What the protocols on prototypes need of the N objects in M images; of its maps only masks are kept, as bits.
+class Objects(NamedTuple):
+    """The objects of one image.
 
-    prototypes: (N, D) float32 of unit length, zero where the mask is empty.
-    inside: (N, classes) pixels of each true class inside the object, at the size that the split is scored at.
-    outside: (M, classes) pixels of each true class of the image outside all of its objects.
-    packed: each object's bits (np.packbits), empty if not kept.
-    packed_shapes: (height, width) of each image's packed masks; they are resized (nearest) to the image.
-    shapes: each image's (height, width).
-    image: (N,) index of each object's image, ascending. One whole mask an image: 0, 1, 2, ...
+    ids: (h, w) integers, 0 outside and 1..n in the objects; (S, S), or of the size of a precomputed mask.
+    prototypes: (n, D) of unit length, zero where the mask is empty.
+    scores: (S, S) raw saliency scores, or a single 1 for a precomputed mask.
     """
+    ids: np.ndarray
     prototypes: np.ndarray
-    inside: np.ndarray
-    outside: np.ndarray
-    packed: list[np.ndarray]
-    packed_shapes: list[tuple[int, int]]
-    shapes: list[tuple[int, int]]
-    image: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    def mask(self, index: int) -> np.ndarray:
-        """(H, W) bool: an object at its image's own size."""
-        height, width = self.packed_shapes[self.image[index]]
-        mask = np.unpackbits(self.packed[index], count=height * width).reshape(height, width)
-        shape = self.shapes[self.image[index]]
-        return (mask if mask.shape == shape else resize_mask(mask, shape[1], shape[0])).astype(bool)
-
-    def majority(self) -> np.ndarray:
-        """(N,) class of most pixels of each object, -1 for one without a valid pixel."""
-        return np.where(self.inside.any(1), self.inside.argmax(1), -1)
-
-    def paint(self, image: int, labels: np.ndarray, rest: int) -> np.ndarray:
-        """The label map of an image, (H, W) uint8: each object's entry of ``labels`` (N,), ``rest`` around them."""
-        painted = np.full(self.shapes[image], rest, np.uint8)
-        for index in range(*np.searchsorted(self.image, [image, image + 1])):
-            painted[self.mask(index)] = labels[index]
-        return painted
+    scores: Tensor
 
 
 def split_mask(mask: np.ndarray, min_component: float | None = None) -> tuple[np.ndarray, int]:
@@ -79,34 +56,8 @@ def split_mask(mask: np.ndarray, min_component: float | None = None) -> tuple[np
         return mask, 1
     _, segments, stats, _ = cv2.connectedComponentsWithStats(mask)
     kept = stats[:, cv2.CC_STAT_AREA] >= min_component * mask.size
-    kept[0] = False  # segment 0 is the rest
+    kept[0] = False  # segment 0 is what lies outside
     return (np.cumsum(kept) * kept).astype(np.uint16)[segments], int(kept.sum())
-
-
-def object_histograms(objects: np.ndarray, count: int, semseg: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels of each true class in each object, void not counted.
-
-    Args:
-        objects: (H, W) ids 0..count, 0 outside.
-        semseg: (H, W) uint8 class ids, 255 = void.
-
-    Returns:
-        (count + 1, num_classes) int64; row 0 is what lies outside.
-    """
-    pairs = objects.astype(np.uint32) << 8 | semseg
-    return np.bincount(pairs.ravel(), minlength=(count + 1) * 256).reshape(count + 1, 256)[:, :num_classes]
-
-
-class Objects(NamedTuple):
-    """The objects of one image.
-
-    ids: (h, w) integers, 0 outside and 1..n in the objects; (S, S), or of the size of a given mask.
-    prototypes: (n, D) of unit length, zero where the mask is empty.
-    scores: (S, S) raw saliency scores, or a single 1 for a given mask.
-    """
-    ids: np.ndarray
-    prototypes: Tensor
-    scores: Tensor
 
 
 @torch.inference_mode()
@@ -115,76 +66,174 @@ def find_objects(model: ContrastiveSegmentationModel | BackboneModel, images: Te
     """Run the network on a batch (paper, section 4.2).
 
     Args:
-        model: has ``maps(images)``, see ContrastiveSegmentationModel.
         images: (B, 3, S, S), normalised, on the model's device.
         features: the map that is pooled, 'embedding' or 'backbone'.
         masks: (H, W) uint8 in {0, 1} each, whose pixels weigh 1; None: the mask is where the saliency score
             exceeds 0.5, and each of its pixels weighs its score.
         min_component: split masks into connected components, see ``split_mask``; None: one object an image.
     """
-    maps = model.maps(images)
-    size, device = images.shape[-1], images.device
+    maps, size, device = model.maps(images), images.shape[-1], images.device
     if masks is None:
         scores = resize(maps['saliency'], (size, size))[:, 0]  # B x S x S
         masks = list((scores > THRESHOLD).to(torch.uint8).cpu().numpy())
     else:
         scores = images.new_ones(len(images), 1, 1)
-    found = []
-    for i, mask in enumerate(masks):
-        objects, count = split_mask(mask, min_component)
-        ids = torch.arange(1, count + 1, device=device)[:, None, None]
-        at_network = torch.from_numpy(resize_mask(objects, size, size).astype(np.int32)).to(device)
-        weights = (at_network == ids) * scores[i]  # n x S x S
-        found.append(Objects(objects, weighted_prototypes(maps[features][i:i + 1], weights[None])[0], scores[i]))
-    return found
+    objects = [split_mask(mask, min_component) for mask in masks]
+    pooled = []
+    for i, (ids, count) in enumerate(objects):
+        at_network = torch.from_numpy(resize_mask(ids, size, size).astype(np.int32)).to(device)
+        weights = (at_network == torch.arange(1, count + 1, device=device)[:, None, None]) * scores[i]  # n x S x S
+        pooled.append(weighted_prototypes(maps[features][i:i + 1], weights[None])[0])  # n x D
+    prototypes = np.split(torch.cat(pooled).cpu().numpy(), np.cumsum([count for _, count in objects])[:-1])
+    return [Objects(ids, *of_image) for (ids, _), *of_image in zip(objects, prototypes, scores, strict=True)]
 
 
-def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: DataLoader, device: torch.device,
-                num_classes: int, features: str = 'embedding', from_network: bool = True, keep_masks: bool = False,
-                min_component: float | None = None, size: int | None = None) -> EmbeddedSplit:
-    """Run the network once over a split, see ``find_objects``; processes share its batches, and each gets the whole.
+def object_histograms(objects: np.ndarray, count: int, semseg: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels of each true class in each object; those of the ignore label (255) do not count.
 
     Args:
-        loader: batches of 'image' (B, 3, S, S), 'shape', 'semseg' (without it histograms are 0) and, for
-            masks from files, 'sal'; the last two at the images' own sizes.
+        objects: (H, W) ids 0..count, 0 outside.
+        semseg: (H, W) uint8 class ids.
+
+    Returns:
+        (count + 1, num_classes) int64; row 0 is what lies outside.
+    """
+    pairs = objects.astype(np.uint32) << 8 | semseg
+    return np.bincount(pairs.ravel(), minlength=(count + 1) * 256).reshape(count + 1, 256)[:, :num_classes]
+
+
+def pack(mask: np.ndarray) -> bytes:
+    """A (H, W) mask, compressed: some 3 kB at 512 x 512; ``unpack`` gives it back as uint8."""
+    return zlib.compress(np.array(mask.shape, np.int32).tobytes() + np.packbits(mask).tobytes(), 1)
+
+
+def unpack(packed: bytes) -> np.ndarray:
+    content = np.frombuffer(zlib.decompress(packed), np.uint8)
+    height, width = content[:8].view(np.int32)
+    return np.unpackbits(content[8:], count=height * width).reshape(height, width)
+
+
+class Embedded(NamedTuple):
+    """What the protocols on prototypes need of one image.
+
+    prototypes: (n, D), one an object.
+    histograms: (n + 1, classes), see ``object_histograms``.
+    masks: of each object as it was found, packed; none if they are not kept.
+    shape: (height, width) of the image.
+    picture: the image and its ground truth, if any, as thumbnails; empty if the image did not travel with its batch.
+    """
+    prototypes: np.ndarray
+    histograms: np.ndarray
+    masks: list[bytes]
+    shape: tuple[int, int]
+    picture: list[np.ndarray]
+
+
+@dataclass
+class EmbeddedSplit:
+    """The N objects in M images.
+
+    prototypes: (N, D) float32 of unit length, zero where the mask is empty.
+    inside: (N, classes) pixels of each true class inside the object.
+    outside: (M, classes) pixels of each true class of the image outside all of its objects.
+    image: (N,) index of each object's image, ascending. One whole mask an image: 0, 1, 2, ...
+    shapes, masks, pictures: as of ``Embedded``.
+    """
+    prototypes: np.ndarray
+    inside: np.ndarray
+    outside: np.ndarray
+    image: np.ndarray
+    shapes: list[tuple[int, int]]
+    masks: list[bytes]
+    pictures: list[list[np.ndarray]]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def mask(self, index: int) -> np.ndarray:
+        """(H, W) bool: an object at its image's own size."""
+        height, width = self.shapes[self.image[index]]
+        return resize_mask(unpack(self.masks[index]), width, height).astype(bool)
+
+    def paint(self, image: int, labels: np.ndarray, background: int) -> np.ndarray:
+        """The label map of an image, (H, W) uint8: each object has its entry of ``labels`` (N,)."""
+        painted = np.full(self.shapes[image], background, np.uint8)
+        for index in range(*np.searchsorted(self.image, [image, image + 1])):
+            painted[self.mask(index)] = labels[index]
+        return painted
+
+    def require_masks(self) -> EmbeddedSplit:
+        """The split itself. Raises UserError if all of its masks are empty."""
+        if not self.prototypes.any():
+            raise UserError(f'none of the {len(self.shapes)} images has a mask; check the saliency masks, or train the '
+                            'saliency head longer.')
+        return self
+
+
+def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Iterable[dict[str, Any]],
+                device: torch.device, num_classes: int, features: str = 'embedding', from_network: bool = True,
+                keep_masks: bool = False, min_component: float | None = None, size: int | None = None,
+                shared: bool = True) -> EmbeddedSplit:
+    """Run the network once over a split, see ``find_objects``.
+
+    Args:
+        loader: batches of 'image' (B, 3, S, S), 'shape', 'semseg' (without it histograms are 0), 'original' (may be
+            missing) and, for precomputed masks, 'sal'; all but 'image' at the images' own sizes.
         num_classes: classes, background included.
-        from_network: take the network's masks, not those of 'sal'.
-        keep_masks: keep the masks, 1 bit a pixel: as they are scored, or without 'semseg' as they are found.
+        from_network: take the masks that the network predicts, not those of 'sal'.
         size: side of the square at which masks and ground truth are scored, both resized to it (nearest); None: the
             image's own height and width.
-
-    Raises:
-        UserError: no image has a mask.
+        shared: processes have taken the batches in turn, and each gets the whole split; otherwise this one is alone.
     """
+    def embedded(objects: Objects, shape: tuple[int, int], semseg: np.ndarray | None,
+                 original: np.ndarray | None) -> Embedded:
+        count = len(objects.prototypes)
+        histograms = np.zeros((count + 1, num_classes), np.int64)
+        if semseg is not None:
+            height, width = shape if size is None else (size, size)
+            histograms = object_histograms(resize_mask(objects.ids, width, height), count,
+                                           resize_mask(semseg, width, height), num_classes)
+        masks = [pack(objects.ids == k) for k in range(1, count + 1)] if keep_masks else []
+        picture = [] if original is None else [thumbnail(x, PART) for x in (original, semseg) if x is not None]
+        return Embedded(objects.prototypes, histograms, masks, (shape[0], shape[1]), picture)
+
     batches = []
     for batch in progress(loader, 'embedding'):
-        prototypes, inside, outside, packed, packed_shapes, shapes, counts = [], [], [], [], [], [], []
         found = find_objects(model, to_device(batch['image'], device), features, None if from_network else batch['sal'],
                              min_component)
-        semsegs = batch.get('semseg') or [None] * len(found)
-        for objects, semseg, shape in zip(found, semsegs, batch['shape'], strict=True):
-            ids, count = objects.ids, len(objects.prototypes)
-            histograms = np.zeros((count + 1, num_classes), np.int64)
-            if semseg is not None:
-                height, width = shape if size is None else (size, size)
-                ids, semseg = (resize_mask(labels, width, height) for labels in (ids, semseg))
-                histograms = object_histograms(ids, count, semseg, num_classes)
-            prototypes.append(objects.prototypes)
-            outside.append(histograms[0])
-            inside.append(histograms[1:])
-            counts.append(count)
-            shapes.append(tuple(shape))
-            packed_shapes.append(ids.shape)
-            if keep_masks:
-                packed += [np.packbits(ids == k) for k in range(1, count + 1)]
-        batches.append((torch.cat(prototypes).cpu().numpy(), np.concatenate(inside), np.stack(outside), packed,
-                        packed_shapes, shapes, counts))
-    columns = list(zip(*distributed.interleave(batches), strict=True))
-    packed, packed_shapes, shapes, counts = (list(chain(*column)) for column in columns[3:])
-    joined = [np.concatenate(column) for column in columns[:3]]
-    split = EmbeddedSplit(joined[0], joined[1], joined[2], packed, packed_shapes, shapes,
-                          np.repeat(np.arange(len(shapes)), counts))
-    if not split.prototypes.any():
-        raise UserError(f'none of the {len(shapes)} images has a mask; check the saliency masks, or train the saliency '
-                        'head longer.')
-    return split
+        semsegs, originals = (batch.get(name) or [None] * len(found) for name in ('semseg', 'original'))
+        batches.append([*map(embedded, found, batch['shape'], semsegs, originals)])
+    images = list(chain(*(distributed.interleave(batches) if shared else batches)))
+    prototypes, histograms, masks, shapes, pictures = zip(*images, strict=True)
+    return EmbeddedSplit(np.concatenate(prototypes), np.concatenate([counts[1:] for counts in histograms]),
+                         np.stack([counts[0] for counts in histograms]),
+                         np.repeat(np.arange(len(images)), [*map(len, prototypes)]), list(shapes),
+                         list(chain(*masks)), list(pictures))
+
+
+def save_masks(path: Path, prototypes: np.ndarray, masks: Sequence[bytes]) -> None:
+    """Write the packed masks of the objects with these prototypes, or remove those of before if there are none."""
+    if not masks:
+        path.unlink(missing_ok=True)
+        return
+    save_arrays(path, masks=np.frombuffer(b''.join(masks), np.uint8), lengths=np.array([*map(len, masks)]),
+                prototypes=np.array(_digest(prototypes)))
+
+
+def read_masks(path: Path, prototypes: np.ndarray) -> list[bytes] | None:
+    """The packed masks of the objects with these prototypes; None if there is no such file.
+
+    Raises:
+        UserError: it is damaged, or holds the masks of other objects.
+    """
+    if not path.is_file():
+        return None
+    file = read_arrays(path, ('masks', 'lengths', 'prototypes'), DAMAGED)
+    if str(file['prototypes']) != _digest(prototypes):
+        raise UserError(f'{path} holds the masks of other objects than those saved beside it; run the script again.')
+    content, lengths = file['masks'].tobytes(), file['lengths']
+    return [content[end - length:end] for end, length in zip(lengths.cumsum(), lengths, strict=True)]
+
+
+def _digest(prototypes: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(prototypes).tobytes()).hexdigest()

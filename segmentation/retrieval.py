@@ -23,13 +23,14 @@ import logging
 import numpy as np
 from torch.utils.data import DataLoader
 
+from data.images import read_image
 from data.loaders import evaluation_loader
 from data.voc import VOCSegmentation, check_names
 from models.build import build_prototype_model, prototype_network
-from segmentation.feature_index import MemoryBank, fill_memory, load_memory, retrieval_confusion
+from segmentation.feature_index import FeatureIndex, build_index, load_index, retrieval_confusion
+from segmentation.figures import crop_object, draw_rows, evenly
 from segmentation.metrics import iou_of
-from segmentation.neighbours import evenly, neighbour_sheet
-from segmentation.objects import EmbeddedSplit, embed_split
+from segmentation.objects import KEPT, EmbeddedSplit, embed_split
 from segmentation.provenance import made_with_network, warn_of_shared
 from utils.config.cli import ArgumentParser
 from utils.config.load import add_config_arguments, as_dict, load_config, resolve_path
@@ -82,17 +83,26 @@ def protocols_of(classes: Sequence[str], ignored: Sequence[str]) -> dict[str, Pr
     return protocols
 
 
-def write_sheet(p: Any, val: EmbeddedSplit, val_set: VOCSegmentation, predicted: np.ndarray, bank: MemoryBank,
-                own: np.ndarray | None) -> None:
-    """Draw ``neighbours.png`` if there is anything to draw and the memory's images are here."""
+def draw_neighbours(p: Any, val: EmbeddedSplit, val_set: VOCSegmentation, predicted: np.ndarray, index: FeatureIndex,
+                    own: np.ndarray | None) -> None:
+    """Draw ``neighbours.png`` if there is anything to draw and the index's images are here.
+
+    A row an object: its crop under its true and its predicted class, then the images of its neighbours.
+    """
     shown = evenly(np.flatnonzero(val.prototypes.any(1) & val.inside.any(1)), p.num_visualizations)
-    memory_images = Path(p.db_root) / bank.db_name / 'images'
-    if not len(shown) or not memory_images.is_dir():
-        log.info('No neighbours.png: %s', f'no folder {memory_images}' if len(shown) else 'no object to draw')
+    images = Path(p.db_root) / index.db_name / 'images'
+    if not len(shown) or not images.is_dir():
+        log.info('No %s: %s', NEIGHBOURS, f'no folder {images}' if len(shown) else 'no object to draw')
         return
-    sheet = neighbour_sheet(val, shown, predicted, [val_set.image_path(i) for i in range(len(val_set))], bank,
-                            memory_images, max(SHOWN, p.num_neighbours), own)
-    save_image(sheet, Path(p.output_dir) / NEIGHBOURS)
+    near = index.search(val.prototypes[shown], max(SHOWN, p.num_neighbours), None if own is None else own[shown])
+    rows = []
+    for i, neighbours in zip(shown, near, strict=True):
+        image = read_image(val_set.image_path(int(val.image[i])))
+        caption = f'{index.classes[val.inside[i].argmax()]} > {index.classes[predicted[i]]}'
+        rows.append([(crop_object(image, val.mask(i)), caption)] + [
+            (read_image(images / f'{index.images[k]}.jpg'), index.classes[index.labels[k]])
+            for k in neighbours[neighbours >= 0]])
+    save_image(draw_rows(rows), Path(p.output_dir) / NEIGHBOURS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -102,63 +112,56 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     device = prepare(p)
 
-    from_network = p.saliency == 'network'
-    masks = None if from_network else p.saliency
+    masks = None if p.saliency == 'network' else p.saliency
     model = build_prototype_model(p)
     mean, std = model.backbone.mean, model.backbone.std
     val_loader, val_set = evaluation_loader(p, p.val_db_name, p.val_split, mean, std, masks)
     classes = val_set.classes
     protocols = protocols_of(classes, p.ignore_classes)
-    if p.memory is not None:  # what does not fit is found before the network runs
-        bank = load_memory(resolve_path(p.memory, p.root_dir), classes)
-    else:
-        memory_loader, memory_set = evaluation_loader(p, p.memory_db_name, p.memory_split, mean, std, masks,
-                                                      skip=True)
-        if memory_set.classes != classes:
-            raise UserError(f'{p.memory_db_name} and {p.val_db_name} have different classes; retrieve within one '
-                            'list.')
     network = prototype_network(p, model)
-    if p.memory is not None:
-        bank.check_network(p.memory, network)
     to_device(model, device)
 
-    def embed(loader: DataLoader, keep_masks: bool = False) -> EmbeddedSplit:
-        return embed_split(model, loader, device, len(classes), p.features, from_network, keep_masks,
-                           p.min_component if p.components else None, p.val_size)
+    def embed(loader: DataLoader, keep_masks: bool) -> EmbeddedSplit:
+        return embed_split(model, loader, device, len(classes), p.features, masks is None, keep_masks,
+                           p.min_component if p.components else None, p.val_size).require_masks()
 
-    if p.memory is None:
+    if p.memory is not None:
+        index = load_index(resolve_path(p.memory, p.root_dir), classes, network)
+    else:
+        loader, dataset = evaluation_loader(p, p.memory_db_name, p.memory_split, mean, std, masks, skip=True)
+        if dataset.classes != classes:
+            raise UserError(f'{p.memory_db_name} and {p.val_db_name} have different classes; retrieve within one '
+                            'list.')
         made_by = f'{p.features} of {p.pretraining} on {p.memory_db_name} {p.memory_split}, masks: {p.saliency}'
-        bank = fill_memory(embed(memory_loader), memory_set.ids, classes, p.memory_db_name, made_by, network)
+        index = build_index(embed(loader, len(dataset) <= KEPT), dataset.ids, classes, p.memory_db_name, made_by,
+                            network)
         if distributed.is_main():
-            bank.save(Path(p.output_dir) / 'memory.npz')
-    log.info('The memory holds %d objects of dimension %d (%s)', len(bank), bank.prototypes.shape[1], bank.made_by)
-    banks = {task: bank.without(protocol.ignored) for task, protocol in protocols.items()}
-    val = embed(val_loader, keep_masks=True)
+            index.save(Path(p.output_dir) / 'memory.npz')
+    log.info('The memory holds %d objects of dimension %d (%s)', len(index), index.prototypes.shape[1], index.made_by)
+    indices = {task: index.without(protocol.ignored) for task, protocol in protocols.items()}
+    val = embed(val_loader, True)
     if not distributed.leave():
         return
     own = None
-    if bank.db_name == p.val_db_name:
+    if index.db_name == p.val_db_name:
         own = np.array(val_set.ids)[val.image]
-        warn_of_shared(val_set.ids, bank.images, f'{p.val_db_name} {p.val_split}', 'the memory; an object takes no '
+        warn_of_shared(val_set.ids, index.images, f'{p.val_db_name} {p.val_split}', 'the memory; an object takes no '
                        'class of its own image')
     results, confusions = {}, {}
+    predicted = {task: found.nearest(val.prototypes, p.num_neighbours, own) for task, found in indices.items()}
     for task, (ignored, scored) in protocols.items():
-        predicted = banks[task].nearest(val.prototypes, p.num_neighbours, own)
-        confusions[task] = retrieval_confusion(val, predicted, ignored)
+        confusions[task] = retrieval_confusion(val, predicted[task], ignored)
         iou, names = iou_of(confusions[task])[scored], [classes[i] for i in scored]
+        present, count = confusions[task].sum(1)[scored] > 0, len(indices[task])
         which = f'{len(ignored)} classes ignored, the mean of {len(scored)} without background' if ignored \
             else f'the mean of all {len(scored)} classes'
-        log.info('%s: %s; %d objects in the memory', task, which, len(banks[task]))
-        present = confusions[task].sum(1)[scored] > 0
+        log.info('%s: %s; %d objects in the memory', task, which, count)
         log_iou(iou, names, present)
-        results[task] = {**iou_entry(iou, names, present), 'memory': len(banks[task]),
-                         'num_neighbours': p.num_neighbours,
-                         'made_with': {**made_with_network(network, val_set), 'memory': bank.made_by}}
-        if not ignored:
-            of_all = predicted
+        results[task] = {**iou_entry(iou, names, present), 'memory': count, 'num_neighbours': p.num_neighbours,
+                         'made_with': {**made_with_network(network, val_set), 'memory': index.made_by}}
     log.info('Results: %s', save_results(results, Path(p.output_dir)))
     with warn_of_failure(NEIGHBOURS):
-        write_sheet(p, val, val_set, of_all, bank, own)
+        draw_neighbours(p, val, val_set, predicted['retrieval'], index, own)
     write_run_report(as_dict(p), 'Retrieval', classes, confusions)
 
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -19,14 +19,13 @@ from torch import Tensor
 
 from data.transforms import EvaluationTransform, resize_mask
 from data.voc import VOC_CLASSES, read_classes, scored_classes
-from models.backbone import Backbone
 from models.build import build_prototype_model, trained_linear_model
 from models.crf import Refine
-from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
+from models.segmentation import BackboneModel, ContrastiveSegmentationModel
 from models.weights import fingerprint, identify
 from segmentation.cluster_model import ClusterModel
 from segmentation.linear import read_trained
-from segmentation.objects import THRESHOLD, find_objects
+from segmentation.objects import THRESHOLD, Objects, find_objects
 from utils.config.saved import read_config
 from utils.run.checkpoint import load_checkpoint
 from utils.run.devices import pick_device, to_device
@@ -45,15 +44,21 @@ class Output(NamedTuple):
     channels: np.ndarray  # (C,) label of each channel of the logits
 
 
-class Segmenter(ABC):
+class Segmenter:
     """Images in, label maps out; safe to ``prepare`` and ``finish`` in threads beside ``run``.
 
-    classes: the name of each label.
+    Args:
+        model: a linear model; with ``clusters`` the network that they were found with.
+        classes: the name of each label.
+        size: side of the network's input, pixels.
+        clusters: each object that the network sees takes the label of the nearest centre.
     """
 
-    def __init__(self, classes: tuple[str, ...], size: int, device: torch.device, backbone: Backbone) -> None:
-        self.classes, self.size, self.device = classes, size, device
-        self.transform = EvaluationTransform(size, backbone.mean, backbone.std)
+    def __init__(self, model: Any, classes: tuple[str, ...], size: int, device: torch.device,
+                 clusters: ClusterModel | None = None) -> None:
+        to_device(model, device)
+        self.model, self.classes, self.size, self.device, self.clusters = model, classes, size, device, clusters
+        self.transform = EvaluationTransform(size, model.backbone.mean, model.backbone.std)
 
     @staticmethod
     def load(path: str | Path, device: str = 'auto', weights: str | Path | None = None) -> Segmenter:
@@ -68,24 +73,21 @@ class Segmenter(ABC):
         """
         path, where = Path(path), pick_device(device)
         checkpoint = load_checkpoint(path)
-        if ClusterModel.holds(checkpoint):
-            clusters = ClusterModel.of(checkpoint, path).with_names_beside(path)
-            return ClusterSegmenter(clusters, str(path), where, weights)
+        clusters = ClusterModel.of(checkpoint, path)
+        if clusters is not None:
+            clusters = clusters.with_names_beside(path)
+            model: Any = load_network(clusters.network, path, weights)
+            return Segmenter(model, clusters.classes or (), clusters.network['size'], where, clusters)
         if weights is not None:
             raise UserError(f'{path} holds all of its weights; leave out --weights, which goes with the '
                             'clusters.pth.tar of kmeans.py.')
-        run, trained = read_config(path.parent) or {}, read_trained(path)
+        run = read_config(path.parent) or {}
         model = trained_linear_model(identify(checkpoint, str(path)), run.get('backbone'))
-        count = model.classifier.out_channels
-        classes = _classes_of(run, count) if trained.classes is None else trained.classes
-        if len(classes) != count:
-            raise UserError(f'{path} has {count} classes, and {name_some(classes, 21)} stand beside it; restore the '
-                            'file that was trained for these.')
-        size = int(run.get('val_size', SIZE))
+        size, classes = int(run.get('val_size', SIZE)), _classes_of(path, run, model.classifier.out_channels)
         if not run:
             log.warning('Nothing beside %s says at what size it was trained: taking %d px and the classes %s', path,
                         size, name_some(classes, 3))
-        return LinearSegmenter(model, classes, size, where)
+        return Segmenter(model, classes, size, where)
 
     def __call__(self, image: np.ndarray, refine: Refine | None = None) -> np.ndarray:
         """The label map of an image.
@@ -107,9 +109,20 @@ class Segmenter(ABC):
                             '(height, width, 3) uint8, RGB in 0..255.')
         return self.transform({'image': image})['image']
 
-    @abstractmethod
+    @tf32(False)
+    @torch.inference_mode()
     def run(self, images: Tensor, keep_logits: bool = False) -> list[Output]:
         """Run the network on a batch (B, 3, S, S)."""
+        images = to_device(images, self.device)
+        if self.clusters is not None:
+            network = self.clusters.network
+            found = find_objects(self.model, images, network['features'], min_component=network['min_component'])
+            return [_label_objects(objects, self.clusters, keep_logits) for objects in found]
+        logits = self.model(images)  # B x C x S x S
+        labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
+        kept = logits.cpu().contiguous().numpy() if keep_logits else [None] * len(labels)
+        channels = np.arange(logits.shape[1])
+        return [Output(*pair, channels) for pair in zip(labels, kept, strict=True)]
 
     @staticmethod
     def finish(image: np.ndarray, output: Output, refine: Refine | None = None) -> np.ndarray:
@@ -119,70 +132,16 @@ class Segmenter(ABC):
         return output.channels[refine(image, output.logits)].astype(np.uint8)
 
 
-class LinearSegmenter(Segmenter):
-    """The linear model: the class of greatest logit."""
-
-    def __init__(self, model: LinearSegmentationModel, classes: tuple[str, ...], size: int,
-                 device: torch.device) -> None:
-        super().__init__(classes, size, device, model.backbone)
-        to_device(model, device)
-        self.model, self.channels = model, np.arange(len(classes))
-
-    @tf32(False)
-    @torch.inference_mode()
-    def run(self, images: Tensor, keep_logits: bool = False) -> list[Output]:
-        logits = self.model(to_device(images, self.device))  # B x C x S x S
-        labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
-        kept = logits.cpu().contiguous().numpy() if keep_logits else [None] * len(labels)
-        return [Output(*pair, self.channels) for pair in zip(labels, kept, strict=True)]
+def _label_objects(objects: Objects, clusters: ClusterModel, keep_logits: bool) -> Output:
+    background = clusters.labels[0]
+    labels = np.array([background, *clusters.label(objects.prototypes)], np.uint8)[objects.ids]
+    if not keep_logits:
+        return Output(labels, None, np.array([background]))
+    return Output(labels, *object_logits(labels, objects.ids, objects.scores.cpu().numpy(), background))
 
 
-class ClusterSegmenter(Segmenter):
-    """The clusters of K-means: each object the network sees takes the label of the nearest centre.
-
-    Args:
-        source: the file of the clusters, for messages.
-        weights: path of the network's checkpoint; None: where kmeans.py found it.
-    """
-
-    def __init__(self, clusters: ClusterModel, source: str, device: torch.device,
-                 weights: str | Path | None = None) -> None:
-        network = clusters.network
-        config = {**network, 'saliency': 'network', 'pretraining': str(weights or network['pretraining'])}
-        try:
-            model: ContrastiveSegmentationModel | BackboneModel = build_prototype_model(SimpleNamespace(**config))
-        except MissingFileError as error:
-            raise UserError(f'{source} was made with {network["pretraining"]}, which is no longer there; give it with '
-                            '--weights.' if weights is None else f'--weights: {error}') from error
-        if fingerprint(model) != network['fingerprint']:
-            raise UserError(f'{config["pretraining"]} holds the weights of another network than the one {source} was '
-                            'made with; give that one with --weights, or run kmeans.py again.')
-        if network.get('masks') != 'network':
-            log.warning('%s was made with %s masks, and new images get the masks that the network predicts: their '
-                        'objects may differ from those of the clusters', source,
-                        f'the precomputed {network["masks"]}' if 'masks' in network else 'unnamed')
-        super().__init__(clusters.classes or (), network['size'], device, model.backbone)
-        to_device(model, device)
-        self.model, self.clusters = model, clusters
-
-    @tf32(False)
-    def run(self, images: Tensor, keep_logits: bool = False) -> list[Output]:
-        network = self.clusters.network
-        found = find_objects(self.model, to_device(images, self.device), network['features'],
-                             min_component=network['min_component'])
-        outputs = []
-        for objects in found:
-            rest = self.clusters.labels[0]
-            table = np.array([rest, *self.clusters.label(objects.prototypes.cpu().numpy())], np.uint8)
-            labels = table[objects.ids]
-            logits, channels = None, np.array([rest])
-            if keep_logits:
-                logits, channels = object_logits(labels, objects.ids, objects.scores.cpu().numpy(), rest)
-            outputs.append(Output(labels, logits, channels))
-        return outputs
-
-
-def object_logits(labels: np.ndarray, ids: np.ndarray, scores: np.ndarray, rest: int) -> tuple[np.ndarray, np.ndarray]:
+def object_logits(labels: np.ndarray, ids: np.ndarray, scores: np.ndarray,
+                  background: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits whose argmax is the label map of an image's objects, for a refinement of their outlines.
 
     The background has the saliency threshold everywhere and a label the saliency score, not above the
@@ -192,12 +151,12 @@ def object_logits(labels: np.ndarray, ids: np.ndarray, scores: np.ndarray, rest:
         labels: (S, S) label map.
         ids: (S, S) 0 outside, 1..n in the objects.
         scores: (S, S) raw saliency scores.
-        rest: label of the background.
+        background: its label.
 
     Returns:
-        (C, S, S) float32, and the label of each channel (C,), ``rest`` first.
+        (C, S, S) float32, and the label of each channel (C,), ``background`` first.
     """
-    channels = np.array([rest, *(label for label in np.unique(labels) if label != rest)])
+    channels = np.array([background, *np.setdiff1d(labels, background)])
     logits = np.full((len(channels), *labels.shape), THRESHOLD, np.float32)
     scores = np.where(ids > 0, scores, np.minimum(scores, THRESHOLD))  # small components may have been dropped
     for channel, label in enumerate(channels[1:], 1):
@@ -205,8 +164,43 @@ def object_logits(labels: np.ndarray, ids: np.ndarray, scores: np.ndarray, rest:
     return logits, channels
 
 
-def _classes_of(run: dict[str, Any], count: int) -> tuple[str, ...]:
-    """Names of a linear model's classes: of the data set it was scored on, else VOC's if there are as many."""
+def load_network(network: Mapping[str, Any], clusters: Path,
+                 weights: str | Path | None) -> ContrastiveSegmentationModel | BackboneModel:
+    """The network that clusters were found with.
+
+    Args:
+        network: see ``models.build.prototype_network``.
+        clusters: their file, for messages.
+        weights: path of its checkpoint; None: where kmeans.py found it.
+
+    Raises:
+        UserError: the checkpoint is not there, or holds another network.
+    """
+    source = str(weights or network['pretraining'])
+    try:
+        model = build_prototype_model(SimpleNamespace(**{**network, 'saliency': 'network', 'pretraining': source}))
+    except MissingFileError as error:
+        raise UserError(f'{clusters} was made with {source}, which is no longer there; give it with --weights.'
+                        if weights is None else f'--weights: {error}') from error
+    if fingerprint(model) != network['fingerprint']:
+        raise UserError(f'{source} holds the weights of another network than the one {clusters} was made with; give '
+                        'that one with --weights, or run kmeans.py again.')
+    masks = network.get('masks')
+    if masks != 'network':
+        log.warning('%s was made with %s masks, and new images get the masks that the network predicts: their objects '
+                    'may differ from those of the clusters', clusters,
+                    'unnamed' if masks is None else f'the precomputed {masks}')
+    return model
+
+
+def _classes_of(path: Path, run: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Names of a linear model's classes: those beside it, of the data set that it was scored on, or VOC's."""
+    classes = read_trained(path).classes
+    if classes is not None:
+        if len(classes) != count:
+            raise UserError(f'{path} has {count} classes, and {name_some(classes, 21)} stand beside it; restore the '
+                            'file that was trained for these.')
+        return classes
     root = Path(run['db_root']) / run['val_db_name'] if {'db_root', 'val_db_name'} <= run.keys() else None
     stored = read_classes(root) if root is not None and root.is_dir() else VOC_CLASSES
     kept = run.get('eval_classes') or ()

@@ -3,7 +3,7 @@
     python segmentation/visualize.py --run results/kmeans_VOCSegmentation_supervised_saliency \\
         --method tsne --images 12
 
-Reads the saved prototypes and, for pixels and masks, the checkpoint and the data set of the run. Writes
+Reads the saved prototypes and masks, the images of the data set and, for embedding.png, the checkpoint. Writes
 embedding.png (the three main directions of the pixel embeddings as red, green and blue), map.png (prototypes in two
 dimensions), neighbours.png (objects beside the nearest ones of other images), clusters/ (the most typical objects of
 each cluster, for a run of kmeans.py) and report.html.
@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
@@ -27,17 +28,20 @@ from PIL import Image
 from torch.nn import functional as F
 
 from data.folder import ImageSet
-from data.loaders import collate, evaluation_loader, has_ground_truth, unlabelled_loader
+from data.loaders import evaluation_loader, has_ground_truth, unlabelled_loader
+from data.transforms import resize_mask
+from data.voc import VOID
 from models.build import build_prototype_model
-from segmentation.neighbours import crop_object, evenly, fit
-from segmentation.prototype_map import METHODS, POINTS, draw_map, project, spread
-from segmentation.saved import ObjectFinder, SavedObjects, read_objects
+from segmentation.feature_index import search
+from segmentation.figures import METHODS, POINTS, crop_object, draw_map, draw_rows, evenly, fit, project, spread
+from segmentation.objects import DAMAGED, KEPT, MASKS, read_masks, unpack
 from utils.config.cli import ArgumentParser
 from utils.config.load import Config
 from utils.config.saved import read_config
 from utils.report import page
 from utils.report.pictures import PART, montage, panel, pca_colours, thumbnail
 from utils.report.plots import to_image
+from utils.run.checkpoint import read_arrays
 from utils.run.devices import DEVICES, pick_device, to_device
 from utils.run.errors import UserError
 from utils.run.files import save_image
@@ -46,6 +50,11 @@ from utils.run.script import run_script
 
 ROWS, NEIGHBOURS = 12, 5  # of neighbours.png
 TYPICAL, COLUMNS = 12, 6  # objects of a cluster, and in a row
+TEXTS = (('map', 'Map of the prototypes', 'Objects with like embeddings stand near each other; one mean direction of '
+                                          'the pixels of its mask an object.'),
+         ('embedding', 'Pixel embeddings as colours', 'Their three main directions as red, green and blue.'),
+         ('neighbours', 'Nearest neighbours', 'A row an object, first, and those of other images whose prototypes have '
+                                              'the greatest cosine.'))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -73,42 +82,94 @@ def config_of(run: Path) -> Any:
     return Config(content)
 
 
+class SavedObjects(NamedTuple):
+    """N objects of a run that have a mask.
+
+    prototypes: (N, D) float32 of unit length.
+    images: (N,) the ID of each one's image.
+    labels: (N,) class ids, -1 where unknown.
+    classes: their names.
+    clusters: (N,) cluster of each, from 0; None for a feature index.
+    masks: (N,) packed; None if the run kept none.
+    """
+    prototypes: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    clusters: np.ndarray | None
+    masks: list[bytes] | None
+
+    def captions(self) -> tuple[list[str], np.ndarray, str]:
+        """Name and palette entry of each object, and what they are of: 'class', or where none is known 'cluster'."""
+        if self.clusters is not None and (self.labels < 0).all():
+            return [f'cluster {k + 1}' for k in self.clusters], self.clusters + 1, 'cluster'
+        names = [self.classes[k] if k >= 0 else 'no class' for k in self.labels]
+        return names, np.where(self.labels < 0, VOID, self.labels), 'class'
+
+    def members(self, cluster: int) -> np.ndarray:
+        """The objects of a cluster, the most typical (nearest to their mean direction) first."""
+        found = np.flatnonzero(self.clusters == cluster)
+        return found[(-(self.prototypes[found] @ self.prototypes[found].sum(0))).argsort(kind='stable')]
+
+
+def read_objects(run: Path) -> SavedObjects:
+    """Read prototypes.npz of kmeans.py or memory.npz of retrieval.py, whichever the run left, and the masks beside it.
+
+    Raises:
+        UserError: there is neither, or a file is damaged or of an earlier version, or the masks are of other objects.
+    """
+    path = next((run / name for name in ('prototypes.npz', 'memory.npz') if (run / name).is_file()), None)
+    if path is None:
+        raise UserError(f'{run} holds neither prototypes.npz of kmeans.py nor memory.npz of retrieval.py; give the '
+                        'output directory of one of them.')
+    clustered = path.name == 'prototypes.npz'
+    names = ('ids', 'image', 'clusters') if clustered else ('images',)
+    file = read_arrays(path, ('prototypes', 'labels', 'classes', *names), DAMAGED)
+    prototypes, masks = file['prototypes'], read_masks(run / MASKS, file['prototypes'])
+    images = file['ids'][file['image']] if clustered else file['images']
+    seen = np.flatnonzero(prototypes.any(1))
+    return SavedObjects(prototypes[seen], images[seen], file['labels'][seen], tuple(map(str, file['classes'])),
+                        file['clusters'][seen] if clustered else None, masks and [masks[i] for i in seen])
+
+
 def open_images(p: Any, memory: bool, model: Any) -> ImageSet:
-    """The images that the objects of a run are of."""
+    """The images that the objects of a run are of, as they are decoded and as the network gets them."""
     db_name, split = (p.memory_db_name, p.memory_split) if memory else (p.val_db_name, p.val_split)
-    masks = None if p.saliency == 'network' else p.saliency
     open_split = evaluation_loader if has_ground_truth(p, db_name) else unlabelled_loader
-    return open_split(p, db_name, split, model.backbone.mean, model.backbone.std, masks)[1]  # type: ignore[operator]
+    return open_split(p, db_name, split, model.backbone.mean, model.backbone.std, originals=None)[1]
+
+
+def crop_objects(saved: SavedObjects, dataset: ImageSet, indices: Iterable[int]) -> dict[int, np.ndarray]:
+    """{object: its outlined crop (h, w, 3) uint8, or without a mask its whole image}.
+
+    Raises:
+        UserError: an image is not in the data set.
+    """
+    numbers, crops, of_image = {name: i for i, name in enumerate(dataset.ids)}, {}, ''
+    for index in sorted(indices, key=lambda i: (saved.images[i], i)):  # each image is read once
+        name = str(saved.images[index])
+        if name not in numbers:
+            raise UserError(f'image {name} of the saved run is not in the split it was made of; restore it.')
+        if name != of_image:
+            image, of_image = dataset.load(numbers[name])['image'], name
+        mask = None if saved.masks is None else unpack(saved.masks[index])
+        crops[index] = image if mask is None else crop_object(image, resize_mask(mask, *image.shape[1::-1]))
+    return crops
 
 
 def draw_embedding(model: Any, dataset: ImageSet, features: str, count: int, device: torch.device) -> Image.Image:
     """Some images, each beside its features' three main directions and its ground truth, if it has any."""
-    chosen = evenly(np.arange(len(dataset)), count)
-    maps = []
+    samples = [dataset[i] for i in evenly(np.arange(len(dataset)), count)]
     with torch.inference_mode():
-        for i in chosen:
-            batch = to_device(collate([dataset[i]])['image'], device)
-            maps.append(F.normalize(model.maps(batch)[features].float(), dim=1).cpu().numpy())
+        maps = [F.normalize(model.maps(to_device(sample['image'][None], device))[features].float(), dim=1).cpu().numpy()
+                for sample in samples]
     panels = []
-    for i, colours in zip(chosen, pca_colours(np.concatenate(maps)), strict=True):
-        sample = dataset.load(i)
-        image = thumbnail(sample['image'], PART)
-        size = image.shape[1::-1]
-        shown, captions = [image, cv2.resize(colours, size, interpolation=cv2.INTER_LINEAR)], ['image', 'embedding']
-        if 'semseg' in sample:
-            shown.append(sample['semseg'])
-            captions.append('ground truth')
-        panels.append(np.array(panel(shown, captions)))
+    for sample, colours in zip(samples, pca_colours(np.concatenate(maps)), strict=True):
+        image = thumbnail(sample['original'], PART)
+        truth = [sample[name] for name in ('semseg',) if name in sample]
+        panels.append(np.array(panel([image, cv2.resize(colours, image.shape[1::-1]), *truth],
+                                     ['image', 'embedding', 'ground truth'][:2 + len(truth)])))
     return montage(panels, 2)
-
-
-def draw_neighbours(saved: SavedObjects, rows: Sequence[int], crops: dict[int, np.ndarray]) -> Image.Image:
-    """A row an object, then the nearest objects of other images, each under its class."""
-    strips = []
-    for index in rows:
-        shown = [index, *saved.nearest(index, NEIGHBOURS)]
-        strips.append(np.array(panel([fit(crops[i]) for i in shown], [saved.name(i) for i in shown])))
-    return montage(strips, 1)
 
 
 def cluster_caption(saved: SavedObjects, members: np.ndarray, cluster: int) -> str:
@@ -131,47 +192,43 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     p = config_of(args.run)
     saved = read_objects(args.run)
-    if len(saved) < 3 or saved.prototypes.shape[1] < 2:
-        raise UserError(f'{args.run} saved {len(saved)} objects of dimension {saved.prototypes.shape[1]}; a map needs '
-                        'at least 3 of dimension 2: run it on more images.')
+    count, dim = saved.prototypes.shape
+    if count < 3 or dim < 2:
+        raise UserError(f'{args.run} saved {count} objects of dimension {dim}; a map needs at least 3 of dimension 2: '
+                        'run it on more images.')
+    if saved.masks is None:
+        print(f'No {MASKS}, which runs on at most {KEPT} images write: whole images are shown in place of objects')
     output = args.output or args.run / 'visualize'
     device = pick_device(args.device)
     allow_tf32(p.get('val_tf32', False))
     model = build_prototype_model(p)
     dataset = open_images(p, saved.clusters is None, model)
     to_device(model, device)
-    finder = ObjectFinder(model, dataset, device, p.features, p.saliency == 'network',
-                          p.min_component if p.components else None)
 
-    points = np.arange(len(saved))
-    if args.method == 'tsne' and len(points) > POINTS:
+    points = np.arange(count)
+    if args.method == 'tsne' and count > POINTS:
         points = np.sort(np.random.default_rng(args.seed).choice(points, POINTS, replace=False))
     places, axes = project(saved.prototypes[points], args.method, args.seed)
     drawn = spread(places, args.thumbnails, args.seed)  # of the points
-    rows = [int(i) for i in evenly(np.arange(len(saved)), ROWS)]
+    first = evenly(np.arange(count), ROWS)
+    near = search(saved.prototypes[first], saved.prototypes, NEIGHBOURS, saved.images[first], saved.images)
+    rows = [[index, *others[others >= 0]] for index, others in zip(first, near, strict=True)]
     members = {} if saved.clusters is None else {int(k): saved.members(k) for k in np.unique(saved.clusters)}
-    needed = {*points[drawn].tolist(), *rows, *(int(i) for row in rows for i in saved.nearest(row, NEIGHBOURS)),
-              *(int(i) for found in members.values() for i in found[:TYPICAL])}
-    crops = {index: crop_object(image, mask) for index, (image, mask) in finder.find(saved, sorted(needed)).items()}
+    typical = {k: found[:TYPICAL] for k, found in members.items()}
+    crops = crop_objects(saved, dataset, {*points[drawn], *chain(*rows), *chain(*typical.values())})
 
-    names = [saved.name(int(i)) for i in points]
+    names, colours, kind = saved.captions()
     pictures = {
-        'map': to_image(partial(draw_map, places, axes, saved.colours()[points], names,
-                                {i: crops[points[i]] for i in drawn}, 'class' if saved.labelled else 'cluster')),
+        'map': to_image(partial(draw_map, places, axes, colours[points], [names[i] for i in points],
+                                {i: crops[points[i]] for i in drawn}, kind)),
         'embedding': draw_embedding(model, dataset, p.features, args.images, device),
-        'neighbours': draw_neighbours(saved, rows, crops)}
-    sheets = {k: montage([fit(crops[int(i)]) for i in found[:TYPICAL]], COLUMNS) for k, found in members.items()}
+        'neighbours': draw_rows([[(crops[i], names[i]) for i in row] for row in rows])}
+    sheets = {k: montage([fit(crops[i]) for i in found], COLUMNS) for k, found in typical.items()}
     for name, picture in (*pictures.items(), *((f'clusters/cluster_{k + 1}', sheet) for k, sheet in sheets.items())):
         save_image(picture, output / f'{name}.png')
-    texts = {'map': ('Map of the prototypes', 'Objects with like embeddings stand near each other; one mean direction '
-                     'of the pixels of its mask an object.'),
-             'embedding': ('Pixel embeddings as colours', 'The three main directions of all of them as red, green and '
-                           'blue.'),
-             'neighbours': ('Nearest neighbours', 'A row an object, first, and those of other images whose prototypes '
-                            'have the greatest cosine.')}
     truth = page.class_colours(dataset.classes) | page.VOID if 'semseg' in dataset.load(0) else {}
-    blocks = [page.pictures(texts[name][0], [(f'{name}.png', png(picture))], texts[name][1],
-                            truth if name == 'embedding' else {}) for name, picture in pictures.items()]
+    blocks = [page.pictures(title, [(f'{name}.png', png(pictures[name]))], text, truth if name == 'embedding' else {})
+              for name, title, text in TEXTS]
     if sheets:
         blocks.append(page.pictures('Clusters, the most typical objects first', [
             (cluster_caption(saved, members[k], k), png(sheet)) for k, sheet in sheets.items()]))

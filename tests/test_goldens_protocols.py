@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from data.voc import VOC_CLASSES
 from segmentation.clustering import cluster_confusion, match_clusters, score_clusters
-from segmentation.feature_index import fill_memory, retrieval_confusion
+from segmentation.feature_index import build_index, retrieval_confusion
 from segmentation.metrics import iou_of
 from segmentation.objects import EmbeddedSplit, embed_split
 from segmentation.retrieval import protocols_of
@@ -68,7 +68,7 @@ def test_retrieval(splits: tuple[EmbeddedSplit, EmbeddedSplit], task: str, name:
     golden = GOLDENS['retrieval_512']['protocols'][name]
     ignored, scored = protocols_of(VOC_CLASSES, golden['ignore_classes'])[task]
     assert scored == golden['classes_of_mean']
-    bank = fill_memory(memory, [item[0] for item in GOLDENS['retrieval_512']['memory']], VOC_CLASSES).without(ignored)
+    bank = build_index(memory, [item[0] for item in GOLDENS['retrieval_512']['memory']], VOC_CLASSES).without(ignored)
     assert bank.images.tolist() == golden['memory_images']
     assert bank.labels.tolist() == golden['memory_classes']
     predicted = np.where(val.prototypes.any(1), bank.nearest(val.prototypes), 0)
@@ -79,7 +79,7 @@ def test_retrieval(splits: tuple[EmbeddedSplit, EmbeddedSplit], task: str, name:
     iou = iou_of(confusion)
     np.testing.assert_allclose(iou, golden['IoU'], rtol=0, atol=1e-12)
     assert iou[scored].mean() == pytest.approx(golden['mIoU'], rel=0, abs=1e-12)
-    as_scored = replace(val, shapes=val.packed_shapes)
+    as_scored = replace(val, shapes=[(SIZE, SIZE)] * len(val.shapes))
     assert [sha(as_scored.paint(i, predicted, 0)) for i in range(len(predicted))] == golden['label_maps_sha256']
 
 

@@ -16,9 +16,10 @@ from models.weights import FOLLOWERS, RESNET_HEADS, Weights, identify, load_stri
 from saliency.onnx_network import OnnxConfig, OnnxSaliency
 from segmentation.cluster_model import ClusterModel
 from segmentation.clustering import Whitening
-from segmentation.feature_index import MemoryBank, load_memory
-from segmentation.saved import read_objects
+from segmentation.feature_index import FeatureIndex, load_index
+from segmentation.provenance import DECIDES
 from segmentation.segmenter import Segmenter
+from segmentation.visualize import read_objects
 from utils.run.errors import UserError
 
 State = dict[str, Tensor]
@@ -136,13 +137,17 @@ def test_clusters_and_prototypes_that_are_not_finite_are_refused(tmp_path: Path)
     ClusterModel(Whitening(np.zeros(2), np.eye(2)), bad, np.arange(4), None, {}).save(clusters)
     with pytest.raises(UserError, match=rf'{clusters} holds clusters that are not finite \(centres\)'):
         Segmenter.load(clusters, 'cpu')
-    bank = MemoryBank(bad, np.eye(3, dtype=np.int64), np.array(['a', 'b', 'c']), ('x', 'y', 'z'))
+    bank = FeatureIndex(bad, np.eye(3, dtype=np.int64), np.array(['a', 'b', 'c']), ('x', 'y', 'z'))
     bank.save(tmp_path / 'memory.npz')
-    for read in (lambda: load_memory(tmp_path / 'memory.npz', bank.classes), lambda: read_objects(tmp_path)):
+
+    def load() -> FeatureIndex:
+        return load_index(tmp_path / 'memory.npz', bank.classes, dict.fromkeys(DECIDES))
+
+    for read in (load, lambda: read_objects(tmp_path)):
         with pytest.raises(UserError, match=rf'{tmp_path}/memory.npz holds values that are not finite \(prototypes\)'):
             read()
     replace(bank, prototypes=good).save(tmp_path / 'memory.npz')
-    assert len(read_objects(tmp_path)) == len(load_memory(tmp_path / 'memory.npz', bank.classes)) == 3
+    assert len(read_objects(tmp_path).labels) == len(load()) == 3
 
 
 def test_maps_of_onnx_that_are_not_finite_are_refused() -> None:

@@ -10,7 +10,7 @@ import pretrain.probe
 import segmentation.objects
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from saliency.basnet import BASNetSaliency
-from segmentation.segmenter import LinearSegmenter
+from segmentation.segmenter import Segmenter
 from tests.test_pretrain_panels import run  # noqa: F401  a fixture
 from tests.test_scripts import Runner
 from tests.test_utils_run_trainer import SmallBackbone, small_decoder
@@ -72,7 +72,7 @@ def test_prediction_goes_without_tf32_wherever_it_is_called(seen: Seen) -> None:
     allow_tf32(True)  # what else runs in the user's process
     model = LinearSegmentationModel('small', 3).eval()
     model.backbone.name = 'resnet18'
-    segmenter = LinearSegmenter(model, ('a', 'b', 'c'), 16, torch.device('cpu'))
+    segmenter = Segmenter(model, ('a', 'b', 'c'), 16, torch.device('cpu'))
     segmenter(np.zeros((20, 30, 3), np.uint8))
     assert seen['evaluation'] == {(False, False, False)}
     assert switches()[:2] == (True, True)

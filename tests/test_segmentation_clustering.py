@@ -109,8 +109,8 @@ def test_an_object_gets_the_same_cluster_alone_and_in_its_split() -> None:
     prototypes = draw.standard_normal((700, 300)).astype(np.float32)  # so many that PCA is randomised
     whitening = Whitening.fit(prototypes, 0)
     found = kmeans(whitening(prototypes), 20, 0)
-    kept = ClusterModel(whitening, found.centres, np.arange(21), None, {})
-    assert [int(kept.assign(prototype[None])[0]) for prototype in prototypes] == found.ids.tolist()
+    kept = ClusterModel(whitening, found.centres, np.arange(-1, 20), None, {})
+    assert [int(kept.label(prototype[None])[0]) for prototype in prototypes] == found.ids.tolist()
     distances = [[((point - centre) ** 2).sum() for centre in found.centres] for point in whitening(prototypes)]
     assert found.ids.tolist() == np.argmin(distances, 1).tolist()
 

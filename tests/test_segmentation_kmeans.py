@@ -175,13 +175,13 @@ def test_damaged_results_are_told_before_anything_is_computed(run, tmp_path: Pat
 def test_what_is_saved_is_what_was_scored() -> None:
     draw = np.random.default_rng(1)
     prototypes = draw.standard_normal((700, 300)).astype(np.float32)  # so many that PCA is randomised
-    split = EmbeddedSplit(prototypes, draw.integers(0, 9, (700, 3)), np.zeros((700, 3), np.int64), [], [], [],
-                          np.arange(700))
+    split = EmbeddedSplit(prototypes, draw.integers(0, 9, (700, 3)), np.zeros((700, 3), np.int64),
+                          np.arange(700), [], [], [])
     p = SimpleNamespace(seed=1234, num_clusters=20, overclustering=[], num_seeds=1, components=False,
                         matching='majority')
     for fit in (None, draw.standard_normal((800, 300)).astype(np.float32)):
-        clusters, labels, *_ = script.evaluate(p, SimpleNamespace(classes=('rest', 'a', 'b')), split, fit)
-        np.testing.assert_array_equal(clusters.label(prototypes), labels)
+        clusters, ids, *_ = script.evaluate(p, SimpleNamespace(classes=('rest', 'a', 'b')), split, fit)
+        np.testing.assert_array_equal(clusters.label(prototypes), clusters.labels[ids + 1])
 
 
 def test_deviation_over_runs() -> None:

@@ -1,11 +1,14 @@
 """The network's objects of a batch and of a split, against the plain way over pixels."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from models.segmentation import resize
-from segmentation.objects import embed_split, split_mask
+from segmentation.objects import embed_split, pack, read_masks, save_masks, split_mask, unpack
 from tests.colours import SIDE, ColourModel, loader_of, random_blobs
+from utils.run.errors import UserError
 
 CPU = torch.device('cpu')
 
@@ -49,7 +52,7 @@ def test_split_mask_by_hand() -> None:
 
 
 @pytest.mark.parametrize('min_component', [None, 0.02])
-def test_masks_kept_at_the_size_of_the_network_are_those_at_the_size_of_the_image(min_component: float | None) -> None:
+def test_masks_are_kept_as_they_were_found_with_and_without_ground_truth(min_component: float | None) -> None:
     draw = np.random.default_rng(2)
     truths, masks = random_blobs(draw, 4, 5)
     loader = loader_of(truths, masks, draw)
@@ -57,9 +60,36 @@ def test_masks_kept_at_the_size_of_the_network_are_those_at_the_size_of_the_imag
     with_truth = embed_split(ColourModel(), loader, CPU, 5, **options)
     plain = embed_split(ColourModel(), [{k: v for k, v in batch.items() if k != 'semseg'} for batch in loader], CPU, 1,
                         **options)
-    assert plain.packed_shapes == [(SIDE, SIDE)] * 4 != with_truth.packed_shapes
     assert not plain.inside.any()
+    assert plain.masks == with_truth.masks
+    assert all(unpack(mask).shape == (SIDE, SIDE) for mask in plain.masks)
     np.testing.assert_array_equal(plain.prototypes, with_truth.prototypes)
     labels = np.arange(1, len(plain) + 1)
     for image in range(4):
         np.testing.assert_array_equal(plain.paint(image, labels, 0), with_truth.paint(image, labels, 0))
+
+
+def test_masks_come_back_and_belong_to_their_prototypes(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    masks, prototypes = [draw.random(shape) < 0.3 for shape in ((5, 7), (64, 3), (1, 1))], draw.random((3, 2))
+    path = tmp_path / 'masks.npz'
+    save_masks(path, prototypes, [pack(mask) for mask in masks])
+    for mask, packed in zip(masks, read_masks(path, prototypes), strict=True):
+        np.testing.assert_array_equal(unpack(packed), mask)
+    with pytest.raises(UserError, match=r'masks.npz holds the masks of other objects than those saved beside it; run'):
+        read_masks(path, prototypes[::-1])
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r'masks.npz is damaged or of an earlier version; run its script again'):
+        read_masks(path, prototypes)
+    save_masks(path, prototypes, [])  # none are kept: those of an earlier run do not stay
+    assert read_masks(path, prototypes) is None
+
+
+def test_an_image_that_travels_with_its_batch_is_kept_small_beside_its_ground_truth() -> None:
+    draw = np.random.default_rng(2)
+    truths, masks = random_blobs(draw, 2, 5)
+    batch, image = loader_of(truths, masks, draw)[0], draw.integers(0, 255, (500, 400, 3), np.uint8)
+    split = embed_split(ColourModel(), [{**batch, 'original': [None, image]}], CPU, 5)
+    assert [[part.shape for part in picture] for picture in split.pictures] == [[], [(200, 160, 3), truths[1].shape]]
+    del batch['semseg']
+    assert len(embed_split(ColourModel(), [{**batch, 'original': [None, image]}], CPU, 5).pictures[1]) == 1

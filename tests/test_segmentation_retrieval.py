@@ -6,12 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from segmentation import feature_index as memory_bank
+from segmentation import feature_index
 from segmentation import kmeans as kmeans_script
 from segmentation import retrieval as script
-from segmentation.feature_index import MemoryBank, fill_memory, load_memory, retrieval_confusion
+from segmentation.feature_index import FeatureIndex, build_index, load_index, retrieval_confusion
 from segmentation.metrics import iou_of
 from segmentation.objects import embed_split
+from segmentation.provenance import DECIDES
 from tests.colours import (
     CLASSES,
     MIDDLE,
@@ -54,9 +55,9 @@ def entry_of(folder: Path) -> dict:
     return results(folder)['retrieval']
 
 
-def bank_of(prototypes, labels, classes=('background', 'a', 'b', 'c')) -> MemoryBank:
+def bank_of(prototypes, labels, classes=('background', 'a', 'b', 'c')) -> FeatureIndex:
     votes = np.eye(len(classes), dtype=np.int64)[labels]
-    return MemoryBank(np.array(prototypes, np.float32), votes, np.array(['x'] * len(labels)), classes)
+    return FeatureIndex(np.array(prototypes, np.float32), votes, np.array(['x'] * len(labels)), classes)
 
 
 def test_figures_by_hand(run, tmp_path: Path, capsys) -> None:
@@ -143,8 +144,6 @@ def test_a_saved_memory_gives_the_same(run, tmp_path: Path, capsys) -> None:
 def test_a_saved_memory_that_does_not_fit(run, tmp_path: Path) -> None:
     root = colours(tmp_path)
     flags = ('--memory', str(run() / 'memory.npz'))
-    with pytest.raises(UserError, match='^queries of dimension 3 do not fit a memory of dimension 2; '):
-        run('model_kwargs.ndim=3', flags=flags, output='other')
     write_lists(root, ('background', 'warm', 'green', 'blue'), val=['val_0'])
     with pytest.raises(UserError, match='filled with classes background, red, green, blue, not background, warm'):
         run(flags=flags, output='classes')
@@ -195,8 +194,8 @@ def test_contact_sheet(run, tmp_path: Path) -> None:
 
 
 def test_search_equals_sorting_all_cosines(monkeypatch) -> None:
-    monkeypatch.setattr(memory_bank, 'QUERIES', 4)
-    monkeypatch.setattr(memory_bank, 'ENTRIES', 7)
+    monkeypatch.setattr(feature_index, 'QUERIES', 4)
+    monkeypatch.setattr(feature_index, 'ENTRIES', 7)
     draw = np.random.default_rng(0)
     memory, queries = draw.standard_normal((50, 6)), draw.standard_normal((9, 6))
     memory, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (memory, queries))
@@ -219,7 +218,7 @@ def test_an_object_never_retrieves_its_own_image() -> None:
     queries = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
     images = np.array(['a', 'b', 'd'])
     assert bank.search(queries, 1, images).tolist() == [[3], [3], [0]]
-    assert bank.search(queries, 9, images).tolist() == [[3, 2], [3, 1], [0, 1]]  # as many as every query has
+    assert bank.search(queries, 9, images).tolist() == [[3, 2, -1, -1], [3, 1, 0, -1], [0, 1, 3, 2]]
     assert bank.nearest(queries, 1, images).tolist() == [3, 3, 1]
     bank.images = np.array(['a'] * 4)
     with pytest.raises(UserError, match='^the memory holds objects of one image alone'):
@@ -277,7 +276,7 @@ def test_confusion_and_miou_equal_the_slow_way(min_component: float | None) -> N
     split = embed_split(ColourModel(3), loader_of(truths, masks, draw), torch.device('cpu'), 5, from_network=False,
                         keep_masks=True, min_component=min_component)
     names = [f'image_{i}' for i in range(6)]
-    bank = fill_memory(split, names, ('background', *'abcd'))
+    bank = build_index(split, names, ('background', *'abcd'))
     expected = []  # class of each object that enters: most pixels, the higher of equals
     for index in range(len(split)):
         inside = truths[split.image[index]][split.mask(index)]
@@ -298,14 +297,14 @@ def test_save_and_load(tmp_path: Path) -> None:
     bank.made_by, bank.db_name = 'embedding', 'Toy'
     bank.save(tmp_path / 'memory.npz')
     assert [path.name for path in tmp_path.iterdir()] == ['memory.npz']
-    loaded = load_memory(tmp_path / 'memory.npz', bank.classes)
+    loaded = load_index(tmp_path / 'memory.npz', bank.classes, dict.fromkeys(DECIDES))
     np.testing.assert_array_equal(loaded.prototypes, bank.prototypes)
     np.testing.assert_array_equal(loaded.labels, bank.labels)
     assert loaded.classes == bank.classes
     assert (loaded.made_by, loaded.db_name) == ('embedding', 'Toy')
     np.savez(tmp_path / 'code.npz', **{**vars(bank), 'made_by': np.array([print], object)})
     with pytest.raises(UserError, match='damaged'):  # nothing is unpickled
-        load_memory(tmp_path / 'code.npz', bank.classes)
+        load_index(tmp_path / 'code.npz', bank.classes, dict.fromkeys(DECIDES))
 
 
 def test_one_sentence_each(run, tmp_path: Path) -> None:

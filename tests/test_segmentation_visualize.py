@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from segmentation import kmeans, retrieval, visualize
-from segmentation.prototype_map import project, spread
-from segmentation.saved import read_objects
-from tests.colours import CLASSES, MIDDLE, RGB, ColourModel, runner, write_image, write_lists
+from segmentation.figures import project, spread
+from segmentation.objects import unpack
+from segmentation.visualize import crop_objects, read_objects
+from tests.colours import CLASSES, MIDDLE, RGB, SIDE, ColourModel, runner, write_image, write_lists
 from tests.test_utils_report_run import Page
 from utils.run.errors import UserError
 
@@ -36,11 +37,10 @@ def run(tmp_path: Path, monkeypatch):
 def test_kmeans_run(run, tmp_path: Path, capsys) -> None:
     folder = run(kmeans, 'kmeans', 'num_clusters=4', 'num_seeds=1')  # the image without a mask takes one
     saved = read_objects(folder)
-    assert len(saved) == 6  # not the empty one
-    assert [saved.name(i) for i in range(6)] == ['red', 'red', 'green', 'green', 'blue', 'blue']
-    assert saved.colours().tolist() == [1, 1, 2, 2, 3, 3]
-    assert [saved.images[saved.nearest(i, 1)[0]] for i in range(6)] == [
-        'red_1', 'red_0', 'green_1', 'green_0', 'blue_1', 'blue_0']
+    assert saved.images.tolist() == ['red_0', 'red_1', 'green_0', 'green_1', 'blue_0', 'blue_1']  # not the empty one
+    names, colours, kind = saved.captions()
+    assert (names, colours.tolist(), kind) == (['red', 'red', 'green', 'green', 'blue', 'blue'], [1, 1, 2, 2, 3, 3],
+                                               'class')
     clusters = np.unique(saved.clusters)
     assert sum(len(saved.members(k)) for k in clusters) == 6
     visualize.main(['--run', str(folder), '--device', 'cpu', '--images', '4'])
@@ -56,10 +56,12 @@ def test_kmeans_run(run, tmp_path: Path, capsys) -> None:
     assert all(abs(row[x] - RGB[1]).max() < 30 for x in (64, 132 + 64))  # a red one and the other red one
     text = Page(output / 'report.html').text
     saved.labels[0] = -1  # one of several with classes
-    assert (saved.name(0), saved.colours()[:3].tolist()) == ('no class', [255, 1, 2])
+    names, colours, kind = saved.captions()
+    assert (names[:2], colours[:3].tolist(), kind) == (['no class', 'red'], [255, 1, 2], 'class')
     saved.labels[:] = -1
-    assert saved.name(0) == f'cluster {saved.clusters[0] + 1}'
-    assert saved.colours().tolist() == (saved.clusters + 1).tolist()
+    names, colours, kind = saved.captions()
+    assert (names[0], colours.tolist(), kind) == (f'cluster {saved.clusters[0] + 1}', (saved.clusters + 1).tolist(),
+                                                  'cluster')
     for shown in ('void', 'blue', 'Map of the prototypes', 'Nearest neighbours',
                   *(f'Cluster {k + 1}: {len(saved.members(k))} objects, ' for k in clusters)):
         assert shown in text
@@ -72,22 +74,40 @@ def test_retrieval_run_by_tsne(run, tmp_path: Path) -> None:
                                                                       'report.html'}
 
 
-def test_components_find_their_own_object_again(run, tmp_path: Path) -> None:
+def test_each_component_has_its_own_mask(run, tmp_path: Path) -> None:
     write_image(tmp_path / 'Colours', 'red_0', [(1, LEFT), (2, RIGHT)])
-    folder = run(kmeans, 'kmeans', 'num_clusters=3', 'num_seeds=1', 'components=true')
+    saved = read_objects(run(kmeans, 'kmeans', 'num_clusters=3', 'num_seeds=1', 'components=true'))
+    both = np.flatnonzero(saved.images == 'red_0')
+    assert [saved.captions()[0][i] for i in both] == ['red', 'green']
+    for index, box in zip(both, (LEFT, RIGHT), strict=True):
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        mask[box] = 1
+        np.testing.assert_array_equal(unpack(saved.masks[index]), mask)
+
+
+def test_masks_are_those_of_the_prototypes_or_there_are_none(run, tmp_path: Path, monkeypatch, capsys) -> None:
+    arguments = ['--device', 'cpu', '--run']
+    index = run(retrieval, 'retrieval', 'memory_db_name=Colours')
+    folder = run(kmeans, 'kmeans', 'num_clusters=3', 'num_seeds=1')
+    mine = (folder / 'masks.npz').read_bytes()
+    (folder / 'masks.npz').write_bytes((index / 'masks.npz').read_bytes())
+    with pytest.raises(UserError, match=r'masks.npz holds the masks of other objects than those saved beside it'):
+        visualize.main([*arguments, str(folder)])
+    (folder / 'masks.npz').write_bytes(mine[:-50])
+    with pytest.raises(UserError, match='masks.npz is damaged'):
+        visualize.main([*arguments, str(folder)])
+    monkeypatch.setattr(kmeans, 'KEPT', 6)  # of 7 images
+    run(kmeans, 'kmeans', 'num_clusters=3', 'num_seeds=1')
+    assert not (folder / 'masks.npz').exists()
+    visualize.main([*arguments, str(folder)])
+    assert 'No masks.npz, which runs on at most 20000 images write: whole images are shown' in capsys.readouterr().out
+    assert np.asarray(Image.open(folder / 'visualize' / 'neighbours.png')).std() > 0
     saved = read_objects(folder)
-    p = visualize.config_of(folder)
-    images, device = visualize.open_images(p, False, ColourModel()), visualize.pick_device('cpu')
-    finder = visualize.ObjectFinder(ColourModel(), images, device, p.features, False, p.min_component)
-    both = [i for i in range(len(saved)) if saved.images[i] == 'red_0']
-    assert [saved.name(i) for i in both] == ['red', 'green']
-    masks = [mask for _, mask in finder.find(saved, both).values()]
-    assert masks[0][LEFT].all()
-    assert masks[1][RIGHT].all()
-    assert not (masks[0] & masks[1]).any()
-    saved.prototypes[both[0]] *= -1
-    with pytest.raises(UserError, match='finds another object in image red_0'):
-        finder.find(saved, both)
+    images = visualize.open_images(visualize.config_of(folder), False, ColourModel())
+    assert crop_objects(saved, images, [0])[0].shape == (SIDE, SIDE, 3)
+    images.ids.remove('red_0')
+    with pytest.raises(UserError, match='image red_0 of the saved run is not in the split it was made of; restore it'):
+        crop_objects(saved, images, [0])
 
 
 def test_folders_that_hold_no_run(run, tmp_path: Path) -> None:

@@ -20,10 +20,9 @@ WAITS_OF_STEP = {'four processes with all options': {'boolean index, models/segm
 EVALUATIONS = {
     'validation': ({'copy to the CPU, segmentation/engine.py:validate': 1}, {}),
     'prediction': ({'copy to the CPU, segmentation/engine.py:run_network': 4}, {}),
-    'prototypes': ({'copy to the CPU, segmentation/objects.py:find_objects': 1,
-                    'copy to the CPU, segmentation/objects.py:embed_split': 1},
+    'prototypes': ({'copy to the CPU, segmentation/objects.py:find_objects': 2},
                    {'(64, 64), segmentation/objects.py:find_objects': 3}),
-    'prototypes of components': ({'copy to the CPU, segmentation/objects.py:embed_split': 1},
+    'prototypes of components': ({'copy to the CPU, segmentation/objects.py:find_objects': 1},
                                  {'(64, 64), segmentation/objects.py:find_objects': 3}),
     'prediction of BASNet': ({'copy to the CPU, saliency/basnet.py:predict': 1}, {})}
 # what each planted defect is found by

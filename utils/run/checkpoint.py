@@ -181,6 +181,24 @@ def _require_same_images(path: Path, before: Sequence[str], now: Sequence[str]) 
                     'another output_dir.')
 
 
+def read_arrays(path: Path, names: Sequence[str], damaged: str) -> dict[str, np.ndarray]:
+    """The named arrays of an .npz file, as data and never as code.
+
+    Args:
+        damaged: what an error says of the file.
+
+    Raises:
+        UserError: the file is none, or not whole, or lacks one of the names, or holds numbers that are not finite.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in names}
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f'{path} {damaged}') from error
+    require_finite({name: array for name, array in arrays.items() if array.dtype.kind == 'f'}, path, 'values')
+    return arrays
+
+
 def require_finite(arrays: Mapping[str, Tensor | np.ndarray], source: Path | str, what: str = 'weights') -> None:
     """Raises UserError when any value of a file's arrays is infinite or not a number; the sentence names them."""
     wrong = [name for name, value in arrays.items() if not torch.as_tensor(value).isfinite().all()]
