@@ -50,7 +50,7 @@ class Item(NamedTuple):
     reason: str = ''  # why it cannot be read
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument('--images', type=Path, required=True, help='folder of the images; subfolders count')
     parser.add_argument('--output', type=Path, required=True, help='folder for the masks and the report')
@@ -128,7 +128,7 @@ def contact_sheet(images: Path, names: Sequence[Path], output: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+    args = parse(argv)
     names = find_images(args.images)
     source = build_source(args.method, args.weights, args.onnx_config, args.device, args.input_size)
     prepare_output(args.output, args.images)

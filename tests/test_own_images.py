@@ -1,4 +1,4 @@
-"""The README's way from a folder of images to a segmentation, by the README's own lines."""
+"""From a folder of images to a segmentation by the lines of docs/own_images.md."""
 import importlib
 import json
 import re
@@ -22,9 +22,9 @@ SMALL = {'pretrain/main.py': ['pretraining=none', 'backbone=resnet18', 'augmenta
                                     'model_kwargs.dropout=0.0']}
 
 
-def readme_commands(**paths: str) -> list[list[str]]:
-    """The commands of the section, with its folders replaced."""
-    section = (ROOT / 'README.md').read_text().split('## Your own images\n')[1].split('\n## ')[0]
+def page_commands(**paths: str) -> list[list[str]]:
+    """The commands at the top of the page, with its folders replaced."""
+    section = (ROOT / 'docs/own_images.md').read_text().split('\n## ')[0]
     commands = [shlex.split(line)[1:] for line in section.splitlines() if line.startswith('    python ')]
     pattern = re.compile('|'.join(rf'(?<![\w/]){re.escape(name)}(?![\w])' for name in paths))
     return [[pattern.sub(lambda found: paths[found.group()], word) for word in words] for words in commands]
@@ -40,7 +40,7 @@ def test_from_photographs_to_segmentation(tmp_path: Path, capsys) -> None:
         Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path)
     (tmp_path / 'photos' / 'images' / 'a' / 'broken.jpg').write_bytes(b'nothing')
     results = tmp_path / 'photos' / 'results'
-    commands = readme_commands(photos=str(tmp_path / 'photos'), NEW=str(tmp_path / 'photos' / 'images' / 'a' / '0.jpg'),
+    commands = page_commands(photos=str(tmp_path / 'photos'), NEW=str(tmp_path / 'photos' / 'images' / 'a' / '0.jpg'),
                                segmented=str(tmp_path / 'segmented'))
     assert [words[0] for words in commands] == ['saliency/predict.py', 'pretrain/main.py', 'segmentation/kmeans.py',
                                                 'segmentation/predict.py']

@@ -206,8 +206,8 @@ def test_workers_are_the_cores_that_may_be_used(monkeypatch):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {3})
     monkeypatch.setattr(os, 'cpu_count', lambda: 64)
     flags = ['--images', 'a', '--output', 'b', '--method', 'unsupervised']
-    assert script.parse_args(flags).workers == 1
-    assert script.parse_args([*flags, '--workers', '5']).workers == 5
+    assert script.parse(flags).workers == 1
+    assert script.parse([*flags, '--workers', '5']).workers == 5
 
 
 def test_mistakes_are_one_sentence(folder, tmp_path):

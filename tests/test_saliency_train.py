@@ -137,8 +137,8 @@ def test_folders_of_the_command_line(shapes, tmp_path, monkeypatch, thin, capsys
     assert f"17 images of {shapes / 'images'} with masks of {shapes}/it's # made: by me\n" in capsys.readouterr().out
 
 
-def test_the_line_of_the_readme_needs_no_db_root(shapes, tmp_path, thin, capsys):
-    section = (Path(__file__).parents[1] / 'README.md').read_text().split('## Better masks from noisy ones\n')[1]
+def test_the_line_of_the_docs_needs_no_db_root(shapes, tmp_path, thin, capsys):
+    section = (Path(__file__).parents[1] / 'docs/own_images.md').read_text().split('## Better masks')[1]
     line = next(line for line in section.splitlines() if line.startswith('    python '))
     words = line.replace('DIR', str(shapes / 'images'), 1).replace('DIR', str(shapes / 'saliency_unsupervised_model'))
     small = re.search(r'append `(--set [^`]*)`', section).group(1)
