@@ -28,7 +28,6 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from data.cache import SampleCache
 from data.pairs import DRAWS, MAX_FOREGROUND, MIN_FOREGROUND, PairDataset
 from data.views import ContrastiveView
 from data.voc import VOCSegmentation
@@ -55,7 +54,7 @@ class PlainPairs:
     def read(self, index: int) -> dict[str, Any]:
         name = self.base.ids[index]
         image = Image.open(self.base.image_path(index)).convert('RGB')
-        mask = np.array(Image.open(self.base.root / self.base.saliency_folder / f'{name}.png').convert('L')) > 127
+        mask = np.array(Image.open(self.base.masks / f'{name}.png').convert('L')) > 127
         return {'id': name, 'image': image, 'sal': tv_tensors.Mask(torch.from_numpy(mask))}
 
     def __getitem__(self, item: Item) -> dict[str, Any]:
@@ -103,25 +102,21 @@ def measure(root: Path, split: str, saliency: str, images: int, size: int, round
     cv2.setNumThreads(0)
     base = VOCSegmentation(root, split, saliency=saliency, skip_without_saliency=True)
     base.ids = base.ids[:images]
-    cached = copy.copy(base)
-    cached.cache = SampleCache(base.load, len(base))
     view = ContrastiveView(*IMAGENET, size, jitter=JITTER)
-    plain, ours, from_memory = PlainPairs(base, size), PairDataset(base, view), PairDataset(cached, view)
+    plain, ours = PlainPairs(base, size), PairDataset(base, view)
     items = [(index, 1000 + index) for index in range(len(base))]
     for item in items:
         check_alike(plain[item], ours[item])
-        check_alike(plain[item], from_memory[item])
 
     sides = [max(base.load(index)['image'].shape) for index, _ in items]
     print(f'{len(items)} images of {root.name}, longest side {statistics.median(sides):.0f} px, pairs at {size} px, '
           f'one core; torch {torch.__version__}, OpenCV {cv2.__version__}, median of {rounds} rounds')
     reading = rates({'plain': lambda item: plain.read(item[0]), 'ours': lambda item: base.load(item[0])}, items, rounds)
-    pairs = rates({'plain': plain.__getitem__, 'ours': ours.__getitem__, 'ram': from_memory.__getitem__}, items, rounds)
+    pairs = rates({'plain': plain.__getitem__, 'ours': ours.__getitem__}, items, rounds)
     print(f'| {"a second and core":<22} | {"plain way":>9} | {"this project":>12} | {"ratio":>5} |')
     print('|---|---:|---:|---:|')
     for what, slow, fast in (('images and masks read', reading['plain'], reading['ours']),
-                             ('pairs', pairs['plain'], pairs['ours']),
-                             ('pairs, cache: ram', pairs['plain'], pairs['ram'])):
+                             ('pairs', pairs['plain'], pairs['ours'])):
         ratio = statistics.median(b / a for a, b in zip(slow, fast, strict=True))
         print(f'| {what:<22} | {statistics.median(slow):9.1f} | {statistics.median(fast):12.1f} | {ratio:5.2f} |')
 

@@ -24,7 +24,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.prediction import draw
-from data.images import read_image, read_labels, read_saliency, resize_drawn
+from data.images import read_image, read_labels, read_mask, resize_drawn
 from data.voc import VOID, read_ids
 from experiments.runner import markdown
 from saliency.basnet_training import mask_iou
@@ -63,7 +63,7 @@ def score(truth: Path, mask: Path) -> tuple[float, bool] | None:
     objects = valid & (labels > 0)
     if not objects.any():
         return None
-    found = read_saliency(mask) if mask.is_file() else np.zeros_like(labels)
+    found = read_mask(mask).values if mask.is_file() else np.zeros_like(labels)
     if not found.any():
         return 0.0, False
     found = resize_drawn(found, labels.shape[1], labels.shape[0], mask)

@@ -12,13 +12,12 @@ import textwrap
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 from utils.run.errors import UserError
 from utils.run.lock import lock_file
 
-PASCAL_VOC_ID = '1pxhY5vsLwXuz6UHZVUKhtb7EJdCg2kuH'  # the authors' PASCAL_VOC.tgz on Google Drive
+GOOGLE_DRIVE = 'https://drive.google.com/uc?id=1pxhY5vsLwXuz6UHZVUKhtb7EJdCg2kuH'  # the authors' PASCAL_VOC.tgz
 ARCHIVE_NAME = 'PASCAL_VOC.tgz'
 FOLDER = 'VOCSegmentation'  # the one folder the archive holds
 REQUIRED = ('images', 'sets')
@@ -33,27 +32,25 @@ class _ArchiveError(Exception):
     """The archive cannot be used; the text says why."""
 
 
-def ensure_dataset(root: Path, file_id: str = PASCAL_VOC_ID, url: str | None = None) -> Path:
-    """Return the data set folder; fetch and unpack the archive when db_root is there and holds none.
+def ensure_dataset(root: Path, url: str = GOOGLE_DRIVE) -> Path:
+    """The data set folder; the archive is fetched and unpacked when db_root is there and holds none.
+
+    The archive goes to db_root/PASCAL_VOC.tgz; one that lies there already (put there by hand) is used. An
+    interrupted download is kept as PASCAL_VOC.tgz????????.part and continued by the next call. The folder appears
+    under its name only when all of the archive, checksum included, is read and unpacked; then the archive is
+    DELETED, also one put there by hand. One process at a time does this, the others wait at an advisory lock on
+    db_root/.VOCSegmentation.lock (the empty file stays) and find the folder.
 
     Args:
         root: db_root/VOCSegmentation. An existing folder is returned as it is, without looking inside.
-        file_id: Google Drive id of the archive.
         url: where to fetch the archive instead of Google Drive.
 
-    The archive goes to db_root/PASCAL_VOC.tgz; one that lies there already (put there by hand) is used. An
-    interrupted download is kept as PASCAL_VOC.tgz????????.part and continued by the next call. The archive is read
-    to its end, checksum included, before anything is unpacked; the folder appears under its name only when complete,
-    and then the archive is DELETED, also one put there by hand. One process at a time does this, the others wait at
-    an advisory lock on db_root/.VOCSegmentation.lock (the empty file stays) and find the folder.
-
     Raises:
-        UserError: db_root is missing, holds another data set or cannot be written, gdown is missing, the download
-            failed, or the archive is broken, unsafe or of something else (deleted if this call fetched it, otherwise
-            left alone).
+        UserError: db_root is missing, holds another data set or cannot be written, gdown or tarfile's data filter is
+            missing, the download failed, or the archive is broken, unsafe or of something else (deleted if this call
+            fetched it, otherwise left alone).
         OSError: the disk is full or failing.
     """
-    root = Path(root)
     if root.is_dir():
         return root
     if root.exists() or root.is_symlink():
@@ -66,21 +63,23 @@ def ensure_dataset(root: Path, file_id: str = PASCAL_VOC_ID, url: str | None = N
         raise UserError(f'db_root {root.parent} holds {" and ".join(own)} and no {FOLDER}/; set db_root to the folder '
                         f'around {FOLDER}/, or the name of the data set in the config.')
     archive = root.parent / ARCHIVE_NAME
-    source = url or f'https://drive.google.com/uc?id={file_id}'
+    if not hasattr(tarfile, 'data_filter'):
+        raise UserError(f'unpacking {ARCHIVE_NAME} safely needs Python 3.10.12, 3.11.4 or later; update, or unpack it '
+                        f'by hand so that {root} exists.')
     with _exclusive(root):
         if root.is_dir():  # another process was faster
             return root
         fetched = not archive.exists()
         if fetched:
-            _fetch(source, archive)
+            _fetch(url, archive)
         try:
             _unpack(archive, root)
         except _ArchiveError as error:
             if not fetched:
                 raise UserError(f'{archive} cannot be used ({error}) and was left as it is; '
                                 'delete it to have it fetched anew.') from error
-            archive.unlink()  # all its bytes had come, so continuing would not mend it
-            raise UserError(f'the archive from {source} cannot be used ({error}) and was deleted; start again, '
+            archive.unlink()  # all its bytes had come, so that continuing would not help
+            raise UserError(f'the archive from {url} cannot be used ({error}) and was deleted; start again, '
                             f'or fetch it by hand and put it to {archive}.') from error
         archive.unlink()
     log.info('the data set is ready in %s', root)
@@ -136,64 +135,32 @@ def _unpack(archive: Path, root: Path) -> None:
     if staging.exists():
         log.info('removing %s, left by an interrupted unpacking', staging)
         shutil.rmtree(staging)
-    log.info('checking %s', archive)
-    with _reasons():
-        _check(archive, staging)
     log.info('unpacking %s', archive)
-    staging.mkdir()
+    (staging / FOLDER).mkdir(parents=True)
     try:
-        with _reasons():
-            _extract(archive, staging)
+        with gzip.open(archive) as stream:
+            with tarfile.open(fileobj=stream, mode='r|') as tar:
+                tar.extractall(staging / FOLDER, filter=_within_folder)
+            while stream.read(1 << 20):  # gzip verifies checksum and length at the end; tarfile does not read as far
+                pass
         missing = [name for name in REQUIRED if not (staging / FOLDER / name).is_dir()]
         if missing:
             raise _ArchiveError(f'it holds no {FOLDER}/{missing[0]}/')
         os.sync()  # the files reach the disk before the name does
         (staging / FOLDER).rename(root)
+    except tarfile.FilterError as error:
+        raise _ArchiveError(f'unsafe: {error}') from error
+    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:  # other OSErrors, a full disk, pass
+        raise _ArchiveError(f'broken or cut short: {error}') from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-@contextmanager
-def _reasons() -> Iterator[None]:
-    """Turn what gzip and tarfile raise on bad bytes into _ArchiveError; other OSErrors (a full disk) pass."""
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
-        raise _ArchiveError(f'broken or cut short: {error}') from error
-
-
-def _check(archive: Path, staging: Path) -> None:
-    """Read all of the archive. gzip verifies checksum and length at the end; tarfile's own reader does not."""
-    with gzip.open(archive) as stream:
-        with tarfile.open(fileobj=stream, mode='r|') as tar:
-            for member in tar:
-                _check_member(member, staging)
-        while stream.read(1 << 20):
-            pass
-
-
-def _extract(archive: Path, staging: Path) -> None:
-    safe: dict[str, Any] = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}  # not in early 3.10, 3.11
-    with tarfile.open(archive, 'r:gz') as tar:
-        for member in tar:
-            _check_member(member, staging)  # again: by now a path can lead through a link on the disk
-            member.mode = 0o755 if member.isdir() else 0o644
-            member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), '', ''
-            tar.extract(member, staging, **safe)
-
-
-def _check_member(member: tarfile.TarInfo, staging: Path) -> None:
-    """Refuse what would land outside `staging`, links that lead out of the data set, and devices."""
-    path = Path(member.name)
-    if path.is_absolute() or '..' in path.parts or not _inside(staging / path, staging):
-        raise _ArchiveError(f'its member {member.name} would leave the folder')
-    if member.issym() or member.islnk():
-        start = (staging / path).parent if member.issym() else staging  # hard links count from the archive's root
-        if Path(member.linkname).is_absolute() or not _inside(start / member.linkname, staging / FOLDER):
-            raise _ArchiveError(f'its member {member.name} is a link that leads out of the folder')
-    elif not (member.isfile() or member.isdir()):
-        raise _ArchiveError(f'its member {member.name} is neither a file nor a folder')
-
-
-def _inside(path: Path, folder: Path) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+def _within_folder(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+    """tarfile's data filter with the data set's folder for its root, so that no link leads to what lies beside it."""
+    top, *rest = PurePosixPath(member.name).parts or ('',)
+    if top != FOLDER:
+        tarfile.data_filter(member, path)
+        return None
+    target = member.linkname.removeprefix(f'{FOLDER}/') if member.islnk() else member.linkname
+    return tarfile.data_filter(member.replace(name='/'.join(rest) or '.', linkname=target, deep=False), path)

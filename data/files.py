@@ -5,7 +5,7 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,9 +28,13 @@ def find_files(folder: Path) -> list[Path]:
     Raises:
         UserError: the folder or one below it cannot be listed.
     """
+    def refuse(error: OSError) -> NoReturn:
+        raise UserError(f'folder {error.filename} cannot be listed ({error.strerror}); change its permissions or move '
+                        'it elsewhere.') from error
+
     found = []
     seen = set()
-    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         status = Path(parent).stat()
         if (status.st_dev, status.st_ino) in seen:  # a link to a folder that is there already, perhaps around this one
             folders.clear()
@@ -49,9 +53,12 @@ def find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f'{folder} is not a folder; give the folder that holds the images.')
-    files = find_files(folder)
-    images = [path for path in files if path.suffix.lower() in SUFFIXES]
-    kinds = Counter(path.suffix.lower() or 'no suffix' for path in files if path.suffix.lower() not in SUFFIXES)
+    images, kinds = [], Counter[str]()
+    for path in find_files(folder):
+        if path.suffix.lower() in SUFFIXES:
+            images.append(path)
+        else:
+            kinds[path.suffix.lower() or 'no suffix'] += 1
     others = name_some([f'{count} {kind}' for kind, count in kinds.most_common()])
     if not images:
         raise UserError(f'folder {folder} holds no image ({", ".join(SUFFIXES)}){f", but {others}" if others else ""}; '
@@ -61,9 +68,22 @@ def find_images(folder: Path) -> list[Path]:
     return images
 
 
-def _refuse(error: OSError) -> NoReturn:
-    raise UserError(f'folder {error.filename} cannot be listed ({error.strerror}); change its permissions or move it '
-                    'elsewhere.') from error
+def find_missing(root: Path, paths: Iterable[Path]) -> set[Path]:
+    """Of relative paths those that are not there; each folder is listed once."""
+    present: dict[Path, set[str]] = {}
+    missing = set()
+    for path in paths:
+        if path.parent not in present:
+            folder = root / path.parent
+            present[path.parent] = {other.name for other in folder.iterdir()} if folder.is_dir() else set()
+        if path.name not in present[path.parent]:
+            missing.add(path)
+    return missing
+
+
+def name_missing(root: Path, paths: Iterable[Path]) -> str:
+    """The first few missing files, each with what lies there instead, and how many are left."""
+    return name_some([f'{path}{lies_instead(root / path) if i < 5 else ""}' for i, path in enumerate(paths)])
 
 
 def lies_instead(path: Path) -> str:
@@ -91,17 +111,12 @@ def mask_name(image: Path) -> Path:
     return image.with_suffix('.png')
 
 
-def one_a_mask(names: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
-    """Of images that would share a mask (a.jpg, a.webp) the first alone.
-
-    Returns:
-        the images that stay, and for each that goes the one that has its mask.
-    """
+def drop_duplicates(names: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
+    """Of images that would share a mask (a.jpg, a.webp) the first alone, and for each other one the first."""
     first: dict[Path, Path] = {}
     for name in names:
         first.setdefault(mask_name(name), name)
-    owners = {name: first[mask_name(name)] for name in names}
-    return list(first.values()), {name: owner for name, owner in owners.items() if owner != name}
+    return list(first.values()), {name: first[mask_name(name)] for name in names if first[mask_name(name)] != name}
 
 
 def prepare_output(output: Path, images: Path) -> None:
@@ -111,8 +126,7 @@ def prepare_output(output: Path, images: Path) -> None:
         images: the folder that the images are taken from, or a single file.
 
     Raises:
-        UserError: it lies inside the folder of the images or around it, is that of the single file, or cannot be
-            written.
+        UserError: it lies inside the folder of the images or around it, is that of the single file, or is read-only.
     """
     inside, around = output.resolve(), images.resolve()
     if around.is_file() and inside == around.parent:

@@ -1,4 +1,4 @@
-"""A plain folder of photographs as a data set: no labels, no lists."""
+"""An unlabelled image folder as a data set: no ground truth, no lists."""
 from __future__ import annotations
 
 import hashlib
@@ -7,21 +7,11 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from torch.utils.data import Dataset
-
-from data.cache import SampleCache
-from data.files import find_files, find_images, lies_instead, mask_name, one_a_mask
-from data.images import (
-    EXCHANGED,
-    ImageFileError,
-    fit_to_photograph,
-    probe_image,
-    read_mask,
-    read_orientation,
-    read_photograph,
-    same_shape,
-)
-from data.voc import Sample, VOCSegmentation, check_layout
+from data.files import drop_duplicates, find_files, find_images, mask_name, name_missing
+from data.image_set import ImageSet
+from data.images import EXCHANGED, ImageFileError, probe_image, read_mask, read_orientation, same_shape
+from data.transforms import Sample
+from data.voc import check_layout
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
 from utils.run.parallel import available_cores, in_threads
@@ -33,12 +23,12 @@ DAMAGED_SHARE, DAMAGED_FILES = 0.1, 10  # of a split may be damaged before it is
 
 
 def is_folder(root: Path) -> bool:
-    """Whether a data set is a plain folder: it has neither lists of IDs nor ground truth."""
+    """Whether a data set is an unlabelled image folder: it has neither lists of IDs nor ground truth."""
     return root.is_dir() and not (root / 'sets').exists() and not (root / 'SegmentationClass').exists()
 
 
 def choose_split(names: Sequence[Path], split: str, seed: int) -> list[Path]:
-    """The images of a split: 'all', or a random tenth (at least one), 'val', and the rest, 'train'.
+    """The images of a split: 'all', or a random tenth (at least one), 'val', and the others, 'train'.
 
     The draw depends on the seed and each name, so that a few new images move few of the others.
 
@@ -46,7 +36,7 @@ def choose_split(names: Sequence[Path], split: str, seed: int) -> list[Path]:
         UserError: another name, or a split without an image.
     """
     if split not in SPLITS:
-        raise UserError(f'a plain folder of images has the splits {", ".join(SPLITS)}, not {split}; choose one of '
+        raise UserError(f'an unlabelled image folder has the splits {", ".join(SPLITS)}, not {split}; choose one of '
                         'them, or add lists in sets/.')
     drawn = sorted(names, key=lambda name: hashlib.sha256(os.fsencode(f'{seed} {name.as_posix()}')).digest())
     val = set(drawn[:max(1, round(VAL_SHARE * len(names)))])
@@ -56,47 +46,43 @@ def choose_split(names: Sequence[Path], split: str, seed: int) -> list[Path]:
     return chosen
 
 
-class FolderDataset(Dataset):
+class FolderDataset(ImageSet):
     """Photographs in a folder at any depth, with masks in another at the same place.
 
-    Images may be of any size and of every kind that ``data.files`` lists, see ``data.images``. A mask is a PNG, as
-    saliency/predict.py writes it. Every file is decoded once at the start: damaged ones are named in the log and left
-    out, as are images without a mask.
+    Every file is decoded once at the start: damaged ones are named in the log and left out, as are images without a
+    mask.
 
     Args:
-        images: the folder of the photographs.
-        masks: the folder of the masks, if they are to be read.
+        images: the folder of the photographs, of every kind that ``data.files`` lists.
+        masks: the folder of the masks (PNG), if they are to be read.
         split: 'all', 'train' or 'val', see ``choose_split``.
         seed: of the random split.
-        transform: applied to each sample.
-
-    A sample is a dict: 'image' (H, W, 3) uint8; 'sal' (H, W) uint8 in {0, 1}; 'id', the relative path without
-    suffix.
 
     Raises:
         UserError: a folder is missing, no image has a mask, or more than a tenth of the files (and more than
             10) are damaged or are masks of another shape than their image's; all masks are empty or full.
     """
 
-    classes = ('background',)
+    drawn_on_stored = False
 
     def __init__(self, images: Path, masks: Path | None = None, split: str = 'all', seed: int = 0,
                  transform: Callable[[Sample], Sample] | None = None) -> None:
-        self.images, self.masks, self.split, self.transform = images, masks, split, transform
-        self.root, self.saliency_folder = images.parent, masks.name if masks is not None else ''
-        self.cache: SampleCache | None = None  # of ``load``
+        super().__init__(images.parent, split, masks, transform)
+        self.images = images
         if not images.is_dir():
             check_layout(images.parent)
             raise UserError(f'folder {images} does not exist; put the images there, or correct the path.')
-        names, doubles = one_a_mask(find_images(images))
-        if doubles:
+        names, duplicates = drop_duplicates(find_images(images))
+        if duplicates:
             log.info('%d images left out, whose names differ from those of others in the suffix alone: %s',
-                     len(doubles), name_some(sorted(map(str, doubles))))
+                     len(duplicates), name_some(sorted(map(str, duplicates))))
         chosen = choose_split(names, split, seed)
-        with_mask = chosen if masks is None else self._with_mask(masks, chosen, names)
-        self.names = self._sound(with_mask)
+        self.names = self._sound(chosen if masks is None else self._with_mask(masks, chosen, names))
         self.left_out = len(chosen) - len(self.names)
         self.ids = [name.with_suffix('').as_posix() for name in self.names]
+
+    def image_path(self, index: int) -> Path:
+        return self.images / self.names[index]
 
     def _with_mask(self, masks: Path, names: Sequence[Path], every: Sequence[Path]) -> list[Path]:
         """The images that have a mask."""
@@ -105,14 +91,13 @@ class FolderDataset(Dataset):
                             f'{self.images} --output {masks} --method unsupervised.')
         present = {path for path in find_files(masks) if path.suffix == '.png'}
         kept = [name for name in names if mask_name(name) in present]
-        missing = [mask_name(name) for name in names if mask_name(name) not in present]
-        listed = name_some([f'{mask}{lies_instead(masks / mask) if i < 5 else ""}' for i, mask in enumerate(missing)])
+        missing = name_missing(masks, [mask_name(name) for name in names if mask_name(name) not in present])
         if not kept:
             raise UserError(f'none of the {len(names)} images in {self.images} has its mask in {masks}: there is no '
-                            f'{listed}; a mask needs the relative path of its image with .png.')
+                            f'{missing}; a mask needs the relative path of its image with .png.')
         if missing:
-            log.info('%d of %d images have no mask in %s and are left out: there is no %s', len(missing), len(names),
-                     masks, listed)
+            log.info('%d of %d images have no mask in %s and are left out: there is no %s', len(names) - len(kept),
+                     len(names), masks, missing)
         strays = sorted(path.as_posix() for path in present - {mask_name(name) for name in every})
         if strays:
             log.info('%d masks in %s are of no image: %s', len(strays), masks, name_some(strays))
@@ -156,27 +141,3 @@ class FolderDataset(Dataset):
                                        and read_orientation(self.images / name) in EXCHANGED):
             return '' if mask.any() and not mask.all() else None
         return f'its mask is {shape[1]} x {shape[0]}, the image {size[1]} x {size[0]}'
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = self.load(index)
-        return sample if self.transform is None else self.transform(sample)
-
-    def image_path(self, index: int) -> Path:
-        return self.images / self.names[index]
-
-    def load(self, index: int) -> Sample:
-        """Read one sample, without the transform. Raises UserError for a file that was damaged since the start."""
-        if self.cache is not None:
-            return self.cache[index]
-        photograph = read_photograph(self.image_path(index))
-        sample: Sample = {'id': self.ids[index], 'image': photograph.pixels}
-        if self.masks is not None:
-            path = self.masks / mask_name(self.names[index])
-            sample['sal'] = fit_to_photograph(read_mask(path), photograph, path, stored=False)
-        return sample
-
-
-ImageSet = VOCSegmentation | FolderDataset

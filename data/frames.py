@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from data.files import SUFFIXES, find_images, one_a_mask
+from data.files import SUFFIXES, drop_duplicates, find_images
 from data.images import read_image
 from utils.run.errors import UserError
 
@@ -21,12 +21,12 @@ class Frames(NamedTuple):
     """Where images come from.
 
     total: number of images; for a video as its header says, which may be wrong.
-    doubles: image -> the other one that has the name of its label map.
+    duplicates: image -> the other one that has the name of its label map.
     frames: each (relative name, function that reads the image); the function raises ImageFileError for a
         file that cannot be read.
     """
     total: int
-    doubles: dict[Path, Path]
+    duplicates: dict[Path, Path]
     frames: Iterator[Frame]
 
 
@@ -37,8 +37,8 @@ def open_frames(path: Path) -> Frames:
         UserError: there is no such file or folder, it holds no image, or it is neither image nor video.
     """
     if path.is_dir():
-        names, doubles = one_a_mask(find_images(path))
-        return Frames(len(names), doubles, ((name, partial(read_image, path / name)) for name in names))
+        names, duplicates = drop_duplicates(find_images(path))
+        return Frames(len(names), duplicates, ((name, partial(read_image, path / name)) for name in names))
     if not path.is_file():
         raise UserError(f'{path} does not exist; give an image, a folder of images or a video.')
     if path.suffix.lower() in VIDEOS:

@@ -10,13 +10,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.collate import default_collate
 
-from data.cache import SampleCache
 from data.download import ensure_dataset
-from data.folder import FolderDataset, ImageSet, is_folder
+from data.folder import FolderDataset, is_folder
+from data.image_set import ImageSet
 from data.pairs import PairDataset, SeededDataset, SeededSampler
-from data.transforms import Colour, EvaluationTransform, LinearTrainTransform
+from data.transforms import Colour, EvaluationTransform, LinearTrainTransform, Sample
 from data.views import ContrastiveView
-from data.voc import Sample, VOCSegmentation, read_classes, scored_classes
+from data.voc import VOCSegmentation, read_classes, scored_classes
 from utils.config.paths import user_path
 from utils.run import distributed
 from utils.run.devices import pick_device, reads_pinned
@@ -38,7 +38,7 @@ def dataset_root(p: Any, name: str) -> Path:
 
 
 def identity(p: Any, *names: str) -> tuple[str, ...]:
-    """The keys that say which images a run is made of, if one of its data sets is a plain folder: db_root.
+    """The keys that say which images a run is made of, if one of its data sets is an unlabelled image folder: db_root.
 
     A data set in the VOC layout is told by its name and may move.
     """
@@ -46,15 +46,15 @@ def identity(p: Any, *names: str) -> tuple[str, ...]:
 
 
 def has_ground_truth(p: Any, name: str) -> bool:
-    """Whether a data set has labels; a plain folder of images has none."""
+    """Whether a data set has labels; an unlabelled image folder has none."""
     return not is_folder(dataset_root(p, name))
 
 
 def labelled_root(p: Any, name: str) -> Path:
-    """Folder of a data set with ground truth. Raises UserError for a plain folder of images."""
+    """Folder of a data set with ground truth. Raises UserError for an unlabelled image folder."""
     root = dataset_root(p, name)
     if is_folder(root):
-        raise UserError(f'{root} is a plain folder of images without ground truth (it has no sets/); kmeans.py '
+        raise UserError(f'{root} is an unlabelled image folder without ground truth (it has no sets/); kmeans.py '
                         'clusters such a folder, everything else needs labels and lists.')
     return root
 
@@ -66,7 +66,7 @@ def scored_names(p: Any, name: str) -> tuple[str, ...]:
 
 def _image_set(p: Any, name: str, split: str, saliency: str | None = None, skip: bool = False,
                transform: Any = None) -> ImageSet:
-    """Images, with masks if ``saliency`` names some, of a plain folder or of the VOC layout."""
+    """Images, with masks if ``saliency`` names some, of an unlabelled folder or of the VOC layout."""
     root = dataset_root(p, name)
     if not is_folder(root):
         return VOCSegmentation(root, split, saliency=saliency, skip_without_saliency=skip, transform=transform)
@@ -108,7 +108,7 @@ def _train_loader(p: Any, base: ImageSet, dataset: Dataset) -> tuple[DataLoader,
         raise UserError(f'train_batch_size {p.train_batch_size} cannot be split over {processes} processes; take a '
                         'multiple of their number.')
     if p.cache == 'ram':
-        base.cache = SampleCache(base.load, len(base))
+        log.info('cache: ram has no effect: images are read anew each time, in num_workers processes')
     sampler = SeededSampler(len(base), p.seed, p.train_batch_size, distributed.rank(), processes)
     return _loader(p, dataset, p.train_batch_size // processes, sampler=sampler, drop_last=True), sampler
 
@@ -124,7 +124,7 @@ def pretrain_loader(p: Any, mean: Colour, std: Colour) -> tuple[DataLoader, Seed
     """
     base = _image_set(p, p.train_db_name, p.train_split, p.saliency, skip=True)
     log.info('Pretraining on %d images of %s %s; %d of its IDs have no image or no mask in %s',
-             len(base), base.root.name, p.train_split, base.left_out, base.saliency_folder)
+             len(base), base.root.name, p.train_split, base.left_out, base.masks and base.masks.name)
     return _train_loader(p, base, PairDataset(base, ContrastiveView(mean, std, **p.augmentation_kwargs)))
 
 
@@ -172,21 +172,21 @@ def evaluation_loader(p: Any, db_name: str, split: str, mean: Colour, std: Colou
 
 def unlabelled_loader(p: Any, db_name: str, split: str, mean: Colour, std: Colour, saliency: str | None = None,
                       skip: bool = False, originals: int | None = 0) -> tuple[DataLoader, ImageSet]:
-    """The same of a split that needs no ground truth, of a plain folder too."""
+    """The same of a split that needs no ground truth, of an unlabelled folder too."""
     base = _image_set(p, db_name, split, saliency, skip, EvaluationTransform(p.val_size, mean, std))
     log.info('%d images of %s %s', len(base), base.root.name, split)
     return _in_turn(p, base, originals), base
 
 
 def masks_loader(p: Any, view: Callable[[Sample], Sample]) -> tuple[DataLoader, SeededSampler]:
-    """Random views of images with given masks, for a saliency network; errors as ``pretrain_loader``."""
+    """Random views of images with precomputed masks, for a saliency network; errors as ``pretrain_loader``."""
     base = FolderDataset(p.db_root / user_path(p.images), p.db_root / user_path(p.masks), transform=view)
     log.info('Training on %d images of %s with masks of %s', len(base), base.images, base.masks)
     return _train_loader(p, base, SeededDataset(base))
 
 
 def masks_evaluation_loader(p: Any) -> DataLoader:
-    """Images with given masks as they are stored, to score a saliency network. Several processes take them in turn."""
+    """Images with precomputed masks as they are stored, to score a saliency network."""
     base = FolderDataset(p.db_root / user_path(p.val_images), p.db_root / user_path(p.val_masks))
     log.info('Evaluating on %d images of %s with masks of %s', len(base), base.images, base.masks)
     return _in_turn(p, base)

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from data.folder import ImageSet
-from data.transforms import seeded
+from data.image_set import ImageSet
+from data.transforms import Sample, seeded
 from data.views import ContrastiveView
-from data.voc import Sample
 from utils.run.errors import UserError
 
 MIN_FOREGROUND, MAX_FOREGROUND = 0.01, 0.99
@@ -89,8 +88,8 @@ class PairDataset(Dataset):
                     return {'id': sample['id'], **pair}
                 index = int(torch.randint(len(self.base), ()))
         raise UserError(f'{IMAGES} images in a row, the last {sample["id"]}, gave no two views with a foreground share '
-                        f'between {MIN_FOREGROUND} and {MAX_FOREGROUND}; the masks in '
-                        f'{self.base.root / self.base.saliency_folder} look empty or full: check them.')
+                        f'between {MIN_FOREGROUND} and {MAX_FOREGROUND}; the masks in {self.base.masks} look empty or '
+                        'full: check them.')
 
     def _draw(self, sample: Sample) -> Sample | None:
         image, mask = sample['image'], sample['sal']

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.folder import ImageSet
+from data.image_set import ImageSet
 from data.transforms import EvaluationTransform, denormalize
 from models.segmentation import ContrastiveSegmentationModel
 from utils.report.pictures import montage, outline, pca_colours

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.files import find_images, mask_name, one_a_mask, prepare_output, write_mask
+from data.files import drop_duplicates, find_images, mask_name, prepare_output, write_mask
 from data.images import ImageFileError, read_image
 from models.crf import Refine, crf_in_workers, require_crf
 from saliency.maps import binarise, crf_logits
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 'crf_postprocess': args.crf_postprocess or None}  # None: as where it was not known yet
     check_settings(args.output, settings)
 
-    alone, doubles = one_a_mask(names)
+    alone, doubles = drop_duplicates(names)
     left_out = {name.as_posix(): f'its mask would have the name of that of {owner.name}'
                 for name, owner in doubles.items()}
     done = {name for name in alone if (args.output / mask_name(name)).is_file()}

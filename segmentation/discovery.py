@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.metrics import silhouette_score
 
-from data.folder import ImageSet
+from data.image_set import ImageSet
 from data.transforms import resize_mask
 from segmentation.cluster_model import MAX_CLUSTERS, ClusterModel
 from segmentation.clustering import cluster

@@ -24,7 +24,7 @@ import logging
 
 import numpy as np
 
-from data.folder import ImageSet
+from data.image_set import ImageSet
 from data.loaders import evaluation_loader, has_ground_truth, identity, unlabelled_loader
 from models.build import build_prototype_model, prototype_network
 from models.segmentation import ContrastiveSegmentationModel

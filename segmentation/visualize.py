@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from data.folder import ImageSet
+from data.image_set import ImageSet
 from data.loaders import evaluation_loader, has_ground_truth, unlabelled_loader
 from data.transforms import resize_mask
 from data.voc import VOID

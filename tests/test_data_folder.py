@@ -1,4 +1,4 @@
-"""A plain folder of images as a data set: every kind of file, random splits, and what is said of what does not fit."""
+"""An unlabelled image folder as a data set: every kind of file, random splits, and what does not fit."""
 import logging
 import os
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_splits_are_random_and_stay_when_images_join(root: Path) -> None:
     assert len(draws) > 3
     write(root, 'c/new.jpg')
     assert len(set(FolderDataset(root / 'images', split='val', seed=5).ids) & set(val)) >= 1
-    with pytest.raises(UserError, match='^a plain folder of images has the splits all, train, val, not trainaug; '):
+    with pytest.raises(UserError, match='^an unlabelled image folder has the splits all, train, val, not trainaug; '):
         FolderDataset(root / 'images', split='trainaug')
     for path in sorted((root / 'images').rglob('*.jpg'))[1:]:
         path.unlink()
@@ -182,13 +182,13 @@ def test_pairs_and_loaders(root: Path, shapes: Path, caplog) -> None:
     assert batches[0]['shape'][0] == (40, 60)
     assert 'semseg' not in batches[0]
     for originals, kept in ((0, 0), (3, 3), (None, 19)):
-        loader, data = build.unlabelled_loader(p, '.', 'all', originals=originals)
+        loader, data = build.unlabelled_loader(p, '.', 'all', *IMAGENET, originals=originals)
         travelled = [image for batch in loader for image in batch['original']]
         assert [image is not None for image in travelled] == [i < kept for i in range(19)]
         assert all(np.array_equal(image, data.load(i)['image']) for i, image in enumerate(travelled[:kept]))
     assert not build.has_ground_truth(p, '.')
     for call in (lambda: build.evaluation_loader(p, '.', 'all', *IMAGENET), lambda: build.linear_loader(p, *IMAGENET)):
-        with pytest.raises(UserError, match='is a plain folder of images without ground truth'):
+        with pytest.raises(UserError, match='is an unlabelled image folder without ground truth'):
             call()
     inside = EasyDict(p, output_dir=str(root / 'images' / 'results'))
     with pytest.raises(UserError, match=r'^output_dir \S+results lies inside \S+images, so that results would be'):

@@ -17,7 +17,6 @@ from data.images import (
     read_labels,
     read_mask,
     read_photograph,
-    read_saliency,
 )
 from data.voc import VOCSegmentation
 from tests.golden_inputs import photo
@@ -46,7 +45,7 @@ def stored_as(upright: np.ndarray, value: int) -> Image.Image:
 def test_saliency_is_binarised_at_half_of_its_range(tmp_path: Path, stored: list[int]) -> None:
     path = tmp_path / 'mask.png'
     Image.fromarray(np.array([stored, stored[::-1]], np.uint8)).save(path)
-    assert read_saliency(path).tolist() == [[0, 1], [1, 0]]
+    assert read_mask(path).values.tolist() == [[0, 1], [1, 0]]
 
 
 def colour(*rgb: int) -> np.ndarray:
@@ -108,7 +107,7 @@ def test_a_mask_means_what_it_shows(tmp_path: Path, name: str) -> None:
 def test_empty_and_full_masks(tmp_path: Path) -> None:
     for value in (0, 1, 255):
         Image.fromarray(np.full((4, 6), value, np.uint8)).save(tmp_path / 'mask.png')
-        np.testing.assert_array_equal(read_saliency(tmp_path / 'mask.png'), np.full((4, 6), value > 0))
+        np.testing.assert_array_equal(read_mask(tmp_path / 'mask.png').values, np.full((4, 6), value > 0))
 
 
 def test_what_is_no_mask_is_refused_by_name(tmp_path: Path) -> None:
@@ -116,10 +115,10 @@ def test_what_is_no_mask_is_refused_by_name(tmp_path: Path) -> None:
     for picture in (photo('p', 40, 60), with_border(colour(255, 0, 0), (0, 255, 0))):
         Image.fromarray(picture).save(path)
         with pytest.raises(UserError, match=r'^mask \S+photo\.png .*it holds \d+ colours, .*store 255 on the object'):
-            read_saliency(path)
+            read_mask(path)
     Image.fromarray(np.array([[0, 5, 1 << 20]], np.int32)).save(path, format='TIFF')
     with pytest.raises(UserError, match='its values go from 0 to 1048576, outside'):
-        read_saliency(path)
+        read_mask(path)
 
 
 @pytest.mark.parametrize(('mode', 'options', 'levels'), [
@@ -258,7 +257,7 @@ def test_another_shape_is_named_in_both_layouts(tmp_path: Path) -> None:
     data = voc_with(tmp_path, image, 1, np.ascontiguousarray(ONES.T))
     with pytest.raises(UserError, match=r'^\S+SegmentationClass/a\.png is 40 x 60, its image 60 x 40: another ratio'):
         data.load(0)
-    data.semseg = False
+    data.layers.pop(0)
     with pytest.raises(UserError, match=r'^\S+saliency_x/a\.png is 40 x 60, its image 60 x 40'):
         data.load(0)
     with pytest.raises(UserError, match='its mask is 40 x 60, the image 60 x 40'):

@@ -51,8 +51,8 @@ def test_ground_truth_of_another_size_is_resized(shapes: Path) -> None:
 
 
 def test_trainaug_has_its_own_masks(shapes: Path) -> None:
-    assert VOCSegmentation(shapes, 'trainaug', semseg=True).semseg_folder == 'SegmentationClassAug'
-    assert VOCSegmentation(shapes, 'train', semseg=True).semseg_folder == 'SegmentationClass'
+    assert VOCSegmentation(shapes, 'trainaug', semseg=True).truth.name == 'SegmentationClassAug'
+    assert VOCSegmentation(shapes, 'train', semseg=True).truth.name == 'SegmentationClass'
 
 
 def test_missing_parts_are_named(shapes: Path) -> None:

@@ -113,8 +113,7 @@ class Training:
     optimizer_kwargs: OptimizerKwargs = key(OptimizerKwargs, 'the optimiser')
     scheduler: str = key('poly', 'learning rate over the epochs', ('poly', 'step', 'cosine', 'constant'))
     scheduler_kwargs: SchedulerKwargs = key(SchedulerKwargs, 'the schedule')
-    cache: str = key('none', 'ram keeps the decoded training set in memory (8 GB for trainaug) in each process that '
-                             'trains', ('none', 'ram'))
+    cache: str = key('none', 'has no effect any more', ('none', 'ram'))
     log_every: int = key(25, 'steps between two lines of the log')
     precision: str = key('fp32', 'number format of training steps: bf16 and fp16 (CUDA alone) by autocast',
                          ('fp32', 'bf16', 'fp16'))

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,6 @@ from threadpoolctl import threadpool_limits
 from utils.run import distributed
 from utils.run.errors import UserError
 
-CONTAINER = Path('/sys/fs/cgroup')
 BOOT = Path('/proc/sys/kernel/random/boot_id')
 _affinities: list[frozenset[int]] = []  # of the processes of this job on this machine, once they have told
 Item = TypeVar('Item')
@@ -52,26 +51,6 @@ def share_cores() -> None:
 def _affinity() -> frozenset[int]:
     cores = os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count() or 1)
     return frozenset(cores)
-
-
-def available_memory() -> int | None:
-    """Bytes that this process may still take: its share of what is free, beside others of one job on this machine.
-
-    A container's limit counts, too. None where the system does not say (it is not Linux).
-    """
-    try:
-        free = 1024 * _numbers(Path('/proc/meminfo'))['MemAvailable:']
-    except (OSError, KeyError):
-        return None
-    with suppress(OSError, KeyError, ValueError):  # there is no container, or none with a limit
-        limit, used = int((CONTAINER / 'memory.max').read_text()), _numbers(CONTAINER / 'memory.stat')
-        free = min(free, max(0, limit - used['anon'] - used['shmem']))
-    return free // (len(_affinities) or int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    """The second word of each line by its first."""
-    return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines()) if len(words) > 1}
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int,

@@ -1,0 +1,56 @@
+"""What all data sets are: photographs in order, each with its object mask if masks are asked for."""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from data.images import Drawn, fit_to_photograph, read_mask, read_photograph
+from data.transforms import Sample
+
+
+class ImageSet(Dataset, ABC):
+    """Photographs of any size. A subclass fills ``ids``; ``left_out`` counts those that cannot be used.
+
+    Args:
+        root: the data set's folder.
+        split: which of its images.
+        masks: folder of the object masks, ID.png each; None: they are not read.
+        transform: applied to each sample.
+
+    A sample is a dict: 'image' (H, W, 3) uint8, as it is seen; 'sal' (H, W) uint8 in {0, 1}, if masks are read; 'id'.
+    """
+
+    classes: tuple[str, ...] = ('background',)
+    drawn_on_stored: bool  # masks, where neither size nor note tells, lie on the pixels as stored, not as seen
+
+    def __init__(self, root: Path, split: str, masks: Path | None,
+                 transform: Callable[[Sample], Sample] | None) -> None:
+        self.root, self.split, self.masks, self.transform = root, split, masks, transform
+        self.ids: list[str] = []
+        self.left_out = 0
+        # what is drawn on a photograph: key in the sample, folder of its ID.png, reader
+        self.layers: list[tuple[str, Path, Callable[[Path], Drawn]]] = []
+        if masks is not None:
+            self.layers.append(('sal', masks, read_mask))
+
+    @abstractmethod
+    def image_path(self, index: int) -> Path: ...
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.load(index)
+        return sample if self.transform is None else self.transform(sample)
+
+    def load(self, index: int) -> Sample:
+        """Read one sample, without the transform. Raises UserError for a file that is damaged or of another shape."""
+        photograph = read_photograph(self.image_path(index))
+        sample: Sample = {'id': self.ids[index], 'image': photograph.pixels}
+        for key, folder, read in self.layers:
+            path = folder / f'{self.ids[index]}.png'
+            sample[key] = fit_to_photograph(read(path), photograph, path, self.drawn_on_stored)
+        return sample

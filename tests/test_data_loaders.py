@@ -1,0 +1,52 @@
+"""Loaders: the same samples in every worker, no more workers than cores, pinned memory for a GPU alone."""
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.loaders import pretrain_loader
+from data.pairs import SeededDataset
+from data.transforms import LinearTrainTransform
+from data.voc import VOCSegmentation
+from models.resnet import IMAGENET
+from utils.config.load import load_config
+from utils.config.schema import Pretrain
+from utils.run import parallel
+
+
+def loader(folder: Path, *overrides: str):
+    return pretrain_loader(load_config('configs/demo/env.yml', 'configs/demo/pretrain.yml', Pretrain, [
+        f'db_root={folder}', 'train_batch_size=4', 'moco_kwargs.K=8', 'device=cpu', *overrides]), *IMAGENET)[0]
+
+
+def test_workers_give_the_same_pairs_and_the_key_cache_has_no_effect(shapes: Path, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    expected = list(loader(shapes.parent, 'num_workers=0'))
+    assert 'cache: ram' not in caplog.text
+    found = list(loader(shapes.parent, 'num_workers=2', 'cache=ram'))
+    assert caplog.text.count('cache: ram has no effect') == 1
+    assert len(found) == len(expected) == 3
+    for batch, other in zip(found, expected, strict=True):
+        assert batch['id'] == other['id']
+        for name in ('query', 'key', 'query_mask', 'key_mask'):
+            assert torch.equal(batch[name], other[name])
+
+
+def test_batches_are_pinned_for_a_gpu_alone(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert not loader(shapes.parent, 'device=cpu').pin_memory
+    assert loader(shapes.parent, 'device=auto').pin_memory
+    assert loader(shapes.parent, 'num_workers=2').persistent_workers
+
+
+def test_random_transforms_depend_on_the_seed_alone(shapes: Path) -> None:
+    transform = LinearTrainTransform(32, *IMAGENET)
+    data = SeededDataset(VOCSegmentation(shapes, 'trainaug', semseg=True, transform=transform))
+    first, other = data[2, 5], data[2, 6]
+    assert not torch.equal(first['image'], other['image'])
+    assert torch.equal(first['image'], data[2, 5]['image'])
+
+
+def test_no_more_workers_than_cores(shapes, recwarn) -> None:
+    assert loader(shapes.parent, 'num_workers=999').num_workers == parallel.available_cores()
