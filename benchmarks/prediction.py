@@ -31,7 +31,8 @@ from segmentation.clustering import Whitening
 from segmentation.predict import segment
 from segmentation.segmenter import Segmenter
 from utils.config.cli import ArgumentParser
-from utils.run.devices import DEVICES, pick_device, to_device
+from utils.config.schema import DEVICES
+from utils.run.devices import pick_device, to_device
 from utils.run.parallel import available_cores
 from utils.run.script import run_script
 

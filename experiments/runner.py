@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from segmentation.metrics import standard_deviation
-from utils.config.load import REPOSITORY
-from utils.config.schema import Env, Kmeans, LinearFinetune, Pretrain, Retrieval
-from utils.config.strict_yaml import schema_keys
+from utils.config.keys import schema_keys
+from utils.config.paths import REPOSITORY
+from utils.config.schema import Kmeans, LinearFinetune, Pretrain, Retrieval
 from utils.report.results import read_results
 from utils.run.errors import UserError, name_some
 from utils.run.files import write_text
@@ -74,7 +74,7 @@ def overrides_of(task: str, given: Sequence[str]) -> list[str]:
         tasks = [named] if dot and named in SCRIPTS else list(SCRIPTS)
         key = rest if tasks == [named] else path
         having = [name for name in tasks if any(known == key or known.startswith(f'{key}.') for known in
-                                                schema_keys(SCRIPTS[name][1]).keys() | schema_keys(Env).keys())]
+                                                schema_keys(SCRIPTS[name][1]))]
         if not having:
             raise UserError(f'--set {text}: no script of the experiment has the key {key}; '
                             'docs/configuration.md lists them.')

@@ -34,7 +34,7 @@ from experiments.runner import (
 )
 from models.crf import require_crf
 from utils.config.cli import ArgumentParser
-from utils.config.load import REPOSITORY
+from utils.config.paths import REPOSITORY
 from utils.run.errors import UserError
 from utils.run.files import write_text
 from utils.run.script import run_script

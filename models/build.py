@@ -12,7 +12,8 @@ from torch import nn
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
 from models.timm_backbone import TIMM, TimmBackbone, require_timm, timm_weights
 from models.weights import CLASSIFIER, HEADS, Weights, fingerprint, imagenet_weights, load_strict, read_weights
-from utils.config.load import as_dict, resolve_path
+from utils.config.load import as_dict
+from utils.config.paths import find_file
 from utils.run import distributed
 from utils.run.errors import UserError
 
@@ -30,11 +31,11 @@ def initial_weights(p: Any, backbone: str) -> Weights | None:
         with distributed.main_first():  # a download
             weights = timm_weights(backbone) if timm else imagenet_weights(backbone)
     elif p.pretraining == 'imagenet_moco':
-        weights = read_weights(resolve_path(p.moco_state_dict, p.root_dir))
+        weights = read_weights(find_file(p.moco_state_dict, p.root_dir))
         if weights.kind != 'backbone':
             raise UserError(f'moco_state_dict {weights.source} is no MoCo checkpoint; set pretraining to its path.')
     else:
-        weights = read_weights(resolve_path(p.pretraining, p.root_dir), timm)
+        weights = read_weights(find_file(p.pretraining, p.root_dir), timm)
     log.info('Weights: %s', weights.source)
     return weights
 
@@ -119,7 +120,7 @@ def build_linear_model(p: Any, num_classes: int, state_dict: str | None = None) 
     """
     model = LinearSegmentationModel(p.backbone, num_classes, p.model_kwargs.dropout, p.features, p.model_kwargs.decoder)
     if state_dict is not None:
-        weights = read_weights(resolve_path(state_dict, p.root_dir))
+        weights = read_weights(find_file(state_dict, p.root_dir))
         if weights.kind != 'linear':
             raise UserError(f'{weights.source} is a pretraining checkpoint or a plain backbone without a classifier; '
                             'train one on it with linear_finetune.py (key pretraining), or use kmeans.py or '

@@ -11,27 +11,25 @@ input is prepared stands in a YAML file:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from saliency.maps import image_map, network_input
-from utils.config.strict_yaml import StrictReader
+from utils.config.keys import REQUIRED, Section, key, must
+from utils.config.reader import Reader
 from utils.run.errors import UserError
 
 
-def _key(help: str, **default: Any) -> Any:
-    return field(metadata={'help': help, 'choices': ()}, **default)
-
-
-@dataclass(kw_only=True)
-class OnnxConfig:
-    input_size: list[int] = _key('height and width of the input of the network')
-    mean: list[float] = _key('mean of red, green and blue, of values in 0..1')
-    scale: list[float] = _key('what red, green and blue are divided by after the mean is taken off')
-    divide_by_maximum: bool = _key('bring an image to 0..1 by its maximum instead of 255', default=False)
+class OnnxConfig(Section):
+    input_size: list[Annotated[int, Field(ge=1)]] = key(
+        REQUIRED, 'height and width of the input of the network', min_length=2, max_length=2)
+    mean: list[float] = key(REQUIRED, 'mean of red, green and blue, of values in 0..1', min_length=3, max_length=3)
+    scale: Annotated[list[float], must(all, 'other than 0')] = key(
+        REQUIRED, 'what red, green and blue are divided by after the mean is taken off', min_length=3, max_length=3)
+    divide_by_maximum: bool = key(False, 'bring an image to 0..1 by its maximum instead of 255')
 
 
 def read_onnx_config(path: Path) -> OnnxConfig:
@@ -42,19 +40,11 @@ def read_onnx_config(path: Path) -> OnnxConfig:
     """
     if not path.is_file():
         raise UserError(f'--onnx-config {path} does not exist; give a YAML file with input_size, mean and scale.')
-    reader = StrictReader(OnnxConfig)
-    reader.read_file(path, path.name)
-    reader.fill_defaults(path.name)
-    values, errors = reader.values, reader.errors
-    for name, count in (('input_size', 2), ('mean', 3), ('scale', 3)):
-        if name in values and len(values[name]) != count:
-            errors.append(f'{path.name}: {name} has {len(values[name])} values instead of {count}')
-    if any(side < 1 for side in values.get('input_size', [])):
-        errors.append(f'{path.name}: input_size must be positive')
-    if 0 in values.get('scale', []):
-        errors.append(f'{path.name}: scale must not hold 0')
-    if errors:
-        raise UserError('; '.join(errors) + '.')
+    reader = Reader(OnnxConfig)
+    reader.read_file(path)
+    values = reader.check()
+    if reader.errors:
+        raise UserError('; '.join(reader.errors) + '.')
     return OnnxConfig(**values)
 
 

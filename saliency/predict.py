@@ -28,9 +28,9 @@ from models.crf import Refine, crf_in_workers, require_crf
 from saliency.maps import binarise, crf_logits
 from saliency.sources import METHODS, MaskSource, build_source
 from utils.config.cli import ArgumentParser
+from utils.config.schema import DEVICES
 from utils.report.folder import check_settings, fingerprint, write_report
 from utils.report.pictures import montage, thumbnail
-from utils.run.devices import DEVICES
 from utils.run.errors import UserError, name_some
 from utils.run.files import save_image
 from utils.run.log import warn_of_failure

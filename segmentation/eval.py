@@ -26,7 +26,8 @@ from segmentation.linear import BEST, check_classes, check_free, read_trained, s
 from segmentation.provenance import made_with
 from segmentation.scoring import score
 from utils.config.cli import ArgumentParser
-from utils.config.load import Config, add_config_arguments, as_dict, load_config, resolve_path
+from utils.config.load import add_config_arguments, as_dict, load_config
+from utils.config.paths import find_file
 from utils.config.schema import LinearFinetune
 from utils.report.run import write_run_report
 from utils.run.devices import to_device
@@ -58,8 +59,9 @@ def output_dir_of(p: Any, weights: Path, overrides: Sequence[str]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
-    weights = resolve_path(args.state_dict, p.root_dir)
-    p = Config({**p, 'output_dir': output_dir_of(p, weights, args.overrides)}, p._notes)
+    weights = find_file(args.state_dict, p.root_dir)
+    overrides = [*args.overrides, f'output_dir={output_dir_of(p, weights, args.overrides)}']
+    p = load_config(args.config_env, args.config_exp, LinearFinetune, overrides)
     if args.crf_postprocess:
         require_crf()
     if start_processes(args.nproc, p.device, __file__, argv):

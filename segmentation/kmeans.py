@@ -229,8 +229,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     loader, dataset = (evaluation_loader if labelled else unlabelled_loader)(
         p, p.val_db_name, p.val_split, mean, std, masks, originals=p.num_visualizations if labelled else 0)
     to_device(model, device)
-    how = {'features': p.features, 'from_network': masks is None,
-           'min_component': p.min_component if p.components else None}
+    how: dict[str, Any] = {'features': p.features, 'from_network': masks is None,
+                           'min_component': p.min_component if p.components else None}
     split = embed_split(model, loader, device, len(dataset.classes), keep_masks=True, **how).require_masks()
     log.info('%d objects in %d images; %d have a mask', len(split), len(dataset),
              np.count_nonzero(split.prototypes.any(1)))

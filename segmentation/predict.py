@@ -29,10 +29,11 @@ from data.images import ImageFileError, read_image
 from models.crf import Refine, crf_in_workers, require_crf
 from segmentation.segmenter import Output, Segmenter
 from utils.config.cli import ArgumentParser
-from utils.config.load import find_file
+from utils.config.paths import find_file
+from utils.config.schema import DEVICES
 from utils.report.folder import check_settings, fingerprint, write_report
 from utils.report.pictures import legend, montage, overlay, thumbnail
-from utils.run.devices import DEVICES, pin
+from utils.run.devices import pin
 from utils.run.errors import UserError, name_some
 from utils.run.files import save_image, save_label_map
 from utils.run.log import progress, warn_of_failure

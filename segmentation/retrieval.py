@@ -33,7 +33,8 @@ from segmentation.metrics import iou_of
 from segmentation.objects import KEPT, EmbeddedSplit, embed_split
 from segmentation.provenance import made_with_network, warn_of_shared
 from utils.config.cli import ArgumentParser
-from utils.config.load import add_config_arguments, as_dict, load_config, resolve_path
+from utils.config.load import add_config_arguments, as_dict, load_config
+from utils.config.paths import find_file
 from utils.config.schema import Retrieval
 from utils.report.results import iou_entry, log_iou, save_results
 from utils.report.run import NEIGHBOURS, write_run_report
@@ -126,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                            p.min_component if p.components else None, p.val_size).require_masks()
 
     if p.memory is not None:
-        index = load_index(resolve_path(p.memory, p.root_dir), classes, network)
+        index = load_index(find_file(p.memory, p.root_dir), classes, network)
     else:
         loader, dataset = evaluation_loader(p, p.memory_db_name, p.memory_split, mean, std, masks, skip=True)
         if dataset.classes != classes:

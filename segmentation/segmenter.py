@@ -65,7 +65,7 @@ class Segmenter:
         """From best_model.pth.tar of linear_finetune.py (or a released linear model) or clusters.pth.tar of kmeans.py.
 
         Args:
-            device: one of ``utils.run.devices.DEVICES``.
+            device: one of ``utils.config.schema.DEVICES``.
             weights: the pretraining checkpoint that the clusters were found with, if it was moved.
 
         Raises:

@@ -38,11 +38,12 @@ from segmentation.objects import DAMAGED, KEPT, MASKS, read_masks, unpack
 from utils.config.cli import ArgumentParser
 from utils.config.load import Config
 from utils.config.saved import read_config
+from utils.config.schema import DEVICES
 from utils.report import page
 from utils.report.pictures import PART, montage, panel, pca_colours, thumbnail
 from utils.report.plots import to_image
 from utils.run.checkpoint import read_arrays
-from utils.run.devices import DEVICES, pick_device, to_device
+from utils.run.devices import pick_device, to_device
 from utils.run.errors import UserError
 from utils.run.files import save_image
 from utils.run.precision import allow_tf32

@@ -212,9 +212,9 @@ def test_one_sentence_each(run, tmp_path: Path) -> None:
     for components in ('false', 'true'):
         with pytest.raises(UserError, match='^none of the 6 images has a mask; '):
             run(f'components={components}', f'output_dir={tmp_path}/empty_{components}')
-    for override, expected in (('min_component=0', 'min_component is 0.0; expected a share'),
-                               ('overclustering=[0]', 'expected numbers of clusters of 1 or more'),
-                               ('num_clusters=0', 'num_clusters is 0; expected 1 or more'),
-                               ('matching=best', 'expected one of majority, hungarian')):
+    for override, expected in (('min_component=0', 'min_component must be greater than 0'),
+                               ('overclustering=[0]', 'overclustering must be greater than or equal to 1'),
+                               ('num_clusters=0', 'num_clusters must be greater than or equal to 1, got 0'),
+                               ('matching=best', "must be 'majority' or 'hungarian'")):
         with pytest.raises(UserError, match=expected):
             run(override)

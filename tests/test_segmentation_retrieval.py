@@ -309,7 +309,7 @@ def test_save_and_load(tmp_path: Path) -> None:
 
 def test_one_sentence_each(run, tmp_path: Path) -> None:
     root = colours(tmp_path)
-    with pytest.raises(UserError, match='num_neighbours is 0; expected 1 or more'):
+    with pytest.raises(UserError, match='num_neighbours must be greater than or equal to 1, got 0'):
         run('num_neighbours=0')
     for i in range(6):
         write_image(root, f'train_{i}', [], [MIDDLE])

@@ -11,9 +11,9 @@ import pytest
 from tests.test_layout import BENCHMARKS, SCRIPTS
 from tests.test_utils_config_load import SCHEMAS
 from utils.config.cli import ArgumentParser
+from utils.config.keys import schema_keys
 from utils.config.load import add_config_arguments
 from utils.config.schema import Kmeans, Pretrain
-from utils.config.strict_yaml import schema_keys
 from utils.run.errors import UserError
 from utils.run.launch import add_process_arguments
 from utils.run.log import duration, log_epoch, setup_logging
@@ -42,8 +42,8 @@ def test_help_has_an_example_and_every_key_with_its_default(script: str, capsys,
         words = ' '.join(text.split())
         for name, key in schema_keys(SCHEMAS[OF_SCRIPT[script]]).items():
             assert f' {name}: ' in words
-            if isinstance(key.field.default, (int, str)):
-                assert f' = {json.dumps(key.field.default)} {key.field.metadata["help"].split()[0]}' in \
+            if isinstance(key.default, (int, str)):
+                assert f' = {json.dumps(key.default)} {key.description.split()[0]}' in \
                     words.split(f' {name}: ')[1]
         assert ' db_root: str = (must be given)' in words
         assert ' seed: int = 1234 ' in words

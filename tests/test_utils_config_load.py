@@ -1,6 +1,5 @@
 """utils.config.load: every YAML that ships, every message, defaults, overrides, the copy beside the results."""
 import copy
-import dataclasses
 import pickle
 from pathlib import Path
 
@@ -9,20 +8,13 @@ import yaml
 from easydict import EasyDict
 
 from data.voc import VOC_CLASSES
-from utils.config import schema
 from utils.config.cli import ArgumentParser
-from utils.config.load import (
-    REPOSITORY,
-    add_config_arguments,
-    as_dict,
-    check_combinations,
-    find_file,
-    load_config,
-    resolve_path,
-)
+from utils.config.keys import schema_keys
+from utils.config.load import add_config_arguments, as_dict, load_config
+from utils.config.paths import REPOSITORY, find_file
 from utils.config.saved import save_config
-from utils.config.schema import Env, Kmeans, LinearFinetune, Pretrain, Retrieval, TrainSaliency
-from utils.config.strict_yaml import schema_keys
+from utils.config.schema import SCHEMAS as ALL
+from utils.config.schema import CrfKwargs, Env, Kmeans, LinearFinetune, Pretrain, Retrieval, TrainSaliency, conflicts
 from utils.run.errors import UserError
 
 CONFIGS = REPOSITORY / 'configs'
@@ -96,7 +88,7 @@ def test_presets_hold_the_published_values():
     linear = preset('linear_finetune/linear_finetune_VOCSegmentation_unsupervised_saliency', LinearFinetune)
     assert linear.scheduler_kwargs == {'lr_decay_rate': 0.1, 'lr_decay_epochs': (25,)}
     assert (linear.epochs, linear.train_batch_size, linear.optimizer_kwargs.lr) == (60, 16, 0.1)
-    assert linear.crf_kwargs == dataclasses.asdict(schema.CrfKwargs())  # the file repeats the schema's figures
+    assert linear.crf_kwargs == CrfKwargs().model_dump()  # the file repeats the schema's figures
     for path in (REPOSITORY / 'configs' / 'retrieval').glob('retrieval_VOCSegmentation_*.yml'):
         ignored = preset(f'retrieval/{path.stem}', Retrieval).ignore_classes
         assert set(VOC_CLASSES) - set(ignored) == {'background', 'bus', 'aeroplane', 'car', 'person', 'cat', 'cow',
@@ -122,7 +114,7 @@ def test_defaults_are_filled_in_nested_too(load):
     assert config.moco_kwargs.K == 128
     assert config.augmentation_kwargs.scale == (0.2, 1.0)
     assert config.moco_state_dict is None
-    assert set(config) == {f.name for f in dataclasses.fields(Pretrain)} | {'root_dir', 'db_root', 'config_name'}
+    assert set(config) == set(Pretrain.model_fields) | {'config_name'}
 
 
 def test_paths_are_absolute(load, tmp_path):
@@ -178,11 +170,11 @@ def test_overrides(load):
 @pytest.mark.parametrize(('override', 'expected'), [
     ('lr=0.1', "--set lr=0.1: unknown key 'lr'; did you mean 'optimizer_kwargs.lr'?"),
     ('epochs', '--set epochs: expected KEY=VALUE'),
-    ('epochs=two', "--set epochs=two: epochs: expected a whole number, got the text 'two'"),
-    ('epochs.x=1', '--set epochs.x=1: epochs: expected a whole number, got key: value lines'),
+    ('epochs=two', "--set epochs=two: epochs must be a valid integer, got the text 'two'"),
+    ('epochs.x=1', "--set epochs.x=1: unknown key 'epochs.x'; the keys here are root_dir"),
     ('epochs=[1', '--set epochs=[1: the value is not valid YAML:'),
     ('moco_kwargs={K: 256, K: 128}', 'moco_kwargs.K is given twice'),
-    ('epochs=-1', '--set epochs=-1: epochs is -1; expected 0 or more'),
+    ('epochs=-1', '--set epochs=-1: epochs must be greater than or equal to 0, got -1'),
     ('db_root=/path/to/x', '--set db_root=/path/to/x: db_root is still the placeholder'),
 ])
 def test_override_errors_name_the_override(message, override, expected):
@@ -197,43 +189,82 @@ def test_config_arguments():
     assert parser.parse_args(['--config_exp', 'x.yml']).overrides == []
 
 
+# --- a file that states what differs from another
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """files(name=text, ...): files name.yml in the working directory, beside the two that ``load`` writes."""
+    monkeypatch.chdir(tmp_path)
+
+    def files(**texts: str) -> None:
+        for name, text in texts.items():
+            (tmp_path / f'{name}.yml').write_text(text)
+    return files
+
+
+def test_a_base_fills_in_what_is_absent(load, files, tmp_path):
+    files(far='pretraining: none\nepochs: 3\nmoco_kwargs: {K: 64, T: 0.1}\n',
+          near='train_batch_size: 2\nepochs: 2\nbase: far.yml\n')
+    config = load('base: near.yml\nmoco_kwargs:\n  T: 1\n', overrides=['log_every=3'])
+    assert (config.pretraining, config.epochs, config.train_batch_size, config.log_every) == ('none', 2, 2, 3)
+    assert (config.moco_kwargs.K, config.moco_kwargs.T, config.config_name) == (64, 1.0, 'exp')
+    assert 'base' not in config
+    assert load('base: configs/demo/pretrain.yml\nmoco_kwargs:\n').moco_kwargs.K == 40  # as --config_exp is found
+
+
+@pytest.mark.parametrize(('base', 'expected'), [
+    ('epochs: -1\n', 'near.yml, line 1: epochs must be greater than or equal to 0, got -1'),
+    ('epoch: 1\nepochs: 1\n', "near.yml, line 1: unknown key 'epoch'; did you mean 'epochs'?"),
+    ('epochs: 1\nbase: exp.yml\n', 'near.yml, line 2: base leads back to exp.yml; take one base out'),
+    ('base: near.yml\n', 'near.yml, line 1: base leads back to near.yml; take one base out'),
+    ('base: no.yml\n', 'near.yml, line 1: base: no file no.yml: looked for '),
+    ('epochs: 1\n', 'exp.yml: the key train_batch_size is missing')])
+def test_mistakes_in_a_base_name_its_file(message, files, base, expected):
+    files(near=base)
+    text = message('base: near.yml\npretraining: none\n' + 'train_batch_size: 2\n' * ('train_' not in expected))
+    assert text.startswith(expected)
+    assert '\n' not in text
+
+
 # --- mistakes in a file
 
 @pytest.mark.parametrize(('lines', 'expected'), [
     ('train_spilt: x', "exp.yml, line 4: unknown key 'train_spilt'; did you mean 'train_split'?"),
-    ('moco_kwargs:\n  k: 64', "exp.yml, line 5: unknown key 'moco_kwargs.k'; the keys here are K, m, T"),
+    ('moco_kwargs:\n  k: 64', "exp.yml, line 5: unknown key 'moco_kwargs.k'; did you mean 'moco_kwargs.K'?"),
+    ('moco_kwargs:\n  qqq: 64', "exp.yml, line 5: unknown key 'moco_kwargs.qqq'; the keys here are K, m, T"),
     ('m: 0.9', "exp.yml, line 4: unknown key 'm'; did you mean 'moco_kwargs.m'?"),
     ('moco_kwargs.m: 0.9', "exp.yml, line 4: unknown key 'moco_kwargs.m'; write m in a line of its own, indented "
                            'below moco_kwargs:'),
     ('? [a]\n: 1', "exp.yml, line 4: unknown key '?'"),
-    ('epochs: 2', 'exp.yml, line 4: epochs is given twice, first in line 2; keep one'),
-    ('optimizer_kwargs:\n  lr: 4e-3', "exp.yml, line 5: optimizer_kwargs.lr: expected a number, got the text '4e-3': "
-     'without a point and a signed exponent it is text to YAML; write 4.0e-3 or 0.004'),
-    ('optimizer_kwargs:\n  weight_decay: 1e-20', 'it is text to YAML; write 1.0e-20'),
-    ('seed: 1e3', 'it is text to YAML; write 1000'),
-    ('optimizer_kwargs:\n  lr: "0.1"', "expected a number, got the text '0.1'; remove the quotes"),
-    ('optimizer_kwargs:\n  lr: yes', 'optimizer_kwargs.lr: expected a number, got true'),
-    ('optimizer_kwargs:\n  lr: .nan', 'expected a number, got nan, which is not a finite number'),
-    ('optimizer_kwargs:\n  lr: .inf', 'expected a number, got inf, which is not a finite number'),
-    ('optimizer_kwargs:\n  lr:', 'expected a number, got nothing'),
+    ('db_root: x', "exp.yml, line 4: unknown key 'db_root'"),
+    ('epochs: 2', 'exp.yml, line 4: epochs is given twice, first in exp.yml, line 2; keep one'),
+    ('moco_kwargs: {K: 3}\nmoco_kwargs: {T: 1}', 'exp.yml, line 5: moco_kwargs is given twice, first in exp.yml'),
+    ('optimizer_kwargs:\n  lr: "0.1"', "lr must be a valid number, got the text '0.1'; remove the quotes"),
+    ('optimizer_kwargs:\n  lr: yes', 'optimizer_kwargs.lr must be a valid number, got true'),
+    ('optimizer_kwargs:\n  lr: .nan', 'optimizer_kwargs.lr must be a finite number, got NaN'),
+    ('optimizer_kwargs:\n  lr: .inf', 'optimizer_kwargs.lr must be a finite number, got Infinity'),
+    ('optimizer_kwargs:\n  lr: 1e999', 'optimizer_kwargs.lr must be a finite number, got Infinity'),
+    ('optimizer_kwargs:\n  lr:', 'optimizer_kwargs.lr must be a valid number, got nothing'),
     ('optimizer_kwargs: 5', 'exp.yml, line 4: optimizer_kwargs holds the keys lr, momentum, weight_decay, nesterov; '
                             'expected key: value lines below it'),
-    ('log_every: 2.0', 'log_every: expected a whole number, got 2.0'),
-    ('log_every: true', 'log_every: expected a whole number, got true'),
-    ('compile: 1', 'compile: expected true or false, got 1'),
-    ('compile: "no"', "compile: expected true or false, got the text 'no'"),
-    ('freeze_layers: 1.5', 'freeze_layers: expected true or false or a whole number, got 1.5'),
-    ('freeze_layers: -1', 'freeze_layers is -1; expected 0 or more'),
-    ('train_split: on', "train_split: expected text, got true; put it in quotes: 'on'"),
-    ('train_split: 2012', "train_split: expected text, got 2012; put it in quotes: '2012'"),
-    ('train_split: ""', 'train_split: expected text, got an empty one'),
+    ('log_every: 2.0', 'log_every must be a valid integer, got 2.0'),
+    ('log_every: 1e3', 'log_every must be a valid integer, got 1000.0'),
+    ('log_every: true', 'log_every must be a valid integer, got true'),
+    ('log_every: {a: 1}', 'log_every must be a valid integer, got key: value lines'),
+    ('compile: 1', 'compile must be true or false, got 1'),
+    ('compile: "no"', "compile must be true or false, got the text 'no'"),
+    ('freeze_layers: 1.5', 'freeze_layers must be true or false or be a valid integer, got 1.5'),
+    ('freeze_layers: -1', 'freeze_layers must be greater than or equal to 0, got -1'),
+    ('train_split: on', 'train_split must be a valid string, got true, as YAML reads it; put it in quotes'),
+    ('train_split: 2012', 'train_split must be a valid string, got 2012, as YAML reads it; put it in quotes'),
+    ('train_split: ""', "train_split must have at least 1 character, got the text ''"),
     ('train_split: 2012-13-45', 'train_split: not a plain YAML value: month must be in 1..12'),
     ('train_split: !!python/name:os.system', 'train_split: not a plain YAML value: could not determine'),
-    ('output_dir: [a]', 'output_dir: expected text or null, got a list'),
-    ('backbone: resnet51', "backbone: expected one of resnet18, resnet50, timm/<name>, got the text 'resnet51'"),
-    ('scheduler_kwargs:\n  lr_decay_epochs: 25', 'expected a list of whole numbers, e.g. [a, b], got 25'),
-    ('scheduler_kwargs:\n  lr_decay_epochs: [25, 1.5]', 'expected a list of whole numbers, got 1.5'),
-    ('augmentation_kwargs:\n  scale: [2e-1, 1]', "expected a list of numbers, got the text '2e-1'"),
+    ('output_dir: [a]', 'output_dir must be a valid string, got ["a"]'),
+    ('backbone: resnet51', "backbone must be resnet18, resnet50 or timm/<name>, got the text 'resnet51'"),
+    ('optimizer: adamw', "optimizer must be 'sgd' or 'adam', got the text 'adamw'"),
+    ('scheduler_kwargs:\n  lr_decay_epochs: 25', 'lr_decay_epochs must be a valid list, got 25; write [25]'),
+    ('scheduler_kwargs:\n  lr_decay_epochs: [25, 1.5]', 'lr_decay_epochs must be a valid integer, got [25, 1.5]'),
     ('a: [', 'exp.yml, line 5: not valid YAML:'),
     ('\tx: 1', 'exp.yml, line 4: not valid YAML: found character'),
     ('---\nb: 1', 'exp.yml, line 4: not valid YAML: but found another document'),
@@ -261,7 +292,7 @@ def test_list_of_text_and_of_integers_for_floats(load, message):
     base = 'pretraining: a.pth\nignore_classes: '
     assert load(base + '[cat, dog]\n', Retrieval).ignore_classes == ('cat', 'dog')
     assert load(base + '[no, on, 1, 1e3]\n', Retrieval).ignore_classes == ('no', 'on', '1', '1e3')
-    assert 'expected a list of texts, got a list' in message(base + '[[cat]]\n', Retrieval)
+    assert 'ignore_classes must be a valid string, got [["cat"]]' in message(base + '[[cat]]\n', Retrieval)
     ratio = load(MINIMAL + 'augmentation_kwargs:\n  ratio: [1, 2]\n').augmentation_kwargs.ratio
     assert ratio == (1.0, 2.0)
     assert isinstance(ratio[0], float)
@@ -272,11 +303,11 @@ def test_all_errors_at_once(message):
                    env='root_dir: 3\ndb_root: /path/to\n')
     first, *lines = text.splitlines()
     assert first == '7 errors in the config:'
-    for line, start in zip(lines, ("env.yml, line 1: root_dir: expected text, got 3; put it in quotes: '3'",
-                                   "exp.yml, line 3: unknown key 'epochz'; did you mean 'epochs'?",
-                                   'exp.yml, line 4: backbone: expected one of', "--set m=1: unknown key 'm'",
-                                   'exp.yml: the key train_batch_size is missing', 'exp.yml, line 2: epochs is -1',
-                                   'env.yml, line 2: db_root is still'), strict=True):
+    for line, start in zip(lines, ("--set m=1: unknown key 'm'", "exp.yml, line 3: unknown key 'epochz'; did you mean",
+                                   'env.yml, line 2: db_root is still the placeholder /path/to;',
+                                   'env.yml, line 1: root_dir must be a valid string, got 3',
+                                   'exp.yml, line 2: epochs must be ', 'exp.yml: the key train_batch_size is missing',
+                                   'exp.yml, line 4: backbone must be resnet18,'), strict=True):
         assert line.startswith(start)
 
 
@@ -286,28 +317,34 @@ def test_all_errors_at_once(message):
     (Pretrain, 'pretraining: imagenet_moco', 'exp.yml, line 3: pretraining: imagenet_moco needs moco_state_dict'),
     (Pretrain, 'scheduler: step', 'exp.yml, line 4: scheduler: step needs scheduler_kwargs.lr_decay_epochs'),
     (Pretrain, 'moco_kwargs: {K: 1}', 'train_batch_size 2 does not fit into the memory bank of moco_kwargs.K 1'),
-    (Pretrain, 'moco_kwargs: {T: 0}', 'exp.yml, line 4: moco_kwargs.T is 0.0; expected a number above 0'),
-    (Pretrain, 'moco_kwargs: {m: 1.1}', 'moco_kwargs.m is 1.1; expected a number from 0 to 1'),
-    (Pretrain, 'model_kwargs: {ndim: 0}', 'model_kwargs.ndim is 0; expected 1 or more'),
-    (Pretrain, 'optimizer_kwargs: {lr: 0}', 'optimizer_kwargs.lr is 0.0; expected a number above 0'),
+    (Pretrain, 'moco_kwargs: {T: 0}', 'exp.yml, line 4: moco_kwargs.T must be greater than 0, got 0'),
+    (Pretrain, 'moco_kwargs: {m: 1.1}', 'moco_kwargs.m must be less than or equal to 1, got 1.1'),
+    (Pretrain, 'model_kwargs: {ndim: 0}', 'model_kwargs.ndim must be greater than or equal to 1, got 0'),
+    (Pretrain, 'optimizer_kwargs: {lr: 0}', 'optimizer_kwargs.lr must be greater than 0, got 0'),
     (Pretrain, 'optimizer_kwargs: {nesterov: true, momentum: 0}', 'nesterov needs a momentum above 0'),
-    (Pretrain, 'num_workers: -1', 'num_workers is -1; expected 0 or more'),
-    (Pretrain, 'augmentation_kwargs: {scale: [0.5, 2]}', 'expected two increasing numbers above 0, up to 1'),
-    (Pretrain, 'augmentation_kwargs: {scale: [0.5]}', 'expected two increasing numbers above 0, up to 1'),
-    (Pretrain, 'augmentation_kwargs: {ratio: [2, 1]}', '[2.0, 1.0]; expected two increasing numbers above 0'),
-    (Pretrain, 'augmentation_kwargs: {jitter: [1]}', 'expected four numbers of 0 or more'),
-    (Pretrain, 'augmentation_kwargs: {jitter: []}', 'expected four numbers of 0 or more'),
-    (Pretrain, 'augmentation_kwargs: {flip_probability: 2}', 'expected a number from 0 to 1'),
-    (LinearFinetune, 'border_label: 1', 'border_label is 1; expected 0 or 255'),
-    (LinearFinetune, 'val_size: 0', 'val_size is 0; expected 1 or more'),
-    (Kmeans, 'num_clusters: 0', 'num_clusters is 0; expected 1 or more'),
+    (Pretrain, 'num_workers: -1', 'num_workers must be greater than or equal to 0, got -1'),
+    (Pretrain, 'scheduler_kwargs: {lr_decay_epochs: [-1]}', 'lr_decay_epochs must be greater than or equal to 0, got'),
+    (Pretrain, 'augmentation_kwargs: {scale: [0.5, 2]}', 'scale must be two increasing numbers above 0, up to 1'),
+    (Pretrain, 'augmentation_kwargs: {scale: [0.5]}', 'scale must be two increasing numbers above 0, up to 1'),
+    (Pretrain, 'augmentation_kwargs: {ratio: [2, 1]}', 'must be two increasing numbers above 0, got [2, 1]'),
+    (Pretrain, 'augmentation_kwargs: {jitter: [1]}', 'jitter must be four numbers of 0 or more'),
+    (Pretrain, 'augmentation_kwargs: {jitter: []}', 'jitter must be four numbers of 0 or more'),
+    (Pretrain, 'augmentation_kwargs: {flip_probability: 2}', 'must be less than or equal to 1, got 2'),
+    (Pretrain, 'seed: 2147483648', 'seed must be less than 2147483648, got'),
+    (LinearFinetune, 'border_label: 1', 'border_label must be 0 or 255, got 1'),
+    (LinearFinetune, 'border_label: false', 'border_label must be a valid integer, got false'),
+    (LinearFinetune, 'label_share: 0', 'label_share must be greater than 0, got 0'),
+    (LinearFinetune, 'crf_workers: -1', 'crf_workers must be greater than or equal to 0, got -1'),
+    (LinearFinetune, 'val_size: 0', 'val_size must be greater than or equal to 1, got 0'),
+    (Kmeans, 'num_clusters: 0', 'num_clusters must be greater than or equal to 1, got 0'),
+    (Kmeans, 'overclustering: [0]', 'overclustering must be greater than or equal to 1, got [0]'),
     (Kmeans, 'features: backbone', 'pretraining: none holds no trained heads; give the path of a checkpoint'),
     (Retrieval, 'saliency: supervised_model', 'pretraining: none holds no trained heads'),
 ])
 def test_impossible_combinations(message, schema, lines, expected):
     base = 'epochs: 1\ntrain_batch_size: 2\n' if schema in (Pretrain, LinearFinetune) else ''
     if 'pretraining' not in lines:
-        base += 'pretraining: a.pth\n' if lines == 'num_clusters: 0' else 'pretraining: none\n'
+        base += 'pretraining: a.pth\n' if 'cluster' in lines else 'pretraining: none\n'
     text = message(base + lines + '\n', schema)
     assert expected in text
     assert '\n' not in text
@@ -319,20 +356,15 @@ def test_network_masks_need_the_head(message):
 
 
 def test_combinations_skip_what_a_schema_lacks():
-    assert check_combinations({}) == []
-    assert check_combinations({'epochs': 0, 'border_label': 255}) == []
+    assert not list(conflicts({'epochs': 0, 'pretraining': 'imagenet_moco', 'saliency': 'network'}))
 
 
-def test_ranges_name_keys_that_exist():
-    from utils.config.load import RANGES
-    known = {name for schema in (Pretrain, LinearFinetune, Kmeans, Retrieval, TrainSaliency)
-             for name in schema_keys(schema)}
-    assert {name for names, _, _ in RANGES for name in names.split()} <= known
-
-
-@pytest.mark.parametrize('schema', [Env, Pretrain, LinearFinetune, Kmeans, Retrieval, TrainSaliency])
-def test_schema_documents_every_key(schema):
-    assert all(key.field.metadata['help'] for key in schema_keys(schema).values())
+@pytest.mark.parametrize('schema', [Env, *ALL])
+def test_defaults_are_in_range_and_every_key_is_documented(schema):
+    given = {name: 'a' if field.annotation is str else 1 for name, field in schema_keys(schema).items()
+             if field.is_required()}
+    schema.model_validate(schema.model_validate(given).model_dump())
+    assert all(field.description for field in schema_keys(schema).values())
 
 
 # --- the copy beside the results
@@ -374,13 +406,24 @@ def test_save_config_counts_what_is_named(load, tmp_path):
 def test_save_config_with_another_schema_or_a_broken_file(load, tmp_path):
     save_config(load(MINIMAL), tmp_path / 'run')
     (tmp_path / 'run' / 'results.json').touch()
-    with pytest.raises(UserError, match='num_clusters: "absent" -> 20'):
+    with pytest.raises(UserError, match='epochs: 1 -> absent'):
         save_config(load('pretraining: a.pth\n', Kmeans), tmp_path / 'run')
     whole = (tmp_path / 'run' / 'config.yml').read_text()
     for damaged in ('[', whole[:whole.rindex('config_name')]):
         (tmp_path / 'run' / 'config.yml').write_text(damaged)
         with pytest.raises(UserError, match='config.yml is damaged'):
             save_config(load(MINIMAL), tmp_path / 'run')
+
+
+def test_a_key_that_an_earlier_version_lacked_counts_as_its_default(load, tmp_path):
+    path = save_config(load(MINIMAL), tmp_path / 'run')
+    (tmp_path / 'run' / 'results.json').touch()
+    content = yaml.safe_load(path.read_text())
+    del content['sync_batchnorm'], content['model_kwargs']['decoder']
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    save_config(load(MINIMAL), tmp_path / 'run')
+    with pytest.raises(UserError, match=r'\(sync_batchnorm: false -> true\)'):
+        save_config(load(MINIMAL, overrides=['sync_batchnorm=true']), tmp_path / 'run')
 
 
 def test_save_config_takes_the_place_of_a_start_that_failed(load, tmp_path):
@@ -404,17 +447,17 @@ def test_find_file_prefers_the_working_directory(tmp_path, monkeypatch):
     assert f'{tmp_path}/configs/no.yml and {REPOSITORY}/configs/no.yml' in str(caught.value)
 
 
-def test_resolve_path_looks_in_three_places(tmp_path, monkeypatch):
+def test_find_file_looks_in_a_folder_between(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = tmp_path / 'results'
     (root / 'run').mkdir(parents=True)
     (root / 'run' / 'a.pth').touch()
-    assert resolve_path('run/a.pth', root) == root / 'run' / 'a.pth'
-    assert resolve_path(root / 'run' / 'a.pth', '/nowhere') == root / 'run' / 'a.pth'
+    assert find_file('run/a.pth', root) == root / 'run' / 'a.pth'
+    assert find_file(root / 'run' / 'a.pth', '/nowhere') == root / 'run' / 'a.pth'
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'a.pth').touch()
-    assert resolve_path('run/a.pth', root) == tmp_path / 'run' / 'a.pth'
+    assert find_file('run/a.pth', root) == tmp_path / 'run' / 'a.pth'
     with pytest.raises(UserError) as caught:
-        resolve_path('b.pth', root)
+        find_file('b.pth', root)
     for place in (tmp_path, root, REPOSITORY):
         assert str(place / 'b.pth') in str(caught.value)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from utils.config.cli import ArgumentParser
-from utils.config.load import REPOSITORY, load_config
-from utils.config.paths import user_path
+from utils.config.load import load_config
+from utils.config.paths import REPOSITORY, user_path
 from utils.config.schema import Pretrain
 from utils.run.errors import UserError
 

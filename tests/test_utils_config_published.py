@@ -7,10 +7,10 @@ import yaml
 from easydict import EasyDict
 
 from tests.test_scripts import SMALL, Runner, results
+from utils.config.keys import schema_keys
 from utils.config.load import load_config
 from utils.config.published import RULES
 from utils.config.schema import Kmeans, LinearFinetune, Pretrain, Retrieval
-from utils.config.strict_yaml import schema_keys
 from utils.run.checkpoint import load_checkpoint
 from utils.run.errors import UserError
 
@@ -134,8 +134,8 @@ def test_pretraining_that_is_false_is_random(load, empty) -> None:
     (Pretrain, {'train_db_kwargs': {'saliency': 'supervised_model', 'spilt': 'x'}},
      "unknown key 'train_db_kwargs.spilt'; the keys here are saliency"),
     (Pretrain, {'train_db_kwargs': 3}, 'train_db_kwargs holds the keys saliency; expected key: value lines below it'),
-    (Pretrain, {'saliency': 'x'}, 'saliency is given twice, also in '),
-    (LinearFinetune, {'train_db_kwargs': {'split': 'train', 'batch_size': 'x'}}, 'train_batch_size: expected a whole'),
+    (Pretrain, {'saliency': 'x'}, 'saliency is given twice, first in exp.yml, line 3'),
+    (LinearFinetune, {'train_db_kwargs': {'split': 'train', 'batch_size': 'x'}}, 'train_batch_size must be a valid'),
     (Kmeans, {'kmeans_eval': False}, 'kmeans_eval, a key of the published code, can only be true here, got false'),
     (Kmeans, {'train_db_name': 'COCO'}, "got the text 'COCO'; give the data set as val_db_name"),
     (Kmeans, {'retrieval_kwargs': {'ignore_classes': []}}, "unknown key 'retrieval_kwargs'")])

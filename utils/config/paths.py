@@ -1,12 +1,13 @@
-"""Paths as users write them."""
+"""Paths as users write them, and where files are looked up."""
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
 
-from utils.run.errors import UserError
+from utils.run.errors import MissingFileError, UserError
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 VARIABLE = re.compile(r'\$\{?[A-Za-z_]\w*')
 
 
@@ -27,3 +28,23 @@ def user_path(text: str) -> Path:
     if expanded.startswith('~'):
         raise UserError(f'path {text} names a home folder that is not there; write the path out.')
     return Path(expanded)
+
+
+def find_file(path: str | Path, *folders: str | Path) -> Path:
+    """The absolute path of a file, looked up from the working directory, then folders, then the repository root.
+
+    Raises:
+        MissingFileError: it is in none of them; the message lists them.
+    """
+    places = list(dict.fromkeys((folder / user_path(str(path))).absolute()
+                                for folder in (Path.cwd(), *map(Path, folders), REPOSITORY)))
+    for place in places:
+        if place.is_file():
+            return place
+    raise MissingFileError(f'no file {path}: looked for {" and ".join(map(str, places))}; correct the path '
+                           'or make the file first.')
+
+
+def shown(path: Path) -> str:
+    """A path as messages show it: relative to the working directory when below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -4,13 +4,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from utils.config.load import IGNORED, as_dict
+from utils.config.keys import flat, same_results, schema_keys
+from utils.config.load import Config, as_dict
 from utils.run.errors import UserError, cannot_read, name_some
 
 NAME, LAST_KEY = 'config.yml', 'config_name'
@@ -44,25 +45,29 @@ def read_config(output_dir: Path) -> dict[str, Any] | None:
     return content
 
 
-def save_config(config: Mapping[str, Any], output_dir: str | Path, identity: Sequence[str] = ()) -> Path:
+def save_config(config: Config, output_dir: str | Path, identity: Sequence[str] = ()) -> Path:
     """Write ``config.yml`` in output_dir, or make sure that the one there says the same.
 
-    A folder without checkpoint or results, of a start that failed, takes the new config; curves in it go.
-    Keys of ``IGNORED`` but not of ``identity`` may differ; the file stays as it was first written. Call it in one
-    process only.
+    A folder without checkpoint or results, of a start that failed, takes the new config; curves in it go. Keys that
+    leave results the same may differ, but for those of ``identity``; the file stays as it was first written. A key
+    that it lacks, as those of an earlier version do, counts as its default. Call it in one process only.
 
     Raises:
-        UserError: results made with another config are there; the message shows the differing keys.
+        UserError: results made with another config are there, the message shows the differing keys; or the file is
+            damaged.
     """
     path = Path(output_dir) / NAME
     occupied = any(not found.name.startswith('.') for pattern in RESULTS for found in path.parent.glob(pattern))
     old = read_config(path.parent) if occupied else None
     if old is not None:
-        before, after = flat(old), flat(as_dict(config))
-        changes = [f'{name}: {_text(before.get(name, "absent"))} -> {_text(after.get(name, "absent"))}'
+        keys = schema_keys(config._schema)
+        free = {LAST_KEY} | {name for name, field in keys.items() if same_results(field)}
+        before = {name: _text(field.get_default(call_default_factory=True)) for name, field in keys.items()
+                  if not field.is_required()} | {name: _text(value) for name, value in flat(old).items()}
+        after = {name: _text(value) for name, value in flat(as_dict(config)).items()}
+        changes = [f'{name}: {before.get(name, "absent")} -> {after.get(name, "absent")}'
                    for name in dict.fromkeys((*after, *before))
-                   if (name not in IGNORED or name in identity)
-                   and (name in before, _text(before.get(name))) != (name in after, _text(after.get(name)))]
+                   if (name not in free or name in identity) and before.get(name) != after.get(name)]
         if changes:
             other = 'root_dir' if 'db_root' in identity else 'output_dir'  # the steps on a folder share its root_dir
             raise UserError(f'{output_dir} holds results of another config ({name_some(changes, 20)}); '
@@ -80,14 +85,6 @@ def save_config(config: Mapping[str, Any], output_dir: str | Path, identity: Seq
     finally:
         unfinished.unlink(missing_ok=True)
     return path
-
-
-def flat(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}."""
-    leaves: dict[str, Any] = {}
-    for name, value in nested.items():
-        leaves.update(flat(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {f'{prefix}{name}': value})
-    return leaves
 
 
 def _text(value: Any) -> str:

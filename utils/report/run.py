@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.config.saved import flat
+from utils.config.keys import flat
 from utils.report import page
 from utils.report.history import History, read_history
 from utils.report.results import read_results

@@ -10,7 +10,6 @@ from torch.utils import _pytree as pytree
 from utils.run.errors import UserError
 
 Moved = TypeVar('Moved', bound='Tensor | nn.Module')
-DEVICES = ('auto', 'cpu', 'cuda', 'xpu', 'mps')
 NEEDS = {'cuda': 'install a GPU driver and a CUDA build of PyTorch', 'xpu': 'install an XPU build of PyTorch',
          'mps': 'use a Mac with Apple silicon and macOS 14'}
 

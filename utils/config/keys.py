@@ -1,0 +1,110 @@
+"""Keys of YAML files, declared as pydantic fields: what a field says of itself, and which key a wrong name is like."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+REQUIRED: Any = ...
+Text = Annotated[str, Field(min_length=1)]
+
+
+if TYPE_CHECKING:  # a loaded config is an EasyDict: a dict with attributes
+    class Section(dict[str, Any]):
+        model_fields: ClassVar[dict[str, FieldInfo]]
+        model_validate: ClassVar[Callable[[Any], BaseModel]]
+else:
+    class Section(BaseModel):
+        """Keys at one level of a file."""
+        model_config = ConfigDict(strict=True, extra='forbid', allow_inf_nan=False, defer_build=True)
+
+
+def key(default: Any, help: str, same_results: bool = False, **limits: Any) -> Any:
+    """Declare one key.
+
+    Args:
+        default: the value of an absent key, or REQUIRED; a list is copied, a Section made anew.
+        help: one line that says what the key is.
+        same_results: another value changes results by rounding at most, so that a run may continue with it. Not so
+            precision, tf32 and val_tf32, which round far more, and compile, which draws other numbers for dropout.
+        limits: of pydantic's Field, e.g. ge=0.
+    """
+    limits |= {'description': help, 'json_schema_extra': {'same_results': same_results}}
+    if isinstance(default, list):
+        return Field(default_factory=default.copy, **limits)
+    return Field(default_factory=default, **limits) if isinstance(default, type) else Field(default, **limits)
+
+
+def must(fits: Callable[[Any], bool], be: str) -> AfterValidator:
+    """A check beyond type and range, for Annotated, and what a value that fails it must be."""
+    def check(value: Any) -> Any:
+        if not fits(value):
+            raise ValueError(f'should be {be}')
+        return value
+    return AfterValidator(check)
+
+
+def schema_keys(schema: type[Section], prefix: str = '') -> dict[str, FieldInfo]:
+    """All keys of a schema that hold a value, by dotted name, e.g. ``optimizer_kwargs.lr``."""
+    keys: dict[str, FieldInfo] = {}
+    for name, field in schema.model_fields.items():
+        section: Any = field.default_factory
+        keys |= schema_keys(section, f'{prefix}{name}.') if isinstance(section, type) else {prefix + name: field}
+    return keys
+
+
+def same_results(field: FieldInfo) -> bool:
+    """Whether a run may continue with another value."""
+    return bool(field.json_schema_extra['same_results'])  # type: ignore[index, call-overload]
+
+
+def type_name(hint: Any) -> str:
+    """'int', 'list[float]' or 'str | None'; of a Literal the type of its values."""
+    args = get_args(hint)
+    if get_origin(hint) in (Annotated, Literal):
+        return type_name(args[0] if get_origin(hint) is Annotated else type(args[0]))
+    if get_origin(hint) is list:
+        return f'list[{type_name(args[0])}]'
+    return ' | '.join(map(type_name, args)) if args else 'None' if hint is type(None) else hint.__name__
+
+
+def choices(field: FieldInfo) -> str:
+    """'sgd, adam', '' for a key that takes other values too."""
+    return ', '.join(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else ''
+
+
+def default_text(field: FieldInfo) -> str:
+    """The default in JSON, '' of a key that must be given."""
+    if field.is_required():
+        return ''
+    value = field.get_default(call_default_factory=True)
+    return json.dumps([round(v, 4) if isinstance(v, float) else v for v in value] if isinstance(value, list) else value)
+
+
+def nearest(name: str, names: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The one of several dotted names that a wrong one is most like, as a whole or by its last part, if any is."""
+    names = list(names)  # of several with one last part the first counts
+    known = {known.rpartition('.')[2].lower(): known for known in reversed(names)} | {k.lower(): k for k in names}
+    found = get_close_matches(name.lower(), known, 1, likeness)
+    return known[found[0]] if found else None
+
+
+def flat(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a.b': 1}."""
+    leaves: dict[str, Any] = {}
+    for name, value in nested.items():
+        leaves |= flat(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {prefix + name: value}
+    return leaves
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """{'a.b': 1} -> {'a': {'b': 1}}; the keys are two levels deep at most."""
+    nested: dict[str, Any] = {}
+    for name, value in leaves.items():
+        section, _, last = name.rpartition('.')
+        (nested.setdefault(section, {}) if section else nested)[last] = value
+    return nested
