@@ -2,7 +2,7 @@
 
     python benchmarks/reporting.py --epochs 10 --images 850 --backbone resnet18 --size 64 --batch 10
 
-Draws images by code and pretrains on them with pretrain/main.py, with a clock around what draws panels and writes
+Draws images by code and pretrains on them with pretrain/main.py, with a clock around what draws image grids and writes
 report.html. Their number does not grow with the images: the longer an epoch, the smaller their share.
 """
 from __future__ import annotations
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from experiments.shapes import generate
 from pretrain import main as pretraining
-from pretrain.panels import Panels
+from pretrain.monitor import ImageGrids
 from utils.config.cli import ArgumentParser
 from utils.run.script import run_script
 
@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--backbone', default='resnet18', choices=['resnet18', 'resnet50'], help='of the encoder')
     parser.add_argument('--size', type=int, default=64, help='side of the views, pixels')
     parser.add_argument('--batch', type=int, default=10, help='pairs a step')
-    parser.add_argument('--panel-every', type=int, default=5, help='epochs between two panels')
+    parser.add_argument('--panel-every', type=int, default=5, help='epochs between two image grids')
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder, 'Shapes'), args.images, 1)
-        views, embedding = Clock(Panels.draw_views), Clock(Panels.draw_embedding)
+        views, embedding = Clock(ImageGrids.draw_views), Clock(ImageGrids.draw_embedding)
         report = Clock(pretraining.write_run_report)
-        with (patch.object(Panels, 'draw_views', lambda *a, **k: views(*a, **k)),
-              patch.object(Panels, 'draw_embedding', lambda *a, **k: embedding(*a, **k)),
+        with (patch.object(ImageGrids, 'draw_views', lambda *a, **k: views(*a, **k)),
+              patch.object(ImageGrids, 'draw_embedding', lambda *a, **k: embedding(*a, **k)),
               patch.object(pretraining, 'write_run_report', report)):
             start = time.perf_counter()
             pretraining.main(['--config_env', 'configs/demo/env.yml', '--config_exp', 'configs/demo/pretrain.yml',
@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                               f'augmentation_kwargs.size={args.size}', f'panel_every={args.panel_every}'])
             whole = time.perf_counter() - start
     print(f'\n{args.epochs} epochs of {args.images // args.batch} steps\n\n{"part":<32}{"seconds":>9}{"share":>8}')
-    for name, seconds in (('whole run', whole), ('panels of views', views.seconds),
-                          ('panels of embeddings', embedding.seconds), ('report.html', report.seconds),
+    for name, seconds in (('whole run', whole), ('grids of views', views.seconds),
+                          ('grids of embeddings', embedding.seconds), ('report.html', report.seconds),
                           ('pictures and report together', views.seconds + embedding.seconds + report.seconds)):
         print(f'{name:<32}{seconds:>9.2f}{seconds / whole:>8.2%}')
 

@@ -23,8 +23,7 @@ from models.build import build_contrastive_model, synchronise_batchnorm
 from models.resnet import FROZEN, freeze_layers
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
-from pretrain.panels import Panels
-from pretrain.probe import Probe
+from pretrain.monitor import ImageGrids, OnlineKmeans
 from utils.config.cli import ArgumentParser
 from utils.config.load import add_config_arguments, as_dict, load_config
 from utils.config.published import add_published_flags, flags_without_effect
@@ -89,8 +88,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = Trainer(path, model, optimizer, precision, loader, sampler, dataset.ids, p, writer, p.log_every,
                       p.checkpoint_every)
 
-    panels = Panels(writer, model.model_q, precision, dataset, p.augmentation_kwargs.size, p.panel_every, p.compile)
-    probe = Probe(probe_set(p, mean, std), p.probe_images, precision, p.seed, p.compile) if p.probe_every else None
+    grids = ImageGrids(writer, model.model_q, precision, dataset, p.augmentation_kwargs.size, p.panel_every, p.compile)
+    online = None
+    if p.probe_every:
+        online = OnlineKmeans(probe_set(p, mean, std), p.probe_images, precision, p.seed, p.compile)
 
     if p.epochs == 0:
         trainer.save()
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for epoch in range(trainer.epoch, p.epochs):
             start = time.perf_counter()
             if trainer.step == 0:
-                panels.draw_embedding(epoch)
+                grids.draw_embedding(epoch)
             lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
             set_learning_rate(optimizer, lr)
             model.train()
@@ -107,17 +108,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             def losses(batch: dict[str, Any], epoch: int = epoch) -> dict[str, Tensor]:
                 if trainer.step == 0:
-                    panels.draw_views(epoch, batch)
+                    grids.draw_views(epoch, batch)
                 return compute_losses(trained, batch, precision, p.loss_chunk)
 
             means = trainer.train_one_epoch(losses, model.bank_statistics)
-            if probe is not None and (epoch + 1) % p.probe_every == 0:
+            if online is not None and (epoch + 1) % p.probe_every == 0:
                 with trainer.at_once():
-                    probe.measure(writer, model.model_q, epoch)
+                    online.measure(writer, model.model_q, epoch)
             trainer.finish_epoch()
             log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}, lr {lr:.5f}',
                       time.perf_counter() - start, trainer.share)
-    panels.draw_embedding(p.epochs, last=True)
+    grids.draw_embedding(p.epochs, last=True)
     writer.close()
     write_run_report(as_dict(p), 'Pretraining')
     log.info('Pretraining is complete: %s', path)

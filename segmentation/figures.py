@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 from PIL import Image
 from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from data.transforms import resize_mask
 from utils.report.pictures import montage, outline, panel
@@ -58,6 +57,7 @@ def draw_rows(rows: Sequence[Sequence[tuple[np.ndarray, str]]]) -> Image.Image:
 def project(prototypes: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
     """(N, D) -> (N, 2), N and D of 2 or more, and what the axes are."""
     if method == 'tsne':
+        from sklearn.manifold import TSNE  # takes a while, and few need it
         perplexity = min(PERPLEXITY, (len(prototypes) - 1) / 3)
         places = TSNE(2, perplexity=perplexity, init='pca', random_state=seed).fit_transform(prototypes)
         return places, ('t-SNE, 1st coordinate (no unit)', 't-SNE, 2nd coordinate (no unit)')

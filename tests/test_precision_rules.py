@@ -6,12 +6,11 @@ import pytest
 import torch
 
 import models.segmentation
-import pretrain.probe
 import segmentation.objects
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from saliency.basnet import BASNetSaliency
 from segmentation.segmenter import Segmenter
-from tests.test_pretrain_panels import run  # noqa: F401  a fixture
+from tests.test_pretrain_monitor import run  # noqa: F401  a fixture
 from tests.test_scripts import Runner
 from tests.test_utils_run_trainer import SmallBackbone, small_decoder
 from utils.run.precision import allow_tf32, tf32
@@ -39,8 +38,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
 
     monkeypatch.setattr(models.segmentation, 'build_backbone', SmallBackbone)
     monkeypatch.setattr(models.segmentation, 'build_decoder', small_decoder)
-    for module in (pretrain.probe, segmentation.objects):
-        monkeypatch.setattr(module, 'THRESHOLD', -100.0)
+    monkeypatch.setattr(segmentation.objects, 'THRESHOLD', -100.0)
     watch(ContrastiveSegmentationModel, 'forward', 'step')
     watch(ContrastiveSegmentationModel, 'embed', 'step')
     watch(ContrastiveSegmentationModel, 'maps', 'evaluation')

@@ -1,4 +1,4 @@
-"""What training shows of itself: pictures and the probe, which leave its bits alone."""
+"""What training shows of itself: image grids and online K-means, which leave its bits alone."""
 import json
 
 import numpy as np
@@ -7,10 +7,9 @@ import torch
 from PIL import Image
 
 import models.segmentation
-import pretrain.probe
 import segmentation.objects
 from experiments.shapes import generate
-from pretrain.panels import SIDE, observed
+from pretrain.monitor import SIDE, observed
 from tests.test_scripts import Runner
 from tests.test_utils_run_trainer import SmallBackbone, small_decoder
 from utils.report.history import read_history
@@ -33,10 +32,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models.segmentation, 'build_decoder', small_decoder)
 
 
-def test_panels_and_the_probe_leave_the_bits_of_training_alone(run: Runner, capsys) -> None:
+def test_grids_and_online_kmeans_leave_the_bits_of_training_alone(run: Runner, capsys) -> None:
     options = 'epochs=3', 'model_kwargs.dropout=0.5', 'device=cpu'
     run('pretrain.main', *options, 'output_dir=with', 'panel_every=2', 'probe_every=1')
-    assert capsys.readouterr().out.count('Probe: K-means mIoU of 10 images') == 3
+    assert capsys.readouterr().out.count('Online K-means: mIoU of 10 images') == 3
     run('pretrain.main', *options, 'output_dir=without', 'panel_every=0')
     seen, unseen = (load_checkpoint(run.root_dir / name / 'checkpoint.pth.tar') for name in ('with', 'without'))
     for part in ('model', 'optimizer'):
@@ -54,9 +53,8 @@ def test_panels_and_the_probe_leave_the_bits_of_training_alone(run: Runner, caps
     assert (np.asarray(views) == (255, 255, 0)).all(2).any()  # the outlines
 
 
-def test_the_probe_is_kmeans_of_the_same_images(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (pretrain.probe, segmentation.objects):  # so short a training reaches no high scores
-        monkeypatch.setattr(module, 'THRESHOLD', 0.0)
+def test_online_kmeans_is_kmeans_of_the_same_images(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmentation.objects, 'THRESHOLD', 0.0)  # so short a training reaches no high scores
     run('pretrain.main', 'epochs=1', 'output_dir=probed', 'probe_every=1', 'device=cpu')
     probed = read_history(run.root_dir / 'probed').scalars['probe/mIoU'][-1][1]
     run('segmentation.kmeans', f'pretraining={run.root_dir / "probed" / "checkpoint.pth.tar"}', 'num_clusters=7',
@@ -65,7 +63,7 @@ def test_the_probe_is_kmeans_of_the_same_images(run: Runner, monkeypatch: pytest
     assert probed == pytest.approx(entry['mIoU'], abs=0.01)
 
 
-def test_a_probe_of_too_few_images_is_one_sentence(run: Runner) -> None:
+def test_too_few_images_for_online_kmeans_are_one_sentence(run: Runner) -> None:
     with pytest.raises(UserError, match='3 images for 7 clusters; raise probe_images'):
         run('pretrain.main', 'output_dir=few', 'probe_every=1', 'probe_images=3')
 
