@@ -1,4 +1,4 @@
-"""The two losses of pretraining."""
+"""The two losses of pretraining (paper, section 3.2 and 4.1)."""
 from __future__ import annotations
 
 from typing import Any
@@ -24,47 +24,42 @@ def saliency_loss(scores: Tensor, masks: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores, y, weight)
 
 
-def class_weights(labels: Tensor, num_classes: int, num_columns: int, dtype: torch.dtype) -> Tensor:
-    """1 / ln(1.02 + p_c) for each column, p_c the share of ``labels`` that are c (0 for bank columns)."""
-    counts = labels.new_zeros(num_columns).scatter_add_(0, labels, torch.ones_like(labels))  # bincount would wait
-    share = counts.to(dtype) / labels.numel()
-    share[num_classes:] = 0
-    return 1 / torch.log(1.02 + share)
+def class_weights(labels: Tensor, num_keys: int, dtype: torch.dtype) -> Tensor:
+    """1 / ln(1.02 + p_c) for each key, p_c the share of ``labels`` that are c (0 for those of the queue)."""
+    counts = labels.new_zeros(num_keys).scatter_add_(0, labels, torch.ones_like(labels))  # bincount would wait
+    return 1 / torch.log(1.02 + counts.to(dtype) / labels.numel())
 
 
-def contrastive_loss(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def contrastive_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Pixel-to-prototype cross-entropy, balanced over the objects (paper, equation 3).
 
     Args:
         logits: P x (B + K), already divided by the temperature.
         labels: P, the index in 0..B-1 of the image that each foreground pixel belongs to.
-        num_classes: B, the number of images.
 
     Returns:
         PyTorch's weighted mean of the cross-entropy, weights by ``class_weights``.
     """
-    weight = class_weights(labels, num_classes, logits.shape[1], logits.dtype)
-    return F.cross_entropy(logits, labels, weight=weight)
+    return F.cross_entropy(logits, labels, class_weights(labels, logits.shape[1], logits.dtype))
 
 
 class _Chunked(torch.autograd.Function):
     """The loss and its gradient with respect to q, computed together, a chunk of pixels at a time."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, columns: Tensor, labels: Tensor, weight: Tensor, T: float,
+    def forward(ctx: Any, q: Tensor, keys: Tensor, labels: Tensor, weight: Tensor, T: float,
                 chunk: int) -> tuple[Tensor, Tensor]:
         gradient = torch.empty_like(q)  # P x dim
         loss, hits = q.new_zeros(()), torch.zeros((), dtype=torch.long, device=q.device)
         total = weight[labels].sum()
         for rows, label, out in zip(q.split(chunk), labels.split(chunk), gradient.split(chunk), strict=True):
-            logits = rows @ columns / T  # chunk x (B + K)
+            logits = rows @ keys / T  # chunk x (B + K)
             hits += (logits.argmax(1) == label).sum()
-            logarithms = F.log_softmax(logits, 1)
-            share = (weight[label] / total)[:, None]  # chunk x 1
-            picked = label[:, None]
+            logarithms, picked = F.log_softmax(logits, 1), label[:, None]
+            share = weight[picked] / total  # chunk x 1
             loss -= (logarithms.gather(1, picked) * share).sum()
             slope = logarithms.exp_().mul_(share).scatter_add_(1, picked, -share)  # d loss / d logits
-            torch.matmul(slope, columns.T / T, out=out)
+            torch.matmul(slope, keys.T / T, out=out)
         ctx.save_for_backward(gradient)
         accuracy = hits / len(q)
         ctx.mark_non_differentiable(accuracy)
@@ -76,21 +71,19 @@ class _Chunked(torch.autograd.Function):
         return gradient * slope, None, None, None, None, None
 
 
-def chunked_contrastive_loss(q: Tensor, columns: Tensor, labels: Tensor, num_classes: int, T: float,
+def chunked_contrastive_loss(q: Tensor, keys: Tensor, labels: Tensor, T: float,
                              chunk: int) -> tuple[Tensor, Tensor]:
-    """``contrastive_loss`` of q @ columns / T, and its ``accuracy``, with the logits of ``chunk`` pixels at a time.
+    """``contrastive_loss`` of q @ keys / T, and its ``accuracy``, with the logits of ``chunk`` pixels at a time.
 
-    The columns have no gradient, so the gradient with respect to q is known as soon as the logits are, and
+    The keys have no gradient, so the gradient with respect to q is known as soon as the logits are, and
     P x dim numbers are kept for the backward pass in place of P x (B + K).
 
     Args:
         q: P x dim unit embeddings.
-        columns: dim x (B + K), without gradient.
+        keys: dim x (B + K), without gradient.
         labels: P, in 0..B-1.
-        num_classes: B.
     """
-    weight = class_weights(labels, num_classes, columns.shape[1], q.dtype)
-    return _Chunked.apply(q, columns, labels, weight, T, chunk)
+    return _Chunked.apply(q, keys, labels, class_weights(labels, keys.shape[1], q.dtype), T, chunk)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:

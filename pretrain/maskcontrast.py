@@ -1,7 +1,7 @@
 """MaskContrast: pixels of an object agree with the object's mean embedding in another view.
 
 Van Gansbeke et al., "Unsupervised Semantic Segmentation by Contrasting Object Mask Proposals",
-ICCV 2021, section 3.2; the momentum encoder and the bank are those of MoCo (He et al., CVPR 2020).
+ICCV 2021, section 3.2; the momentum encoder and the queue are those of MoCo (He et al., CVPR 2020).
 """
 from __future__ import annotations
 
@@ -21,29 +21,28 @@ from utils.run.precision import to_float32
 
 class Output(NamedTuple):
     q: Tensor  # P x dim: unit embeddings of the foreground pixels
-    columns: Tensor  # dim x (B + K): B prototypes and K bank entries, without gradient
+    keys: Tensor  # dim x (B + K): B prototypes and the queue, without gradient
     T: float
     labels: Tensor  # P: the index of the pixel's own image, 0..B-1
     saliency: Tensor | None  # B x H x W raw scores
-    prototypes: int  # B
 
     @property
     def logits(self) -> Tensor:
-        """P x (B + K): each foreground pixel against B prototypes and K bank entries, over T."""
-        return self.q @ self.columns / self.T
+        """P x (B + K): each foreground pixel against all keys, over T."""
+        return self.q @ self.keys / self.T
 
 
 class MaskContrast(nn.Module):
-    """Query encoder, momentum (key) encoder and memory bank.
+    """Query encoder, momentum (key) encoder and queue.
 
     Args:
         encoder: the query encoder; the key encoder starts as its copy.
         dim: dimension of the embedding.
-        K: prototypes in the bank; 0 is no bank.
+        K: prototypes in the queue; 0 is no queue.
         m: momentum of the key encoder.
         T: softmax temperature.
-        gather_prototypes: a departure from the paper: contrast with the prototypes of the batches of all
-            processes; B below is then the global batch.
+        gather_prototypes: a deviation from the paper: contrast with the prototypes of the batches of all
+            processes; B is then the global batch.
     """
 
     queue: Tensor
@@ -52,16 +51,14 @@ class MaskContrast(nn.Module):
     def __init__(self, encoder: ContrastiveSegmentationModel, dim: int = 32, K: int = 128, m: float = 0.999,
                  T: float = 0.5, gather_prototypes: bool = False) -> None:
         super().__init__()
-        self.gather_prototypes = gather_prototypes
-        self.K, self.m, self.T = K, m, T
+        self.gather_prototypes, self.K, self.m, self.T = gather_prototypes, K, m, T
         self.model_q = encoder
-        self.model_k = copy.deepcopy(encoder)
-        self.model_k.requires_grad_(False)
+        self.model_k = copy.deepcopy(encoder).requires_grad_(False)
         self.register_buffer('queue', F.normalize(torch.randn(dim, K), dim=0))  # dim x K, unit columns
         self.register_buffer('queue_ptr', torch.zeros(1, dtype=torch.long))
 
     def forward(self, im_q: Tensor, mask_q: Tensor, im_k: Tensor, mask_k: Tensor) -> Output:
-        """One step: the query pixels and what they are compared with; moves the key encoder and fills the bank.
+        """One step: the query pixels and their keys; moves the key encoder and fills the queue.
 
         Args:
             im_q, im_k: (B, 3, H, W) two views of each image.
@@ -78,40 +75,19 @@ class MaskContrast(nn.Module):
         with torch.no_grad():
             self._momentum_update()
             prototypes = self._key_prototypes(im_k, mask_k)  # B x dim
-            everyone = distributed.all_gather(prototypes)  # (B * processes) x dim
+            gathered = distributed.all_gather(prototypes)  # (B * processes) x dim
             if self.gather_prototypes:
-                prototypes, image = everyone, image + distributed.rank() * len(im_q)
+                prototypes, image = gathered, image + distributed.rank() * len(im_q)
+            keys = torch.cat([prototypes.T, self.queue], dim=1)  # dim x (B + K)
+            self._enqueue(gathered)
+        return Output(q, keys, self.T, image, None if saliency is None else to_float32(saliency))
 
-        columns = torch.cat([prototypes.T, self.queue.clone()], dim=1)  # dim x (B + K)
-        self._enqueue(everyone)
-        return Output(q, columns, self.T, image, None if saliency is None else to_float32(saliency), len(prototypes))
-
-    @torch.no_grad()
-    def bank_statistics(self) -> dict[str, float]:
-        """How far apart the entries of the bank are, computed on the CPU.
-
-        Returns:
-            'bank/cosine', the mean cosine of two entries, 1 if all are the same; 'bank/rank', the effective rank
-            (Roy and Vetterli, 2007): the exponential of the entropy of the singular values, 1 to dim. Without a bank
-            nothing.
-        """
-        if self.K == 0:
-            return {}
-        bank = self.queue.cpu().double()
-        cosine = (bank.sum(1).square().sum() - bank.square().sum()) / max(1, self.K * (self.K - 1))
-        values = torch.linalg.svdvals(bank)
-        share = (values / values.sum()).clamp_min(1e-300)
-        return {'bank/cosine': float(cosine), 'bank/rank': float((-share * share.log()).sum().exp())}
-
-    @torch.no_grad()
     def _momentum_update(self) -> None:
         """k <- m k + (1 - m) q, for parameters and not for BatchNorm's buffers."""
-        keys: list[Tensor] = list(self.model_k.parameters())
-        queries: list[Tensor] = list(self.model_q.parameters())
+        keys, queries = (tuple(model.parameters()) for model in (self.model_k, self.model_q))
         torch._foreach_mul_(keys, self.m)
         torch._foreach_add_(keys, queries, alpha=1 - self.m)
 
-    @torch.no_grad()
     def _key_prototypes(self, im_k: Tensor, mask_k: Tensor) -> Tensor:
         """B x dim unit prototypes of this process's key views.
 
@@ -124,11 +100,26 @@ class MaskContrast(nn.Module):
             prototypes = mask_prototypes(to_float32(embedding), distributed.shuffle(mask_k, order))
             return distributed.unshuffle(prototypes, order)
 
-    @torch.no_grad()
-    def _enqueue(self, keys: Tensor) -> None:
+    def _enqueue(self, prototypes: Tensor) -> None:
         """Write the prototypes of all processes, (B * processes) x dim, over the oldest; the ring wraps around."""
         if self.K == 0:
             return
-        slots = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % self.K
-        self.queue[:, slots] = keys.T.to(self.queue.dtype)
-        self.queue_ptr.add_(len(keys)).remainder_(self.K)
+        slots = (self.queue_ptr + torch.arange(len(prototypes), device=prototypes.device)) % self.K
+        self.queue[:, slots] = prototypes.T.to(self.queue.dtype)
+        self.queue_ptr.add_(len(prototypes)).remainder_(self.K)
+
+    @torch.no_grad()
+    def bank_statistics(self) -> dict[str, float]:
+        """How far apart the entries of the queue are, computed on the CPU; nothing without a queue.
+
+        Returns:
+            'bank/cosine', the mean cosine of two entries; 'bank/rank', the effective rank (Roy and Vetterli, 2007):
+            the exponential of the entropy of the singular values, 1 to dim.
+        """
+        if self.K == 0:
+            return {}
+        bank = self.queue.cpu().double()
+        cosine = (bank.sum(1).square().sum() - bank.square().sum()) / max(1, self.K * (self.K - 1))
+        values = torch.linalg.svdvals(bank)
+        share = (values / values.sum()).clamp_min(1e-300)
+        return {'bank/cosine': float(cosine), 'bank/rank': float((-share * share.log()).sum().exp())}

@@ -96,9 +96,7 @@ def cluster(prototypes: np.ndarray, counts: Iterable[int], num_seeds: int, seed:
 
 
 def cluster_confusion(inside: np.ndarray, outside: np.ndarray, clusters: np.ndarray, num_clusters: int) -> np.ndarray:
-    """The confusion matrix of a clustering, from histograms.
-
-    All pixels of an object carry its cluster + 1 and the others 0, so histograms hold all that any clustering needs.
+    """The confusion matrix of a clustering, from histograms: all pixels of an object carry its cluster + 1, others 0.
 
     Args:
         inside: (N, classes) pixels of each class inside each object.
@@ -121,23 +119,17 @@ def iou_matrix(confusion: np.ndarray) -> np.ndarray:
 
 
 def match_clusters(confusion: np.ndarray, matching: str = 'majority') -> np.ndarray:
-    """The class of each cluster.
+    """(clusters,) the class of each cluster: one to one, by the assignment of greatest total IoU (Hungarian).
 
-    One to one by the assignment of greatest total IoU. With more clusters than classes, 'majority' gives
-    each cluster the class of highest IoU; 'hungarian' is the assignment in which a class may take up to
-    ceil(clusters / classes) clusters.
-
-    Returns:
-        (clusters,) class ids.
+    With more clusters than classes, 'majority' gives each cluster the class of highest IoU; 'hungarian' is the
+    assignment in which a class may take up to ceil(clusters / classes) clusters.
     """
     iou = iou_matrix(confusion)
     num_classes, num_clusters = iou.shape
     if num_clusters > num_classes and matching == 'majority':
         return iou.argmax(0)
     rows, clusters = linear_sum_assignment(np.tile(iou, (-(-num_clusters // num_classes), 1)), maximize=True)
-    mapping = np.empty(num_clusters, np.int64)
-    mapping[clusters] = rows % num_classes
-    return mapping
+    return rows[clusters.argsort()] % num_classes
 
 
 def merge_clusters(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:

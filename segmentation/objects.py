@@ -114,24 +114,17 @@ def unpack(packed: bytes) -> np.ndarray:
 
 
 class Embedded(NamedTuple):
-    """What the protocols on prototypes need of one image.
-
-    prototypes: (n, D), one an object.
-    histograms: (n + 1, classes), see ``object_histograms``.
-    masks: of each object as it was found, packed; none if they are not kept.
-    shape: (height, width) of the image.
-    picture: the image and its ground truth, if any, as thumbnails; empty if the image did not travel with its batch.
-    """
-    prototypes: np.ndarray
-    histograms: np.ndarray
-    masks: list[bytes]
-    shape: tuple[int, int]
-    picture: list[np.ndarray]
+    """The n objects of one image, as the protocols on prototypes need them."""
+    prototypes: np.ndarray  # (n, D)
+    histograms: np.ndarray  # (n + 1, classes), see ``object_histograms``
+    masks: list[bytes]  # as they were found, packed; none if they are not kept
+    shape: tuple[int, int]  # height, width of the image
+    picture: list[np.ndarray]  # thumbnails of the image and its ground truth, if the image travelled with its batch
 
 
 @dataclass
 class EmbeddedSplit:
-    """The N objects in M images.
+    """The N objects of M images.
 
     prototypes: (N, D) float32 of unit length, zero where the mask is empty.
     inside: (N, classes) pixels of each true class inside the object.
@@ -185,7 +178,7 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Ite
             image's own height and width.
         shared: processes have taken the batches in turn, and each gets the whole split; otherwise this one is alone.
     """
-    def embedded(objects: Objects, shape: tuple[int, int], semseg: np.ndarray | None,
+    def describe(objects: Objects, shape: tuple[int, int], semseg: np.ndarray | None,
                  original: np.ndarray | None) -> Embedded:
         count = len(objects.prototypes)
         histograms = np.zeros((count + 1, num_classes), np.int64)
@@ -195,14 +188,14 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Ite
                                            resize_mask(semseg, width, height), num_classes)
         masks = [pack(objects.ids == k) for k in range(1, count + 1)] if keep_masks else []
         picture = [] if original is None else [thumbnail(x, PART) for x in (original, semseg) if x is not None]
-        return Embedded(objects.prototypes, histograms, masks, (shape[0], shape[1]), picture)
+        return Embedded(objects.prototypes, histograms, masks, shape, picture)
 
     batches = []
     for batch in progress(loader, 'embedding'):
         found = find_objects(model, to_device(batch['image'], device), features, None if from_network else batch['sal'],
                              min_component)
         semsegs, originals = (batch.get(name) or [None] * len(found) for name in ('semseg', 'original'))
-        batches.append([*map(embedded, found, batch['shape'], semsegs, originals)])
+        batches.append([*map(describe, found, batch['shape'], semsegs, originals)])
     images = list(chain(*(distributed.interleave(batches) if shared else batches)))
     prototypes, histograms, masks, shapes, pictures = zip(*images, strict=True)
     return EmbeddedSplit(np.concatenate(prototypes), np.concatenate([counts[1:] for counts in histograms]),
@@ -212,12 +205,12 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Ite
 
 
 def save_masks(path: Path, prototypes: np.ndarray, masks: Sequence[bytes]) -> None:
-    """Write the packed masks of the objects with these prototypes, or remove those of before if there are none."""
-    if not masks:
+    """Write the packed masks of the objects with these prototypes; of none, remove those of before."""
+    if masks:
+        save_arrays(path, masks=np.frombuffer(b''.join(masks), np.uint8), lengths=np.array([*map(len, masks)]),
+                    prototypes=np.array(_digest(prototypes)))
+    else:
         path.unlink(missing_ok=True)
-        return
-    save_arrays(path, masks=np.frombuffer(b''.join(masks), np.uint8), lengths=np.array([*map(len, masks)]),
-                prototypes=np.array(_digest(prototypes)))
 
 
 def read_masks(path: Path, prototypes: np.ndarray) -> list[bytes] | None:

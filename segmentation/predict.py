@@ -48,12 +48,11 @@ WHOLE = 0.9  # share of the frames that a video's header names, which need not b
 
 
 class Item(NamedTuple):
-    """An image on its way: read, prepared for the network, then with the network's output."""
+    """An image on its way: read and prepared for the network, or why it cannot be read."""
     name: Path
-    image: np.ndarray | None
-    tensor: Tensor | None
-    reason: str = ''  # why it cannot be read
-    output: Output | None = None
+    image: np.ndarray | None = None
+    tensor: Tensor | None = None
+    reason: str = ''
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -91,29 +90,27 @@ def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_s
         try:
             image = load()
         except ImageFileError as error:
-            return Item(name, None, None, error.reason)
+            return Item(name, reason=error.reason)
         return Item(name, image, segmenter.prepare(image))
 
     def stack(batch: list[Item]) -> tuple[list[Item], Tensor | None]:
         tensors = [item.tensor for item in batch if item.tensor is not None]
-        images = torch.stack(tensors) if tensors else None
-        return batch, None if images is None else pin(images, segmenter.device)
+        return batch, pin(torch.stack(tensors), segmenter.device) if tensors else None
 
-    def predicted() -> Iterator[Item]:
+    def predicted() -> Iterator[tuple[Item, Output | None]]:
         ready = in_threads(read, frames, threads, threads + 2 * batch_size)
         for batch, images in in_threads(stack, batches(ready, batch_size), 1, 2):
             outputs = iter([] if images is None else segmenter.run(images, refine is not None))
-            yield from (item._replace(tensor=None, output=next(outputs)) if item.image is not None else item
-                        for item in batch)
+            yield from [(item._replace(tensor=None), None if item.image is None else next(outputs)) for item in batch]
 
-    def write(item: Item) -> tuple[Path, str]:
-        if item.image is None or item.output is None:
-            return item.name, item.reason
-        labels = segmenter.finish(item.image, item.output, refine)
-        drawn = thumbnail(overlay(item.image, labels), LONGEST)
-        save_image(Image.fromarray(drawn), output / OVERLAYS / item.name.with_suffix('.jpg'))
-        save_label_map(labels, output / MAPS / mask_name(item.name))  # last: it says that the image is done
-        return item.name, ''
+    def write(pair: tuple[Item, Output | None]) -> tuple[Path, str]:
+        item, output_of = pair
+        if item.image is not None and output_of is not None:
+            labels = segmenter.finish(item.image, output_of, refine)
+            drawn = thumbnail(overlay(item.image, labels), LONGEST)
+            save_image(Image.fromarray(drawn), output / OVERLAYS / item.name.with_suffix('.jpg'))
+            save_label_map(labels, output / MAPS / mask_name(item.name))  # last: it says that the image is done
+        return item.name, item.reason
 
     return in_threads(write, predicted(), threads, threads + batch_size)
 
@@ -121,23 +118,21 @@ def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_s
 def contact_sheet(output: Path, names: Sequence[Path], classes: Sequence[str]) -> None:
     """Up to 24 overlays, drawn at random from ``names``, above the legend: contact_sheet.png."""
     drawn = np.random.default_rng(0).choice(len(names), min(SHOWN, len(names)), replace=False)
-    chosen = [names[i] for i in sorted(drawn)]
     pictures = []
-    for name in chosen:
+    for i in sorted(drawn):
         with suppress(ImageFileError):  # removed or damaged since it was drawn
-            pictures.append(thumbnail(read_image(output / OVERLAYS / name.with_suffix('.jpg')), SIDE))
-    if not pictures:
-        return
-    above, below = montage(pictures, COLUMNS), legend(classes)
-    sheet = Image.new('RGB', (max(above.width, below.width), above.height + below.height), 'white')
-    sheet.paste(above, (0, 0))
-    sheet.paste(below, (0, above.height))
-    save_image(sheet, output / SHEET)
+            pictures.append(thumbnail(read_image(output / OVERLAYS / names[i].with_suffix('.jpg')), SIDE))
+    if pictures:
+        above, below = montage(pictures, COLUMNS), legend(classes)
+        sheet = Image.new('RGB', (max(above.width, below.width), above.height + below.height), 'white')
+        sheet.paste(above, (0, 0))
+        sheet.paste(below, (0, above.height))
+        save_image(sheet, output / SHEET)
 
 
-def move_stale(output: Path, names: Sequence[Path]) -> None:
+def move_stale(output: Path, names: Iterable[Path]) -> None:
     """Move label maps of images that are no longer there to removed/, and delete their overlays."""
-    known = {mask_name(name) for name in names}
+    known = set(map(mask_name, names))
     for path in list((output / MAPS).rglob('*.png')):
         name = path.relative_to(output / MAPS)
         if name not in known:
@@ -165,6 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_image(legend(classes), args.output / 'legend.png')
 
     done: list[Path] = []
+    written: list[Path] = []
+    failed: dict[str, str] = {}
 
     def todo() -> Iterator[Frame]:
         for frame in progress(frames, 'prediction', total):
@@ -173,11 +170,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:
                 yield frame
 
-    written: list[Path] = []
-    failed: dict[str, str] = {}
-    workers = args.workers if args.crf_postprocess else 0
-    with crf_in_workers({}, workers) if args.crf_postprocess else nullcontext() as refine:
-        threads = 2 * workers if workers else args.workers  # while one image is refined, the next waits
+    # while one image is refined, the next waits
+    threads = 2 * args.workers if args.crf_postprocess else args.workers
+    with crf_in_workers({}, args.workers) if args.crf_postprocess else nullcontext() as refine:
         for name, reason in segment(segmenter, todo(), args.output, args.batch_size, threads, refine):
             if reason:
                 failed[name.as_posix()] = reason
@@ -189,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not cut:
         move_stale(args.output, [*done, *written, *map(Path, failed), *doubles])
     left_out = failed | cut | {name.as_posix(): f'its label map would have the name of that of {owner.name}'
-                         for name, owner in doubles.items()}
+                               for name, owner in doubles.items()}
     if done or written:
         with warn_of_failure(SHEET):
             contact_sheet(args.output, sorted(done + written), classes)

@@ -50,7 +50,7 @@ def test_steps(tag: str, dtype: torch.dtype) -> None:
         views = [tensor(draw(f'{tag}/{view}{step}', batch, size), dtype)
                  for view in 'qk' for draw in (images, masks)]
         output = method(*views)
-        contrastive = contrastive_loss(output.logits, output.labels, batch)
+        contrastive = contrastive_loss(output.logits, output.labels)
         saliency = saliency_loss(output.saliency, views[1])
         optimizer.zero_grad()
         (contrastive + saliency).backward()

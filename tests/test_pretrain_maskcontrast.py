@@ -21,7 +21,7 @@ def test_contrastive_loss_against_loops() -> None:
         weight = 1 / math.log(1.02 + share)
         total += weight * (math.log(sum(math.exp(x) for x in row)) - row[label])
         weights += weight
-    assert contrastive_loss(logits, labels, images).item() == pytest.approx(total / weights, rel=1e-12)
+    assert contrastive_loss(logits, labels).item() == pytest.approx(total / weights, rel=1e-12)
 
 
 @pytest.mark.parametrize('chunk', [1, 7, 40, 1000])
@@ -33,8 +33,8 @@ def test_chunked_loss_equals_the_plain_one(chunk: int) -> None:
     labels = torch.randint(images, (pixels,), generator=generator)
     first, second = q.clone().requires_grad_(), q.clone().requires_grad_()
     logits = first @ columns.T / 0.5
-    plain = contrastive_loss(logits, labels, images)
-    chunked, top1 = chunked_contrastive_loss(second, columns.T, labels, images, 0.5, chunk)
+    plain = contrastive_loss(logits, labels)
+    chunked, top1 = chunked_contrastive_loss(second, columns.T, labels, 0.5, chunk)
     (3 * plain).backward()
     (3 * chunked).backward()
     torch.testing.assert_close(chunked, plain, rtol=1e-12, atol=0)
@@ -115,7 +115,7 @@ def test_key_encoder_moves_before_it_is_used_and_has_no_gradient() -> None:
     output = model(*views)
     for old, new, query in zip(before, model.model_k.parameters(), model.model_q.parameters(), strict=True):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * query)
-    contrastive_loss(output.logits, output.labels, 3).backward()
+    contrastive_loss(output.logits, output.labels).backward()
     assert all(p.grad is None for p in model.model_k.parameters())
     assert model.model_q.head.weight.grad.abs().sum() > 0
 
@@ -137,7 +137,7 @@ def test_one_image_trains() -> None:
     model, views = method(batch=1)
     model.train()
     output = model(*views)
-    loss = contrastive_loss(output.logits, output.labels, 1) + saliency_loss(output.saliency, views[1])
+    loss = contrastive_loss(output.logits, output.labels) + saliency_loss(output.saliency, views[1])
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad.isfinite().all() for p in model.model_q.parameters() if p.grad is not None)
@@ -157,5 +157,5 @@ def test_without_a_bank_the_batch_alone_is_compared() -> None:
     assert output.logits.shape == (views[1].sum(), 3)
     assert model.queue.shape == (8, 0)
     assert model.queue_ptr.item() == 0
-    torch.testing.assert_close(chunked_contrastive_loss(output.q, output.columns, output.labels, 3, output.T, 50)[0],
-                               contrastive_loss(output.logits, output.labels, 3))
+    torch.testing.assert_close(chunked_contrastive_loss(output.q, output.keys, output.labels, output.T, 50)[0],
+                               contrastive_loss(output.logits, output.labels))

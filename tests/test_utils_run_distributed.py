@@ -122,7 +122,7 @@ def oracle(gather: bool, kind: str) -> list[dict[str, Tensor]]:
                                 for i, rows in zip(mine, pixels, strict=True)])
             unit = torch.cat([rows / rows.norm(dim=1, keepdim=True) for rows in pixels])
             columns = torch.stack([prototypes[i] for i in among] + list(method.queue.T))
-            losses.append(contrastive_loss(unit @ columns.T / 0.5, labels, len(among))
+            losses.append(contrastive_loss(unit @ columns.T / 0.5, labels)
                           + saliency_loss(scores, batch['query_mask'][mine]))
         optimizer.zero_grad()
         (sum(losses) / WORLD).backward()
