@@ -21,8 +21,7 @@ from utils.config.paths import user_path
 from utils.run import distributed
 from utils.run.devices import pick_device, reads_pinned
 from utils.run.errors import UserError
-from utils.run.parallel import available_cores
-from utils.run.signals import guard_worker
+from utils.run.parallel import available_cores, guard_worker
 
 log = logging.getLogger(__name__)
 DOWNLOADABLE = 'VOCSegmentation'

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,7 @@ from utils.report.run import write_run_report
 from utils.run import distributed
 from utils.run.errors import UserError
 from utils.run.launch import add_process_arguments, start_processes
-from utils.run.log import MetricsWriter, log_epoch
-from utils.run.optim import build_optimizer, learning_rate, set_learning_rate
+from utils.run.optim import build_optimizer
 from utils.run.precision import Precision
 from utils.run.script import run_script
 from utils.run.setup import prepare, seed_process
@@ -83,12 +81,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     trained = distributed.parallel(model)
     seed_process(p.seed)
     optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs)
-    writer = MetricsWriter(Path(p.output_dir))
     dataset = loader.dataset.base  # type: ignore[attr-defined]
-    trainer = Trainer(path, model, optimizer, precision, loader, sampler, dataset.ids, p, writer, p.log_every,
+    trainer = Trainer(path, model, optimizer, precision, loader, sampler, dataset.ids, p, p.log_every,
                       p.checkpoint_every)
 
-    grids = ImageGrids(writer, model.model_q, precision, dataset, p.augmentation_kwargs.size, p.panel_every, p.compile)
+    grids = ImageGrids(trainer.writer, model.model_q, precision, dataset, p.augmentation_kwargs.size, p.panel_every,
+                       p.compile)
     online = None
     if p.probe_every:
         online = OnlineKmeans(probe_set(p, mean, std), p.probe_images, precision, p.seed, p.compile)
@@ -97,29 +95,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         trainer.save()
         log.info('epochs is 0: the initial weights are in %s', path)
     with trainer:
-        for epoch in range(trainer.epoch, p.epochs):
-            start = time.perf_counter()
+        for epoch in trainer.epochs(p.epochs, p.scheduler, p.optimizer_kwargs.lr, **p.scheduler_kwargs):
             if trainer.step == 0:
                 grids.draw_embedding(epoch)
-            lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
-            set_learning_rate(optimizer, lr)
             model.train()
-            writer.add_scalars({'train/lr': lr}, epoch + 1)
 
             def losses(batch: dict[str, Any], epoch: int = epoch) -> dict[str, Tensor]:
                 if trainer.step == 0:
                     grids.draw_views(epoch, batch)
                 return compute_losses(trained, batch, precision, p.loss_chunk)
 
-            means = trainer.train_one_epoch(losses, model.bank_statistics)
+            trainer.train_one_epoch(losses, model.bank_statistics)
             if online is not None and (epoch + 1) % p.probe_every == 0:
                 with trainer.at_once():
-                    online.measure(writer, model.model_q, epoch)
+                    online.measure(trainer.writer, model.model_q, epoch)
             trainer.finish_epoch()
-            log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}, lr {lr:.5f}',
-                      time.perf_counter() - start, trainer.share)
-    grids.draw_embedding(p.epochs, last=True)
-    writer.close()
+        grids.draw_embedding(p.epochs, last=True)
     write_run_report(as_dict(p), 'Pretraining')
     log.info('Pretraining is complete: %s', path)
 

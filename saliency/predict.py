@@ -33,10 +33,10 @@ from utils.report.folder import check_settings, fingerprint, write_report
 from utils.report.pictures import montage, thumbnail
 from utils.run.errors import UserError, name_some
 from utils.run.files import save_image
+from utils.run.lock import lock_folder
 from utils.run.log import warn_of_failure
 from utils.run.parallel import available_cores, batches, in_threads, process_pool
 from utils.run.script import run_script
-from utils.run.setup import lock
 
 SHEET, SHOWN, COLUMNS, SIDE = 'contact_sheet.jpg', 24, 3, 160  # images, images in a row, longer side in pixels
 NO_OBJECT = 'no object: less than 1% of the image is salient'
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = find_images(args.images)
     source = build_source(args.method, args.weights, args.onnx_config, args.device, args.input_size)
     prepare_output(args.output, args.images)
-    lock(args.output)
+    lock_folder(args.output)
     settings = {'images': str(args.images.resolve()), 'method': args.method, 'weights': fingerprint(args.weights),
                 'onnx_config': fingerprint(args.onnx_config), 'input_size': args.input_size,
                 'crf_postprocess': args.crf_postprocess or None}  # None: as where it was not known yet

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,8 +31,7 @@ from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
 from utils.run.errors import UserError
 from utils.run.launch import add_process_arguments, start_processes
-from utils.run.log import MetricsWriter, log_epoch
-from utils.run.optim import build_optimizer, learning_rate, set_learning_rate
+from utils.run.optim import build_optimizer
 from utils.run.precision import Precision
 from utils.run.script import run_script
 from utils.run.setup import prepare, seed_process
@@ -81,27 +79,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     seed_process(p.seed)
     source = BASNetSaliency(network, device, p.resize, p.val_tf32)
     optimizer = build_optimizer(p.optimizer, network.parameters(), **p.optimizer_kwargs)
-    writer = MetricsWriter(output_dir)
     trainer = Trainer(output_dir / 'checkpoint.pth.tar', network, optimizer, precision, loader, sampler,
-                      loader.dataset.base.ids, p, writer, p.log_every, p.checkpoint_every)  # type: ignore[attr-defined]
+                      loader.dataset.base.ids, p, p.log_every, p.checkpoint_every)  # type: ignore[attr-defined]
 
     with trainer:
-        for epoch in range(trainer.epoch, p.epochs):
-            start = time.perf_counter()
-            lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
-            set_learning_rate(optimizer, lr)
+        for epoch in trainer.epochs(p.epochs, p.scheduler, p.optimizer_kwargs.lr, **p.scheduler_kwargs):
             network.train()
-            means = trainer.train_one_epoch(lambda batch: compute_losses(trained, batch, precision))
-            figures: dict[str, float] = {}
+            trainer.train_one_epoch(lambda batch: compute_losses(trained, batch, precision))
+            scores: dict[str, float] = {}
             if val_loader is not None:
                 with trainer.at_once():
-                    figures = validate(source, val_loader)
-            writer.add_scalars({'train/lr': lr, **{f'val/{name}': value for name, value in figures.items()}}, epoch + 1)
-            trainer.finish_epoch(figures=figures)
-            shown = ''.join(f', {name} {value:.2f}' for name, value in figures.items())
-            log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}{shown}, lr {lr:.5f}',
-                      time.perf_counter() - start, trainer.share)
-    writer.close()
+                    scores = validate(source, val_loader)
+                trainer.writer.add_scalars({f'val/{name}': value for name, value in scores.items()}, epoch + 1)
+            trainer.finish_epoch(', '.join(f'{name} {value:.2f}' for name, value in scores.items()), figures=scores)
 
     if distributed.is_main():
         save_checkpoint(network.state_dict(), output_dir / 'basnet.pth')

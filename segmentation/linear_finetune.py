@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,8 +33,7 @@ from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
 from utils.run.files import write_text
 from utils.run.launch import add_process_arguments, start_processes
-from utils.run.log import MetricsWriter, log_epoch
-from utils.run.optim import build_optimizer, learning_rate, set_learning_rate
+from utils.run.optim import build_optimizer
 from utils.run.precision import Precision
 from utils.run.script import run_script
 from utils.run.setup import prepare, seed_process
@@ -81,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         optimizer.add_param_group({'params': model.network_parameters(), 'lr_factor': p.network_lr_factor})
     trained = distributed.parallel(model)
     seed_process(p.seed)
-    writer = MetricsWriter(Path(p.output_dir))
-    trainer = Trainer(checkpoint, model, optimizer, precision, train_loader, sampler, labelled, p, writer,
+    trainer = Trainer(checkpoint, model, optimizer, precision, train_loader, sampler, labelled, p,
                       p.log_every, p.checkpoint_every)
     best = trainer.extra.get('best_miou', -1.0)
 
@@ -94,23 +91,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if p.epochs == 0 and distributed.is_main():
         save_checkpoint(model.state_dict(), best_path)
     with trainer:
-        for epoch in range(trainer.epoch, p.epochs):
-            start = time.perf_counter()
-            lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
-            set_learning_rate(optimizer, lr)
+        for epoch in trainer.epochs(p.epochs, p.scheduler, p.optimizer_kwargs.lr, **p.scheduler_kwargs):
             model.set_train_mode(p.freeze_batchnorm)
-            means = trainer.train_one_epoch(lambda batch: compute_losses(trained, batch, precision))
+            trainer.train_one_epoch(lambda batch: compute_losses(trained, batch, precision))
             with trainer.at_once():
                 miou = float(iou_of(validate(model, val_loader, device, len(classes))).mean())
             if miou > best:
                 best = miou
                 if distributed.is_main():
                     save_checkpoint(model.state_dict(), best_path)
-            writer.add_scalars({'train/lr': lr, 'val/miou': 100 * miou}, epoch + 1)
-            trainer.finish_epoch(best_miou=best)
-            log_epoch(epoch, p.epochs, f'loss {means["loss"]:.4f}, mIoU at {p.val_size} px {100 * miou:.2f} '
-                      f'(best {100 * best:.2f}), lr {lr:.5f}', time.perf_counter() - start, trainer.share)
-    writer.close()
+            trainer.writer.add_scalars({'val/miou': 100 * miou}, epoch + 1)
+            trainer.finish_epoch(f'mIoU at {p.val_size} px {100 * miou:.2f} (best {100 * best:.2f})', best_miou=best)
 
     distributed.barrier()  # the best model is written
     load_strict(model, read_weights(best_path))

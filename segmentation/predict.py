@@ -36,10 +36,10 @@ from utils.report.pictures import legend, montage, overlay, thumbnail
 from utils.run.devices import pin
 from utils.run.errors import UserError, name_some
 from utils.run.files import save_image, save_label_map
+from utils.run.lock import lock_folder
 from utils.run.log import progress, warn_of_failure
 from utils.run.parallel import available_cores, batches, in_threads
 from utils.run.script import run_script
-from utils.run.setup import lock
 
 MAPS, OVERLAYS, REMOVED, SHEET = 'predictions', 'overlays', 'removed', 'contact_sheet.png'
 SHOWN, COLUMNS, SIDE = 24, 6, 160  # of the contact sheet: overlays, overlays in a row, longer side in pixels
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = find_file(args.model)
     segmenter = Segmenter.load(model, args.device, args.weights)
     prepare_output(args.output, args.images)
-    lock(args.output)
+    lock_folder(args.output)
     classes = segmenter.classes
     merged = [f'{label} in {classes.index(name)}' for label, name in enumerate(classes) if classes.index(name) != label]
     settings = {'images': str(args.images.resolve()), 'model': fingerprint(model),

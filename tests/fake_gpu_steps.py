@@ -99,10 +99,9 @@ def train(watch: Watch, model: nn.Module, optimizer: torch.optim.Optimizer, prec
         return losses(batch)
 
     writer = type('Writer', (), {'add_scalars': lambda *args: None})()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, patch('utils.run.trainer.MetricsWriter', lambda _: writer):
         trainer = Watched(Path(folder) / 'checkpoint.pth.tar', model, optimizer, precision, Loader(batch, steps),
-                          type('Sampler', (), {})(), ids=[], config={}, writer=writer, log_every=steps,
-                          checkpoint_every=0)
+                          type('Sampler', (), {})(), ids=[], config={}, log_every=steps, checkpoint_every=0)
         trainer.train_one_epoch(step, statistics)
     return {**records[-1], 'first': records[1], 'log': watch.record()}
 

@@ -13,6 +13,7 @@ from utils.run.script import run_script
     (RuntimeError, 'MPS backend out of memory (MPS allocated: 9.05 GB)', 'MPS backend out of memory (MPS allocated: 9'),
     (RuntimeError, 'CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`', 'CUBLAS_STATUS_ALLOC'),
     (RuntimeError, 'cuDNN error: CUDNN_STATUS_NOT_INITIALIZED', 'cuDNN error: CUDNN_STATUS_NOT_INITIALIZED'),
+    (RuntimeError, 'GET was unable to find an engine to execute this computation', 'unable to find an engine'),
     (RuntimeError, 'cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED', 'DEVICE_ALLOCATION_FAILED'),
     (torch.distributed.DistBackendError, 'NCCL error in: ../ProcessGroupNCCL.cpp:1970, unhandled error\nLast error:'
      "\nCuda failure 2 'out of memory'", 'NCCL error in: ../ProcessGroupNCCL.cpp'),

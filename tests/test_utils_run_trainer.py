@@ -34,7 +34,6 @@ from models.resnet import IMAGENET
 from tests.test_scripts import Runner
 from utils.run.checkpoint import load_checkpoint, save_checkpoint
 from utils.run.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
-from utils.run.log import MetricsWriter
 from utils.run.precision import Precision
 from utils.run.script import run_script
 from utils.run.signals import StoppedError
@@ -160,7 +159,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_ctrl_c_saves_the_first(r
     os.killpg(first.pid, signal.SIGINT)
     assert end_of(first) == EXIT_STOPPED
     printed = (runner.root_dir / 'first.txt').read_text()
-    assert printed.endswith('stopped by SIGINT; start the same command again to go on\n')
+    assert printed.endswith('stopped by SIGINT; rerun the same command to resume\n')
     assert 'Traceback' not in printed
     state = load_checkpoint(checkpoint)
     assert (0, 0) < (state['epoch'], state['step']) < (2000, 0)
@@ -194,7 +193,7 @@ def test_a_killed_loader_worker_is_one_sentence_with_the_checkpoint(runner: Runn
     assert end_of(process) == EXIT_USER_ERROR, printed.read_text()
     assert printed.read_text().endswith(  # after PyTorch's own line on a bus error
         'error: a loader worker was killed, for lack of memory or of shared memory (/dev/shm; of a container by '
-        f'--shm-size): raise it or lower num_workers, and start the same command again to go on from {checkpoint}.\n')
+        f'--shm-size): raise it or lower num_workers, and rerun the same command to resume from {checkpoint}.\n')
     assert 'Traceback' not in printed.read_text()
 
 
@@ -211,7 +210,7 @@ def test_a_killed_loader_worker_of_an_evaluation_is_one_sentence(capsys) -> None
     with pytest.raises(SystemExit) as ended:
         run_script(lambda: list(DataLoader(Dying(), num_workers=1)))
     assert ended.value.code == EXIT_USER_ERROR
-    assert re.fullmatch('error: a loader worker was killed, .* lower num_workers, and start again.\n',
+    assert re.fullmatch('error: a loader worker was killed, .* lower num_workers, and rerun.\n',
                         capsys.readouterr().err)
 
 
@@ -268,8 +267,7 @@ class Small:
         sampler = SeededSampler(2 * STEPS, 0)
         loader = DataLoader(self, 2, sampler=sampler, collate_fn=collate, generator=torch.Generator())
         self.trainer = Trainer(self.path, self.model, self.optimizer, Precision(torch.device('cpu')), loader, sampler,
-                               [f'image{i}' for i in range(2 * STEPS)], {}, MetricsWriter(folder), log_every,
-                               checkpoint_every)
+                               [f'image{i}' for i in range(2 * STEPS)], {}, log_every, checkpoint_every)
 
     def __getitem__(self, item: tuple[int, int]) -> dict:
         return {'x': torch.tensor([1.0, item[0], item[1] % 7]) / 7, 'id': f'image{item[0]}'}
@@ -305,8 +303,9 @@ def test_a_signal_lets_the_step_end_and_be_saved(tmp_path: Path) -> None:
         assert parts.train() == means[0]
         assert (parts.calls, parts.trainer.share) == (STEPS - 3, 0.5)
         parts.trainer.finish_epoch(best=1)
+    parts = Small(tmp_path / 'parts')
     with pytest.raises(StoppedError, match='stopped by SIGTERM'), parts.trainer:
-        parts.train(2 * STEPS - 3, signalled)
+        parts.train(STEPS, signalled)
     parts = Small(tmp_path / 'parts')
     assert (parts.trainer.epoch, parts.trainer.step, parts.trainer.extra) == (1, STEPS, {'best': 1})
     with parts.trainer:
@@ -355,6 +354,14 @@ def test_a_loss_that_is_not_finite_names_step_and_images_and_is_not_saved(tmp_pa
                                         f'image{images[1]}; {good}'), small.trainer:
         small.train(3, lambda loss: loss * math.nan)
     assert [load_checkpoint(path)['step'] for path in tmp_path.glob('*.tar')] == [2] * bool(checkpoint_every)
+
+
+def test_a_truncated_checkpoint_of_a_run_is_to_be_restored_or_moved(tmp_path: Path) -> None:
+    small = Small(tmp_path)
+    small.trainer.save()
+    small.path.write_bytes(small.path.read_bytes()[:-400])
+    with pytest.raises(UserError, match='truncated .*; restore it, or move it away to start from the beginning'):
+        Small(tmp_path)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:

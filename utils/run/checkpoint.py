@@ -1,10 +1,9 @@
-"""Checkpoints on disk: written whole or not at all, read as data and never as code."""
+"""Checkpoints on disk: read as data and never as code, with all that a run needs to go on."""
 from __future__ import annotations
 
 import errno
 import io
 import logging
-import os
 import pickle
 import warnings
 import zipfile
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 from utils.config.load import as_dict
 from utils.run import distributed
 from utils.run.devices import on_cpu, random_states, restore_random_states
-from utils.run.errors import UserError, cannot_read, name_some
-from utils.run.script import CANNOT_WRITE
+from utils.run.errors import CANNOT_WRITE, UserError, cannot_read, name_some
+from utils.run.files import write_bytes
 
 log = logging.getLogger(__name__)
 PREFIX = 'module.'
@@ -31,51 +30,32 @@ NUMPY_SCALARS = [SCALAR, (SCALAR, 'numpy.core.multiarray.scalar'), np.dtype,
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write to a temporary file beside ``path``, flush it to disk, then rename: never half a file.
+    """Write a checkpoint, whole or not at all.
 
     Raises:
         UserError: the disk is full or cannot be written to; the file of before, if any, is as it was.
     """
     buffer = io.BytesIO()  # torch.save into a file would hide that the disk is full behind another error
     torch.save(on_cpu(state), buffer)
-    temporary = path.with_name(f'.{path.name}.unfinished')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open('wb') as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _flush_folder(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-            good = ', and the last good one is still there' if path.is_file() else ''
-            raise UserError(f'cannot write checkpoint {path} ({error.strerror}){good}; free some space or allow '
-                            'writing there, and start again.') from error
-        raise
+        write_bytes(path, buffer.getbuffer(), lasting=True)
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        good = ', and the last good one is still there' if path.is_file() else ''
+        raise UserError(f'cannot write checkpoint {path} ({error.strerror}){good}; free some space or allow '
+                        'writing there, and rerun.') from error
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the file system can."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        log.debug('folder %s cannot be flushed', folder)
-    finally:
-        os.close(handle)
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU with ``weights_only=True``.
+def load_checkpoint(path: Path, damaged: str = 'copy or download it again') -> dict[str, Any]:
+    """Read a checkpoint onto the CPU with ``weights_only=True``; ``damaged`` says what to do about a damaged one.
 
     Raises:
         UserError: the file is missing, unreadable, truncated, no checkpoint, or a pickle with code in it.
     """
     if not path.is_file():
         raise UserError(f'checkpoint {path} does not exist; give the path of a checkpoint file.')
-    damaged = UserError(f'checkpoint {path} is truncated or no checkpoint; copy or download it again.')
+    unreadable = UserError(f'checkpoint {path} is truncated or no checkpoint; {damaged}.')
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_SCALARS):
             warnings.simplefilter('ignore')  # of files that are refused below, in one sentence
@@ -85,12 +65,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except OSError as error:
         if error.errno != errno.EINVAL:  # which is a seek to before the start of an archive that was cut
             raise
-        raise damaged from error
+        raise unreadable from error
     except (pickle.UnpicklingError, EOFError, RuntimeError, zipfile.BadZipFile, LookupError, ValueError) as error:
         if _holds_code(path, error):
             raise UserError(f'checkpoint {path} is a pickle that holds code or other objects, not only tensors, and is '
                             'not loaded; ask its author for a plain state dict.') from error
-        raise damaged from error
+        raise unreadable from error
     if not isinstance(state, dict):
         raise UserError(f'checkpoint {path} holds a {type(state).__name__}, not a dictionary of tensors; '
                         'save a state dict instead.')
@@ -109,11 +89,8 @@ def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
                   **progress: Any) -> None:
     """Write what a training run needs to go on, bit for bit on a CPU. All processes call it; the main one writes.
 
-    Args:
-        progress: further entries, such as 'epoch' and 'step'.
-
-    The entry 'model' has the names of the released checkpoints, each behind 'module.'; 'rng' holds the
-    random states of all processes, by rank. All randomness of training is PyTorch's.
+    The entry 'model' has the names of the released checkpoints, each behind 'module.'; 'rng' holds the random states
+    of all processes, by rank (all randomness of training is PyTorch's); ``progress`` is entries of its own.
 
     Raises:
         UserError: a weight is not finite, or the file cannot be written; the checkpoint of before stays.
@@ -152,7 +129,7 @@ def resume_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     """
     if not path.is_file():
         return {}
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, 'restore it, or move it away to start from the beginning')
     if 'model' in state and 'rng' not in state:
         raise UserError(f'{path} is a checkpoint of the published code, whose weights can be used and whose run cannot '
                         'be resumed (it holds no random states and no list of images): move it to another folder and '

@@ -1,15 +1,18 @@
 """Mistakes that a user can fix, and the exit codes of a script; this module imports nothing of ours."""
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # by a signal (EX_TEMPFAIL): a scheduler may start the same command again, which resumes
 EXIT_UNREAD = 128 + 13  # the output has no reader; as of a program that SIGPIPE ends
+DENIED = (errno.EACCES, errno.EPERM)
+CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, *DENIED, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one sentence that names the thing and the mend."""
+    """A mistake the user can fix: one sentence that names the thing and what to do."""
 
 
 class MissingFileError(UserError):

@@ -1,7 +1,9 @@
-"""Files written whole or not at all: text, arrays, pictures and label maps, each through a temporary one beside it."""
+"""Files written whole or not at all: bytes, text, arrays, pictures and label maps."""
 from __future__ import annotations
 
+import io
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,10 @@ from PIL.PngImagePlugin import PngInfo
 DRAWN_UPRIGHT = 'Drawn on', 'the photograph as it is seen'  # text entry of a PNG: turned by EXIF, not as stored
 
 
-def voc_palette(size: int = 256) -> np.ndarray:
-    """(size, 3) uint8: the VOC colour map, whose bits spread over red, green and blue in turn."""
-    ids = np.arange(size)
-    colours = np.zeros((size, 3), np.uint8)
+def voc_palette() -> np.ndarray:
+    """(256, 3) uint8: the VOC colour map, whose bits spread over red, green and blue in turn."""
+    ids = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):
             colours[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
@@ -25,11 +27,49 @@ def voc_palette(size: int = 256) -> np.ndarray:
 PALETTE = voc_palette()
 
 
-def save_label_map(labels: np.ndarray, path: Path) -> None:
-    """Write (H, W) class ids as a palette PNG whose values are the ids, whole or not at all."""
-    image = Image.fromarray(labels.astype(np.uint8), mode='P')
-    image.putpalette(PALETTE.tobytes())
-    save_drawn(image, path)
+def write_bytes(path: Path, data: bytes | memoryview, lasting: bool = False) -> None:
+    """Write through a temporary file beside ``path`` and a rename: a kill leaves the file of before or the new one.
+
+    Args:
+        lasting: flush to disk, so that a power cut leaves no half file either. Only for files with one writer at a
+            time: the temporary file has one name, and the next write takes the place of what a kill left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{"unfinished" if lasting else os.getpid()}')
+    try:
+        with temporary.open('wb') as file:
+            file.write(data)
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if lasting:
+        folder = os.open(path.parent, os.O_RDONLY)
+        with suppress(OSError):  # not every file system flushes folders
+            os.fsync(folder)
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8; of names of files that are not UTF-8 the codes."""
+    write_bytes(path, text.encode(errors='backslashreplace'))
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write an .npz file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, buffer.getbuffer())
+
+
+def save_image(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write a picture in the format of its suffix; ``options`` are Pillow's."""
+    buffer = io.BytesIO()
+    image.save(buffer, Image.registered_extensions()[path.suffix.lower()], **options)
+    write_bytes(path, buffer.getbuffer())
 
 
 def save_drawn(image: Image.Image, path: Path) -> None:
@@ -39,26 +79,8 @@ def save_drawn(image: Image.Image, path: Path) -> None:
     save_image(image, path, pnginfo=note)
 
 
-def save_image(image: Image.Image, path: Path, **options: Any) -> None:
-    """Write a picture through a temporary file beside it and a rename; ``options`` are Pillow's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{os.getpid()}.{path.name}')
-    image.save(temporary, **options)
-    temporary.replace(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file through a temporary one beside it and a rename; of names that are not UTF-8 the codes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
-    temporary.replace(path)
-
-
-def save_arrays(path: Path, **arrays: np.ndarray) -> Path:
-    """Write arrays as an .npz file through a temporary one beside it and a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{os.getpid()}.{path.name}')
-    np.savez(temporary, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
-    return path
+def save_label_map(labels: np.ndarray, path: Path) -> None:
+    """Write (H, W) class ids as a palette PNG whose values are the ids."""
+    image = Image.fromarray(labels.astype(np.uint8), mode='P')
+    image.putpalette(PALETTE.tobytes())
+    save_drawn(image, path)

@@ -32,7 +32,6 @@ def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[
 
     Args:
         nproc: a number that is asked for; None counts the visible GPUs.
-        device: the config's device.
         script: file of the script; it runs again in each process, which finds RANK and WORLD_SIZE set.
         argv: its arguments; None takes those of this process.
 
@@ -61,22 +60,25 @@ def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[
                           rdzv_backend='c10d', rdzv_endpoint='localhost:0', monitor_interval=0.2,
                           signals_to_handle='SIGHUP,SIGQUIT')  # the launcher would kill 30 s after the others
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)  # the process says itself what is wrong
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         with handled(_pass_on, *SIGNALS):
-            elastic_launch(config, sys.executable)('-u', script, *arguments)
+            elastic_launch(config, sys.executable)('-u', script, *(sys.argv[1:] if argv is None else argv))
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        codes = {failed.exitcode for failed in error.failures.values()}
-        for code in (EXIT_USER_ERROR, EXIT_STOPPED):
-            if code in codes:  # a process has said why; others may have failed for the loss of it
-                raise SystemExit(code) from None
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            print(f'error: process {rank} of {count} was ended by {name}, and the others with it; start the same '
-                  'command again to go on', file=sys.stderr)
-        raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from None
+        raise SystemExit(_exit_code(error)) from None
     return True
+
+
+def _exit_code(error: ChildFailedError) -> int:
+    """That of the process which has said why; others may have failed for the loss of it."""
+    codes = {failed.exitcode for failed in error.failures.values()}
+    told = [code for code in (EXIT_USER_ERROR, EXIT_STOPPED) if code in codes]
+    if told:
+        return told[0]
+    rank, failure = error.get_first_failure()
+    if failure.exitcode < 0:
+        print(f'error: process {rank} was ended by {signal.Signals(-failure.exitcode).name}, and the others with it; '
+              'rerun the same command to resume', file=sys.stderr)
+    return max(1, failure.exitcode)
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:

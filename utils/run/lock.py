@@ -1,8 +1,13 @@
-"""File locks, where the system has them."""
+"""One process at a time: locks on files, where the system has them."""
 from __future__ import annotations
 
 import errno
+import logging
+import os
+from pathlib import Path
 from typing import Any
+
+from utils.run.errors import UserError
 
 try:
     import fcntl as _fcntl
@@ -10,6 +15,8 @@ except ImportError:  # Windows
     fcntl: Any = None
 else:
     fcntl = _fcntl
+
+log = logging.getLogger(__name__)
 
 
 def lock_file(handle: int, wait: bool = False) -> None:
@@ -22,3 +29,20 @@ def lock_file(handle: int, wait: bool = False) -> None:
     if fcntl is None:
         raise OSError(errno.ENOTSUP, 'this system has no file locks')
     fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def lock_folder(output_dir: Path) -> None:
+    """Keep other runs out of the output directory until this process ends.
+
+    Raises:
+        UserError: another run is at work there.
+    """
+    handle = os.open(output_dir / '.lock', os.O_RDWR | os.O_CREAT, 0o644)  # open, and locked, until the process ends
+    try:
+        lock_file(handle)
+    except (BlockingIOError, PermissionError) as error:
+        os.close(handle)
+        raise UserError(f'another run is writing to {output_dir}; wait for its end, stop it, or choose another '
+                        'output folder.') from error
+    except OSError as error:
+        log.warning('%s cannot be locked (%s): start no second run there', output_dir, error.strerror)

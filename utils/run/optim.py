@@ -15,9 +15,6 @@ def learning_rate(scheduler: str, lr: float, epoch: int, epochs: int, lr_decay_r
 
     poly: lr (1 - epoch/epochs)^0.9; step: lr * rate^(number of decay epochs e with epoch > e);
     cosine: from lr to eta_min = lr rate^3; constant.
-
-    Raises:
-        ValueError: the schedule is none of these.
     """
     if scheduler == 'poly':
         return lr * (1 - epoch / epochs) ** 0.9
@@ -26,28 +23,22 @@ def learning_rate(scheduler: str, lr: float, epoch: int, epochs: int, lr_decay_r
     if scheduler == 'cosine':
         eta_min = lr * lr_decay_rate ** 3
         return eta_min + (lr - eta_min) * (1 + math.cos(math.pi * epoch / epochs)) / 2
-    if scheduler == 'constant':
-        return lr
-    raise ValueError(f'unknown schedule {scheduler!r}')
+    assert scheduler == 'constant', scheduler
+    return lr
 
 
 def build_optimizer(name: str, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.9,
                     weight_decay: float = 1e-4, nesterov: bool = False) -> torch.optim.Optimizer:
-    """SGD or Adam over the parameters that have a gradient.
-
-    Raises:
-        ValueError: the name is neither sgd nor adam.
-    """
+    """'sgd' or 'adam' over the parameters that have a gradient."""
     trained = [p for p in parameters if p.requires_grad]
     fused = all(p.is_cuda for p in trained) or None  # else loss scaling waits for the GPU at each step
-    if name == 'sgd':
-        sgd = torch.optim.SGD(trained, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused)
-        if momentum:
-            sgd.register_step_pre_hook(_start_momentum)
-        return sgd
     if name == 'adam':
         return torch.optim.Adam(trained, lr, weight_decay=weight_decay, fused=fused)
-    raise ValueError(f'unknown optimiser {name!r}')
+    assert name == 'sgd', name
+    sgd = torch.optim.SGD(trained, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused)
+    if momentum:
+        sgd.register_step_pre_hook(_start_momentum)
+    return sgd
 
 
 def _start_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:

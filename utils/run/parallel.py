@@ -1,11 +1,13 @@
-"""Work beside the network: threads that finish its results, and processes for what Python runs on one core."""
+"""Work beside the network: threads that finish its results, and worker processes, of loaders and of pools."""
 from __future__ import annotations
 
 import multiprocessing
 import os
 import platform
+import re
 import signal
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -24,6 +26,9 @@ from utils.run import distributed
 from utils.run.errors import UserError
 
 BOOT = Path('/proc/sys/kernel/random/boot_id')
+WORKERS_WAIT = hasattr(signal, 'sigtimedwait')  # not on macOS
+LOST_WORKER = ('a loader worker was killed, for lack of memory or of shared memory (/dev/shm; of a container by '
+               '--shm-size): raise it or lower num_workers')
 _affinities: list[frozenset[int]] = []  # of the processes of this job on this machine, once they have told
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -42,15 +47,14 @@ def available_cores() -> int:
 
 def share_cores() -> None:
     """Tell the other processes of this job on this machine which cores this one may use; all of them call it."""
-    if distributed.world_size() == 1:
-        return
-    machine = BOOT.read_text() if BOOT.is_file() else platform.node()  # containers may have any name
-    _affinities[:] = [cores for where, cores in distributed.gather_objects((machine, _affinity())) if where == machine]
+    if distributed.world_size() > 1:
+        machine = BOOT.read_text() if BOOT.is_file() else platform.node()  # containers may have any name
+        told = distributed.gather_objects((machine, _affinity()))
+        _affinities[:] = [cores for where, cores in told if where == machine]
 
 
 def _affinity() -> frozenset[int]:
-    cores = os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count() or 1)
-    return frozenset(cores)
+    return frozenset(os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count() or 1))
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int,
@@ -58,7 +62,6 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], thread
     """``map`` in threads: ``items`` goes on (e.g. a network) while its earlier results are worked on.
 
     Args:
-        function: called with each item in one of the threads.
         items: iterated in the calling thread.
         limit: items in flight at most; at the limit ``items`` waits.
 
@@ -94,7 +97,7 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     Raises:
         UserError: one was killed.
     """
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _start_worker)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _start_pool_worker)
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -104,17 +107,51 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _start_pool_worker() -> None:
+    guard_worker()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     threadpool_limits(1)
 
 
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """A block that starts loader workers: SIGTERM does not reach them before ``guard_worker`` does."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM} if WORKERS_WAIT else ())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def guard_worker() -> None:
+    """In a worker: leave signals to the main process, which still needs this worker for its last step.
+
+    Ctrl-C, ``timeout`` and schedulers signal all processes of a job. A SIGTERM of the main process, which
+    is how it ends its workers, counts, and so does its death: killed, it cannot tell its workers.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if WORKERS_WAIT:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
 def _end_with_parent() -> None:
-    """Wait until the main process is gone: killed, it cannot tell its workers, who would wait for ever."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    while parent is not None and parent.is_alive():
+        if not WORKERS_WAIT:
+            parent.join()
+        elif (received := signal.sigtimedwait({signal.SIGTERM}, 5)) is not None and received.si_pid == parent.pid:
+            break
+    os._exit(0)
+
+
+def lost_worker(error: BaseException | None) -> bool:
+    """Whether a loader worker was killed, or found no shared memory."""
+    if not isinstance(error, (ConnectionError, EOFError, RuntimeError)):
+        return False
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises the same once more, at any moment
+    if isinstance(error, RuntimeError):
+        return re.search(r'DataLoader worker .*(killed by signal|exited unexpectedly)|</torch_', str(error)) is not None
+    return any(frame.f_code.co_filename.endswith('resource_sharer.py')  # it died while it handed over a tensor
+               for frame, _ in traceback.walk_tb(error.__traceback__))

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +15,12 @@ from utils.report.results import read_results
 from utils.run import distributed
 from utils.run.devices import pick_device, require_processes
 from utils.run.errors import UserError
-from utils.run.lock import lock_file
+from utils.run.lock import lock_folder
 from utils.run.log import setup_logging
 from utils.run.parallel import share_cores
 from utils.run.precision import allow_tf32
 
 log = logging.getLogger(__name__)
-LOCK = '.lock'
 
 
 def seed_everything(seed: int) -> None:
@@ -36,23 +34,6 @@ def seed_process(seed: int) -> None:
     """Once all processes hold the same weights, give each its own dropout."""
     if distributed.world_size() > 1:
         torch.manual_seed(seed + distributed.rank())
-
-
-def lock(output_dir: Path) -> None:
-    """Keep other runs out of the output directory until this process ends.
-
-    Raises:
-        UserError: another run is at work there.
-    """
-    handle = os.open(output_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)  # open until the process ends, and the lock too
-    try:
-        lock_file(handle)
-    except (BlockingIOError, PermissionError) as error:
-        os.close(handle)
-        raise UserError(f'another run is writing to {output_dir}; wait for its end, stop it, or choose another '
-                        'output folder.') from error
-    except OSError as error:
-        log.warning('%s cannot be locked (%s): start no second run there', output_dir, error.strerror)
 
 
 def prepare(p: Any, identity: Sequence[str] = ()) -> torch.device:
@@ -85,7 +66,7 @@ def prepare(p: Any, identity: Sequence[str] = ()) -> torch.device:
             except (FileExistsError, NotADirectoryError) as error:
                 raise UserError(f'output_dir {output_dir} cannot be made, for a file is in its place; choose another '
                                 '(--set output_dir=...) or move the file.') from error
-            lock(output_dir)
+            lock_folder(output_dir)
             save_config(p, output_dir, identity)
             read_results(output_dir)  # damaged ones are told before anything is computed
     setup_logging(output_dir)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,11 @@ from torch.utils.data import DataLoader
 from utils.run import distributed
 from utils.run.checkpoint import resume_training, save_training
 from utils.run.errors import UserError, name_some
-from utils.run.log import MetricsWriter, progress
+from utils.run.log import MetricsWriter, log_epoch, progress
+from utils.run.optim import learning_rate, set_learning_rate
+from utils.run.parallel import LOST_WORKER, lost_worker, starting_workers
 from utils.run.precision import Precision, tf32
-from utils.run.script import LOST_WORKER, lost_worker
-from utils.run.signals import SIGNALS, handled, starting_workers, stop, stop_at_once
+from utils.run.signals import SIGNALS, handled, stop, stop_at_once
 
 log = logging.getLogger(__name__)
 
@@ -27,16 +29,12 @@ log = logging.getLogger(__name__)
 class Mean:
     """Running means of named scalars, summed on the device; reading them is the only synchronisation."""
 
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.count = 0
+    def __init__(self, sums: Mapping[str, Tensor] | None = None, count: int = 0) -> None:
+        self.sums, self.count = dict(sums or {}), count
 
     def update(self, **values: Tensor) -> None:
         """Add one step's scalars."""
-        for name, value in values.items():
-            detached = value.detach().float()
-            self.sums[name] = self.sums[name] + detached if name in self.sums else detached
-        self.count += 1
+        self.add(Mean({name: value.detach().float() for name, value in values.items()}, 1))
 
     def add(self, other: Mean) -> None:
         """Add the steps of another."""
@@ -45,14 +43,10 @@ class Mean:
         self.count += other.count
 
     def read(self) -> dict[str, float]:
-        """The means since the last reset."""
         if not self.sums:
             return {}
         means = (torch.stack(list(self.sums.values())) / self.count).tolist()
         return dict(zip(self.sums, means, strict=True))
-
-    def reset(self) -> None:
-        self.sums, self.count = {}, 0
 
 
 class Trainer:
@@ -63,13 +57,11 @@ class Trainer:
     SIGTERM and SIGINT let the step be finished and saved, then raise StoppedError.
 
     Args:
-        path: the checkpoint.
-        precision: takes the steps of the optimiser.
+        path: the checkpoint; the metrics go beside it.
         loader: a whole epoch in batches, whose 'id' names their images; ``sampler`` is its order.
         ids: the images of the loader's data set, in order; a run goes on with the same ones alone.
         config: written into the checkpoint.
-        writer: gets the means of the losses at each line of the log.
-        log_every: steps between two lines.
+        log_every: steps between two lines of the log.
         checkpoint_every: steps between two checkpoints within an epoch; 0 leaves it to the epoch's end.
 
     Raises:
@@ -78,11 +70,11 @@ class Trainer:
     """
 
     def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision,
-                 loader: DataLoader, sampler: Any, ids: Sequence[str], config: Mapping[str, Any], writer: MetricsWriter,
-                 log_every: int, checkpoint_every: int) -> None:
+                 loader: DataLoader, sampler: Any, ids: Sequence[str], config: Mapping[str, Any], log_every: int,
+                 checkpoint_every: int) -> None:
         self.path, self.model, self.optimizer, self.precision = path, model, optimizer, precision
-        self.loader, self.sampler, self.ids, self.config, self.writer = loader, sampler, list(ids), config, writer
-        self.log_every, self.checkpoint_every = log_every, checkpoint_every
+        self.loader, self.sampler, self.ids, self.config = loader, sampler, list(ids), config
+        self.log_every, self.checkpoint_every, self.writer = log_every, checkpoint_every, MetricsWriter(path.parent)
         state = resume_training(path, model, optimizer, ids)
         if state:
             precision.scaler.load_state_dict(state.get('scaler', {}))
@@ -92,10 +84,10 @@ class Trainer:
         if len(set(found)) > 1:
             raise UserError(f'the processes found different checkpoints at {path} (epoch and step '
                             f'{name_some(sorted(set(found)))}); output_dir must be one folder that all machines share.')
-        self.recent, self.whole = Mean(), Mean()  # since the last line of the log; of the epoch up to there
-        self.recent.sums, self.recent.count = state.get('recent', ({}, 0))
-        self.whole.sums, self.whole.count = state.get('whole', ({}, 0))
+        # since the last line of the log; of the epoch up to there
+        self.recent, self.whole = Mean(*state.get('recent', ())), Mean(*state.get('whole', ()))
         self.share = 1.0  # of the epoch's steps, what this process did itself, and not an earlier start of the run
+        self._summary = ''  # of the last epoch
         self._unchecked: list[tuple[int, Sequence[str], Tensor]] = []  # step, images, loss
         self._signal: int | None = None
 
@@ -108,9 +100,10 @@ class Trainer:
                  traceback: TracebackType | None) -> None:
         lost = lost_worker(error)
         self._noting.__exit__(kind, error, traceback)
+        self.writer.close()
         if lost:
-            state = f' to go on from {self.path}' if self.path.is_file() else '; there is no checkpoint yet'
-            raise UserError(f'{LOST_WORKER}, and start the same command again{state}.') from error
+            state = f' to resume from {self.path}' if self.path.is_file() else '; there is no checkpoint yet'
+            raise UserError(f'{LOST_WORKER}, and rerun the same command{state}.') from error
         if kind is None and self._asked_to_stop():
             stop(self._signal)
 
@@ -120,6 +113,18 @@ class Trainer:
     def _asked_to_stop(self) -> bool:
         """Whether a signal came to any process; every process asks at the same step."""
         return distributed.any_process(self._signal is not None)
+
+    def epochs(self, epochs: int, scheduler: str, lr: float, **schedule: Any) -> Iterator[int]:
+        """The epochs that are left, counted from 0, each with its rate, see ``learning_rate``, and summed up in a line.
+
+        In each the caller trains (``train_one_epoch``), evaluates (within ``at_once``) and calls ``finish_epoch``.
+        """
+        for epoch in range(self.epoch, epochs):
+            begun, rate = time.perf_counter(), learning_rate(scheduler, lr, epoch, epochs, **schedule)
+            set_learning_rate(self.optimizer, rate)
+            self.writer.add_scalars({'train/lr': rate}, epoch + 1)
+            yield epoch
+            log_epoch(epoch, epochs, f'{self._summary}, lr {rate:.5f}', time.perf_counter() - begun, self.share)
 
     def train_one_epoch(self, compute_losses: Callable[[dict[str, Any]], dict[str, Tensor]],
                         statistics: Callable[[], dict[str, float]] = dict) -> dict[str, float]:
@@ -168,7 +173,7 @@ class Trainer:
         log.info('epoch %d step %d/%d  %s', self.epoch + 1, self.step, steps,
                  '  '.join(f'{name} {value:.4f}' for name, value in means.items()))
         self.whole.add(self.recent)
-        self.recent.reset()
+        self.recent = Mean()
 
     def _check(self) -> None:
         """Read the losses since the last check, the one time that the device is waited for.
@@ -183,20 +188,20 @@ class Trainer:
         found = [entry for of_process in distributed.gather_objects(wrong[:1]) for entry in of_process]
         if found:
             step, value, ids = min(found)
-            good = (f'{self.path} is the last good checkpoint' if self.path.is_file() else 'there is no checkpoint yet')
+            good = f'{self.path} is the last good checkpoint' if self.path.is_file() else 'there is no checkpoint yet'
             raise UserError(f'the loss is {value} at epoch {self.epoch + 1}, step {step}, images '
                             f'{name_some(ids, 16)}; {good}: look at these images, or lower '
                             'optimizer_kwargs.lr in another output_dir.')
 
-    def finish_epoch(self, **extra: Any) -> None:
-        """Count the epoch as done, and save; ``extra`` replaces entries of ``self.extra``."""
+    def finish_epoch(self, shown: str = '', **extra: Any) -> None:
+        """Count the epoch as done, ``shown`` in its summary, and save; ``extra`` replaces entries of ``self.extra``."""
+        self._summary = f'loss {self.whole.read().get("loss", math.nan):.4f}' + (shown and f', {shown}')
         self.extra.update(extra)
-        self.epoch, self.step = self.epoch + 1, 0
-        self.whole.reset()
+        self.epoch, self.step, self.whole = self.epoch + 1, 0, Mean()
         self.save()
 
     def save(self) -> None:
-        """Write the checkpoint, and the scalars up to it."""
+        """Write the checkpoint, and the metrics up to it."""
         self.writer.flush()
         save_training(self.path, self.model, self.optimizer, self.config, ids=self.ids, epoch=self.epoch,
                       step=self.step, recent=(self.recent.sums, self.recent.count),
