@@ -95,10 +95,10 @@ def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     Raises:
         UserError: a weight is not finite, or the file cannot be written; the checkpoint of before stays.
     """
-    states = distributed.gather_objects(random_states(_device_of(model)))
+    weights = model.state_dict()
+    states = distributed.gather_objects(random_states(next(iter(weights.values())).device))
     if not distributed.is_main():
         return
-    weights = model.state_dict()
     finite = torch.stack([value.isfinite().all() for value in weights.values()])
     state = on_cpu({'model': {PREFIX + name: value for name, value in weights.items()}, 'finite': finite,
                     'optimizer': optimizer.state_dict(), 'rng': states, 'config': as_dict(config), **progress})
@@ -109,16 +109,9 @@ def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     save_checkpoint(state, path)
 
 
-def _device_of(model: nn.Module) -> torch.device:
-    return next(iter(model.state_dict().values())).device
-
-
 def resume_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
                     ids: Sequence[str]) -> dict[str, Any]:
-    """Take a run up where ``save_training`` left it.
-
-    Args:
-        ids: the images that the run trains on, in order; the checkpoint's entry 'ids' must be the same.
+    """Take a run up where ``save_training`` left it, on the same images in the same order.
 
     Returns:
         the checkpoint's other entries; none without a checkpoint.
@@ -139,7 +132,12 @@ def resume_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         require_finite(state['model'], path)
         model.load_state_dict({name.removeprefix(PREFIX): value for name, value in state.pop('model').items()})
         optimizer.load_state_dict(state.pop('optimizer'))
-        _restore_random_state(state.pop('rng'), _device_of(model))
+        random = state.pop('rng')
+        if len(random) == distributed.world_size():
+            restore_random_states(random[distributed.rank()], next(iter(model.state_dict().values())).device)
+        else:
+            log.warning('The checkpoint is of %d processes and this run has %d: it goes on, with other random numbers',
+                        len(random), distributed.world_size())
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f'checkpoint {path} does not belong to this run ({str(error).splitlines()[0]}); '
                         'choose another output_dir or delete it.') from error
@@ -182,11 +180,3 @@ def require_finite(arrays: Mapping[str, Tensor | np.ndarray], source: Path | str
     if wrong:
         raise UserError(f'{source} holds {what} that are not finite ({name_some(wrong)}): its training diverged, or '
                         'the file is damaged; give another one.')
-
-
-def _restore_random_state(states: list[dict[str, Tensor]], device: torch.device) -> None:
-    if len(states) != distributed.world_size():
-        log.warning('The checkpoint is of %d processes and this run has %d: it goes on, with other random numbers',
-                    len(states), distributed.world_size())
-        return
-    restore_random_states(states[distributed.rank()], device)

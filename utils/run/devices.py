@@ -33,7 +33,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def require_processes(device: torch.device) -> None:
-    """Raises UserError for a device on which several processes cannot train together."""
+    """Raise UserError for a device on which several processes cannot train together."""
     if device.type not in ('cpu', 'cuda'):
         raise UserError(f'several processes need CUDA GPUs or CPUs, and this device is {device.type}; start one '
                         '(--nproc 1), or set device=cpu.')

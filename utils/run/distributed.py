@@ -26,7 +26,7 @@ def join(use_cuda: bool) -> None:
     GPUs talk by NCCL; what lives on the CPU, such as the request to stop, by gloo.
     """
     global _patient
-    if not is_launched() or is_initialized():
+    if not is_launched() or dist.is_initialized():
         return
     if use_cuda:
         torch.cuda.set_device(local_rank())
@@ -35,13 +35,9 @@ def join(use_cuda: bool) -> None:
 
 
 def leave() -> bool:
-    """Leave the job, all processes together; what comes after is done by one alone, and takes as long as it takes.
-
-    Returns:
-        whether this is the main process.
-    """
+    """Leave the job, all together; whether this is the main process, which does what comes after and may take long."""
     main = is_main()
-    if is_initialized():
+    if dist.is_initialized():
         dist.destroy_process_group()
     return main
 
@@ -52,13 +48,12 @@ def is_launched() -> bool:
 
 
 def local_rank() -> int:
-    """The number of this process on its machine."""
     return int(os.environ.get('LOCAL_RANK', 0))
 
 
 def first_to_fail() -> bool:
     """Whether this process is the one that tells the user why the job ends; the others end silently."""
-    if is_initialized():
+    if dist.is_initialized():
         try:
             return dist.distributed_c10d._get_default_store().add('failed', 1) == 1
         except RuntimeError:  # the store went down with its machine
@@ -66,16 +61,12 @@ def first_to_fail() -> bool:
     return os.environ.get('RANK', '0') == '0'
 
 
-def is_initialized() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
 def world_size() -> int:
-    return dist.get_world_size() if is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    return dist.get_rank() if is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main() -> bool:
@@ -117,20 +108,17 @@ def interleave(items: list[Item]) -> list[Item]:
 
 
 def barrier() -> None:
-    """Wait for all processes."""
     any_process(False)
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
     """A block that the main process runs before the others, who wait for it for hours: a download."""
-    if world_size() == 1:
-        yield
-        return
-    if not is_main():
+    several = world_size() > 1
+    if several and not is_main():
         dist.barrier(_patient)
     yield
-    if is_main():
+    if several and is_main():
         dist.barrier(_patient)
 
 
@@ -152,10 +140,7 @@ def unwrap(module: nn.Module) -> Any:
 
 
 def random_order(batch: int, device: torch.device) -> Tensor | None:
-    """One random order of the images of all processes, or None for one process.
-
-    One process keeps its batch: its BatchNorm sees the same images in any order.
-    """
+    """One random order of the images of all processes; None for one, whose BatchNorm sees the same in any order."""
     if world_size() == 1:
         return None
     order = torch.randperm(batch * world_size(), device=device)

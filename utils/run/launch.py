@@ -22,7 +22,6 @@ from utils.run.signals import SIGNALS, handled, stop
 
 
 def add_process_arguments(parser: ArgumentParser) -> None:
-    """Add --nproc to a script's arguments."""
     parser.add_argument('--nproc', type=int, metavar='N',
                         help='processes to start (default: one for each visible GPU, or one on the CPU)')
 

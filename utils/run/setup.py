@@ -23,13 +23,6 @@ from utils.run.precision import allow_tf32
 log = logging.getLogger(__name__)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and PyTorch: weights, dropout and the start of the memory bank."""
-    random.seed(seed)
-    np.random.seed(seed % 2 ** 32)
-    torch.manual_seed(seed)
-
-
 def seed_process(seed: int) -> None:
     """Once all processes hold the same weights, give each its own dropout."""
     if distributed.world_size() > 1:
@@ -39,13 +32,9 @@ def seed_process(seed: int) -> None:
 def prepare(p: Any, identity: Sequence[str] = ()) -> torch.device:
     """Join the other processes, if any, and ready the output directory, the log, the random state and the device.
 
-    Args:
-        p: the config.
-        identity: keys that may not differ from those of results that are there, see ``save_config``.
-
     Raises:
-        UserError: the output directory cannot be made, was made with another config or is in use, or the device is
-            not there, taken, or none for several processes.
+        UserError: the output directory cannot be made, was made with another config (``save_config`` says what
+            ``identity`` is) or is in use, or the device is not there, or none for several processes.
     """
     device = pick_device(p.device)
     if distributed.is_launched():
@@ -70,7 +59,9 @@ def prepare(p: Any, identity: Sequence[str] = ()) -> torch.device:
             save_config(p, output_dir, identity)
             read_results(output_dir)  # damaged ones are told before anything is computed
     setup_logging(output_dir)
-    seed_everything(p.seed)
+    random.seed(p.seed)
+    np.random.seed(p.seed % 2 ** 32)
+    torch.manual_seed(p.seed)
     log.info('Output: %s; device: %s%s', output_dir, device,
              f'; {distributed.world_size()} processes' if distributed.world_size() > 1 else '')
     for note in getattr(p, '_notes', ()):
