@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 from utils.config.keys import flat, same_results, schema_keys
 from utils.config.load import Config, as_dict
 from utils.run.errors import UserError, cannot_read, name_some
+from utils.run.files import write_text
 
 NAME, LAST_KEY = 'config.yml', 'config_name'
 RESULTS = ('*.pth.tar', '*.pth', '*.npz', 'results.json', 'predictions*')  # checkpoints and results in a folder
@@ -77,13 +77,7 @@ def save_config(config: Config, output_dir: str | Path, identity: Sequence[str] 
         for name in ('tensorboard', 'pictures'):
             shutil.rmtree(path.with_name(name), ignore_errors=True)
         path.with_name('metrics.jsonl').unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{NAME}.{os.getpid()}')
-    try:
-        unfinished.write_text(yaml.safe_dump(as_dict(config), sort_keys=False), encoding='utf-8')
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_text(path, yaml.safe_dump(as_dict(config), sort_keys=False))
     return path
 
 
