@@ -18,6 +18,7 @@ from data.transforms import Colour, EvaluationTransform, LinearTrainTransform, S
 from data.views import ContrastiveView
 from data.voc import VOCSegmentation, read_classes, scored_classes
 from utils.config.paths import user_path
+from utils.config.schema import Env, Evaluation, LinearFinetune, Pretrain, Run, Training, TrainSaliency
 from utils.run import distributed
 from utils.run.devices import pick_device, reads_pinned
 from utils.run.errors import UserError
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 DOWNLOADABLE = 'VOCSegmentation'
 
 
-def dataset_root(p: Any, name: str) -> Path:
+def dataset_root(p: Env, name: str) -> Path:
     """Folder of a data set; VOC is downloaded when it is absent."""
     root = Path(p.db_root) / name
     if name != DOWNLOADABLE:
@@ -36,7 +37,7 @@ def dataset_root(p: Any, name: str) -> Path:
         return ensure_dataset(root)
 
 
-def identity(p: Any, *names: str) -> tuple[str, ...]:
+def identity(p: Env, *names: str) -> tuple[str, ...]:
     """The keys that say which images a run is made of, if one of its data sets is an unlabelled image folder: db_root.
 
     A data set in the VOC layout is told by its name and may move.
@@ -44,12 +45,12 @@ def identity(p: Any, *names: str) -> tuple[str, ...]:
     return ('db_root',) if any(is_folder(Path(p.db_root) / name) for name in names) else ()
 
 
-def has_ground_truth(p: Any, name: str) -> bool:
+def has_ground_truth(p: Env, name: str) -> bool:
     """Whether a data set has labels; an unlabelled image folder has none."""
     return not is_folder(dataset_root(p, name))
 
 
-def labelled_root(p: Any, name: str) -> Path:
+def labelled_root(p: Env, name: str) -> Path:
     """Folder of a data set with ground truth. Raises UserError for an unlabelled image folder."""
     root = dataset_root(p, name)
     if is_folder(root):
@@ -58,12 +59,12 @@ def labelled_root(p: Any, name: str) -> Path:
     return root
 
 
-def scored_names(p: Any, name: str) -> tuple[str, ...]:
+def scored_names(p: Evaluation, name: str) -> tuple[str, ...]:
     """The scored classes of a labelled data set, background first. Raises UserError as ``labelled_root``."""
     return scored_classes(read_classes(labelled_root(p, name)), p.eval_classes)[0]
 
 
-def _image_set(p: Any, name: str, split: str, saliency: str | None = None, skip: bool = False,
+def _image_set(p: Run, name: str, split: str, saliency: str | None = None, skip: bool = False,
                transform: Any = None) -> ImageSet:
     """Images, with masks if ``saliency`` names some, of an unlabelled folder or of the VOC layout."""
     root = dataset_root(p, name)
@@ -90,7 +91,7 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _loader(p: Any, dataset: Dataset, batch_size: int, **kwargs: Any) -> DataLoader:
+def _loader(p: Run, dataset: Dataset, batch_size: int, **kwargs: Any) -> DataLoader:
     # with a generator of its own a loader takes no number from the one that training draws from
     workers = min(p.num_workers, available_cores())
     return DataLoader(dataset, batch_size, num_workers=workers, persistent_workers=workers > 0,
@@ -98,7 +99,7 @@ def _loader(p: Any, dataset: Dataset, batch_size: int, **kwargs: Any) -> DataLoa
                       worker_init_fn=_start_worker, generator=torch.Generator(), **kwargs)
 
 
-def _train_loader(p: Any, base: ImageSet, dataset: Dataset) -> tuple[DataLoader, SeededSampler]:
+def _train_loader(p: Training, base: ImageSet, dataset: Dataset) -> tuple[DataLoader, SeededSampler]:
     if p.train_batch_size > len(base):
         raise UserError(f'train_batch_size {p.train_batch_size} is larger than the data set: {base.root.name} '
                         f'{base.split} has {len(base)} usable images; lower it or add images.')
@@ -112,7 +113,7 @@ def _train_loader(p: Any, base: ImageSet, dataset: Dataset) -> tuple[DataLoader,
     return _loader(p, dataset, p.train_batch_size // processes, sampler=sampler, drop_last=True), sampler
 
 
-def pretrain_loader(p: Any, mean: Colour, std: Colour) -> tuple[DataLoader, SeededSampler]:
+def pretrain_loader(p: Pretrain, mean: Colour, std: Colour) -> tuple[DataLoader, SeededSampler]:
     """Pairs of views for pretraining; logs how many IDs have no image or mask.
 
     Args:
@@ -127,13 +128,13 @@ def pretrain_loader(p: Any, mean: Colour, std: Colour) -> tuple[DataLoader, Seed
     return _train_loader(p, base, PairDataset(base, ContrastiveView(mean, std, **p.augmentation_kwargs)))
 
 
-def probe_set(p: Any, mean: Colour, std: Colour) -> VOCSegmentation:
+def probe_set(p: Pretrain, mean: Colour, std: Colour) -> VOCSegmentation:
     """The labelled images of the probe, in order. Raises UserError for a data set without ground truth."""
     return VOCSegmentation(labelled_root(p, p.train_db_name), p.probe_split, semseg=True,
                            transform=EvaluationTransform(p.augmentation_kwargs.size, mean, std))
 
 
-def linear_loader(p: Any, mean: Colour, std: Colour) -> tuple[DataLoader, SeededSampler, list[str]]:
+def linear_loader(p: LinearFinetune, mean: Colour, std: Colour) -> tuple[DataLoader, SeededSampler, list[str]]:
     """Augmented images with ground truth for the linear classifier, and their IDs; errors as ``pretrain_loader``."""
     base = VOCSegmentation(labelled_root(p, p.train_db_name), p.train_split, semseg=True,
                            transform=LinearTrainTransform(p.train_size, mean, std, p.border_label),
@@ -143,7 +144,7 @@ def linear_loader(p: Any, mean: Colour, std: Colour) -> tuple[DataLoader, Seeded
     return *_train_loader(p, base, SeededDataset(base)), base.ids
 
 
-def _in_turn(p: Any, base: ImageSet, originals: int | None = 0) -> DataLoader:
+def _in_turn(p: Evaluation | TrainSaliency, base: ImageSet, originals: int | None = 0) -> DataLoader:
     if isinstance(base.transform, EvaluationTransform):
         base.transform.originals = frozenset(base.ids[:originals])
     # the batches that one process has, each taken by one process: each image comes up once, with the same neighbours
@@ -151,7 +152,7 @@ def _in_turn(p: Any, base: ImageSet, originals: int | None = 0) -> DataLoader:
     return _loader(p, base, p.val_batch_size, sampler=share)
 
 
-def evaluation_loader(p: Any, db_name: str, split: str, mean: Colour, std: Colour, saliency: str | None = None,
+def evaluation_loader(p: Evaluation, db_name: str, split: str, mean: Colour, std: Colour, saliency: str | None = None,
                       skip: bool = False, originals: int | None = 0) -> tuple[DataLoader, VOCSegmentation]:
     """All images of a split in order, with ground truth (and masks) at their own size; no image is dropped.
 
@@ -169,7 +170,7 @@ def evaluation_loader(p: Any, db_name: str, split: str, mean: Colour, std: Colou
     return _in_turn(p, base, originals), base
 
 
-def unlabelled_loader(p: Any, db_name: str, split: str, mean: Colour, std: Colour, saliency: str | None = None,
+def unlabelled_loader(p: Evaluation, db_name: str, split: str, mean: Colour, std: Colour, saliency: str | None = None,
                       skip: bool = False, originals: int | None = 0) -> tuple[DataLoader, ImageSet]:
     """The same of a split that needs no ground truth, of an unlabelled folder too."""
     base = _image_set(p, db_name, split, saliency, skip, EvaluationTransform(p.val_size, mean, std))
@@ -177,15 +178,15 @@ def unlabelled_loader(p: Any, db_name: str, split: str, mean: Colour, std: Colou
     return _in_turn(p, base, originals), base
 
 
-def masks_loader(p: Any, view: Callable[[Sample], Sample]) -> tuple[DataLoader, SeededSampler]:
+def masks_loader(p: TrainSaliency, view: Callable[[Sample], Sample]) -> tuple[DataLoader, SeededSampler]:
     """Random views of images with precomputed masks, for a saliency network; errors as ``pretrain_loader``."""
     base = FolderDataset(p.db_root / user_path(p.images), p.db_root / user_path(p.masks), transform=view)
     log.info('Training on %d images of %s with masks of %s', len(base), base.images, base.masks)
     return _train_loader(p, base, SeededDataset(base))
 
 
-def masks_evaluation_loader(p: Any) -> DataLoader:
+def masks_evaluation_loader(p: TrainSaliency) -> DataLoader:
     """Images with precomputed masks as they are stored, to score a saliency network."""
-    base = FolderDataset(p.db_root / user_path(p.val_images), p.db_root / user_path(p.val_masks))
+    base = FolderDataset(p.db_root / user_path(p['val_images']), p.db_root / user_path(p['val_masks']))
     log.info('Evaluating on %d images of %s with masks of %s', len(base), base.images, base.masks)
     return _in_turn(p, base)

@@ -14,6 +14,7 @@ from models.timm_backbone import TIMM, TimmBackbone, require_timm, timm_weights
 from models.weights import CLASSIFIER, HEADS, Weights, fingerprint, imagenet_weights, load_strict, read_weights
 from utils.config.load import as_dict
 from utils.config.paths import find_file
+from utils.config.schema import Common, LinearFinetune, Prototypes, TrainSaliency
 from utils.run import distributed
 from utils.run.errors import UserError
 
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 BOTTLENECK = 'backbone.layer1.0.conv3.weight'  # ResNet-50 has it, ResNet-18 not
 
 
-def initial_weights(p: Any, backbone: str) -> Weights | None:
+def initial_weights(p: Common | TrainSaliency, backbone: str) -> Weights | None:
     """The weights that ``pretraining`` names, or None for a random start; ``backbone`` is ImageNet's network."""
     timm = backbone.startswith(TIMM)
     if p.pretraining == 'none':
@@ -31,7 +32,8 @@ def initial_weights(p: Any, backbone: str) -> Weights | None:
         with distributed.main_first():  # a download
             weights = timm_weights(backbone) if timm else imagenet_weights(backbone)
     elif p.pretraining == 'imagenet_moco':
-        weights = read_weights(find_file(p.moco_state_dict, p.root_dir))
+        moco: str = p.moco_state_dict  # type: ignore[assignment, union-attr] # BASNet refuses it before
+        weights = read_weights(find_file(moco, p.root_dir))
         if weights.kind != 'backbone':
             raise UserError(f'moco_state_dict {weights.source} is no MoCo checkpoint; set pretraining to its path.')
     else:
@@ -50,7 +52,7 @@ def load_into(model: ContrastiveSegmentationModel | BackboneModel | LinearSegmen
         load_strict(model.backbone, weights)
 
 
-def build_contrastive_model(p: Any) -> ContrastiveSegmentationModel:
+def build_contrastive_model(p: Common) -> ContrastiveSegmentationModel:
     """The encoder, from ``pretraining``: a backbone, or a whole encoder of an earlier pretraining.
 
     Raises:
@@ -66,7 +68,7 @@ def build_contrastive_model(p: Any) -> ContrastiveSegmentationModel:
     return model
 
 
-def build_prototype_model(p: Any) -> ContrastiveSegmentationModel | BackboneModel:
+def build_prototype_model(p: Prototypes) -> ContrastiveSegmentationModel | BackboneModel:
     """The network of kmeans.py and retrieval.py, in eval mode; it has ``maps(images)``.
 
     Raises:
@@ -92,7 +94,7 @@ def build_prototype_model(p: Any) -> ContrastiveSegmentationModel | BackboneMode
     return model.eval()
 
 
-def prototype_network(p: Any, model: nn.Module) -> dict[str, Any]:
+def prototype_network(p: Prototypes, model: nn.Module) -> dict[str, Any]:
     """What decides the prototypes of a run; clusters.pth.tar and memory.npz keep it.
 
     Returns:
@@ -107,7 +109,7 @@ def prototype_network(p: Any, model: nn.Module) -> dict[str, Any]:
             'fingerprint': fingerprint(model)}
 
 
-def build_linear_model(p: Any, num_classes: int, state_dict: str | None = None) -> LinearSegmentationModel:
+def build_linear_model(p: LinearFinetune, num_classes: int, state_dict: str | None = None) -> LinearSegmentationModel:
     """The linear model: backbone and decoder of ``pretraining`` under a new classifier, or a trained one.
 
     Args:

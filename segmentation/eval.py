@@ -14,7 +14,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
@@ -48,7 +47,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def output_dir_of(p: Any, weights: Path, overrides: Sequence[str]) -> str:
+def output_dir_of(p: LinearFinetune, weights: Path, overrides: Sequence[str]) -> str:
     """Where the results of the weights go."""
     best = Path(p.output_dir) / BEST
     given = any(text.partition('=')[0].strip() == 'output_dir' for text in overrides)

@@ -119,7 +119,7 @@ def write_predictions(output_dir: Path, ids: Sequence[str], split: EmbeddedSplit
     list(in_threads(write, range(len(ids)), threads, 2 * threads))
 
 
-def save_clusters(p: Any, has_saliency: bool, clusters: ClusterModel, sizes: Sequence[int]) -> None:
+def save_clusters(p: Kmeans, has_saliency: bool, clusters: ClusterModel, sizes: Sequence[int]) -> None:
     """Write clusters.pth.tar for predict.py; for clusters without classes also clusters.yml, for their names.
 
     Args:
@@ -165,7 +165,7 @@ def _spread(deviation: float | None) -> str:
     return '' if deviation is None else f' (standard deviation {deviation:.2f})'
 
 
-def evaluate(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None) -> Found:
+def evaluate(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None) -> Found:
     """Match clusters to classes and score them, over all runs and numbers of clusters.
 
     Args:
@@ -199,7 +199,7 @@ def evaluate(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | 
         'kmeans': entry, **({'overclustering': curve} if curve else {})}, {'kmeans': merge_clusters(confusion, labels)})
 
 
-def explore(p: Any, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None) -> Found:
+def explore(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None) -> Found:
     """Cluster what has no ground truth and draw each cluster; ``fit`` as in ``evaluate``."""
     found = discover(split.prototypes, p.overclustering or [p.num_clusters], p.num_seeds, p.seed, fit)
     if p.overclustering:

@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
@@ -84,8 +84,8 @@ def protocols_of(classes: Sequence[str], ignored: Sequence[str]) -> dict[str, Pr
     return protocols
 
 
-def draw_neighbours(p: Any, val: EmbeddedSplit, val_set: VOCSegmentation, predicted: np.ndarray, index: FeatureIndex,
-                    own: np.ndarray | None) -> None:
+def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: VOCSegmentation, predicted: np.ndarray,
+                    index: FeatureIndex, own: np.ndarray | None) -> None:
     """Draw ``neighbours.png`` if there is anything to draw and the index's images are here.
 
     A row an object: its crop under its true and its predicted class, then the images of its neighbours.

@@ -177,8 +177,9 @@ def load_network(network: Mapping[str, Any], clusters: Path,
         UserError: the checkpoint is not there, or holds another network.
     """
     source = str(weights or network['pretraining'])
+    p: Any = SimpleNamespace(**{**network, 'saliency': 'network', 'pretraining': source})
     try:
-        model = build_prototype_model(SimpleNamespace(**{**network, 'saliency': 'network', 'pretraining': source}))
+        model = build_prototype_model(p)
     except MissingFileError as error:
         raise UserError(f'{clusters} was made with {source}, which is no longer there; give it with --weights.'
                         if weights is None else f'--weights: {error}') from error

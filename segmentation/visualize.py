@@ -38,7 +38,7 @@ from segmentation.objects import DAMAGED, KEPT, MASKS, read_masks, unpack
 from utils.config.cli import ArgumentParser
 from utils.config.load import Config
 from utils.config.saved import read_config
-from utils.config.schema import DEVICES
+from utils.config.schema import DEVICES, Prototypes
 from utils.report import page
 from utils.report.pictures import PART, montage, panel, pca_colours, thumbnail
 from utils.report.plots import to_image
@@ -133,9 +133,9 @@ def read_objects(run: Path) -> SavedObjects:
                         file['clusters'][seen] if clustered else None, masks and [masks[i] for i in seen])
 
 
-def open_images(p: Any, memory: bool, model: Any) -> ImageSet:
+def open_images(p: Prototypes, memory: bool, model: Any) -> ImageSet:
     """The images that the objects of a run are of, as they are decoded and as the network gets them."""
-    db_name, split = (p.memory_db_name, p.memory_split) if memory else (p.val_db_name, p.val_split)
+    db_name, split = (p['memory_db_name'], p['memory_split']) if memory else (p.val_db_name, p.val_split)
     open_split = evaluation_loader if has_ground_truth(p, db_name) else unlabelled_loader
     return open_split(p, db_name, split, model.backbone.mean, model.backbone.std, originals=None)[1]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # a loaded config is an EasyDict: a dict with attributes
     class Section(dict[str, Any]):
         model_fields: ClassVar[dict[str, FieldInfo]]
         model_validate: ClassVar[Callable[[Any], BaseModel]]
+        _schema: type[Section]
 else:
     class Section(BaseModel):
         """Keys at one level of a file."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from utils.config.keys import flat, same_results, schema_keys
-from utils.config.load import Config, as_dict
+from utils.config.keys import Section, flat, same_results, schema_keys
+from utils.config.load import as_dict
 from utils.run.errors import UserError, cannot_read, name_some
 from utils.run.files import write_text
 
@@ -45,7 +45,7 @@ def read_config(output_dir: Path) -> dict[str, Any] | None:
     return content
 
 
-def save_config(config: Config, output_dir: str | Path, identity: Sequence[str] = ()) -> Path:
+def save_config(config: Section, output_dir: str | Path, identity: Sequence[str] = ()) -> Path:
     """Write ``config.yml`` in output_dir, or make sure that the one there says the same.
 
     A folder without checkpoint or results, of a start that failed, takes the new config; curves in it go. Keys that

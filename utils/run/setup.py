@@ -5,12 +5,12 @@ import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from utils.config.saved import save_config
+from utils.config.schema import Run
 from utils.report.results import read_results
 from utils.run import distributed
 from utils.run.devices import pick_device, require_processes
@@ -29,7 +29,7 @@ def seed_process(seed: int) -> None:
         torch.manual_seed(seed + distributed.rank())
 
 
-def prepare(p: Any, identity: Sequence[str] = ()) -> torch.device:
+def prepare(p: Run, identity: Sequence[str] = ()) -> torch.device:
     """Join the other processes, if any, and ready the output directory, the log, the random state and the device.
 
     Raises:
