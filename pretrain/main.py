@@ -68,16 +68,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = MaskContrast(encoder, p.model_kwargs.ndim, **p.moco_kwargs, gather_prototypes=p.gather_prototypes)
     if p.sync_batchnorm:
         model = synchronise_batchnorm(model, device)
-    if p.freeze_layers is not False:
-        stages = FROZEN if p.freeze_layers is True else p.freeze_layers
-        freeze_layers(model.model_q.backbone, stages)
-        freeze_layers(model.model_k.backbone, stages)
     precision = Precision(device, p.precision, p.channels_last, p.tf32)
     precision.to_device(model)
-    if p.compile:
-        for encoder in (model.model_q, model.model_k):
-            encoder.backbone.compile()
-            encoder.decoder.compile()
+    for network in (model.model_q, model.model_k):
+        if p.freeze_layers is not False:
+            freeze_layers(network.backbone, FROZEN if p.freeze_layers is True else p.freeze_layers)
+        if p.compile:
+            network.backbone.compile()
+            network.decoder.compile()
     trained = distributed.parallel(model)
     seed_process(p.seed)
     optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs)
@@ -87,9 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     grids = ImageGrids(trainer.writer, model.model_q, precision, dataset, p.augmentation_kwargs.size, p.panel_every,
                        p.compile)
-    online = None
-    if p.probe_every:
-        online = OnlineKmeans(probe_set(p, mean, std), p.probe_images, precision, p.seed, p.compile)
+    online = OnlineKmeans(trainer.writer, model.model_q, precision, probe_set(p, mean, std), p.probe_images, p.seed,
+                          p.compile) if p.probe_every else None
 
     if p.epochs == 0:
         trainer.save()
@@ -108,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             trainer.train_one_epoch(losses, model.bank_statistics)
             if online is not None and (epoch + 1) % p.probe_every == 0:
                 with trainer.at_once():
-                    online.measure(trainer.writer, model.model_q, epoch)
+                    online.measure(epoch + 1)
             trainer.finish_epoch()
         grids.draw_embedding(p.epochs, last=True)
     write_run_report(as_dict(p), 'Pretraining')

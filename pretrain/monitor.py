@@ -54,10 +54,8 @@ class ImageGrids:
 
     Args:
         model: the query encoder.
-        dataset: images, of which some spread over all of them are drawn.
-        size: side to which these are resized, pixels.
+        dataset: images, of which some spread over all of them are drawn, resized to ``size`` pixels.
         every: epochs between two grids; 0 draws none.
-        compiled: the model is compiled for training.
     """
 
     def __init__(self, writer: MetricsWriter, model: ContrastiveSegmentationModel, precision: Precision,
@@ -77,9 +75,7 @@ class ImageGrids:
     def draw_embedding(self, epochs: int, last: bool = False) -> None:
         """Images with the outlines of the predicted masks, each beside the PCA of its pixel embeddings.
 
-        Args:
-            epochs: that are done.
-            last: draw them whatever ``epochs`` is, unless there are to be none.
+        ``epochs`` are done; ``last`` draws them whatever their number, unless there are to be none.
         """
         if not self.every or (epochs % self.every and not last):
             return
@@ -106,31 +102,31 @@ class OnlineKmeans:
     """The protocol of segmentation/kmeans.py on a subset: one run, as many clusters as classes without background.
 
     Args:
-        dataset: images with ground truth, resized for the network.
-        count: images taken, spread over all of them.
+        dataset: images with ground truth, resized for the network, of which ``count`` spread over all are taken.
         seed: of PCA and K-means.
 
     Raises:
         UserError: there are fewer images than clusters.
     """
 
-    def __init__(self, dataset: VOCSegmentation, count: int, precision: Precision, seed: int,
-                 compiled: bool = False) -> None:
-        self.dataset, self.precision, self.seed, self.compiled = dataset, precision, seed, compiled
+    def __init__(self, writer: MetricsWriter, model: ContrastiveSegmentationModel, precision: Precision,
+                 dataset: VOCSegmentation, count: int, seed: int, compiled: bool = False) -> None:
+        self.writer, self.model, self.precision, self.dataset = writer, model, precision, dataset
+        self.seed, self.compiled = seed, compiled
         self.chosen, self.clusters = evenly(np.arange(len(dataset)), count), len(dataset.classes) - 1
         if len(self.chosen) < self.clusters:
             raise UserError(f'online K-means has {len(self.chosen)} images for {self.clusters} clusters; raise '
                             'probe_images, or choose a larger probe_split.')
 
-    def measure(self, writer: MetricsWriter, model: ContrastiveSegmentationModel, epoch: int) -> None:
-        """Log the mIoU, in percent, in the main process; the model stays as it is. Epochs count from 0."""
+    def measure(self, epochs: int) -> None:
+        """Log the mIoU, in percent, after so many epochs; in the main process alone."""
         if not distributed.is_main():
             return
         loader = (collate([self.dataset[i] for i in chosen]) for chosen in batches(self.chosen, BATCH))
-        with observed(model, self.compiled):
-            split = embed_split(model, loader, self.precision.device, self.clusters + 1, shared=False)
+        with observed(self.model, self.compiled):
+            split = embed_split(self.model, loader, self.precision.device, self.clusters + 1, shared=False)
         _, runs = cluster(split.prototypes, [self.clusters], 1, self.seed)
         confusion = cluster_confusion(split.inside, split.outside, runs[self.clusters][0].ids, self.clusters)
         miou = 100 * score_clusters(confusion, match_clusters(confusion)).scalars['mIoU']
-        writer.add_scalars({'probe/mIoU': miou}, epoch + 1)
+        self.writer.add_scalars({'probe/mIoU': miou}, epochs)
         log.info('Online K-means: mIoU of %d images is %.2f', len(self.chosen), miou)

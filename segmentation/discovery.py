@@ -4,15 +4,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import silhouette_score
 
 from data.image_set import ImageSet
 from data.transforms import resize_mask
-from segmentation.cluster_model import MAX_CLUSTERS, ClusterModel
-from segmentation.clustering import cluster
+from segmentation.cluster_model import MAX_CLUSTERS
+from segmentation.clustering import Clustering, Whitening, cluster
 from segmentation.objects import EmbeddedSplit
 from utils.report.pictures import montage, overlay, thumbnail
 from utils.run.errors import UserError
@@ -39,33 +38,17 @@ def suggest(silhouettes: dict[int, float]) -> int:
     return max(sorted(silhouettes), key=lambda count: -np.inf if np.isnan(silhouettes[count]) else silhouettes[count])
 
 
-class Discovery(NamedTuple):
-    """The clusters of N objects.
-
-    model: without network.
-    ids: (N,) cluster of each object, -1 for one without a mask.
-    distances: (N,) squared, of each object to the centre of its cluster; infinite without a mask.
-    silhouettes: of each number of clusters that was tried.
-    """
-    model: ClusterModel
-    ids: np.ndarray
-    distances: np.ndarray
-    silhouettes: dict[int, float]
-
-    @property
-    def sizes(self) -> list[int]:
-        """Objects in each cluster."""
-        return np.bincount(self.ids[self.ids >= 0], minlength=len(self.model.centres)).tolist()
-
-
 def discover(prototypes: np.ndarray, counts: Sequence[int], num_seeds: int, seed: int,
-             fit: np.ndarray | None = None) -> Discovery:
+             fit: np.ndarray | None = None) -> tuple[Whitening, Clustering, dict[int, float]]:
     """Cluster objects without ground truth; those without a mask are left aside.
 
     Args:
         prototypes: (N, D), zero for objects without a mask.
         counts: numbers of clusters, of which the one of highest silhouette is taken; of its runs that of least inertia.
         fit: (M, D) prototypes to fit on; None: the same.
+
+    Returns:
+        The clustering, where objects without a mask have cluster -1 and an infinite distance, and all silhouettes.
 
     Raises:
         UserError: there are more clusters than objects, or than label maps can hold.
@@ -83,11 +66,10 @@ def discover(prototypes: np.ndarray, counts: Sequence[int], num_seeds: int, seed
     chosen = best[suggest(silhouettes)]
     ids, distances = np.full(len(prototypes), -1), np.full(len(prototypes), np.inf)
     ids[seen], distances[seen] = chosen.ids, chosen.distances
-    labels = np.arange(len(chosen.centres) + 1)
-    return Discovery(ClusterModel(whitening, chosen.centres, labels, None, {}), ids, distances, silhouettes)
+    return whitening, chosen._replace(ids=ids, distances=distances), silhouettes
 
 
-def write_sheets(folder: Path, dataset: ImageSet, split: EmbeddedSplit, found: Discovery) -> None:
+def write_sheets(folder: Path, dataset: ImageSet, split: EmbeddedSplit, found: Clustering) -> None:
     """A contact sheet of each cluster, cluster_<k>.jpg: its objects in colour, the most typical first."""
     def draw(index: int, label: int) -> np.ndarray:
         image = thumbnail(dataset.load(int(split.image[index]))['image'], SIDE)
@@ -104,4 +86,4 @@ def write_sheets(folder: Path, dataset: ImageSet, split: EmbeddedSplit, found: D
     for old in folder.glob('cluster_*.jpg'):
         old.unlink()
     threads = available_cores()
-    list(in_threads(write, range(len(found.model.centres)), threads, 2 * threads))
+    list(in_threads(write, range(len(found.centres)), threads, 2 * threads))

@@ -88,7 +88,7 @@ class FeatureIndex:
         return self.votes.shape[1] - 1 - self.votes[:, ::-1].argmax(1)
 
     def without(self, ignored: Sequence[int]) -> FeatureIndex:
-        """The index where these classes are ignored: they have no votes, and entries without votes are left out.
+        """The index where these classes have no votes, without the entries that then have none.
 
         Raises:
             UserError: no entry is left.
@@ -131,15 +131,10 @@ class FeatureIndex:
 
 def build_index(split: EmbeddedSplit, ids: Sequence[str], classes: Sequence[str], db_name: str = '',
                 made_by: str = '', network: Mapping[str, Any] | None = None) -> FeatureIndex:
-    """The feature index of a split.
+    """The feature index of a split with these image IDs.
 
     An object enters if its mask covers a class other than background and ignore label, which do not vote on its class.
-
-    Args:
-        ids: the split's image IDs.
-
-    Raises:
-        UserError: no object has such a mask.
+    Raises UserError if there is none.
     """
     votes = split.inside * (np.arange(len(classes)) > 0)
     kept = np.flatnonzero(votes.any(1))

@@ -61,15 +61,13 @@ log = logging.getLogger(__name__)
 
 
 class Found(NamedTuple):
-    """clusters: without their network; ids: (N,) cluster of each object, -1 for one that has none; results: those of
-    results.json; confusions: matrices for the report."""
-    clusters: ClusterModel
-    ids: np.ndarray
-    results: dict[str, Any]
-    confusions: dict[str, np.ndarray]
+    clusters: ClusterModel  # without their network
+    ids: np.ndarray  # (N,) cluster of each object, -1 for one that has none
+    results: dict[str, Any]  # those of results.json
+    confusions: dict[str, np.ndarray]  # for the report
 
 
-def counts(text: str) -> list[int]:
+def cluster_counts(text: str) -> list[int]:
     """'7' -> [7], '5-8' -> [5, 6, 7, 8]. Raises UserError for anything else."""
     first, dash, last = text.partition('-')
     if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
@@ -83,7 +81,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_config_arguments(parser, Kmeans)
     add_process_arguments(parser)
     parser.add_argument('--num_seeds', type=int, help='runs of K-means; overrides the key of the config')
-    parser.add_argument('--num_clusters', '--num-clusters', type=counts, nargs='+', metavar='K',
+    parser.add_argument('--num_clusters', '--num-clusters', type=cluster_counts, nargs='+', metavar='K',
                         help='clusters; several numbers, or a range such as 5-20, print the over-clustering curve, a '
                              'line each, or without ground truth take the number of highest silhouette')
     args = parser.parse_args(argv)
@@ -97,12 +95,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def write_predictions(output_dir: Path, ids: Sequence[str], split: EmbeddedSplit, labels: np.ndarray,
                       background: int) -> None:
-    """Label maps to ``predictions/``; the images that travelled with their batches and have ground truth to
-    ``visualizations/``.
+    """Label maps to ``predictions/``; ``visualizations/`` of the images that came with their batch, if labelled.
 
     Args:
-        labels: (N,) label of each object.
-        background: label of the pixels outside the masks.
+        labels: (N,) label of each object; ``background`` that of all other pixels.
     """
     pictures = {name: picture for name, picture in zip(ids, split.pictures, strict=True) if len(picture) == 2}
 
@@ -201,18 +197,22 @@ def evaluate(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray
 
 def explore(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None) -> Found:
     """Cluster what has no ground truth and draw each cluster; ``fit`` as in ``evaluate``."""
-    found = discover(split.prototypes, p.overclustering or [p.num_clusters], p.num_seeds, p.seed, fit)
+    counts = p.overclustering or [p.num_clusters]
+    whitening, found, silhouettes = discover(split.prototypes, counts, p.num_seeds, p.seed, fit)
+    count = len(found.centres)
+    sizes = np.bincount(found.ids + 1, minlength=count + 1)[1:].tolist()
     if p.overclustering:
         log.info('Taking %d clusters, whose silhouette is highest; --num_clusters N with --set output_dir=NAME takes '
-                 'another number', len(found.sizes))
-    log.info('Objects in each cluster: %s', ', '.join(f'{k}: {size}' for k, size in enumerate(found.sizes, 1)))
+                 'another number', count)
+    log.info('Objects in each cluster: %s', ', '.join(f'{k}: {size}' for k, size in enumerate(sizes, 1)))
     sheets = Path(p.output_dir) / 'clusters'
     with warn_of_failure(str(sheets)):
         write_sheets(sheets, dataset, split, found)
         log.info('Pictures of each cluster: %s', sheets)
-    silhouettes = {str(k): None if np.isnan(value) else value for k, value in found.silhouettes.items()}
-    return Found(found.model, found.ids, {'clusters': {'num_clusters': len(found.sizes), 'sizes': found.sizes,
-                                                       'silhouette': silhouettes}}, {})
+    entry = {'num_clusters': count, 'sizes': sizes,
+             'silhouette': {str(k): None if np.isnan(value) else value for k, value in silhouettes.items()}}
+    return Found(ClusterModel(whitening, found.centres, np.arange(count + 1), None, {}), found.ids,
+                 {'clusters': entry}, {})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

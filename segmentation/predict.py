@@ -104,9 +104,9 @@ def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_s
             yield from [(item._replace(tensor=None), None if item.image is None else next(outputs)) for item in batch]
 
     def write(pair: tuple[Item, Output | None]) -> tuple[Path, str]:
-        item, output_of = pair
-        if item.image is not None and output_of is not None:
-            labels = segmenter.finish(item.image, output_of, refine)
+        item, found = pair
+        if item.image is not None and found is not None:
+            labels = segmenter.finish(item.image, found, refine)
             drawn = thumbnail(overlay(item.image, labels), LONGEST)
             save_image(Image.fromarray(drawn), output / OVERLAYS / item.name.with_suffix('.jpg'))
             save_label_map(labels, output / MAPS / mask_name(item.name))  # last: it says that the image is done

@@ -38,7 +38,7 @@ FOREIGN = 20.0  # taken off the score of a label inside an object of another lab
 
 
 class Output(NamedTuple):
-    """What the network says of one image, at its own size S."""
+    """What the network says of one image, at its input size S."""
     labels: np.ndarray  # (S, S) uint8
     logits: np.ndarray | None  # (C, S, S) float32, if they are to be refined
     channels: np.ndarray  # (C,) label of each channel of the logits
@@ -148,10 +148,7 @@ def object_logits(labels: np.ndarray, ids: np.ndarray, scores: np.ndarray,
     threshold outside the objects and far below it inside those of other labels.
 
     Args:
-        labels: (S, S) label map.
-        ids: (S, S) 0 outside, 1..n in the objects.
-        scores: (S, S) raw saliency scores.
-        background: its label.
+        labels, ids, scores: (S, S) label map, numbers of the objects (0 outside) and raw saliency scores.
 
     Returns:
         (C, S, S) float32, and the label of each channel (C,), ``background`` first.
@@ -166,12 +163,7 @@ def object_logits(labels: np.ndarray, ids: np.ndarray, scores: np.ndarray,
 
 def load_network(network: Mapping[str, Any], clusters: Path,
                  weights: str | Path | None) -> ContrastiveSegmentationModel | BackboneModel:
-    """The network that clusters were found with.
-
-    Args:
-        network: see ``models.build.prototype_network``.
-        clusters: their file, for messages.
-        weights: path of its checkpoint; None: where kmeans.py found it.
+    """The network of the file ``clusters``, from ``weights`` or from where kmeans.py found it.
 
     Raises:
         UserError: the checkpoint is not there, or holds another network.

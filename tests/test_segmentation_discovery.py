@@ -101,9 +101,9 @@ def test_best_of_several_runs_and_objects_without_a_mask(caplog) -> None:
     draw = np.random.default_rng(0)
     centres = 10 * np.eye(4)
     points = np.concatenate([centre + 0.1 * draw.standard_normal((6, 4)) for centre in centres] + [np.zeros((3, 4))])
-    found = discover(points, [4, 2, 6], 3, 0)
-    assert len(found.model.centres) == 4
-    assert found.sizes == [6] * 4
+    _, found, silhouettes = discover(points, [4, 2, 6], 3, 0)
+    assert (len(found.centres), list(silhouettes)) == (4, [2, 4, 6])
+    assert np.bincount(found.ids[:-3]).tolist() == [6] * 4
     assert (found.ids[-3:] == -1).all()
     assert np.isinf(found.distances[-3:]).all()
     assert all(len(set(found.ids[6 * i:6 * i + 6])) == 1 for i in range(4))
