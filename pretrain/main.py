@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     online.measure(epoch + 1)
             trainer.finish_epoch()
         grids.draw_embedding(p.epochs, last=True)
-    write_run_report(as_dict(p), 'Pretraining')
+    write_run_report(as_dict(p), 'Pretraining', {})
     log.info('Pretraining is complete: %s', path)
 
 

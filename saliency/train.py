@@ -93,11 +93,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 trainer.writer.add_scalars({f'val/{name}': value for name, value in scores.items()}, epoch + 1)
             trainer.finish_epoch(', '.join(f'{name} {value:.2f}' for name, value in scores.items()), figures=scores)
 
+    results = {}
     if distributed.is_main():
         save_checkpoint(network.state_dict(), output_dir / 'basnet.pth')
         if trainer.extra.get('figures'):
-            save_results({'saliency': trainer.extra['figures']}, output_dir)
-    write_run_report(as_dict(p), 'Training of BASNet')
+            results = save_results({'saliency': trainer.extra['figures']}, output_dir)
+    write_run_report(as_dict(p), 'Training of BASNet', results)
     log.info('Training is complete: %s', output_dir / 'basnet.pth')
 
 

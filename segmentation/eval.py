@@ -1,4 +1,4 @@
-"""Evaluate a trained linear model: figures, label maps and pictures.
+"""Evaluate a trained linear model: results, label maps and pictures.
 
     python segmentation/eval.py --config_env configs/env.yml \\
         --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml \\
@@ -28,7 +28,7 @@ from utils.config.cli import ArgumentParser
 from utils.config.load import add_config_arguments, as_dict, load_config
 from utils.config.paths import find_file
 from utils.config.schema import LinearFinetune
-from utils.report.run import write_run_report
+from utils.report.run import PREDICTIONS, write_run_report
 from utils.run.devices import to_device
 from utils.run.launch import add_process_arguments, start_processes
 from utils.run.script import run_script
@@ -70,18 +70,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes = scored_names(p, p.val_db_name)
     trained = read_trained(weights)
     check_classes(weights, trained, classes)
+    model = build_linear_model(p, len(classes), str(weights))
     if trained.classes is None:
         log.info('Nothing beside %s names its classes: they are taken for those of %s', weights, p.val_db_name)
-    model = build_linear_model(p, len(classes), str(weights))
     digest = fingerprint(model)
     log.info('Weights: %s (fingerprint %s)', weights, digest)
-    loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split, model.backbone.mean, model.backbone.std)
+    crf = p.crf_kwargs if args.crf_postprocess else None
+    loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split, model.backbone.mean, model.backbone.std,
+                                        originals=p.num_visualizations if crf is None else None)
     check_free(Path(p.output_dir), (trained.task, f'{trained.task}_crf'), weights, digest)
     to_device(model, device)
-    confusions = score(model, loader, dataset, device, Path(p.output_dir), p.num_visualizations,
-                       p.crf_kwargs if args.crf_postprocess else None, p.crf_workers, trained.task,
-                       made_with(weights, digest, dataset, p.val_size))
-    write_run_report(as_dict(p), 'Evaluation', classes, confusions)
+    scored = score(model, loader, dataset, device, Path(p.output_dir), p.num_visualizations, crf, p.crf_workers,
+                   trained.task, made_with(weights, digest, dataset, p.val_size))
+    write_run_report(as_dict(p), 'Evaluation', scored.results, classes, scored.confusions,
+                     {PREDICTIONS: scored.pictures})
 
 
 if __name__ == '__main__':

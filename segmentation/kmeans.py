@@ -46,7 +46,7 @@ from utils.config.load import add_config_arguments, as_dict, load_config
 from utils.config.schema import Kmeans
 from utils.report.pictures import panel
 from utils.report.results import iou_entry, log_iou, remove_stale, save_results
-from utils.report.run import write_run_report
+from utils.report.run import CLUSTER_IMAGES, PREDICTIONS, write_run_report
 from utils.run import distributed
 from utils.run.devices import to_device
 from utils.run.errors import UserError
@@ -138,7 +138,7 @@ def save_clusters(p: Kmeans, has_saliency: bool, clusters: ClusterModel, sizes: 
 
 
 def summary(runs: Sequence[ClusterScores], num_clusters: int, classes: Sequence[str],
-            present: np.ndarray | None = None) -> dict[str, Any]:
+            present: np.ndarray) -> dict[str, Any]:
     """The JSON entry of several runs, in percent.
 
     Returns:
@@ -177,10 +177,10 @@ def evaluate(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray
     runs = results[p.num_clusters]
     for run, scores in enumerate(runs):
         log.info('Run %d of %d (random_state %d):', run + 1, p.num_seeds, p.seed + run)
-        log_iou(scores.iou, classes, present)
+        log_iou(iou_entry(scores.iou, classes, present))
     entry = summary(runs, p.num_clusters, classes, present)
     log.info('Mean of %d runs:', len(runs))
-    log_iou(np.mean([run.iou for run in runs], 0), classes, present)
+    log_iou(entry)
     if entry['std'] is not None:
         log.info('Standard deviation of the mIoU is %.2f', entry['std'])
     for name, title in (('accuracy', 'Pixel accuracy'), ('NMI', 'NMI'), ('ARI', 'ARI')):
@@ -250,11 +250,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     network = prototype_network(p, model)
     for task in results.keys() - {'overclustering'}:
         results[task]['made_with'] = made_with_network(network, dataset)
-    path = save_results(results, output_dir)
+    merged = save_results(results, output_dir)
     has_saliency = isinstance(model, ContrastiveSegmentationModel) and model.classification_head is not None
     save_clusters(p, has_saliency, replace(clusters, network=network), results.get('clusters', {}).get('sizes', []))
-    log.info('Label maps: %s; results: %s', output_dir / 'predictions', path)
-    write_run_report(as_dict(p), 'K-means', dataset.classes, confusions)
+    log.info('Label maps: %s', output_dir / 'predictions')
+    folder, names, kind = ('visualizations', [f'{name}.png' for name in dataset.ids[:p.num_visualizations]],
+                           PREDICTIONS) if labelled else (
+        'clusters', [f'cluster_{k}.jpg' for k in range(1, len(clusters.centres) + 1)], CLUSTER_IMAGES)
+    drawn = [(name.rpartition('.')[0], output_dir / folder / name) for name in names]
+    write_run_report(as_dict(p), 'K-means', merged, dataset.classes, confusions,
+                     {kind: [(name, path) for name, path in drawn if path.is_file()]})
 
 
 if __name__ == '__main__':

@@ -43,14 +43,17 @@ def read_trained(weights: Path) -> Trained:
     Raises:
         UserError: one of the two is damaged.
     """
-    content = read_yaml(_classes_file(weights))
+    path = _classes_file(weights)
+    if weights.name == 'checkpoint.pth.tar' and not path.exists():  # of the training whose best model stands beside it
+        path = _classes_file(weights.with_name(BEST))
+    content = read_yaml(path)
     if content is None:
         run = read_config(weights.parent) or {}
         return Trained('finetuned' if run.get('network_lr_factor') else 'linear', None)
     task, classes = content.get('task'), content.get('classes')
     if task not in ('linear', 'finetuned') or not isinstance(classes, list) \
             or not all(isinstance(name, str) for name in classes):
-        raise damaged(_classes_file(weights), 'it must hold a task and a list of classes')
+        raise damaged(path, 'it must hold a task and a list of classes')
     return Trained(task, tuple(classes))
 
 

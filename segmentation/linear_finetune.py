@@ -28,7 +28,7 @@ from segmentation.scoring import score
 from utils.config.cli import ArgumentParser
 from utils.config.load import add_config_arguments, as_dict, load_config
 from utils.config.schema import LinearFinetune
-from utils.report.run import write_run_report
+from utils.report.run import PREDICTIONS, write_run_report
 from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
 from utils.run.files import write_text
@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if start_processes(args.nproc, p.device, __file__, argv):
         return
     device = prepare(p)
-    checkpoint, best_path = (Path(p.output_dir) / name for name in ('checkpoint.pth.tar', BEST))
+    output_dir = Path(p.output_dir)
+    best_path = output_dir / BEST
     task = 'finetuned' if p.network_lr_factor else 'linear'
 
     classes = scored_names(p, p.val_db_name)
@@ -79,14 +80,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         optimizer.add_param_group({'params': model.network_parameters(), 'lr_factor': p.network_lr_factor})
     trained = distributed.parallel(model)
     seed_process(p.seed)
-    trainer = Trainer(checkpoint, model, optimizer, precision, train_loader, sampler, labelled, p,
-                      p.log_every, p.checkpoint_every)
+    trainer = Trainer(output_dir / 'checkpoint.pth.tar', model, optimizer, precision, train_loader, sampler, labelled,
+                      p, p.log_every, p.checkpoint_every)
     best = trainer.extra.get('best_miou', -1.0)
 
     if trainer.epoch or trainer.step:
         check_classes(best_path, read_trained(best_path), classes)
     if distributed.is_main():
-        write_text(Path(p.output_dir) / 'labelled.txt', '\n'.join(labelled) + '\n')
+        write_text(output_dir / 'labelled.txt', '\n'.join(labelled) + '\n')
         write_trained(best_path, Trained(task, classes))
     if p.epochs == 0 and distributed.is_main():
         save_checkpoint(model.state_dict(), best_path)
@@ -105,10 +106,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     distributed.barrier()  # the best model is written
     load_strict(model, read_weights(best_path))
-    confusions = score(model, val_loader, dataset, device, Path(p.output_dir), p.num_visualizations,
-                       p.crf_kwargs if args.crf_postprocess else None, p.crf_workers,
-                       task, made_with(best_path, fingerprint(model), dataset, p.val_size))
-    write_run_report(as_dict(p), 'Fine-tuning' if p.network_lr_factor else 'Linear classifier', classes, confusions)
+    crf = p.crf_kwargs if args.crf_postprocess else None
+    loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split, mean, std,
+                                        originals=p.num_visualizations if crf is None else None)
+    scored = score(model, loader, dataset, device, output_dir, p.num_visualizations, crf, p.crf_workers, task,
+                   made_with(best_path, fingerprint(model), dataset, p.val_size))
+    write_run_report(as_dict(p), 'Fine-tuning' if p.network_lr_factor else 'Linear classifier', scored.results, classes,
+                     scored.confusions, {PREDICTIONS: scored.pictures})
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 import logging
 
 import numpy as np
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from data.images import read_image
@@ -37,7 +38,7 @@ from utils.config.load import add_config_arguments, as_dict, load_config
 from utils.config.paths import find_file
 from utils.config.schema import Retrieval
 from utils.report.results import iou_entry, log_iou, save_results
-from utils.report.run import NEIGHBOURS, write_run_report
+from utils.report.run import NEIGHBOURS, NEIGHBOURS_FILE, write_run_report
 from utils.run import distributed
 from utils.run.devices import to_device
 from utils.run.errors import UserError
@@ -85,16 +86,16 @@ def protocols_of(classes: Sequence[str], ignored: Sequence[str]) -> dict[str, Pr
 
 
 def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: VOCSegmentation, predicted: np.ndarray,
-                    index: FeatureIndex, own: np.ndarray | None) -> None:
-    """Draw ``neighbours.png`` if there is anything to draw and the index's images are here.
+                    index: FeatureIndex, own: np.ndarray | None) -> Image.Image | None:
+    """Write ``neighbours.png`` if there is anything to draw and the index's images are here.
 
     A row an object: its crop under its true and its predicted class, then the images of its neighbours.
     """
     shown = evenly(np.flatnonzero(val.prototypes.any(1) & val.inside.any(1)), p.num_visualizations)
     images = Path(p.db_root) / index.db_name / 'images'
     if not len(shown) or not images.is_dir():
-        log.info('No %s: %s', NEIGHBOURS, f'no folder {images}' if len(shown) else 'no object to draw')
-        return
+        log.info('No %s: %s', NEIGHBOURS_FILE, f'no folder {images}' if len(shown) else 'no object to draw')
+        return None
     near = index.search(val.prototypes[shown], max(SHOWN, p.num_neighbours), None if own is None else own[shown])
     rows = []
     for i, neighbours in zip(shown, near, strict=True):
@@ -103,7 +104,9 @@ def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: VOCSegmentation, 
         rows.append([(crop_object(image, val.mask(i)), caption)] + [
             (read_image(images / f'{index.images[k]}.jpg'), index.classes[index.labels[k]])
             for k in neighbours[neighbours >= 0]])
-    save_image(draw_rows(rows), Path(p.output_dir) / NEIGHBOURS)
+    picture = draw_rows(rows)
+    save_image(picture, Path(p.output_dir) / NEIGHBOURS_FILE)
+    return picture
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -157,13 +160,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         which = f'{len(ignored)} classes ignored, the mean of {len(scored)} without background' if ignored \
             else f'the mean of all {len(scored)} classes'
         log.info('%s: %s; %d objects in the memory', task, which, count)
-        log_iou(iou, names, present)
-        results[task] = {**iou_entry(iou, names, present), 'memory': count, 'num_neighbours': p.num_neighbours,
+        entry = iou_entry(iou, names, present)
+        log_iou(entry)
+        results[task] = {**entry, 'memory': count, 'num_neighbours': p.num_neighbours,
                          'made_with': {**made_with_network(network, val_set), 'memory': index.made_by}}
-    log.info('Results: %s', save_results(results, Path(p.output_dir)))
-    with warn_of_failure(NEIGHBOURS):
-        draw_neighbours(p, val, val_set, predicted['retrieval'], index, own)
-    write_run_report(as_dict(p), 'Retrieval', classes, confusions)
+    results, drawn = save_results(results, Path(p.output_dir)), None
+    with warn_of_failure(NEIGHBOURS_FILE):
+        drawn = draw_neighbours(p, val, val_set, predicted['retrieval'], index, own)
+    write_run_report(as_dict(p), 'Retrieval', results, classes, confusions,
+                     {} if drawn is None else {NEIGHBOURS: [(NEIGHBOURS_FILE, drawn)]})
 
 
 if __name__ == '__main__':

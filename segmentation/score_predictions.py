@@ -21,11 +21,11 @@ import numpy as np
 from data.images import read_labels, read_orientation, turn_upright
 from data.loaders import labelled_root
 from data.voc import VOCSegmentation
-from segmentation.metrics import confusion_matrix, iou_of
+from segmentation.metrics import confusion_matrix
+from segmentation.scoring import keep_results
 from utils.config.cli import ArgumentParser
 from utils.config.load import add_config_arguments, as_dict, load_config
 from utils.config.schema import LinearFinetune
-from utils.report.results import iou_entry, log_iou, save_results
 from utils.report.run import write_run_report
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
@@ -85,15 +85,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = VOCSegmentation(labelled_root(p, p.val_db_name), p.val_split, semseg=True,
                               eval_classes=p.eval_classes)
     folder = args.predictions or Path(p.output_dir) / 'predictions'
-    confusion = offline_confusion(dataset, folder)
-    iou, present = iou_of(confusion), confusion.sum(1) > 0
+    confusions = {'offline': offline_confusion(dataset, folder)}
     log.info('%d label maps of %s against %s %s', len(dataset), folder, p.val_db_name, p.val_split)
-    log_iou(iou, dataset.classes, present)
     made = {'label_maps': str(folder.resolve()), 'data': f'{p.val_db_name} {p.val_split}', 'images': len(dataset)}
-    entry = {**iou_entry(iou, dataset.classes, present), 'made_with': made}
-    path = save_results({'offline': entry}, Path(p.output_dir))
-    log.info('Results: %s', path)
-    write_run_report(as_dict(p), 'Label maps on disk', dataset.classes, {'offline': confusion})
+    results = keep_results(confusions, dataset.classes, Path(p.output_dir), made)
+    write_run_report(as_dict(p), 'Label maps on disk', results, dataset.classes, confusions)
 
 
 if __name__ == '__main__':

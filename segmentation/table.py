@@ -10,10 +10,8 @@ pictures of the runs and, with --pretraining, the curves of the training that th
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,32 +21,43 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 import numpy as np
 from PIL import Image
 
-from segmentation.story import write_story
+from segmentation.comparison import write_comparison
 from utils.config.cli import ArgumentParser
 from utils.report.page import REPORT
 from utils.report.pictures import montage
-from utils.report.plots import class_bars, cluster_curves, to_image
+from utils.report.plots import class_bars, curve_of_clusters, to_image
 from utils.report.results import read_results
 from utils.report.run import CURVE, TASKS
+from utils.report.tables import csv_text, markdown, with_spread
 from utils.run.errors import UserError, name_some
 from utils.run.files import save_image, write_text
 from utils.run.script import run_script
 
-Column = dict[str, Any]  # {task: its entry in results.json}
+
+class Result(NamedTuple):
+    """An entry of a results.json, and the folder that it lies in."""
+    entry: Any
+    folder: Path
 
 
 class Cell(NamedTuple):
     """A result in percent, and where it is a mean of several runs their standard deviation and number."""
     mean: float
-    std: float | None
-    runs: int | None
+    std: float | None = None
+    runs: int | None = None
 
 
 class Row(NamedTuple):
-    """One line of the table."""
+    """One line of the table; a cell is None where a column lacks the result."""
     protocol: str
-    figure: str  # mIoU, or IoU and a class
+    metric: str  # mIoU, or IoU and a class
     cells: list[Cell | None]  # of each column
+
+    def text(self) -> list[str]:
+        return [self.protocol, self.metric, *('-' if cell is None else with_spread(*cell) for cell in self.cells)]
+
+
+Column = dict[str, Result]  # {task: result}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -72,38 +81,28 @@ def best_miou(entry: Any) -> float:
 
 
 def read_column(folders: Sequence[str]) -> Column:
-    """The entries of the results.json of the folders; of several of one task that of the best mIoU.
+    """The results of the folders; of several of one task that of the best mIoU.
 
     Raises:
-        UserError: one is missing or is no results.json.
+        UserError: a results.json is missing or is none, or there is no result in any.
     """
     best: Column = {}
-    for folder in folders:
-        path = Path(folder) / 'results.json'
+    for folder in map(Path, folders):
+        path = folder / 'results.json'
         if not path.is_file():
             raise UserError(f'{path} does not exist; run the protocol whose output directory this is first.')
         try:
-            for task, entry in read_results(path.parent).items():
+            for task, entry in read_results(folder).items():
                 if isinstance(entry, dict) and 'mIoU' not in entry:
                     continue  # clusters without ground truth
-                if best_miou(entry) >= (best_miou(best[task]) if task in best else 0):
-                    best[task] = entry
+                if task not in best or best_miou(entry) >= best_miou(best[task].entry):
+                    best[task] = Result(entry, folder)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f'{path} does not hold the results of a protocol; run it again.') from error
     if not best:
         raise UserError(f'no result against ground truth in {name_some(folders)} (clusters of unlabelled images have '
                         'no mIoU); give runs on labelled data.')
     return best
-
-
-def sources(folders: Sequence[str], column: Column) -> dict[str, Path]:
-    """{task: the folder whose results.json holds the column's entry}."""
-    found: dict[str, Path] = {}
-    for folder in map(Path, folders):
-        for task, entry in read_results(folder).items():
-            if entry == column.get(task):
-                found.setdefault(task, folder)
-    return found
 
 
 def read_columns(columns: Sequence[Sequence[str]]) -> dict[str, Column]:
@@ -118,77 +117,55 @@ def read_columns(columns: Sequence[Sequence[str]]) -> dict[str, Column]:
     return read
 
 
-def task_names(columns: dict[str, Column]) -> dict[str, str]:
-    """{task: its name in the table} of the tasks that any column has."""
-    present = dict.fromkeys(task for column in columns.values() for task in column if task != CURVE)
-    return {task: TASKS.get(task, task) for task in (*(t for t in TASKS if t in present),
-                                                     *(t for t in present if t not in TASKS))}
+def cell_of(entry: Mapping[str, Any], name: str | None = None) -> Cell | None:
+    """The mIoU of an entry, or the IoU of a class."""
+    mean, std = (entry.get('mIoU'), entry.get('std')) if name is None else (
+        entry.get('IoU', {}).get(name), (entry.get('IoU_std') or {}).get(name))
+    runs = entry.get('num_runs')  # of an earlier version without it: its deviation was another
+    return None if mean is None else Cell(mean, None if runs is None else std, runs)
 
 
-def cell_of(entry: Column, name: str | None = None) -> Cell | None:
-    """The mIoU of an entry, or the IoU of a class; a deviation without its n, of an earlier version, is left out."""
-    values, deviations = (entry, entry.get('std')) if name is None else (
-        entry.get('IoU', {}), (entry.get('IoU_std') or {}).get(name))
-    runs = entry.get('num_runs')
-    key = 'mIoU' if name is None else name
-    return Cell(values[key], None if runs is None else deviations, runs) if key in values else None
+def entries_of(columns: Mapping[str, Column]) -> dict[str, dict[str, Any]]:
+    """{task: {column: entry}} of the columns that have it, in the order of TASKS."""
+    present = dict.fromkeys(task for column in columns.values() for task in column)
+    return {task: {name: column[task].entry for name, column in columns.items() if task in column}
+            for task in dict.fromkeys((*(task for task in TASKS if task in present), *present))}
 
 
-def rows_of(columns: dict[str, Column], per_class: bool) -> list[Row]:
-    """The rows of the table; a cell is None where a column lacks the figure."""
+def rows_of(columns: Mapping[str, Column], per_class: bool = False) -> list[Row]:
+    """The rows of the table, those of over-clustering last."""
+    tasks = entries_of(columns)
+    curves = {name: {point['num_clusters']: point for point in curve} for name, curve in tasks.pop(CURVE, {}).items()}
     rows = []
-    for task, protocol in task_names(columns).items():
-        entries = [column.get(task, {}) for column in columns.values()]
-        rows.append(Row(protocol, 'mIoU', [cell_of(e) for e in entries]))
-        for name in dict.fromkeys(name for e in entries for name in e.get('IoU', {})) if per_class else ():
-            rows.append(Row(protocol, f'IoU {name}', [cell_of(e, name) for e in entries]))
-    curves = [{point['num_clusters']: point for point in column.get(CURVE, [])} for column in columns.values()]
-    for count in sorted({count for curve in curves for count in curve}):
-        rows.append(Row(f'{TASKS["kmeans"]}, {count} clusters', 'mIoU', [cell_of(curve.get(count, {}))
-                                                                         for curve in curves]))
+    for task, entries in tasks.items():
+        classes = dict.fromkeys(name for entry in entries.values() for name in entry.get('IoU', {}))
+        rows += [Row(TASKS.get(task, task), f'IoU {name}' if name else 'mIoU', [
+            cell_of(entries.get(column, {}), name) for column in columns]) for name in (None, *classes)
+            if name is None or per_class]
+    for count in sorted({count for curve in curves.values() for count in curve}):
+        rows.append(Row(f'{TASKS["kmeans"]}, {count} clusters', 'mIoU', [
+            cell_of(curves.get(column, {}).get(count, {})) for column in columns]))
     return rows
-
-
-def cell_text(cell: Cell | None) -> str:
-    """'45.68 ± 1.50 (n = 5)': a result with its standard deviation over n runs, if it has one."""
-    if cell is None:
-        return '-'
-    return f'{cell.mean:.2f}' + ('' if cell.std is None else f' ± {cell.std:.2f} (n = {cell.runs})')
-
-
-def markdown(columns: dict[str, Column], per_class: bool = False) -> str:
-    """The table in Markdown: two decimals, ± the sample standard deviation over n runs where there is one."""
-    lines = [['%', 'figure', *columns], ['---', '---'] + ['---:'] * len(columns)]
-    lines += [[row.protocol, row.figure, *map(cell_text, row.cells)] for row in rows_of(columns, per_class)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return '\n'.join('| ' + ' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + ' |'
-                     for line in lines) + '\n'
-
-
-def csv_table(columns: dict[str, Column], per_class: bool = False) -> str:
-    """The same as CSV, in full precision; standard deviations and numbers of runs have columns of their own."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['protocol', 'figure', *(name + suffix for name in columns for suffix in ('', ' std', ' n'))])
-    for row in rows_of(columns, per_class):
-        cells = (cell or (None, None, None) for cell in row.cells)
-        writer.writerow([row.protocol, row.figure, *(value for cell in cells for value in cell)])
-    return text.getvalue()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     columns = read_columns(args.column)
-    table = markdown(columns, args.per_class)
+    rows = rows_of(columns, args.per_class)
+    table = markdown(['%', 'metric', *columns], [row.text() for row in rows], len(columns))
     write_text(args.output / 'table.md', table)
-    write_text(args.output / 'table.csv', csv_table(columns, args.per_class))
+    write_text(args.output / 'table.csv', csv_text(
+        ['protocol', 'metric', *(name + suffix for name in columns for suffix in ('', ' std', ' n'))],
+        [[row.protocol, row.metric, *(value for cell in row.cells for value in cell or (None,) * 3)] for row in rows]))
     print(table)
-    bars = {name: {column: entries[task] for column, entries in columns.items() if 'IoU' in entries.get(task, {})}
-            for task, name in task_names(columns).items()}
-    bars = {name: entries for name, entries in bars.items() if entries}
+    tasks = entries_of(columns)
+    curves = tasks.pop(CURVE, {})
+    bars = {TASKS.get(task, task): {name: entry for name, entry in entries.items() if 'IoU' in entry}
+            for task, entries in tasks.items()}
+    bars = {protocol: entries for protocol, entries in bars.items() if entries}
     pictures = {'classes.png': to_image(partial(class_bars, bars))} if bars else {}
-    if curves := {name: column[CURVE] for name, column in columns.items() if CURVE in column}:
-        pictures['overclustering.png'] = to_image(partial(cluster_curves, curves))
+    if curves:
+        pictures['overclustering.png'] = to_image(partial(curve_of_clusters, curves))
     if args.pictures is not None:
         panels = [np.array(Image.open(path).convert('RGB')) for path in sorted(args.pictures.glob('*.png'))]
         if not panels:
@@ -196,10 +173,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         pictures['pictures.png'] = montage(panels, 2)
     for name, picture in pictures.items():
         save_image(picture, args.output / name)
-    text = [(row.protocol, row.figure, *map(cell_text, row.cells)) for row in rows_of(columns, per_class=False)]
-    runs = {name: {TASKS.get(task, task): folder for task, folder in sources(folders, columns[name]).items()}
-            for name, *folders in args.column}
-    write_story(args.output, text, bars, curves, runs, args.pretraining, args.note)
+    runs = {name: {TASKS.get(task, task): result.folder for task, result in column.items()}
+            for name, column in columns.items()}
+    write_comparison(args.output, [row.text() for row in rows_of(columns)], bars, curves, runs, args.pretraining,
+                     args.note)
     print(f'Written to {args.output}: {", ".join(["table.md", "table.csv", *pictures, REPORT])}')
 
 

@@ -11,7 +11,6 @@ each cluster, for a run of kmeans.py) and report.html.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -183,12 +182,6 @@ def cluster_caption(saved: SavedObjects, members: np.ndarray, cluster: int) -> s
     return f'{text}, {np.mean(labels == most):.0%} {saved.classes[most]}'
 
 
-def png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, 'PNG')
-    return file.getvalue()
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     p = config_of(args.run)
@@ -228,11 +221,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, picture in (*pictures.items(), *((f'clusters/cluster_{k + 1}', sheet) for k, sheet in sheets.items())):
         save_image(picture, output / f'{name}.png')
     truth = page.class_colours(dataset.classes) | page.VOID if 'semseg' in dataset.load(0) else {}
-    blocks = [page.pictures(title, [(f'{name}.png', png(pictures[name]))], text, truth if name == 'embedding' else {})
+    blocks = [page.pictures(title, [(f'{name}.png', pictures[name])], text, truth if name == 'embedding' else {})
               for name, title, text in TEXTS]
     if sheets:
         blocks.append(page.pictures('Clusters, the most typical objects first', [
-            (cluster_caption(saved, members[k], k), png(sheet)) for k, sheet in sheets.items()]))
+            (cluster_caption(saved, members[k], k), sheet) for k, sheet in sheets.items()]))
     page.write_page(output, 'What the embedding knows', str(args.run), blocks)
     print(f'Written to {output}: report.html and {len(pictures) + len(sheets)} pictures')
 

@@ -168,7 +168,7 @@ def basnet(precision: str = 'fp32') -> Record:
 
 
 def evaluation_batch() -> Loader:
-    return Loader({'image': torch.empty(3, 3, 64, 64).pin_memory(), 'shape': [(48, 72)] * 3,
+    return Loader({'image': torch.empty(3, 3, 64, 64).pin_memory(), 'shape': [(48, 72)] * 3, 'original': [None] * 3,
                    'semseg': [np.zeros((48, 72), np.uint8)] * 3, 'sal': [np.ones((48, 72), np.uint8)] * 3})
 
 

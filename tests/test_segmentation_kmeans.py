@@ -187,7 +187,7 @@ def test_what_is_saved_is_what_was_scored() -> None:
 def test_deviation_over_runs() -> None:
     tables = [np.array([[8, 2], [0, 10]]), np.array([[10, 0], [0, 10]])]
     runs = [score_clusters(table, np.arange(2)) for table in tables]
-    entry = script.summary(runs, 1, ['rest', 'thing'])
+    entry = script.summary(runs, 1, ['rest', 'thing'], np.ones(2, bool))
     first = np.mean(iou_of(tables[0]))
     assert entry['mIoU'] == pytest.approx(50 * (first + 1))
     assert entry['std'] == pytest.approx(100 * (1 - first) / np.sqrt(2))  # of a sample of two
@@ -196,7 +196,7 @@ def test_deviation_over_runs() -> None:
     assert entry['num_runs'] == 2
     assert list(entry['IoU'].values()) == pytest.approx([50 * (iou + 1) for iou in iou_of(tables[0])])
     assert [run['mIoU'] for run in entry['runs']] == pytest.approx([100 * first, 100])
-    single = script.summary(runs[:1], 1, ['rest', 'thing'])
+    single = script.summary(runs[:1], 1, ['rest', 'thing'], np.ones(2, bool))
     assert single['num_runs'] == 1
     assert {single['std'], single['NMI_std'], *single['IoU_std'].values()} == {None}  # not that it does not vary
 

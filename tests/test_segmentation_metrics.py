@@ -46,11 +46,11 @@ def test_running_means() -> None:
 def test_results_print_in_the_published_form(caplog, tmp_path: Path) -> None:
     iou = np.array([0.9095, 0.83777])
     with caplog.at_level(logging.INFO):
-        log_iou(iou, ['background', 'aeroplane'])
+        log_iou(iou_entry(iou, ['background', 'aeroplane'], np.ones(2, bool)))
     assert caplog.messages == ['mIoU is 87.36', 'IoU class background is 90.95', 'IoU class aeroplane is 83.78']
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        log_iou(np.array([0.9, 0, 0.5]), ['background', 'boat', 'cat'], np.array([True, False, True]))
+        log_iou(iou_entry(np.array([0.9, 0, 0.5]), ['background', 'boat', 'cat'], np.array([True, False, True])))
     assert caplog.messages[0] == 'mIoU is 46.67'  # the published mean
     assert caplog.messages[-1] == (
         '1 of the 3 classes have no pixel in the ground truth (boat); the mean of the other 2 is 70.00')
@@ -60,7 +60,7 @@ def test_results_print_in_the_published_form(caplog, tmp_path: Path) -> None:
         iou_entry(np.zeros(2), ['a', 'b'], np.zeros(2, bool))
     with pytest.raises(UserError, match='^the ground truth has no pixel to score: all carry the ignore label'):
         iou_of(np.zeros((3, 3), int))
-    save_results({'linear': iou_entry(iou, ['background', 'aeroplane'])}, tmp_path)
+    save_results({'linear': iou_entry(iou, ['background', 'aeroplane'], np.ones(2, bool))}, tmp_path)
     save_results({'kmeans': {'mIoU': 1}}, tmp_path)
     stored = json.loads((tmp_path / 'results.json').read_text())
     assert stored['linear']['IoU']['aeroplane'] == pytest.approx(83.777)

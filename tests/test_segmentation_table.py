@@ -40,7 +40,7 @@ def test_table(columns: list[str], tmp_path: Path, capsys) -> None:
     text = (tmp_path / 'out' / 'table.md').read_text()
     assert text in capsys.readouterr().out
     lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines()]
-    assert lines == [['%', 'figure', 'one', 'two'], ['---', '---', '---:', '---:'],
+    assert lines == [['%', 'metric', 'one', 'two'], ['---', '---', '---:', '---:'],
                      ['Linear classifier', 'mIoU', '-', '45.68'],
                      ['K-means', 'mIoU', '20.00 ± 1.00 (n = 5)', '-'],
                      ['Retrieval', 'mIoU', '-', '7.00'],
@@ -52,7 +52,7 @@ def test_table(columns: list[str], tmp_path: Path, capsys) -> None:
     assert not (tmp_path / 'out' / 'pictures.png').exists()
 
 
-def test_the_story_joins_figures_pictures_and_curves(columns: list[str], tmp_path: Path) -> None:
+def test_the_comparison_joins_results_pictures_and_curves(columns: list[str], tmp_path: Path) -> None:
     pretraining = tmp_path / 'pretrain'
     pretraining.mkdir()
     (pretraining / 'metrics.jsonl').write_text('{"epoch": 1, "step": 1, "train/loss": 1.0}\n')
@@ -63,21 +63,22 @@ def test_the_story_joins_figures_pictures_and_curves(columns: list[str], tmp_pat
     Image.new('RGB', (30, 20), 'red').save(tmp_path / 'c' / 'neighbours.png')
     table.main([*columns, '--pretraining', str(pretraining), '--note', 'One is the first.'])
     shown = Page(tmp_path / 'out' / 'report.html')
-    for text in ('20.00 ± 1.00 (n = 5)', '45.68', 'Training: pretrain', 'IoU of each class: K-means', 'Over-clustering',
+    for text in ('20.00 ± 1.00 (n = 5)', '45.68', 'Training: pretrain', 'IoU of each class', 'Over-clustering',
                  'one: of_a', 'two: of_c', 'Predictions: Linear classifier', 'Results: one · two', 'One is the first.',
                  'Nearest neighbours', 'void'):
         assert text in shown.text, text
     assert 'of_b' not in shown.text
     assert 'Predictions: Retrieval' not in shown.text  # the folder of the linear classifier, shown already
-    assert shown.values('style').count('--ink:#800000;width:10.00%') == 1  # cat, the second class
+    assert shown.values('style').count('--ink:#800000') == 2  # cat, the second class, in the legends of the pictures
+    assert len(shown.values('srcset')) == 3 + 1 + 1  # bars a protocol, over-clustering, training
 
 
 def test_rows_per_class_and_csv(columns: list[str], tmp_path: Path) -> None:
     table.main([*columns, '--per-class'])
     rows = list(csv.DictReader((tmp_path / 'out' / 'table.csv').open()))
-    assert rows[1] == {'protocol': 'Linear classifier', 'figure': 'IoU background', 'one': '', 'one std': '',
+    assert rows[1] == {'protocol': 'Linear classifier', 'metric': 'IoU background', 'one': '', 'one std': '',
                        'one n': '', 'two': '90.0', 'two std': '', 'two n': ''}
-    cat = next(row for row in rows if row['protocol'] == 'K-means' and row['figure'] == 'IoU cat')
+    cat = next(row for row in rows if row['protocol'] == 'K-means' and row['metric'] == 'IoU cat')
     assert (cat['one'], cat['one std'], cat['one n'], cat['two']) == ('10.0', '2.0', '5', '')
     assert '| K-means              | IoU cat        | 10.00 ± 2.00 (n = 5) |' in (
         tmp_path / 'out' / 'table.md').read_text()

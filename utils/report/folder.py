@@ -56,27 +56,23 @@ def write_report(output: Path, settings: dict[str, Any], what: str, images: int,
     Returns:
         the text of report.txt.
     """
-    counts = {'images': images, f'{what}_written': written, f'{what}_existing': existing, 'left_out': left_out}
-    write_text(output / REPORT, json.dumps({'settings': settings, **counts}, indent=2) + '\n')
-    lines = [f'{images} images: {written} {what} written, {existing} there already, {len(left_out)} left out']
-    lines += [f'left out: {name}: {reason}' for name, reason in sorted(left_out.items())]
+    counts = {'images': images, f'{what}_written': written, f'{what}_existing': existing}
+    write_text(output / REPORT, json.dumps({'settings': settings, **counts, 'left_out': left_out}, indent=2) + '\n')
+    reasons = sorted(left_out.items())
+    lines = [f'{images} images: {written} {what} written, {existing} there already, {len(left_out)} left out',
+             *(f'left out: {name}: {reason}' for name, reason in reasons)]
     text = '\n'.join('\\n'.join(line.splitlines()) for line in lines) + '\n'  # names may hold line breaks
     write_text(output / 'report.txt', text)
     with warn_of_failure(page.REPORT):
-        _write_page(output, settings, what, counts, output / sheet, classes)
+        rows = [(name.replace('_', ' '), str(count)) for name, count in (*counts.items(), ('left out', len(left_out)))]
+        blocks = [page.table('Images', (), rows)]
+        if reasons:
+            note = f'The first {NAMED} of {len(reasons)}; report.txt names all.' if len(reasons) > NAMED else ''
+            blocks.append(page.table('Left out', ('image', 'why'), reasons[:NAMED], note))
+        if (output / sheet).is_file():
+            blocks.append(page.pictures('Contact sheet', [(sheet, output / sheet)],
+                                        colours=page.class_colours(classes)))
+        shown = [(name, json.dumps(value, ensure_ascii=False)) for name, value in settings.items()]
+        page.write_page(output, what.capitalize(), str(output), [*blocks, page.table('Settings', (), shown,
+                                                                                     folded=True)])
     return text
-
-
-def _write_page(output: Path, settings: dict[str, Any], what: str, counts: dict[str, Any], sheet: Path,
-                classes: Sequence[str]) -> None:
-    left_out = sorted(counts['left_out'].items())
-    numbers = [(name.replace('_', ' '), str(value)) for name, value in counts.items() if name != 'left_out']
-    blocks = [page.table('Images', (), [*numbers, ('left out', str(len(left_out)))])]
-    if left_out:
-        blocks.append(page.table('Left out', ('image', 'why'), left_out[:NAMED], '' if len(left_out) <= NAMED else
-                                 f'The first {NAMED} of {len(left_out)}; report.txt names all.'))
-    if sheet.is_file():
-        blocks.append(page.pictures('Contact sheet', [(sheet.name, sheet.read_bytes())],
-                                    colours=page.class_colours(classes)))
-    shown = [(name, json.dumps(value, ensure_ascii=False)) for name, value in settings.items()]
-    page.write_page(output, what.capitalize(), str(output), [*blocks, page.table('Settings', (), shown, folded=True)])

@@ -19,24 +19,30 @@ if TYPE_CHECKING:
 REPORT = 'report.html'  # name of every page
 Block = dict[str, Any]  # 'kind', which names a macro of page.html, 'title', and what that macro shows
 SMALL, WIDEST = 50_000, 1400  # bytes of a picture that is taken as it is; width of any other, pixels
-GREY = '#8a8f98'
-VOID = {'void': '#{:02x}{:02x}{:02x}'.format(*PALETTE[255])}  # name and colour of pixels that do not count
+VOID = {'void': '#{:02x}{:02x}{:02x}'.format(*PALETTE[255])}  # name and colour of pixels with the ignore label
 
 
 def data_uri(content: bytes, kind: str) -> str:
     return f'data:image/{kind};base64,{b64encode(content).decode()}'
 
 
-def picture_uri(png: bytes) -> str:
-    """A PNG or JPEG file as a data URI; a big one as a JPEG, at most 1,400 pixels wide."""
-    image: Image.Image = Image.open(io.BytesIO(png))
-    if len(png) <= SMALL:
-        return data_uri(png, str(image.format).lower())
-    small = io.BytesIO()
-    image = image.convert('RGB')
-    image.thumbnail((WIDEST, 10 * WIDEST))
-    image.save(small, 'JPEG', quality=85)
-    return data_uri(small.getvalue(), 'jpeg')
+def picture_uri(picture: Path | Image.Image) -> str:
+    """A picture, or the PNG or JPEG file of one, as a data URI; a big one as a JPEG, at most 1,400 pixels wide."""
+    if isinstance(picture, Path):
+        content = picture.read_bytes()
+        picture = Image.open(picture)
+    else:
+        file = io.BytesIO()
+        picture.save(file, 'PNG')
+        content = file.getvalue()
+    kind = picture.format or 'PNG'
+    if len(content) > SMALL:
+        file, kind = io.BytesIO(), 'JPEG'
+        small = picture.convert('RGB')
+        small.thumbnail((WIDEST, 10 * WIDEST))
+        small.save(file, kind, quality=85)
+        content = file.getvalue()
+    return data_uri(content, kind.lower())
 
 
 def class_colours(classes: Sequence[str]) -> dict[str, str]:
@@ -50,20 +56,6 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], note: 
     return {'kind': 'table', 'title': title, 'head': head, 'rows': rows, 'note': note, 'folded': folded}
 
 
-def bars(title: str, columns: Mapping[str, Mapping[str, float]], classes: Sequence[str], note: str = '') -> Block:
-    """A bar a class and column, in the colours of the VOC palette.
-
-    Args:
-        columns: {column: {class: percent}}.
-        classes: all names, in the order of their ids.
-    """
-    names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    colours = class_colours(classes)
-    rows = [{'name': name, 'colour': colours.get(name, GREY),
-             'values': [column.get(name) for column in columns.values()]} for name in names]
-    return {'kind': 'bars', 'title': title, 'columns': list(columns), 'rows': rows, 'note': note}
-
-
 def matrix(title: str, confusion: np.ndarray, classes: Sequence[str]) -> Block:
     """A confusion matrix (true x predicted pixels) in percent of each true class."""
     totals = confusion.sum(1, keepdims=True)
@@ -75,24 +67,22 @@ def matrix(title: str, confusion: np.ndarray, classes: Sequence[str]) -> Block:
 
 def plots(title: str, draws: Sequence[Callable[[], Figure]], note: str = '') -> Block:
     """Plots side by side, each for the light and the dark page."""
-    from utils.report.plots import to_svg  # matplotlib takes a second, and most pages have no plot
+    from utils.report.plots import to_svg  # matplotlib takes a second, and many pages have no plot
     drawn = [{theme: data_uri(to_svg(draw, theme).encode(), 'svg+xml') for theme in ('light', 'dark')}
              for draw in draws]
     return {'kind': 'plots', 'title': title, 'plots': drawn, 'note': note}
 
 
-def pictures(title: str, files: Sequence[tuple[str, bytes]], note: str = '', colours: Mapping[str, str] | None = None,
-             columns: int = 0) -> Block:
-    """Pictures above their captions, in their own size, so that letters in them stay legible.
+def pictures(title: str, shown: Sequence[tuple[str, Path | Image.Image]], note: str = '',
+             colours: Mapping[str, str] | None = None, columns: int = 0) -> Block:
+    """Pictures or their files above their captions, in their own size, so that letters in them stay legible.
 
     Args:
-        files: (caption, PNG or JPEG file).
         colours: {name: '#rrggbb'} of a legend.
         columns: pictures in a row, where the screen is wide enough for them; 0: as many as fit.
     """
-    shown = [{'caption': caption, 'uri': picture_uri(content)} for caption, content in files]
-    return {'kind': 'pictures', 'title': title, 'pictures': shown, 'note': note, 'colours': dict(colours or {}),
-            'columns': columns}
+    return {'kind': 'pictures', 'title': title, 'note': note, 'colours': dict(colours or {}), 'columns': columns,
+            'pictures': [{'caption': caption, 'uri': picture_uri(picture)} for caption, picture in shown]}
 
 
 def write_page(folder: Path, title: str, lead: str, blocks: Sequence[Block]) -> Path:

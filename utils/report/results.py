@@ -1,4 +1,4 @@
-"""The figures of a run: printed in the published form, and kept as results.json."""
+"""The results of a run: printed in the published form, and kept as results.json."""
 from __future__ import annotations
 
 import json
@@ -15,38 +15,34 @@ from utils.run.files import write_text
 log = logging.getLogger(__name__)
 
 
-def log_iou(iou: np.ndarray, classes: Sequence[str], present: np.ndarray | None = None) -> None:
-    """Print 'mIoU is 63.95' and a line a class, in percent with two decimals; and if classes are absent a line on them.
+def iou_entry(iou: np.ndarray, classes: Sequence[str], present: np.ndarray) -> dict[str, Any]:
+    """A result as a JSON entry, in percent: 'mIoU', 'IoU' {class: IoU}, 'absent_classes' and 'mIoU_present'.
 
     Args:
         iou: (classes,) in 0..1.
-        classes: their names.
-        present: (classes,) bool, which have a pixel in the ground truth; None: all. The mean is that of all.
-    """
-    log.info('mIoU is %.2f', 100 * np.mean(iou))
-    for name, value in zip(classes, iou, strict=True):
-        log.info('IoU class %s is %.2f', name, 100 * value)
-    entry = iou_entry(iou, classes, present)
-    absent = entry['absent_classes']
-    if absent:
-        log.info('%d of the %d classes have no pixel in the ground truth (%s); the mean of the other %d is %.2f',
-                 len(absent), len(classes), ', '.join(absent), len(classes) - len(absent), entry['mIoU_present'])
-
-
-def iou_entry(iou: np.ndarray, classes: Sequence[str], present: np.ndarray | None = None) -> dict[str, Any]:
-    """The same as a JSON entry: {'mIoU': percent, 'IoU': {class: percent}, 'absent_classes': names, 'mIoU_present'}.
+        present: (classes,) bool, which have a pixel in the ground truth.
 
     Raises:
-        UserError: no class is present.
+        UserError: none has.
     """
-    seen = np.ones(len(classes), bool) if present is None else present
-    if not seen.any():
+    if not present.any():
         raise UserError(f'none of the classes {", ".join(classes)} has a pixel in the ground truth; check val_split, '
                         'eval_classes and ignore_classes.')
     return {'mIoU': 100 * float(np.mean(iou)),
             'IoU': {name: 100 * float(value) for name, value in zip(classes, iou, strict=True)},
-            'absent_classes': [name for name, there in zip(classes, seen, strict=True) if not there],
-            'mIoU_present': 100 * float(np.mean(iou[seen]))}
+            'absent_classes': [name for name, there in zip(classes, present, strict=True) if not there],
+            'mIoU_present': 100 * float(np.mean(iou[present]))}
+
+
+def log_iou(entry: dict[str, Any]) -> None:
+    """Print an ``iou_entry``: 'mIoU is 63.95' of all classes, a line a class, and if classes are absent one on them."""
+    log.info('mIoU is %.2f', entry['mIoU'])
+    for name, value in entry['IoU'].items():
+        log.info('IoU class %s is %.2f', name, value)
+    absent, classes = entry['absent_classes'], len(entry['IoU'])
+    if absent:
+        log.info('%d of the %d classes have no pixel in the ground truth (%s); the mean of the other %d is %.2f',
+                 len(absent), classes, ', '.join(absent), classes - len(absent), entry['mIoU_present'])
 
 
 def read_results(output_dir: Path) -> dict[str, Any]:
@@ -65,6 +61,24 @@ def read_results(output_dir: Path) -> dict[str, Any]:
     return results
 
 
+def save_results(results: dict[str, Any], output_dir: Path, companions: Sequence[str] = ()) -> dict[str, Any]:
+    """Write results.json, whole or not at all; entries of other tasks that are there already stay.
+
+    Args:
+        results: {task: entry}, e.g. {'kmeans': {...}}.
+        companions: tasks whose entries stay only if they were made with the same as the new ones.
+
+    Returns:
+        all that it holds now.
+    """
+    made = [entry.get('made_with') for entry in results.values() if isinstance(entry, dict)]
+    merged = {task: entry for task, entry in read_results(output_dir).items()
+              if task not in companions or entry.get('made_with') in made} | results
+    write_text(output_dir / 'results.json', json.dumps(merged, indent=2) + '\n')
+    log.info('Results: %s', output_dir / 'results.json')
+    return merged
+
+
 def remove_stale(folder: Path, names: Collection[str]) -> None:
     """Delete the PNGs below a folder of a run's own output that are not <name>.png: those of images no longer there."""
     kept = {f'{name}.png' for name in names}
@@ -73,16 +87,3 @@ def remove_stale(folder: Path, names: Collection[str]) -> None:
         path.unlink()
     if stale:
         log.info('%d files of images that are no longer in the split are removed from %s', len(stale), folder)
-
-
-def save_results(results: dict[str, Any], output_dir: Path, drop: Sequence[str] = ()) -> Path:
-    """Write results.json, whole or not at all; entries of other tasks that are there already stay.
-
-    Args:
-        results: {task: entry}, e.g. {'kmeans': {...}}.
-        drop: tasks whose entries of before do not stay.
-    """
-    path = output_dir / 'results.json'
-    merged = {task: entry for task, entry in read_results(output_dir).items() if task not in drop} | results
-    write_text(path, json.dumps(merged, indent=2) + '\n')
-    return path
