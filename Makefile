@@ -7,21 +7,8 @@ BIN    := $(VENV)/bin
 RUN    := $(BIN)/python
 PIP     = $(RUN) -m pip install --quiet --disable-pip-version-check
 DEMO   := results/demo
-ENV    := --config_env configs/demo/env.yml --config_exp configs/demo
 
-# the demo's evaluations: "before" is the same encoder with its initial weights
-LINEAR     := linear/before linear/after
-PROTOTYPES := $(foreach task,kmeans retrieval,$(addprefix $(task)/,before-embedding before-backbone after-given after))
-SET-before           := pretraining=pretrain_before/checkpoint.pth.tar
-SET-before-embedding := $(SET-before) saliency=supervised_model
-SET-before-backbone  := $(SET-before) saliency=supervised_model features=backbone
-SET-after            := pretraining=pretrain/checkpoint.pth.tar
-SET-after-given      := $(SET-after) saliency=supervised_model
-NOTE := 'The same encoder before and after pretraining without labels. Before: the better of its embedding and its \
-  backbone features. Before and after, K-means and retrieval have the exact masks (so that the background is always \
-  right); the last column has the masks that the trained network predicts.'
-
-.PHONY: demo test test-gpu install clean $(LINEAR) $(PROTOTYPES)
+.PHONY: demo test test-gpu install clean
 
 install: $(VENV)/installed
 
@@ -47,37 +34,9 @@ test-gpu: install
 	$(RUN) -m pytest -m gpu -rs
 
 demo: install
-	@echo '== Drawing the data set'
-	$(RUN) experiments/shapes.py --output $(DEMO)/data/Shapes
-	@echo '== Pretraining, without labels'
-	$(RUN) pretrain/main.py $(ENV)/pretrain.yml
-	@echo '== The same encoder before pretraining'
-	$(RUN) pretrain/main.py $(ENV)/pretrain.yml --set epochs=0 output_dir=pretrain_before
-	@echo '== The protocols, before and after pretraining, two at a time (logs: $(DEMO)/*/log.txt)'
-	@OMP_NUM_THREADS=$$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 )) TQDM_DISABLE=1 \
-	  $(MAKE) --no-print-directory -j2 $(LINEAR) $(PROTOTYPES)
-	@echo '== Before and after pretraining'
-	$(RUN) segmentation/table.py --output $(DEMO) --pictures $(DEMO)/kmeans-after/visualizations \
-	  --pretraining $(DEMO)/pretrain --note $(NOTE) \
-	  --column before $(DEMO)/linear-before-eval $(foreach task,kmeans retrieval,$(DEMO)/$(task)-before-embedding \
-	    $(DEMO)/$(task)-before-backbone) \
-	  --column after $(DEMO)/linear-after-eval $(DEMO)/kmeans-after-given $(DEMO)/retrieval-after-given \
-	  --column 'after, with its own masks' $(DEMO)/kmeans-after $(DEMO)/retrieval-after
-	@echo '== The whole story, with pictures: open $(DEMO)/report.html in a browser'
+	$(RUN) experiments/demo.py --output $(DEMO)
 
-$(LINEAR):
-	@echo '   $@'
-	@$(RUN) segmentation/$(@D)_finetune.py $(ENV)/$(@D)_finetune.yml --set $(SET-$(@F)) output_dir=$(@D)-$(@F) \
-	  > /dev/null
-	@crf=; $(RUN) -c 'import pydensecrf' 2>/dev/null && crf=--crf-postprocess; \
-	  $(RUN) segmentation/eval.py $(ENV)/$(@D)_finetune.yml $$crf --set output_dir=$(@D)-$(@F)-eval \
-	    --state-dict $(DEMO)/$(@D)-$(@F)/best_model.pth.tar > /dev/null
-
-$(PROTOTYPES):
-	@echo '   $@'
-	@$(RUN) segmentation/$(@D).py $(ENV)/$(@D).yml --set $(SET-$(@F)) output_dir=$(@D)-$(@F) > /dev/null
-
-# segmentation/predict.py on the drawn images, taken as a plain folder without labels
+# segmentation/predict.py on the drawn images, taken as a folder without labels
 docs/own_images.png: OWN := $(DEMO)/own_images
 docs/own_images.png: $(DEMO)/pretrain/checkpoint.pth.tar
 	rm -rf $(OWN)

@@ -26,10 +26,10 @@ from threadpoolctl import threadpool_limits
 from benchmarks.prediction import draw
 from data.images import read_image, read_labels, read_mask, resize_drawn
 from data.voc import VOID, read_ids
-from experiments.runner import markdown
 from saliency.basnet_training import mask_iou
 from saliency.unsupervised import UnsupervisedSaliency
 from utils.config.cli import ArgumentParser
+from utils.report.tables import markdown
 from utils.run.errors import UserError
 from utils.run.parallel import available_cores, in_threads
 from utils.run.script import run_script
@@ -114,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if (args.db_root is None or not args.masks) and (args.time or 0) < 1:
         raise UserError('there is nothing to do; give --db-root and --masks, or --time N of at least 1.')
     if args.db_root is not None and args.masks:
-        print(markdown(rows(args.db_root / 'VOCSegmentation', args.masks, args.split)), end='')
+        head, *lines = rows(args.db_root / 'VOCSegmentation', args.masks, args.split)
+        print(markdown(head, lines), end='')
     if args.time:
         taken = seconds_an_image(args.time)
         print(f'unsupervised, {len(taken)} drawn images of 375 x 500 on one core: median '

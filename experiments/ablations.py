@@ -11,8 +11,6 @@ experiments/voc_animals.py in the same --output among them. Writes ablations.md,
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -22,19 +20,23 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from experiments.runner import (
+from experiments.runner import overrides_of, run_chain
+from experiments.voc_animals import (
+    CONFIGS,
+    INITIAL,
+    METRICS,
+    STARTS,
     Experiment,
+    Row,
     add_experiment_arguments,
-    markdown,
     mean_and_deviation,
-    overrides_of,
     shown,
 )
-from experiments.voc_animals import CONFIGS, FIGURES, INITIAL, STARTS, Plan, crf_flags, stronger
 from utils.config.cli import ArgumentParser
 from utils.config.load import load_config
 from utils.config.schema import Pretrain
-from utils.report.plots import sweep_panels, to_image
+from utils.report.plots import line_panels, to_image
+from utils.report.tables import csv_text, markdown
 from utils.run.errors import UserError
 from utils.run.files import save_image, write_text
 from utils.run.script import run_script
@@ -43,7 +45,7 @@ WHOLE = ('augmentation_kwargs.scale=[1.0, 1.0]', 'augmentation_kwargs.jitter_pro
          'augmentation_kwargs.grey_probability=0.0', 'augmentation_kwargs.flip_probability=0.0')  # both views the image
 NO_BANK, NO_MOMENTUM = 'moco_kwargs.K=0', 'moco_kwargs.m=0.0'
 FROM_IMAGENET = 'initial weights, nothing frozen'
-SHOWN = [figure for figure in FIGURES if 'CRF' not in figure]
+SHOWN = [metric for metric in METRICS if 'CRF' not in metric]
 
 
 class Variant(NamedTuple):
@@ -108,58 +110,50 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def figures(plan: Plan, experiment: Experiment, name: tuple[str, str, str]) -> dict[str, list[float]]:
-    """{figure: mIoU of each seed, percent} of what is finished, on given masks.
+def write(experiment: Experiment, start: str, groups: dict[str, dict[str, Variant]]) -> None:
+    """The table in Markdown and as CSV, and the plot, of what is finished, on given masks."""
+    def values(model: str, features: str) -> dict[str, list[float]]:
+        found = {metric: experiment.values(Row(start, model, features, 'given', 'animals'), metric) for metric in SHOWN}
+        return {metric: some for metric, some in found.items() if some}
 
-    Args:
-        name: start, model and features, of a row of the plan.
-    """
-    row = plan.rows[(*name, 'given', 'animals')]
-    found = {figure: row.values(experiment, figure) for figure in SHOWN}
-    return {figure: values for figure, values in found.items() if values}
-
-
-def write(plan: Plan, experiment: Experiment, start: str, groups: dict[str, dict[str, Variant]]) -> None:
-    """The table in Markdown and as CSV, and the plot, of what is finished."""
-    before = {features: figures(plan, experiment, (start, INITIAL, features)) for features in ('backbone', 'embedding')}
     found = {}
     for group, variants in groups.items():
-        values = {label: figures(plan, experiment, (start, variant.name or f'{variant.masks} masks', 'embedding'))
-                  for label, variant in variants.items()}
-        if sum(map(bool, values.values())) > 1:  # else there is nothing to compare
-            found[group] = {label: some for label, some in values.items() if some}
-    lines, text = [['ablation', 'variant', *SHOWN]], io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['ablation', 'variant', 'figure', 'mean', 'std', 'count'])
-    for group, rows in {INITIAL: before, **found}.items():
-        for label, values in rows.items():
-            name = label.replace('\n', ' ')
-            lines.append([group, name, *(shown(values.get(figure, [])) for figure in SHOWN)])
-            writer.writerows([group, name, figure, *mean_and_deviation(some), len(some)]
-                             for figure, some in values.items())
-    write_text(experiment.root / 'ablations.md', markdown(lines))
-    write_text(experiment.root / 'ablations.csv', text.getvalue())
+        of_group = {label: values(variant.name or f'{variant.masks} masks', 'embedding')
+                    for label, variant in variants.items()}
+        if sum(map(bool, of_group.values())) > 1:  # else there is nothing to compare
+            found[group] = {label: some for label, some in of_group.items() if some}
+    before = {INITIAL: {features: values(INITIAL, features) for features in ('backbone', 'embedding')}}
+    rows = [(group, label.replace('\n', ' '), some) for group, of_group in {**before, **found}.items()
+            for label, some in of_group.items()]
+    text = markdown(['ablation', 'variant', *SHOWN], [
+        [group, label, *(shown(some.get(metric, [])) for metric in SHOWN)] for group, label, some in rows])
+    write_text(experiment.root / 'ablations.md', text)
+    write_text(experiment.root / 'ablations.csv', csv_text(['ablation', 'variant', 'metric', 'mean', 'std', 'count'], [
+        [group, label, metric, *mean_and_deviation(of_seeds), len(of_seeds)]
+        for group, label, some in rows for metric, of_seeds in some.items()]))
     if found:
-        panels = {group: {label: {figure: mean_and_deviation(some) for figure, some in values.items()}
-                          for label, values in rows.items()} for group, rows in found.items()}
-        best = {figure: stronger(plan, experiment, start, figure) for figure in SHOWN}
-        lines_before = {figure: one[0] for figure, one in best.items() if one is not None}
-        save_image(to_image(partial(sweep_panels, panels, lines_before)), experiment.root / 'ablations.png')
-    print(f'\nmIoU in percent\n\n{markdown(lines)}\nWritten to {experiment.root}')
+        panels = {group: {metric: [(place, *mean_and_deviation(some[metric]))
+                                   for place, some in enumerate(of_group.values()) if metric in some]
+                          for metric in SHOWN} for group, of_group in found.items()}
+        best = {metric: experiment.stronger(start, metric) for metric in SHOWN}
+        save_image(to_image(partial(line_panels, panels, '', 'mIoU, %', {group: list(of_group) for group, of_group
+                                                                         in found.items()},
+                                    {metric: one[0] for metric, one in best.items() if one is not None})),
+                   experiment.root / 'ablations.png')
+    print(f'\nmIoU in percent\n\n{text}\nWritten to {experiment.root}')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    plan, experiment = Plan(args.weights, crf_flags(), False), Experiment(args)
+    experiment = Experiment(args)
     groups = groups_of(args.start, args.groups, args.overrides)
     for seed in args.seeds:  # a table after each seed
-        plan.baselines(args.start, seed)
+        experiment.baselines(args.start, seed)
         for variant in dict.fromkeys(variant for variants in groups.values() for variant in variants.values()):
-            plan.trained(args.start, seed, variant.masks, variant.name, variant.name, variant.overrides,
-                         predicted=False, crf=not variant.name)  # those without a name are shared
+            experiment.trained(args.start, seed, variant.masks, variant.name, variant.overrides, predicted=False)
         if not args.list or seed == args.seeds[-1]:
-            experiment.run(plan.runs)
-            write(plan, experiment, args.start, groups)
+            run_chain(experiment.root, experiment.steps, list_only=args.list)
+            write(experiment, args.start, groups)
 
 
 if __name__ == '__main__':

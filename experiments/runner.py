@@ -1,64 +1,65 @@
-"""Runs of the scripts that make up an experiment: each in a folder of its own, and skipped once it is done."""
+"""A chain of scripts with their settings: finished steps are skipped, and steps that need each other wait."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from argparse import ArgumentParser, Namespace
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from segmentation.metrics import standard_deviation
-from utils.config.keys import schema_keys
 from utils.config.paths import REPOSITORY
 from utils.config.schema import Kmeans, LinearFinetune, Pretrain, Retrieval
+from utils.config.keys import schema_keys
 from utils.report.results import read_results
 from utils.run.errors import UserError, name_some
 from utils.run.files import write_text
+from utils.run.parallel import available_cores
 from utils.run.signals import SIGNALS, handled
 
 SCRIPTS = {'pretrain': ('pretrain/main.py', Pretrain), 'linear': ('segmentation/linear_finetune.py', LinearFinetune),
            'kmeans': ('segmentation/kmeans.py', Kmeans), 'retrieval': ('segmentation/retrieval.py', Retrieval)}
-FINISHED = 'finished.json'
-OWN_KEYS = ('seed', 'output_dir', 'root_dir', 'db_root', 'features', 'saliency')  # what tells its runs apart
+FINISHED, OUTPUT = 'finished.json', 'output.txt'  # in the folder of a step
 
 
 @dataclass(frozen=True)
-class Run:
-    """One start of a script.
+class Step:
+    """One call of a script: its path and arguments.
 
-    task: which one, a key of SCRIPTS.
-    config: the file of the experiment, relative to the repository root.
-    folder: where its results go, relative to the folder of the experiment.
-    overrides, flags: 'key=value' and other arguments; they win over those of the command line.
-    needs: the run whose network it reads.
+    folder: where its results go, below that of the chain.
+    needs: steps whose results it reads.
     """
-    task: str
-    config: str
     folder: str
-    overrides: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
-    needs: Run | None = None
+    command: tuple[str, ...]
+    needs: tuple[Step, ...] = ()
 
+    def settings(self) -> list[str]:
+        """What tells the step from one with other settings: its arguments, and those of the steps that it needs."""
+        return [*self.command[1:], *(word for step in self.needs for word in step.settings())]
 
-def add_experiment_arguments(parser: ArgumentParser) -> None:
-    """Add --db-root, --output, --weights, --seeds, --set and --list to a script's arguments."""
-    parser.add_argument('--db-root', type=Path, required=True, help='folder that holds VOCSegmentation/')
-    parser.add_argument('--output', type=Path, required=True, help='folder of all runs, tables and plots')
-    parser.add_argument('--weights', type=Path, help='ImageNet weights under the names of timm; default: timm fetches '
-                                                     'them')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3],
-                        help='one training of each kind for each; two processes can share them out in one --output: '
-                             'the tables of all are those of a last call with all seeds')
-    parser.add_argument('--set', dest='overrides', metavar='[TASK.]KEY=VALUE', nargs='+', action='extend', default=[],
-                        help='override a key in every script that has it, or in that of one task alone: '
-                             f'{", ".join(SCRIPTS)}, e.g. pretrain.epochs=4 val_size=112')
-    parser.add_argument('--list', action='store_true', help='print the commands that are left and run '
-                        'none; the tables are of what is there')
+    def finished(self, root: Path) -> bool:
+        """Whether it has ended well below ``root``, with the same settings. Raises UserError if that is damaged."""
+        path = root / self.folder / FINISHED
+        try:
+            return path.is_file() and json.loads(path.read_text()) == self.settings()
+        except ValueError as error:
+            raise UserError(f'{path} is damaged; delete it to do this run again.') from error
+
+    def result(self, root: Path, task: str) -> dict[str, Any] | None:
+        """An entry of its results.json, in percent; None if the step is not finished.
+
+        Args:
+            task: name of the entry; 'kmeans 5' is the point of 5 clusters of the over-clustering curve.
+        """
+        if not self.finished(root):
+            return None
+        results, (name, _, clusters) = read_results(root / self.folder), task.partition(' ')
+        if not clusters:
+            return results.get(name)
+        return next((point for point in results['overclustering'] if point['num_clusters'] == int(clusters)), None)
 
 
 def overrides_of(task: str, given: Sequence[str]) -> list[str]:
@@ -69,125 +70,78 @@ def overrides_of(task: str, given: Sequence[str]) -> list[str]:
     """
     chosen = []
     for text in given:
-        path = text.partition('=')[0]
-        named, dot, rest = path.partition('.')
-        tasks = [named] if dot and named in SCRIPTS else list(SCRIPTS)
-        key = rest if tasks == [named] else path
+        named, _, rest = text.partition('.')
+        tasks, override = ([named], rest) if named in SCRIPTS else (list(SCRIPTS), text)
+        key = override.partition('=')[0]
         having = [name for name in tasks if any(known == key or known.startswith(f'{key}.') for known in
                                                 schema_keys(SCRIPTS[name][1]))]
         if not having:
             raise UserError(f'--set {text}: no script of the experiment has the key {key}; '
                             'docs/configuration.md lists them.')
         if task in having:
-            chosen.append(text.removeprefix(f'{named}.') if tasks == [named] else text)
+            chosen.append(override)
     return chosen
 
 
-def call(command: Sequence[str]) -> int:
-    """Run a command in the repository and wait for it, also when a signal stops it: a training saves its step first.
+def start(step: Step, root: Path, jobs: int) -> subprocess.Popen:
+    """Start a step; one of several at a time writes to output.txt in its folder and takes its share of the cores."""
+    command = [sys.executable, *step.command]
+    if jobs == 1:
+        return subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True)  # a signal comes once: from here
+    environment = {**os.environ, 'OMP_NUM_THREADS': str(-(-available_cores() // jobs)), 'TQDM_DISABLE': '1'}
+    path = root / step.folder / OUTPUT
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('ab') as file:
+        return subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, env=environment, stdout=file,
+                                stderr=subprocess.STDOUT)
 
-    Returns:
-        its exit code.
+
+def run_chain(root: Path, steps: Sequence[Step], jobs: int = 1, list_only: bool = False) -> None:
+    """Run each step that is not finished, ``jobs`` at a time; a signal goes to all of them: a training saves its step.
+
+    Raises:
+        UserError: a folder holds a run with other settings.
+        SystemExit: a step failed or was stopped, with its exit code; the others end first. Rerun to resume.
     """
-    with subprocess.Popen(command, cwd=REPOSITORY, process_group=0) as child, \
-            handled(lambda number, _: child.send_signal(number), *SIGNALS):  # in its own group: it gets each once
-        return child.wait()
+    left = [step for step in dict.fromkeys(steps) if not step.finished(root)]
+    total = len(left)
+    print(f'{total} of {len(set(steps))} runs are left to do')
+    others = [step.folder for step in left if (root / step.folder / FINISHED).exists()]
+    if others and not list_only:
+        raise UserError(f'{root} holds runs with other settings ({name_some(others)}); '
+                        'choose another --output, or delete these folders.')
+    if list_only:
+        print(*(f'python {" ".join(step.command)}' for step in left), sep='\n')
+        return
+    running: dict[Step, subprocess.Popen] = {}
+    code, signals = 0, []
 
+    def forward(number: int, _: Any) -> None:
+        signals.append(number)
+        for child in running.values():
+            child.send_signal(number)
 
-class Experiment:
-    """Runs what is not finished, and reads the figures of what is.
-
-    Args:
-        args: with what ``add_experiment_arguments`` added.
-    """
-
-    def __init__(self, args: Namespace) -> None:
-        self.root, self.db_root = args.output.resolve(), args.db_root.resolve()
-        self.overrides, self.list_only = args.overrides, args.list
-        for task in SCRIPTS:
-            overrides_of(task, self.overrides)  # a wrong key is told before anything runs
-        for text in self.overrides:
-            if (key := text.partition('=')[0].rpartition('.')[2]) in OWN_KEYS:
-                raise UserError(f'--set {text}: the experiment sets {key} itself; see --db-root, --output, --seeds and '
-                                'the rows of its table.')
-
-    def arguments(self, run: Run) -> list[str]:
-        """The arguments of the run's script."""
-        return ['--config_env', 'configs/env.yml', '--config_exp', run.config, *run.flags, '--set',
-                *overrides_of(run.task, self.overrides), f'db_root={self.db_root}', f'root_dir={self.root}',
-                f'output_dir={run.folder}', *run.overrides]
-
-    def record(self, run: Run) -> list[str]:
-        """What tells a run from those with other settings: its arguments, and those of the run that it needs."""
-        return [*self.arguments(run), *(self.record(run.needs) if run.needs else ())]
-
-    def finished(self, run: Run) -> bool:
-        """Whether the run has ended well, with the same settings."""
-        path = self.root / run.folder / FINISHED
-        try:
-            return path.is_file() and json.loads(path.read_text()) == self.record(run)
-        except ValueError as error:
-            raise UserError(f'{path} is damaged; delete it to do this run again.') from error
-
-    def run(self, runs: Sequence[Run]) -> None:
-        """Start each run that is not finished, one after the other.
-
-        Raises:
-            UserError: a folder holds a run with other settings.
-            SystemExit: one failed or was stopped, with its exit code; started again, the experiment goes on there.
-        """
-        left = [run for run in dict.fromkeys(runs) if not self.finished(run)]
-        print(f'{len(left)} of {len(set(runs))} runs are left to do')
-        others = [run.folder for run in left if (self.root / run.folder / FINISHED).exists()]
-        if others and not self.list_only:
-            raise UserError(f'{self.root} holds runs with other settings ({name_some(others)}); '
-                            'choose another --output, or delete these folders.')
-        for number, run in enumerate(left, 1):
-            command = [SCRIPTS[run.task][0], *self.arguments(run)]
-            print(f'\n== {number} of {len(left)}: python {" ".join(command)}', flush=True)
-            if self.list_only:
-                continue
-            code = call([sys.executable, *command])
-            if code:
-                raise SystemExit(code if code > 0 else 1)
-            write_text(self.root / run.folder / FINISHED, json.dumps(self.record(run)))
-
-    def figure(self, run: Run, task: str) -> dict[str, Any] | None:
-        """The figures of a finished run, in percent: of K-means the mean of its runs.
-
-        Args:
-            task: the entry in results.json; 'kmeans 5' is the point of 5 clusters of the over-clustering curve.
-
-        Returns:
-            an entry with 'mIoU' and 'IoU'; None if the run is not finished.
-        """
-        path = self.root / run.folder / 'results.json'
-        if not self.finished(run) or not path.is_file():
-            return None
-        results = read_results(path.parent)
-        name, _, clusters = task.partition(' ')
-        if clusters:
-            return next((point for point in results['overclustering'] if point['num_clusters'] == int(clusters)), None)
-        return results.get(name)
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (None of one value)."""
-    return float(np.mean(values)), standard_deviation(values)
-
-
-def shown(values: Sequence[float]) -> str:
-    """'50.3 ± 1.4 (n = 3)', '50.3' of a single value, or '-' of none."""
-    if not values:
-        return '-'
-    mean, deviation = mean_and_deviation(values)
-    return f'{mean:.1f}' if deviation is None else f'{mean:.1f} ± {deviation:.1f} (n = {len(values)})'
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; the first line is its head."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    rows = ['| ' + ' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + ' |'
-            for line in lines]
-    rows.insert(1, '|' + '|'.join('-' * (width + 2) for width in widths) + '|')
-    return '\n'.join(rows) + '\n'
+    with handled(forward, *SIGNALS):
+        while running or (left and not code and not signals):
+            ready = [step for step in left if not any(need in left or need in running for need in step.needs)]
+            for step in ready[:jobs - len(running)] if not code and not signals else []:
+                left.remove(step)
+                print(f'\n== {total - len(left)} of {total}: python {" ".join(step.command)}', flush=True)
+                running[step] = start(step, root, jobs)
+                if signals:  # it came while the step started
+                    running[step].send_signal(signals[-1])
+            statuses = {step: child.poll() for step, child in running.items()}
+            for step, status in statuses.items():
+                if status is None:
+                    continue
+                del running[step]
+                if status == 0:
+                    write_text(root / step.folder / FINISHED, json.dumps(step.settings()))
+                    continue
+                code = code or (status if status > 0 else 1)
+                if jobs > 1:
+                    print(f'{step.folder} ended with {status}: {root / step.folder / OUTPUT}')
+            if None in statuses.values():
+                time.sleep(0.05)
+    if code or left:
+        raise SystemExit(code or 75)

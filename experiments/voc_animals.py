@@ -13,215 +13,200 @@ figures.csv.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from experiments.runner import (
-    Experiment,
-    Run,
-    add_experiment_arguments,
-    markdown,
-    mean_and_deviation,
-    overrides_of,
-    shown,
-)
+import numpy as np
+
+from experiments.runner import SCRIPTS, Step, overrides_of, run_chain
 from models.crf import require_crf
+from segmentation.metrics import standard_deviation
 from utils.config.cli import ArgumentParser
 from utils.config.paths import REPOSITORY
+from utils.report.tables import csv_text, markdown, with_spread
 from utils.run.errors import UserError
 from utils.run.files import write_text
 from utils.run.script import run_script
 
 CONFIGS = Path('configs/voc_animals')
 STARTS = tuple(sorted(path.parent.name for path in (REPOSITORY / CONFIGS).glob('*/pretrain_supervised.yml')))
-GIVEN = 'supervised_model'
-FIGURES = {'K-means, 20 clusters': ('kmeans', 'kmeans'), 'K-means, 5 clusters': ('kmeans', 'kmeans 5'),
+METRICS = {'K-means, 20 clusters': ('kmeans', 'kmeans'), 'K-means, 5 clusters': ('kmeans', 'kmeans 5'),
            'Retrieval': ('retrieval', 'retrieval'), 'LC': ('linear', 'linear'), 'LC + CRF': ('linear', 'linear_crf')}
 INITIAL = 'initial weights'
 BACKBONE_LR = 0.01  # of a linear classifier on the backbone, as in configs/linear_finetune/*_imagenet.yml
+OWN_KEYS = ('seed', 'output_dir', 'root_dir', 'db_root', 'features', 'saliency')  # what tells the runs apart
 
 
-@dataclass
-class Row:
-    """A line of the table: the same model of each seed, scored in one way.
-
-    name: start, model, what is read, masks, classes.
-    runs: a run a seed of each protocol that the row has.
-    """
-    name: tuple[str, str, str, str, str]
-    runs: dict[str, list[Run]] = field(default_factory=dict)
-
-    def add(self, run: Run) -> None:
-        runs = self.runs.setdefault(run.task, [])
-        if run not in runs:
-            runs.append(run)
-
-    def entries(self, experiment: Experiment, figure: str) -> list[dict]:
-        """The figure of each seed (of K-means the mean of its runs) in percent; none that are not there yet."""
-        task, entry = FIGURES[figure]
-        found = [experiment.figure(run, entry) for run in self.runs.get(task, [])]
-        return [one for one in found if one is not None]
-
-    def values(self, experiment: Experiment, figure: str) -> list[float]:
-        """The mIoU of each seed, in percent."""
-        return [one['mIoU'] for one in self.entries(experiment, figure)]
+class Row(NamedTuple):
+    """A line of the tables: the same model of each seed, scored in one way."""
+    start: str
+    model: str
+    features: str
+    masks: str
+    classes: str
 
 
-class Plan:
-    """All runs, in their order, and the rows that they fill.
+class Experiment:
+    """All steps, in their order, the rows that they fill, and the results of those that are finished.
 
     Args:
-        weights: file of the ImageNet weights, or None for those of timm.
-        flags: of the linear classifier: ['--crf-postprocess'] or [].
+        args: with what ``add_experiment_arguments`` added.
         all_classes: score the 21 classes too, in rows of their own.
     """
 
-    def __init__(self, weights: Path | None, flags: Sequence[str], all_classes: bool) -> None:
-        self.weights = 'imagenet_classification' if weights is None else str(weights.resolve())
-        self.flags = tuple(flags)
+    def __init__(self, args: argparse.Namespace, all_classes: bool = False) -> None:
+        self.root, self.given, self.crf = args.output.resolve(), args.overrides, crf_flags()
+        self.weights = 'imagenet_classification' if args.weights is None else str(args.weights.resolve())
+        self.common = f'db_root={args.db_root.resolve()}', f'root_dir={self.root}'
         self.classes = {'animals': ()} | ({'all 21': ('eval_classes=[]',)} if all_classes else {})
-        self.runs: list[Run] = []
-        self.rows: dict[tuple, Row] = {}
+        self.steps: list[Step] = []
+        self.rows: dict[Row, dict[str, list[Step]]] = {}
+        overrides_of('pretrain', self.given)  # a wrong key is told before anything runs
+        for text in self.given:
+            if (key := text.partition('=')[0].rpartition('.')[2]) in OWN_KEYS:
+                raise UserError(f'--set {text}: the experiment sets {key} itself; see --db-root, --output, --seeds and '
+                                'the rows of its table.')
 
-    def pretrain(self, start: str, seed: int, masks: str, name: str, overrides: Sequence[str] = ()) -> Run:
-        """Pretraining, in <start>/seed_<seed>/<name>; its checkpoint is the returned run's."""
+    def step(self, task: str, config: str, folder: str, overrides: Sequence[str], flags: Sequence[str] = (),
+             needs: tuple[Step, ...] = ()) -> Step:
+        step = Step(folder, (SCRIPTS[task][0], '--config_env', 'configs/env.yml', '--config_exp',
+                             f'{CONFIGS}/{config}.yml', *flags, '--set', *overrides_of(task, self.given), *self.common,
+                             f'output_dir={folder}', *overrides), needs)
+        self.steps.append(step)
+        return step
+
+    def pretrain(self, start: str, seed: int, masks: str, name: str, overrides: Sequence[str] = ()) -> Step:
+        """Pretraining, in <start>/seed_<seed>/<name>."""
         weights = [f'pretraining={self.weights}'] if start.startswith('imagenet') else []
-        run = Run('pretrain', f'{CONFIGS}/{start}/pretrain_{masks}.yml', f'{start}/seed_{seed}/{name}/pretrain',
-                  (f'seed={seed}', *weights, *overrides_of('pretrain', overrides)))
-        self.runs.append(run)
-        return run
+        return self.step('pretrain', f'{start}/pretrain_{masks}', f'{start}/seed_{seed}/{name}/pretrain',
+                         [f'seed={seed}', *weights, *overrides_of('pretrain', overrides)])
 
-    def protocol(self, name: tuple[str, str, str], pretrained: Run, task: str, seed: int, features: str,
-                 masks: str, overrides: Sequence[str] = (), crf: bool = True) -> None:
-        """A protocol on a pretrained model, for animals and if asked for for all classes.
+    def protocol(self, row: Row, pretrained: Step, task: str, seed: int, overrides: Sequence[str] = (),
+                 crf: bool = True) -> None:
+        """A protocol on a pretrained model, for the animals and if asked for for all classes.
 
         Args:
-            name: start, model and what is read, for the table.
-            features: 'embedding' or 'backbone'.
-            masks: 'given' or 'predicted'.
+            row: without classes.
             overrides: of the pretraining, of which the protocol takes those that its script has.
             crf: score the linear classifier with the CRF too.
         """
         network = [f'pretraining={pretrained.folder}/checkpoint.pth.tar', f'seed={100 * seed}']
-        if task == 'linear':
-            config = 'linear_finetune'
-            network += ['features=backbone', f'optimizer_kwargs.lr={BACKBONE_LR}'] if features == 'backbone' else []
-        else:
-            config = task
-            network += [f'features={features}', f'saliency={GIVEN if masks == "given" else "network"}']
-        network += overrides_of(task, overrides)
+        if task != 'linear':
+            saliency = 'supervised_model' if row.masks == 'given' else 'network'
+            network += [f'features={row.features}', f'saliency={saliency}']
+        elif row.features == 'backbone':
+            network += ['features=backbone', f'optimizer_kwargs.lr={BACKBONE_LR}']
+        config = f'{row.start}/{"linear_finetune" if task == "linear" else task}'
+        folder = f'{Path(pretrained.folder).parent}/{task}_{row.features}_{row.masks}'
         for classes, chosen in self.classes.items():
-            folder = f'{Path(pretrained.folder).parent}/{task}_{features}_{masks}' + ('_21' if chosen else '')
-            run = Run(task, f'{CONFIGS}/{name[0]}/{config}.yml', folder, (*network, *chosen),
-                      self.flags if task == 'linear' and crf else (), pretrained)
-            self.runs.append(run)
-            key = (*name, masks, classes)
-            self.rows.setdefault(key, Row(key)).add(run)
+            step = self.step(task, config, folder + ('_21' if chosen else ''),
+                             [*network, *overrides_of(task, overrides), *chosen],
+                             self.crf if task == 'linear' and crf else (), (pretrained,))
+            steps = self.rows.setdefault(row._replace(classes=classes), {}).setdefault(task, [])
+            if step not in steps:
+                steps.append(step)
 
     def baselines(self, start: str, seed: int) -> None:
         """The initial weights, scored on given masks: features of the backbone, and the untrained embedding."""
         initial = self.pretrain(start, seed, 'supervised', 'initial', ['epochs=0'])
         for features in ('backbone', 'embedding'):
             for task in ('kmeans', 'retrieval', 'linear'):
-                self.protocol((start, INITIAL, features), initial, task, seed, features, 'given')
+                self.protocol(Row(start, INITIAL, features, 'given', ''), initial, task, seed)
 
-    def trained(self, start: str, seed: int, masks: str, model: str = '', name: str = '',
-                overrides: Sequence[str] = (), predicted: bool = True, crf: bool = True) -> None:
-        """Pretraining with masks of a kind and all protocols on it.
+    def trained(self, start: str, seed: int, masks: str, name: str = '', overrides: Sequence[str] = (),
+                predicted: bool = True) -> None:
+        """Pretraining with masks of a kind and the protocols on given masks.
 
         Args:
-            model, name: as the table and as the folder calls it; default: by its masks.
+            name: of its folder and row; default: by its masks. Those without one are scored with the CRF too.
             overrides: '[task.]key=value', of the pretraining and of the protocols that have the key.
             predicted: also score with masks that the network predicts, and the trained backbone's features.
-            crf: as of ``protocol``.
         """
         pretrained = self.pretrain(start, seed, masks, name or masks, overrides)
-        model = model or f'{masks} masks'
+        row = Row(start, name or f'{masks} masks', 'embedding', 'given', '')
         for task in ('kmeans', 'retrieval', 'linear'):
-            self.protocol((start, model, 'embedding'), pretrained, task, seed, 'embedding', 'given', overrides, crf)
+            self.protocol(row, pretrained, task, seed, overrides, crf=not name)
         for task in ('kmeans', 'retrieval') if predicted else ():
-            self.protocol((start, model, 'embedding'), pretrained, task, seed, 'embedding', 'predicted', overrides)
-            self.protocol((start, model, 'backbone'), pretrained, task, seed, 'backbone', 'given', overrides)
+            self.protocol(row._replace(masks='predicted'), pretrained, task, seed, overrides)
+            self.protocol(row._replace(features='backbone'), pretrained, task, seed, overrides)
+
+    def entries(self, row: Row, metric: str) -> list[dict[str, Any]]:
+        """The result of each seed (of K-means the mean of its runs) in percent; none that are not there yet."""
+        task, entry = METRICS[metric]
+        found = [step.result(self.root, entry) for step in self.rows[row].get(task, [])]
+        return [one for one in found if one is not None]
+
+    def values(self, row: Row, metric: str) -> list[float]:
+        """The mIoU of each seed, in percent."""
+        return [one['mIoU'] for one in self.entries(row, metric)]
+
+    def stronger(self, start: str, metric: str, classes: str = 'animals') -> tuple[float, float | None] | None:
+        """Mean and deviation of the stronger of the two baselines of a start; None if neither is there yet."""
+        found = [self.values(row, metric) for row in self.rows
+                 if (row.start, row.model, row.classes) == (start, INITIAL, classes)]
+        return max((mean_and_deviation(values) for values in found if values), key=lambda one: one[0], default=None)
 
 
-def with_figures(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """The rows of a table that have a figure, below their head."""
-    return [['start', 'model', 'features', 'masks', 'classes', *FIGURES],
-            *(row for row in rows if set(row[-len(FIGURES):]) != {'-'})]
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (None of one value)."""
+    return float(np.mean(values)), standard_deviation(values)
 
 
-def table(plan: Plan, experiment: Experiment) -> str:
-    """mIoU of each row, mean and standard deviation over seeds."""
-    return markdown(with_figures([[*row.name, *(shown(row.values(experiment, figure)) for figure in FIGURES)]
-                                  for row in plan.rows.values()]))
+def shown(values: Sequence[float]) -> str:
+    """'50.3 ± 1.4 (n = 3)', '50.3' of a single value, or '-' of none."""
+    return with_spread(*mean_and_deviation(values), len(values), 1) if values else '-'
 
 
-def stronger(plan: Plan, experiment: Experiment, start: str, figure: str,
-             classes: str = 'animals') -> tuple[float, float | None] | None:
-    """Mean and deviation of the stronger of the two baselines of a start; None if neither is there yet."""
-    found = [row.values(experiment, figure) for row in plan.rows.values()
-             if (row.name[0], row.name[1], row.name[4]) == (start, INITIAL, classes)]
-    return max((mean_and_deviation(values) for values in found if values), key=lambda one: one[0], default=None)
+def table(experiment: Experiment, gains: bool = False) -> str:
+    """mIoU of each row that has one, mean and deviation over seeds.
 
-
-def gains(plan: Plan, experiment: Experiment) -> str:
-    """What each trained row gains over the stronger of the two baselines, and that in deviations of the difference.
-
-    A row of one seed has no deviation, and none is given.
+    Args:
+        gains: in place of it what each trained row gains over the stronger of the two baselines, and that in
+            deviations of the difference; a row of one seed has none.
     """
-    lines = []
-    for row in plan.rows.values():
-        if row.name[1] == INITIAL:
-            continue
-        cells = []
-        for figure in FIGURES:
-            values = row.values(experiment, figure)
-            before = stronger(plan, experiment, row.name[0], figure, row.name[4])
-            if not values or before is None:
-                cells.append('-')
-                continue
-            (after, spread), (best, deviation) = mean_and_deviation(values), before
-            joint = 0 if spread is None else math.hypot(spread, deviation or 0)
-            cells.append(f'{after - best:+.1f}' + (f' ({(after - best) / joint:+.1f} σ)' if joint else ''))
-        lines.append([*row.name, *cells])
-    return markdown(with_figures(lines))
+    def gain(row: Row, metric: str) -> str:
+        values, before = experiment.values(row, metric), experiment.stronger(row.start, metric, row.classes)
+        if not values or before is None:
+            return '-'
+        (after, spread), (best, deviation) = mean_and_deviation(values), before
+        joint = 0 if spread is None else math.hypot(spread, deviation or 0)
+        return f'{after - best:+.1f}' + (f' ({(after - best) / joint:+.1f} σ)' if joint else '')
+
+    lines = [[*row, *(gain(row, metric) if gains else shown(experiment.values(row, metric)) for metric in METRICS)]
+             for row in experiment.rows if not gains or row.model != INITIAL]
+    return markdown([*Row._fields, *METRICS], [line for line in lines if set(line[-len(METRICS):]) != {'-'}])
 
 
-def class_tables(plan: Plan, experiment: Experiment) -> str:
-    """A table of the IoU of each class for each figure."""
+def class_tables(experiment: Experiment) -> str:
+    """A table of the IoU of each class for each metric."""
     parts = []
-    for figure in FIGURES:
-        for classes in plan.classes:
-            found = {row.name: row.entries(experiment, figure) for row in plan.rows.values() if row.name[4] == classes}
-            found = {name: entries for name, entries in found.items() if entries}
+    for metric in METRICS:
+        for classes in experiment.classes:
+            found = {row: experiment.entries(row, metric) for row in experiment.rows if row.classes == classes}
+            found = {row: entries for row, entries in found.items() if entries}
             if found:
                 names = list(next(iter(found.values()))[0]['IoU'])
-                lines = [['start', 'model', 'features', 'masks', *names]]
-                lines += [[*name[:4], *(shown([one['IoU'][label] for one in entries]) for label in names)]
-                          for name, entries in found.items()]
-                parts.append(f'{figure}, {classes}: IoU in percent\n\n{markdown(lines)}')
+                lines = [[*row[:4], *(shown([one['IoU'][name] for one in entries]) for name in names)]
+                         for row, entries in found.items()]
+                parts.append(f'{metric}, {classes}: IoU in percent\n\n{markdown([*Row._fields[:4], *names], lines)}')
     return '\n'.join(parts)
 
 
-def csv_table(plan: Plan, experiment: Experiment) -> str:
-    """All of it as CSV: a line a row, figure and class (or mIoU), in full precision."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['start', 'model', 'features', 'masks', 'classes', 'figure', 'class', 'mean', 'std', 'count'])
-    for row in plan.rows.values():
-        for figure in FIGURES:
-            entries = row.entries(experiment, figure)
+def csv_table(experiment: Experiment) -> str:
+    """All of it: a line a row, metric and class (or mIoU), in full precision."""
+    lines = []
+    for row in experiment.rows:
+        for metric in METRICS:
+            entries = experiment.entries(row, metric)
             for label in ['mIoU', *entries[0]['IoU']] if entries else []:
                 values = [one['mIoU'] if label == 'mIoU' else one['IoU'][label] for one in entries]
-                writer.writerow([*row.name, figure, label, *mean_and_deviation(values), len(values)])
-    return text.getvalue()
+                lines.append([*row, metric, label, *mean_and_deviation(values), len(values)])
+    return csv_text([*Row._fields, 'metric', 'class', 'mean', 'std', 'count'], lines)
 
 
 def crf_flags() -> list[str]:
@@ -232,6 +217,22 @@ def crf_flags() -> list[str]:
         print(f'Without the CRF: {error}')
         return []
     return ['--crf-postprocess']
+
+
+def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --db-root, --output, --weights, --seeds, --set and --list to a script's arguments."""
+    parser.add_argument('--db-root', type=Path, required=True, help='folder that holds VOCSegmentation/')
+    parser.add_argument('--output', type=Path, required=True, help='folder of all runs, tables and plots')
+    parser.add_argument('--weights', type=Path, help='ImageNet weights under the names of timm; default: timm fetches '
+                                                     'them')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3],
+                        help='one training of each kind for each; two processes can share them out in one --output: '
+                             'the tables of all are those of a last call with all seeds')
+    parser.add_argument('--set', dest='overrides', metavar='[TASK.]KEY=VALUE', nargs='+', action='extend', default=[],
+                        help='override a key in every script that has it, or in that of one task alone: '
+                             f'{", ".join(SCRIPTS)}, e.g. pretrain.epochs=4 val_size=112')
+    parser.add_argument('--list', action='store_true', help='print the commands that are left and run '
+                        'none; the tables are of what is there')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -245,26 +246,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def write_tables(plan: Plan, experiment: Experiment) -> None:
-    texts = {'table.md': table(plan, experiment), 'gains.md': gains(plan, experiment),
-             'classes.md': class_tables(plan, experiment), 'figures.csv': csv_table(plan, experiment)}
-    for name, text in texts.items():
-        write_text(experiment.root / name, text)
-    print(f'\nmIoU in percent\n\n{texts["table.md"]}\nGain over the stronger baseline of the same start, in points and '
-          f'in deviations of the difference\n\n{texts["gains.md"]}\nWritten to {experiment.root}')
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    plan, experiment = Plan(args.weights, crf_flags(), args.all_classes), Experiment(args)
-    for seed in args.seeds:  # a table after each seed
+    experiment = Experiment(args, args.all_classes)
+    for seed in args.seeds:  # tables after each seed
         for start in args.start:
-            plan.baselines(start, seed)
+            experiment.baselines(start, seed)
             for masks in args.masks:
-                plan.trained(start, seed, masks)
-        if not args.list or seed == args.seeds[-1]:
-            experiment.run(plan.runs)
-            write_tables(plan, experiment)
+                experiment.trained(start, seed, masks)
+        if args.list and seed != args.seeds[-1]:
+            continue
+        run_chain(experiment.root, experiment.steps, list_only=args.list)
+        texts = {'table.md': table(experiment), 'gains.md': table(experiment, gains=True),
+                 'classes.md': class_tables(experiment), 'figures.csv': csv_table(experiment)}
+        for name, text in texts.items():
+            write_text(experiment.root / name, text)
+        print(f'\nmIoU in percent\n\n{texts["table.md"]}\nGain over the stronger baseline of the same start, in points '
+              f'and in deviations of the difference\n\n{texts["gains.md"]}\nWritten to {experiment.root}')
 
 
 if __name__ == '__main__':

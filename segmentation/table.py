@@ -95,7 +95,8 @@ def read_column(folders: Sequence[str]) -> Column:
             for task, entry in read_results(folder).items():
                 if isinstance(entry, dict) and 'mIoU' not in entry:
                     continue  # clusters without ground truth
-                if task not in best or best_miou(entry) >= best_miou(best[task].entry):
+                miou = best_miou(entry)
+                if task not in best or miou >= best_miou(best[task].entry):
                     best[task] = Result(entry, folder)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f'{path} does not hold the results of a protocol; run it again.') from error

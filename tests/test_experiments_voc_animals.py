@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from utils.config.load import load_config
 from utils.config.paths import REPOSITORY
 from utils.config.saved import save_config
 from utils.config.schema import Kmeans, LinearFinetune, Pretrain, Retrieval
-from utils.report.plots import sweep_panels
+from utils.report.plots import line_panels
 from utils.run.errors import UserError
 
 SCHEMAS = {'main': Pretrain, 'linear_finetune': LinearFinetune, 'kmeans': Kmeans, 'retrieval': Retrieval}
@@ -31,8 +32,11 @@ class Machine:
         self.started: list[tuple[str, dict]] = []
         self.fails_at = -1
 
-    def __call__(self, command: list[str]) -> int:
-        name, arguments = Path(command[1]).stem, command[2:]
+    def __call__(self, step: experiment.Step, root: Path, jobs: int) -> SimpleNamespace:
+        code = self.run(Path(step.command[0]).stem, step.command[1:])
+        return SimpleNamespace(poll=lambda: code)
+
+    def run(self, name: str, arguments: tuple[str, ...]) -> int:
         config = load_config(arguments[1], arguments[3], SCHEMAS[name], arguments[arguments.index('--set') + 1:])
         if len(self.started) == self.fails_at:
             return 75
@@ -56,7 +60,7 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     found = Machine()
-    monkeypatch.setattr(experiment, 'call', found)
+    monkeypatch.setattr(experiment, 'start', found)
     return found
 
 
@@ -95,7 +99,7 @@ def test_baselines_then_pretraining_then_protocols(machine: Machine, tmp_path: P
     assert gains['supervised masks', 'embedding', 'given'][2] == '+3.0 (+1.5 σ)'  # over the backbone's 15, not 13
     assert not any('initial' in name for name, *_ in gains)
     with (tmp_path / 'out' / 'figures.csv').open() as file:
-        rows = [row for row in csv.DictReader(file) if row['class'] == 'cat' and row['figure'] == 'Retrieval']
+        rows = [row for row in csv.DictReader(file) if row['class'] == 'cat' and row['metric'] == 'Retrieval']
     assert float(rows[0]['mean']) == pytest.approx(15 - 30)
     assert 'Retrieval, animals' in (tmp_path / 'out' / 'classes.md').read_text()
 
@@ -149,8 +153,8 @@ def test_keys_of_the_experiment_are_refused(tmp_path: Path, text: str) -> None:
         voc_animals.main(arguments(tmp_path, '--set', text))
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_experiment_lets_its_training_save(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(('number', 'jobs'), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
+def test_a_stopped_experiment_lets_its_training_save(tmp_path: Path, number: signal.Signals, jobs: int) -> None:
     ready, saved = tmp_path / 'ready', tmp_path / 'saved'
     child = (f'import pathlib, signal, sys, time\n'
              f'def save(number, frame):\n'
@@ -160,8 +164,9 @@ def test_a_stopped_experiment_lets_its_training_save(tmp_path: Path, number: sig
              f'signal.signal(signal.{number.name}, save)\n'
              f'pathlib.Path({str(ready)!r}).touch()\n'
              f'time.sleep(60)')
-    parent = ('import sys; from experiments.runner import call; from utils.run.script import run_script\n'
-              f'run_script(lambda: sys.exit(call([sys.executable, "-c", {child!r}])))')
+    parent = ('from pathlib import Path; from experiments.runner import Step, run_chain; '
+              'from utils.run.script import run_script\n'
+              f'run_script(lambda: run_chain(Path({str(tmp_path)!r}), [Step("x", ("-c", {child!r}))], {jobs}))')
     with subprocess.Popen([sys.executable, '-c', parent], cwd=REPOSITORY) as process:
         while not ready.exists():
             assert process.poll() is None
@@ -228,8 +233,8 @@ def test_ablations_of_random_weights() -> None:
 
 
 def test_panels_and_their_lines() -> None:
-    groups = {str(i): {'a': {'K-means': (30.0, 1.0)}, 'b': {'K-means': (40.0, 1.0)}} for i in range(4)}
-    figure = sweep_panels(groups, {'K-means': 35.0, 'LC': 20.0})
+    groups = {str(i): {'K-means': [(0, 30.0, 1.0), (1, 40.0, 1.0)]} for i in range(4)}
+    figure = line_panels(groups, '', '%', dict.fromkeys(groups, ('a', 'b')), {'K-means': 35.0, 'LC': 20.0})
     assert sum(axes.axison for axes in figure.axes) == 4
     assert [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_linestyle() == '--'] == [35.0]
 

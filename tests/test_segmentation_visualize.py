@@ -62,7 +62,7 @@ def test_kmeans_run(run, tmp_path: Path, capsys) -> None:
     names, colours, kind = saved.captions()
     assert (names[0], colours.tolist(), kind) == (f'cluster {saved.clusters[0] + 1}', (saved.clusters + 1).tolist(),
                                                   'cluster')
-    for shown in ('void', 'blue', 'Map of the prototypes', 'Nearest neighbours',
+    for shown in ('ignore label', 'blue', 'Map of the prototypes', 'Nearest neighbours',
                   *(f'Cluster {k + 1}: {len(saved.members(k))} objects, ' for k in clusters)):
         assert shown in text
 
