@@ -17,83 +17,48 @@ Array = np.ndarray
 Generator = np.random.Generator
 
 
-def _regular(radii: list[float], start: float = -np.pi / 2) -> Array:
+def regular(radii: list[float], start: float = -np.pi / 2) -> Array:
     """Polygon (N x 2) whose corners lie at equal angles and the given radii."""
     angles = start + 2 * np.pi * np.arange(len(radii)) / len(radii)
     return np.stack([np.cos(angles), np.sin(angles)], 1) * np.array(radii)[:, None]
 
 
-def _cross() -> Array:
-    a = 0.38
-    return np.array([(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a),
-                     (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)])
+CROSS = np.array([(-0.38, -1), (0.38, -1), (0.38, -0.38), (1, -0.38), (1, 0.38), (0.38, 0.38),
+                  (0.38, 1), (-0.38, 1), (-0.38, 0.38), (-1, 0.38), (-1, -0.38), (-0.38, -0.38)])
+AROUND, OPEN = np.linspace(0, 2 * np.pi, 60, endpoint=False), np.linspace(0.14, 2 * np.pi - 0.14, 48)  # angles
+PEAR = np.stack([np.sin(AROUND) * (0.58 - 0.26 * np.cos(AROUND)), -np.cos(AROUND)], 1)
+FISH = np.concatenate([np.stack([0.72 * np.cos(OPEN) - 0.28, 0.62 * np.sin(OPEN)], 1),  # the tail joins on the right
+                       [(1, -0.6), (0.82, 0), (1, 0.6)]])
+HOUSE = np.array([(0, -1), (1, -0.25), (0.8, -0.25), (0.8, 0.85), (-0.8, 0.85), (-0.8, -0.25), (-1, -0.25)])
 
 
-def _pear() -> Array:
-    t = np.linspace(0, 2 * np.pi, 60, endpoint=False)
-    return np.stack([np.sin(t) * (0.58 - 0.26 * np.cos(t)), -np.cos(t)], 1)
-
-
-def _fish() -> Array:
-    t = np.linspace(0.14, 2 * np.pi - 0.14, 48)  # the body is open on the right, where the tail joins
-    body = np.stack([0.72 * np.cos(t) - 0.28, 0.62 * np.sin(t)], 1)
-    return np.concatenate([body, [(1, -0.6), (0.82, 0), (1, 0.6)]])
-
-
-def _house() -> Array:
-    return np.array([(0, -1), (1, -0.25), (0.8, -0.25), (0.8, 0.85), (-0.8, 0.85), (-0.8, -0.25), (-1, -0.25)])
-
-
-def _stripes(x: Array, y: Array) -> Array:
-    return np.cos(2 * np.pi * 2.2 * x) > 0
-
-
-def _checks(x: Array, y: Array) -> Array:
-    return np.sin(2 * np.pi * 1.25 * x) * np.sin(2 * np.pi * 1.25 * y) > 0
-
-
-def _dots(x: Array, y: Array) -> Array:
-    step = 0.38
-    return np.hypot((x + step / 2) % step - step / 2, (y + step / 2) % step - step / 2) < 0.12
-
-
-def _rings(x: Array, y: Array) -> Array:
-    return np.cos(2 * np.pi * 2.4 * np.hypot(x, y - 0.3)) > 0
-
-
-def _spokes(x: Array, y: Array) -> Array:
-    return (np.cos(8 * np.arctan2(y, x)) > 0) & (np.hypot(x, y) > 0.22)
-
-
-def _scales(x: Array, y: Array) -> Array:
+def scales(x: Array, y: Array, step: float = 0.4) -> Array:
     """Rows of arcs, each row shifted by half an arc."""
-    step = 0.4
     column = np.floor(x / (step / 2))
     across = (y + (column % 2) * step / 2) % step - step / 2
     return np.abs(np.hypot(x - column * step / 2 - step / 2, across) - step / 2) < 0.05
 
 
-def _bricks(x: Array, y: Array) -> Array:
-    height, width = 0.3, 0.56
+def bricks(x: Array, y: Array, height: float = 0.3, width: float = 0.56) -> Array:
     row = np.floor(y / height)
     return ((y / height) % 1 < 0.26) | (((x + (row % 2) * width / 2) / width) % 1 < 0.14)
 
 
 class Kind(NamedTuple):
     """One object class: its outline (N x 2, within the square -1..1) and pattern (x, y -> where the strokes are)."""
-
     outline: Array
     pattern: Callable[[Array, Array], Array]
 
 
 KINDS = {
-    'star': Kind(_regular([1.0, 0.52] * 5), _stripes),
-    'ball': Kind(_regular([0.88] * 60), _checks),
-    'cross': Kind(_cross(), _dots),
-    'pear': Kind(_pear(), _rings),
-    'gear': Kind(_regular(([1.0] * 2 + [0.8] * 2) * 10), _spokes),
-    'fish': Kind(_fish(), _scales),
-    'house': Kind(_house(), _bricks),
+    'star': Kind(regular([1.0, 0.52] * 5), lambda x, y: np.cos(2 * np.pi * 2.2 * x) > 0),  # stripes
+    'ball': Kind(regular([0.88] * 60), lambda x, y: np.sin(2 * np.pi * 1.25 * x) * np.sin(2 * np.pi * 1.25 * y) > 0),
+    'cross': Kind(CROSS, lambda x, y: np.hypot((x + 0.19) % 0.38 - 0.19, (y + 0.19) % 0.38 - 0.19) < 0.12),  # dots
+    'pear': Kind(PEAR, lambda x, y: np.cos(2 * np.pi * 2.4 * np.hypot(x, y - 0.3)) > 0),  # rings
+    'gear': Kind(regular(([1.0] * 2 + [0.8] * 2) * 10),  # spokes
+                 lambda x, y: (np.cos(8 * np.arctan2(y, x)) > 0) & (np.hypot(x, y) > 0.22)),
+    'fish': Kind(FISH, scales),
+    'house': Kind(HOUSE, bricks),
 }
 CLASSES = ['background', *KINDS]
 
@@ -148,7 +113,7 @@ def _background(rng: Generator, height: int, width: int) -> Array:
         _blend(canvas, _colour(rng, 0.2, 0.9), cover * rng.uniform(0.3, 0.8))
     for _ in range(rng.integers(0, 5)):  # small plain shapes, without a pattern
         corners = int(rng.choice([3, 4, 24]))
-        shape = _regular([size * rng.uniform(0.03, 0.07)] * corners, rng.uniform(0, 6)) + np.array(spot())
+        shape = regular([size * rng.uniform(0.03, 0.07)] * corners, rng.uniform(0, 6)) + np.array(spot())
         _blend(canvas, _colour(rng, 0.25, 0.85), _fill(shape, height, width))
     return canvas
 

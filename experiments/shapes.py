@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 from experiments.drawing import CLASSES, KINDS, draw, smooth_noise
 from utils.config.cli import ArgumentParser
 from utils.run.errors import UserError
-from utils.run.files import PALETTE
+from utils.run.files import PALETTE, write_text
 from utils.run.script import run_script
 
 VERSION = 2  # raise it when the same parameters draw other images
@@ -75,13 +75,12 @@ def rough_mask(rng: Generator, mask: Array) -> Array:
 def generate(root: Path, train: int, val: int, size: int = 128, seed: int = 0) -> Path:
     """Draw a whole data set into the folder ``root``, or keep the one there if it was drawn alike.
 
-    Files: images/ID.jpg, SegmentationClass/ID.png (palette, void at some borders), SegmentationClassAug/ID.png
-    (grey, train only), saliency_supervised_model/ID.png (the exact objects), saliency_unsupervised_model/ID.png
-    (see ``rough_mask``), sets/{train,trainaug,val}.txt (trainaug equals train) and dataset.yml (class names, and
-    the parameters under ``synthetic``). Everything is drawn beside ``root`` and moved there when it is whole.
+    Files: images/ID.jpg, SegmentationClass/ID.png (palette, the ignore label at some borders),
+    SegmentationClassAug/ID.png (grey, train only), saliency_supervised_model/ID.png (the exact objects),
+    saliency_unsupervised_model/ID.png (see ``rough_mask``), sets/{train,trainaug,val}.txt (trainaug equals train) and
+    dataset.yml (class names, and the parameters under ``synthetic``).
 
     Args:
-        root: the folder to make; its parents are made too.
         train, val: how many images; the classes take turns, so that each has its equal share.
         size: longest side of an image in pixels, at least 32.
         seed: an image depends on the seed, its split and its number only, so a smaller set is a part of a larger one.
@@ -94,65 +93,58 @@ def generate(root: Path, train: int, val: int, size: int = 128, seed: int = 0) -
         if value < least:
             raise UserError(f'{name} is {value}: give a whole number of at least {least}.')
     recipe = {'version': VERSION, 'train': train, 'val': val, 'size': size, 'seed': seed}
-    if _kept(root, recipe):
+    if is_kept(root, recipe):
         return root
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f'.{root.name}-', dir=root.parent) as scratch:
             part = Path(scratch) / root.name
-            _write(part, recipe)
-            if not _kept(root, recipe):  # another process may have been faster
+            write(part, recipe)
+            if not is_kept(root, recipe):  # another process may have been faster
                 part.rename(root)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f'cannot make the folder {root} ({error.strerror}): choose another one.') from None
     return root
 
 
-def _kept(root: Path, recipe: dict[str, int]) -> bool:
+def is_kept(root: Path, recipe: dict[str, int]) -> bool:
     """Whether ``root`` holds the data set of this recipe; False if it is absent or empty, else a UserError."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        found: Any = yaml.safe_load((root / 'dataset.yml').read_text())
-        found = found['synthetic']
+        found: Any = yaml.safe_load((root / 'dataset.yml').read_text())['synthetic']
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
         raise UserError(f'{root} exists and is no data set drawn by experiments/shapes.py: '
                         'choose another folder or delete it.') from None
     if found != recipe:
-        raise UserError(f'{root} holds a data set drawn with {found}, not {recipe}: '
-                        'choose another folder or delete it.')
+        raise UserError(f'{root} holds a data set drawn with {found}, not {recipe}: choose another folder or delete '
+                        'it.')
     return True
 
 
-def _write(root: Path, recipe: dict[str, int]) -> None:
-    folders = ('images', 'SegmentationClass', 'SegmentationClassAug', 'saliency_supervised_model',
-               'saliency_unsupervised_model', 'sets')
-    for folder in folders:
-        (root / folder).mkdir(parents=True)
+def write(root: Path, recipe: dict[str, int]) -> None:
     for number, split in enumerate(('train', 'val')):
         ids = [f'{split}_{index:06d}' for index in range(recipe[split])]
         for index, name in enumerate(ids):
             rng = np.random.default_rng([recipe['seed'], number, index])
             image, labels = draw(rng, recipe['size'], 1 + index % len(KINDS))
             truth = with_void(labels) if rng.random() < 0.5 else labels
-            rough = rough_mask(rng, labels > 0)
-            Image.fromarray(image).save(root / 'images' / f'{name}.jpg', quality=92)
             coloured = Image.fromarray(truth).convert('P')
             coloured.putpalette(PALETTE.tobytes())
-            coloured.save(root / 'SegmentationClass' / f'{name}.png')
+            files = {f'images/{name}.jpg': Image.fromarray(image), f'SegmentationClass/{name}.png': coloured}
             if split == 'train':
-                Image.fromarray(truth).save(root / 'SegmentationClassAug' / f'{name}.png')
-            for model, mask in (('supervised', labels > 0), ('unsupervised', rough)):
-                grey = Image.fromarray(mask.astype(np.uint8) * 255)
-                grey.save(root / f'saliency_{model}_model' / f'{name}.png')
+                files[f'SegmentationClassAug/{name}.png'] = Image.fromarray(truth)
+            for model, mask in (('supervised', labels > 0), ('unsupervised', rough_mask(rng, labels > 0))):
+                files[f'saliency_{model}_model/{name}.png'] = Image.fromarray(mask.astype(np.uint8) * 255)
+            for file, picture in files.items():
+                (root / file).parent.mkdir(parents=True, exist_ok=True)
+                picture.save(root / file, quality=92)  # of a JPEG
         for file in ('train', 'trainaug') if split == 'train' else ('val',):
-            (root / 'sets' / f'{file}.txt').write_text('\n'.join(ids) + '\n')
-    description = {'classes': CLASSES, 'synthetic': recipe}
-    (root / 'dataset.yml').write_text(yaml.safe_dump(description, sort_keys=False))
+            write_text(root / 'sets' / f'{file}.txt', '\n'.join(ids) + '\n')
+    write_text(root / 'dataset.yml', yaml.safe_dump({'classes': CLASSES, 'synthetic': recipe}, sort_keys=False))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line; see the top of this file."""
     parser = ArgumentParser(__doc__)
     parser.add_argument('--output', type=Path, required=True, help='the folder to make')
     parser.add_argument('--train', type=int, default=850, help='training images')

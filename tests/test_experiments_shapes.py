@@ -169,7 +169,7 @@ def test_colour_says_little_about_the_class():
 @pytest.mark.parametrize('folder', ['.', 'data'])
 def test_command_line(tmp_path, folder):
     repository = Path(__file__).resolve().parents[1]
-    command = [sys.executable, str(repository / 'data' / 'synthetic.py'), '--output', str(tmp_path / 'set'),
+    command = [sys.executable, str(repository / 'experiments' / 'shapes.py'), '--output', str(tmp_path / 'set'),
                '--train', '2', '--val', '1', '--size', '48']
     done = subprocess.run(command, cwd=repository / folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
