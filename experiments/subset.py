@@ -7,7 +7,6 @@ The default lists are those of images that show a cat, cow, dog, horse or sheep.
 """
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
@@ -27,16 +26,6 @@ from utils.run.errors import UserError
 from utils.run.files import save_drawn, save_label_map
 from utils.run.log import progress
 from utils.run.script import run_script
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument('--voc', type=Path, required=True, help='the whole data set, VOCSegmentation/')
-    parser.add_argument('--output', type=Path, required=True, help='folder of the part')
-    parser.add_argument('--lists', type=Path, default=Path(__file__).resolve().parents[1] / 'configs/voc_animals/sets',
-                        help='folder of lists, <split>.txt with one ID a line (default: %(default)s)')
-    parser.add_argument('--size', type=int, default=256, help='longest side, pixels (default: %(default)s)')
-    return parser.parse_args(argv)
 
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:
@@ -67,7 +56,13 @@ def copy(name: str, voc: Path, output: Path, size: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
+    parser = ArgumentParser(__doc__)
+    parser.add_argument('--voc', type=Path, required=True, help='the whole data set, VOCSegmentation/')
+    parser.add_argument('--output', type=Path, required=True, help='folder of the part')
+    parser.add_argument('--lists', type=Path, default=Path(__file__).resolve().parents[1] / 'configs/voc_animals/sets',
+                        help='folder of lists, <split>.txt with one ID a line (default: %(default)s)')
+    parser.add_argument('--size', type=int, default=256, help='longest side, pixels (default: %(default)s)')
+    args = parser.parse_args(argv)
     lists = sorted(args.lists.glob('*.txt'))
     if not lists:
         raise UserError(f'no lists in {args.lists}; give a folder of <split>.txt with one ID a line.')
