@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from experiments.runner import overrides_of, run_chain
+from experiments.runner import overrides_of
 from experiments.voc_animals import (
     CONFIGS,
     INITIAL,
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for variant in dict.fromkeys(variant for variants in groups.values() for variant in variants.values()):
             experiment.trained(args.start, seed, variant.masks, variant.name, variant.overrides, predicted=False)
         if not args.list or seed == args.seeds[-1]:
-            run_chain(experiment.root, experiment.steps, list_only=args.list)
+            experiment.run(experiment.steps, list_only=args.list)
             write(experiment, args.start, groups)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from experiments.runner import SCRIPTS, Step, overrides_of, run_chain
+from experiments.runner import Chain, Step
 from experiments.voc_animals import crf_flags
 from utils.config.cli import ArgumentParser
 from utils.config.paths import REPOSITORY
@@ -24,54 +24,46 @@ BEFORE, AFTER = 'pretraining=pretrain_before/checkpoint.pth.tar', 'pretraining=p
 EXACT = 'saliency=supervised_model'  # the exact masks; by default those that the network predicts
 PROTOTYPES = {'before-embedding': (BEFORE, EXACT), 'before-backbone': (BEFORE, EXACT, 'features=backbone'),
               'after-given': (AFTER, EXACT), 'after': (AFTER,)}
+COLUMNS = {'before': ('linear-before-eval', *(f'{task}-before-{features}' for task in ('kmeans', 'retrieval')
+                                              for features in ('embedding', 'backbone'))),
+           'after': ('linear-after-eval', 'kmeans-after-given', 'retrieval-after-given'),
+           'after, with its own masks': ('kmeans-after', 'retrieval-after')}
 NOTE = ('The same encoder before and after pretraining without labels. Before: the better of its embedding and its '
         'backbone features. Before and after, K-means and retrieval have the exact masks (so that the background is '
         'always right); the last column has the masks that the trained network predicts.')
 
 
-class Demo:
-    """The steps of the demo, and the table of their results.
+def pretraining_steps(chain: Chain, drawing: Sequence[str]) -> tuple[Step, Step, Step]:
+    """The data set, the pretraining, and the encoder before it.
 
     Args:
-        root: their folder.
-        given: overrides '[task.]key=value'.
         drawing: arguments of experiments/shapes.py.
     """
+    draw = Step('data', ('experiments/shapes.py', '--output', str(chain.db_root / 'Shapes'), *drawing))
+    config = 'configs/demo/pretrain.yml'
+    return draw, chain.step('pretrain', config, 'pretrain', needs=(draw,)), chain.step(
+        'pretrain', config, 'pretrain_before', ['epochs=0'], (draw,))
 
-    def __init__(self, root: Path, given: Sequence[str], drawing: Sequence[str]) -> None:
-        self.root, self.given = root, given
-        draw = Step('data', ('experiments/shapes.py', '--output', str(root / 'data' / 'Shapes'), *drawing))
-        pretrain = self.step('pretrain', 'pretrain', (), (draw,))
-        before = self.step('pretrain', 'pretrain_before', ('epochs=0',), (draw,))
-        self.pretraining = [draw, pretrain, before]
-        self.protocols = [self.step(task, f'{task}-{name}', overrides, (before if BEFORE in overrides else pretrain,))
-                          for task in ('kmeans', 'retrieval') for name, overrides in PROTOTYPES.items()]
-        for name, weights, needed in (('before', BEFORE, before), ('after', AFTER, pretrain)):
-            trained = self.step('linear', f'linear-{name}', (weights,), (needed,))
-            best = root / trained.folder / 'best_model.pth.tar'
-            self.protocols += [trained, self.step('linear', f'linear-{name}-eval', (weights,), (trained,),
-                                                  ('--state-dict', str(best), *crf_flags()), 'segmentation/eval.py')]
 
-    def step(self, task: str, folder: str, overrides: Sequence[str], needs: tuple[Step, ...],
-             flags: Sequence[str] = (), script: str = '') -> Step:
-        """A script of a task with its config of configs/demo."""
-        config = {'linear': 'linear_finetune'}.get(task, task)
-        return Step(folder, (script or SCRIPTS[task][0], '--config_env', 'configs/demo/env.yml', '--config_exp',
-                             f'configs/demo/{config}.yml', *flags, '--set', *overrides_of(task, self.given),
-                             f'root_dir={self.root}', f'db_root={self.root / "data"}', f'output_dir={folder}',
-                             *overrides), needs)
+def protocol_steps(chain: Chain, pretrained: Step, before: Step) -> list[Step]:
+    steps = [chain.step(task, f'configs/demo/{task}.yml', f'{task}-{name}', overrides,
+                        (before if BEFORE in overrides else pretrained,))
+             for task in ('kmeans', 'retrieval') for name, overrides in PROTOTYPES.items()]
+    config = 'configs/demo/linear_finetune.yml'
+    for name, weights, needed in (('before', BEFORE, before), ('after', AFTER, pretrained)):
+        trained = chain.step('linear', config, f'linear-{name}', (weights,), (needed,))
+        best = chain.root / trained.folder / 'best_model.pth.tar'
+        steps += [trained, chain.step('linear', config, f'linear-{name}-eval', (weights,), (trained,),
+                                      ('--state-dict', str(best), *crf_flags()), 'segmentation/eval.py')]
+    return steps
 
-    def table(self) -> list[str]:
-        """The call of segmentation/table.py."""
-        columns = {'before': ('linear-before-eval', *(f'{task}-before-{features}' for task in ('kmeans', 'retrieval')
-                                                      for features in ('embedding', 'backbone'))),
-                   'after': ('linear-after-eval', 'kmeans-after-given', 'retrieval-after-given'),
-                   'after, with its own masks': ('kmeans-after', 'retrieval-after')}
-        words = [word for name, folders in columns.items()
-                 for word in ('--column', name, *(str(self.root / folder) for folder in folders))]
-        return ['segmentation/table.py', '--output', str(self.root), '--pictures',
-                str(self.root / 'kmeans-after' / 'visualizations'), '--pretraining', str(self.root / 'pretrain'),
-                '--note', NOTE, *words]
+
+def table(root: Path) -> list[str]:
+    """The call of segmentation/table.py."""
+    words = [word for name, folders in COLUMNS.items()
+             for word in ('--column', name, *(str(root / folder) for folder in folders))]
+    return ['segmentation/table.py', '--output', str(root), '--pictures', str(root / 'kmeans-after' / 'visualizations'),
+            '--pretraining', str(root / 'pretrain'), '--note', NOTE, *words]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -83,13 +75,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help='override a key in every script that has it, or in that of one task alone')
     args = parser.parse_args(argv)
     drawing = ['--train', str(args.images[0]), '--val', str(args.images[1])] if args.images else []
-    demo = Demo(args.output.resolve(), args.overrides, drawing)
+    chain = Chain(args.output, args.output / 'data', args.overrides, 'configs/demo/env.yml')
+    steps = pretraining_steps(chain, drawing)
     print('== Drawing the data set, and pretraining without labels', flush=True)
-    run_chain(demo.root, demo.pretraining)
+    chain.run(steps)
     print(f'== The protocols before and after pretraining, two at a time (output: {args.output}/*/output.txt)')
-    run_chain(demo.root, demo.protocols, jobs=2)
+    chain.run(protocol_steps(chain, *steps[1:]), jobs=2)
     print('== Before and after pretraining', flush=True)
-    if code := subprocess.call([sys.executable, *demo.table()], cwd=REPOSITORY):
+    if code := subprocess.call([sys.executable, *table(chain.root)], cwd=REPOSITORY):
         raise SystemExit(code)
     print(f'== All of it with pictures: open {args.output}/report.html in a browser')
 

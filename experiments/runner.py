@@ -40,27 +40,6 @@ class Step:
         """What tells the step from one with other settings: its arguments, and those of the steps that it needs."""
         return [*self.command[1:], *(word for step in self.needs for word in step.settings())]
 
-    def finished(self, root: Path) -> bool:
-        """Whether it has ended well below ``root``, with the same settings. Raises UserError if that is damaged."""
-        path = root / self.folder / FINISHED
-        try:
-            return path.is_file() and json.loads(path.read_text()) == self.settings()
-        except ValueError as error:
-            raise UserError(f'{path} is damaged; delete it to do this run again.') from error
-
-    def result(self, root: Path, task: str) -> dict[str, Any] | None:
-        """An entry of its results.json, in percent; None if the step is not finished.
-
-        Args:
-            task: name of the entry; 'kmeans 5' is the point of 5 clusters of the over-clustering curve.
-        """
-        if not self.finished(root):
-            return None
-        results, (name, _, clusters) = read_results(root / self.folder), task.partition(' ')
-        if not clusters:
-            return results.get(name)
-        return next((point for point in results['overclustering'] if point['num_clusters'] == int(clusters)), None)
-
 
 def overrides_of(task: str, given: Sequence[str]) -> list[str]:
     """Those of the overrides '[task.]key=value' that the script of a task takes.
@@ -96,52 +75,94 @@ def start(step: Step, root: Path, jobs: int) -> subprocess.Popen:
                                 stderr=subprocess.STDOUT)
 
 
-def run_chain(root: Path, steps: Sequence[Step], jobs: int = 1, list_only: bool = False) -> None:
-    """Run each step that is not finished, ``jobs`` at a time; a signal goes to all of them: a training saves its step.
+class Chain:
+    """Steps whose results stand below one folder.
+
+    Args:
+        given: overrides '[task.]key=value' of all steps.
 
     Raises:
-        UserError: a folder holds a run with other settings.
-        SystemExit: a step failed or was stopped, with its exit code; the others end first. Rerun to resume.
+        UserError: no script has a key.
     """
-    left = [step for step in dict.fromkeys(steps) if not step.finished(root)]
-    total = len(left)
-    print(f'{total} of {len(set(steps))} runs are left to do')
-    others = [step.folder for step in left if (root / step.folder / FINISHED).exists()]
-    if others and not list_only:
-        raise UserError(f'{root} holds runs with other settings ({name_some(others)}); '
-                        'choose another --output, or delete these folders.')
-    if list_only:
-        print(*(f'python {" ".join(step.command)}' for step in left), sep='\n')
-        return
-    running: dict[Step, subprocess.Popen] = {}
-    code, signals = 0, []
 
-    def forward(number: int, _: Any) -> None:
-        signals.append(number)
-        for child in running.values():
-            child.send_signal(number)
+    def __init__(self, root: Path, db_root: Path, given: Sequence[str] = (), env: str = 'configs/env.yml') -> None:
+        self.root, self.db_root, self.given, self.env = root.resolve(), db_root.resolve(), given, env
+        overrides_of('pretrain', given)
 
-    with handled(forward, *SIGNALS):
-        while running or (left and not code and not signals):
-            ready = [step for step in left if not any(need in left or need in running for need in step.needs)]
-            for step in ready[:jobs - len(running)] if not code and not signals else []:
-                left.remove(step)
-                print(f'\n== {total - len(left)} of {total}: python {" ".join(step.command)}', flush=True)
-                running[step] = start(step, root, jobs)
-                if signals:  # it came while the step started
-                    running[step].send_signal(signals[-1])
-            statuses = {step: child.poll() for step, child in running.items()}
-            for step, status in statuses.items():
-                if status is None:
-                    continue
-                del running[step]
-                if status == 0:
-                    write_text(root / step.folder / FINISHED, json.dumps(step.settings()))
-                    continue
-                code = code or (status if status > 0 else 1)
-                if jobs > 1:
-                    print(f'{step.folder} ended with {status}: {root / step.folder / OUTPUT}')
-            if None in statuses.values():
-                time.sleep(0.05)
-    if code or left:
-        raise SystemExit(code or 75)
+    def step(self, task: str, config: str, folder: str, overrides: Sequence[str] = (), needs: tuple[Step, ...] = (),
+             flags: Sequence[str] = (), script: str = '') -> Step:
+        """The script of a task, or another that takes the same config."""
+        return Step(folder, (script or SCRIPTS[task][0], '--config_env', self.env, '--config_exp', config, *flags,
+                             '--set', *overrides_of(task, self.given), f'db_root={self.db_root}',
+                             f'root_dir={self.root}', f'output_dir={folder}', *overrides), needs)
+
+    def finished(self, step: Step) -> bool:
+        """Whether it has ended well, with the same settings. Raises UserError if the note on that is damaged."""
+        path = self.root / step.folder / FINISHED
+        try:
+            return path.is_file() and json.loads(path.read_text()) == step.settings()
+        except ValueError as error:
+            raise UserError(f'{path} is damaged; delete it to do this run again.') from error
+
+    def result(self, step: Step, task: str) -> dict[str, Any] | None:
+        """An entry of a step's results.json, in percent; None if the step is not finished.
+
+        Args:
+            task: name of the entry; 'kmeans 5' is the point of 5 clusters of the over-clustering curve.
+        """
+        if not self.finished(step):
+            return None
+        results, (name, _, clusters) = read_results(self.root / step.folder), task.partition(' ')
+        if not clusters:
+            return results.get(name)
+        return next((point for point in results['overclustering'] if point['num_clusters'] == int(clusters)), None)
+
+    def run(self, steps: Sequence[Step], jobs: int = 1, list_only: bool = False) -> None:
+        """Run each step that is not finished, ``jobs`` at a time; a signal goes to all: a training saves its step.
+
+        Raises:
+            UserError: a folder holds a run with other settings.
+            SystemExit: a step failed or was stopped, with its exit code; the others end first. Rerun to resume.
+        """
+        left = [step for step in dict.fromkeys(steps) if not self.finished(step)]
+        total = len(left)
+        print(f'{total} of {len(set(steps))} runs are left to do')
+        others = [step.folder for step in left if (self.root / step.folder / FINISHED).exists()]
+        if others and not list_only:
+            raise UserError(f'{self.root} holds runs with other settings ({name_some(others)}); '
+                            'choose another --output, or delete these folders.')
+        if list_only:
+            print(*(f'python {" ".join(step.command)}' for step in left), sep='\n')
+            return
+        running: dict[Step, subprocess.Popen] = {}
+        code, signals = 0, []
+
+        def forward(number: int, _: Any) -> None:
+            signals.append(number)
+            for child in running.values():
+                child.send_signal(number)
+
+        with handled(forward, *SIGNALS):
+            while running or (left and not code and not signals):
+                ready = [step for step in left if not any(need in left or need in running for need in step.needs)]
+                for step in ready[:jobs - len(running)] if not code and not signals else []:
+                    left.remove(step)
+                    print(f'\n== {total - len(left)} of {total}: python {" ".join(step.command)}', flush=True)
+                    running[step] = start(step, self.root, jobs)
+                    if signals:  # it came while the step started
+                        running[step].send_signal(signals[-1])
+                statuses = {step: child.poll() for step, child in running.items()}
+                for step, status in statuses.items():
+                    if status is None:
+                        continue
+                    del running[step]
+                    if status == 0:
+                        write_text(self.root / step.folder / FINISHED, json.dumps(step.settings()))
+                        continue
+                    code = code or (status if status > 0 else 1)
+                    if jobs > 1:
+                        print(f'{step.folder} ended with {status}: {self.root / step.folder / OUTPUT}')
+                if None in statuses.values():
+                    time.sleep(0.05)
+        if code or left:
+            raise SystemExit(code or 75)

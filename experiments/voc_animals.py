@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import numpy as np
 
-from experiments.runner import SCRIPTS, Step, overrides_of, run_chain
+from experiments.runner import SCRIPTS, Chain, Step, overrides_of
 from models.crf import require_crf
 from segmentation.metrics import standard_deviation
 from utils.config.cli import ArgumentParser
@@ -51,7 +51,7 @@ class Row(NamedTuple):
     classes: str
 
 
-class Experiment:
+class Experiment(Chain):
     """All steps, in their order, the rows that they fill, and the results of those that are finished.
 
     Args:
@@ -60,31 +60,25 @@ class Experiment:
     """
 
     def __init__(self, args: argparse.Namespace, all_classes: bool = False) -> None:
-        self.root, self.given, self.crf = args.output.resolve(), args.overrides, crf_flags()
+        super().__init__(args.output, args.db_root, args.overrides)
         self.weights = 'imagenet_classification' if args.weights is None else str(args.weights.resolve())
-        self.common = f'db_root={args.db_root.resolve()}', f'root_dir={self.root}'
+        self.crf = crf_flags()
         self.classes = {'animals': ()} | ({'all 21': ('eval_classes=[]',)} if all_classes else {})
         self.steps: list[Step] = []
         self.rows: dict[Row, dict[str, list[Step]]] = {}
-        overrides_of('pretrain', self.given)  # a wrong key is told before anything runs
         for text in self.given:
             if (key := text.partition('=')[0].rpartition('.')[2]) in OWN_KEYS:
                 raise UserError(f'--set {text}: the experiment sets {key} itself; see --db-root, --output, --seeds and '
                                 'the rows of its table.')
 
-    def step(self, task: str, config: str, folder: str, overrides: Sequence[str], flags: Sequence[str] = (),
-             needs: tuple[Step, ...] = ()) -> Step:
-        step = Step(folder, (SCRIPTS[task][0], '--config_env', 'configs/env.yml', '--config_exp',
-                             f'{CONFIGS}/{config}.yml', *flags, '--set', *overrides_of(task, self.given), *self.common,
-                             f'output_dir={folder}', *overrides), needs)
-        self.steps.append(step)
-        return step
-
     def pretrain(self, start: str, seed: int, masks: str, name: str, overrides: Sequence[str] = ()) -> Step:
         """Pretraining, in <start>/seed_<seed>/<name>."""
         weights = [f'pretraining={self.weights}'] if start.startswith('imagenet') else []
-        return self.step('pretrain', f'{start}/pretrain_{masks}', f'{start}/seed_{seed}/{name}/pretrain',
+        step = self.step('pretrain', f'{CONFIGS}/{start}/pretrain_{masks}.yml',
+                         f'{start}/seed_{seed}/{name}/pretrain',
                          [f'seed={seed}', *weights, *overrides_of('pretrain', overrides)])
+        self.steps.append(step)
+        return step
 
     def protocol(self, row: Row, pretrained: Step, task: str, seed: int, overrides: Sequence[str] = (),
                  crf: bool = True) -> None:
@@ -101,12 +95,13 @@ class Experiment:
             network += [f'features={row.features}', f'saliency={saliency}']
         elif row.features == 'backbone':
             network += ['features=backbone', f'optimizer_kwargs.lr={BACKBONE_LR}']
-        config = f'{row.start}/{"linear_finetune" if task == "linear" else task}'
+        config = f'{CONFIGS}/{row.start}/{"linear_finetune" if task == "linear" else task}.yml'
         folder = f'{Path(pretrained.folder).parent}/{task}_{row.features}_{row.masks}'
         for classes, chosen in self.classes.items():
             step = self.step(task, config, folder + ('_21' if chosen else ''),
-                             [*network, *overrides_of(task, overrides), *chosen],
-                             self.crf if task == 'linear' and crf else (), (pretrained,))
+                             [*network, *overrides_of(task, overrides), *chosen], (pretrained,),
+                             self.crf if task == 'linear' and crf else ())
+            self.steps.append(step)
             steps = self.rows.setdefault(row._replace(classes=classes), {}).setdefault(task, [])
             if step not in steps:
                 steps.append(step)
@@ -138,7 +133,7 @@ class Experiment:
     def entries(self, row: Row, metric: str) -> list[dict[str, Any]]:
         """The result of each seed (of K-means the mean of its runs) in percent; none that are not there yet."""
         task, entry = METRICS[metric]
-        found = [step.result(self.root, entry) for step in self.rows[row].get(task, [])]
+        found = [self.result(step, entry) for step in self.rows[row].get(task, [])]
         return [one for one in found if one is not None]
 
     def values(self, row: Row, metric: str) -> list[float]:
@@ -162,24 +157,33 @@ def shown(values: Sequence[float]) -> str:
     return with_spread(*mean_and_deviation(values), len(values), 1) if values else '-'
 
 
-def table(experiment: Experiment, gains: bool = False) -> str:
-    """mIoU of each row that has one, mean and deviation over seeds.
+def pivot(cells: Mapping[tuple[Row, str], str], columns: Sequence[str]) -> str:
+    """A table of {(row, column): text}; '-' where there is none."""
+    return markdown([*Row._fields, *columns], [[*row, *(cells.get((row, name), '-') for name in columns)]
+                                               for row in dict.fromkeys(row for row, _ in cells)])
 
-    Args:
-        gains: in place of it what each trained row gains over the stronger of the two baselines, and that in
-            deviations of the difference; a row of one seed has none.
+
+def table(experiment: Experiment) -> str:
+    """mIoU of each row, mean and deviation over seeds."""
+    found = {(row, metric): experiment.values(row, metric) for row in experiment.rows for metric in METRICS}
+    return pivot({place: shown(values) for place, values in found.items() if values}, list(METRICS))
+
+
+def gains(experiment: Experiment) -> str:
+    """What each trained row gains over the stronger of the two baselines, and that in deviations of the difference.
+
+    A row of one seed has no deviation, and none is given.
     """
-    def gain(row: Row, metric: str) -> str:
-        values, before = experiment.values(row, metric), experiment.stronger(row.start, metric, row.classes)
-        if not values or before is None:
-            return '-'
-        (after, spread), (best, deviation) = mean_and_deviation(values), before
-        joint = 0 if spread is None else math.hypot(spread, deviation or 0)
-        return f'{after - best:+.1f}' + (f' ({(after - best) / joint:+.1f} σ)' if joint else '')
-
-    lines = [[*row, *(gain(row, metric) if gains else shown(experiment.values(row, metric)) for metric in METRICS)]
-             for row in experiment.rows if not gains or row.model != INITIAL]
-    return markdown([*Row._fields, *METRICS], [line for line in lines if set(line[-len(METRICS):]) != {'-'}])
+    cells = {}
+    for row in experiment.rows:
+        for metric in METRICS if row.model != INITIAL else ():
+            values, before = experiment.values(row, metric), experiment.stronger(row.start, metric, row.classes)
+            if values and before is not None:
+                (after, spread), (best, deviation) = mean_and_deviation(values), before
+                joint = 0 if spread is None else math.hypot(spread, deviation or 0)
+                ratio = f' ({(after - best) / joint:+.1f} σ)' if joint else ''
+                cells[row, metric] = f'{after - best:+.1f}{ratio}'
+    return pivot(cells, list(METRICS))
 
 
 def class_tables(experiment: Experiment) -> str:
@@ -188,12 +192,11 @@ def class_tables(experiment: Experiment) -> str:
     for metric in METRICS:
         for classes in experiment.classes:
             found = {row: experiment.entries(row, metric) for row in experiment.rows if row.classes == classes}
-            found = {row: entries for row, entries in found.items() if entries}
-            if found:
-                names = list(next(iter(found.values()))[0]['IoU'])
-                lines = [[*row[:4], *(shown([one['IoU'][name] for one in entries]) for name in names)]
-                         for row, entries in found.items()]
-                parts.append(f'{metric}, {classes}: IoU in percent\n\n{markdown([*Row._fields[:4], *names], lines)}')
+            cells = {(row, name): shown([one['IoU'][name] for one in entries]) for row, entries in found.items()
+                     for name in (entries[0]['IoU'] if entries else ())}
+            if cells:
+                parts.append(f'{metric}, {classes}: IoU in percent\n\n'
+                             f'{pivot(cells, list(dict.fromkeys(name for _, name in cells)))}')
     return '\n'.join(parts)
 
 
@@ -256,8 +259,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 experiment.trained(start, seed, masks)
         if args.list and seed != args.seeds[-1]:
             continue
-        run_chain(experiment.root, experiment.steps, list_only=args.list)
-        texts = {'table.md': table(experiment), 'gains.md': table(experiment, gains=True),
+        experiment.run(experiment.steps, list_only=args.list)
+        texts = {'table.md': table(experiment), 'gains.md': gains(experiment),
                  'classes.md': class_tables(experiment), 'figures.csv': csv_table(experiment)}
         for name, text in texts.items():
             write_text(experiment.root / name, text)

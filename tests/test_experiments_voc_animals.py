@@ -164,9 +164,10 @@ def test_a_stopped_experiment_lets_its_training_save(tmp_path: Path, number: sig
              f'signal.signal(signal.{number.name}, save)\n'
              f'pathlib.Path({str(ready)!r}).touch()\n'
              f'time.sleep(60)')
-    parent = ('from pathlib import Path; from experiments.runner import Step, run_chain; '
+    parent = ('from pathlib import Path; from experiments.runner import Chain, Step; '
               'from utils.run.script import run_script\n'
-              f'run_script(lambda: run_chain(Path({str(tmp_path)!r}), [Step("x", ("-c", {child!r}))], {jobs}))')
+              f'run_script(lambda: Chain(Path({str(tmp_path)!r}), Path()).run('
+              f'[Step("x", ("-c", {child!r}))], {jobs}))')
     with subprocess.Popen([sys.executable, '-c', parent], cwd=REPOSITORY) as process:
         while not ready.exists():
             assert process.poll() is None
