@@ -63,6 +63,6 @@ def prediction_blocks(runs: Mapping[str, Mapping[str, Path]], classes: Sequence[
         files = [(f'{column}: {Path(name).stem}', folder / name)
                  for name in names for column, folder in folders.items() if (folder / name).is_file()]
         blocks.append(page.pictures(f'{PREDICTIONS}: {protocol}', files, NOTES[PREDICTIONS],
-                                    page.class_colours(classes) | page.VOID,
+                                    page.class_colours(classes) | page.IGNORED,
                                     columns=len(folders) if len(folders) > 1 else 0))
     return blocks

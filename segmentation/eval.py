@@ -21,7 +21,7 @@ from data.loaders import evaluation_loader, scored_names
 from models.build import build_linear_model
 from models.crf import require_crf
 from models.weights import fingerprint
-from segmentation.linear import BEST, check_classes, check_free, read_trained, stem
+from segmentation.linear import BEST, check_free, read_trained, stem
 from segmentation.provenance import made_with
 from segmentation.scoring import score
 from utils.config.cli import ArgumentParser
@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = prepare(p)
 
     classes = scored_names(p, p.val_db_name)
-    trained = read_trained(weights)
-    check_classes(weights, trained, classes)
+    trained = read_trained(weights, classes)
     model = build_linear_model(p, len(classes), str(weights))
     if trained.classes is None:
         log.info('Nothing beside %s names its classes: they are taken for those of %s', weights, p.val_db_name)

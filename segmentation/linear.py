@@ -37,11 +37,14 @@ def write_trained(weights: Path, trained: Trained) -> None:
     write_text(_classes_file(weights), yaml.safe_dump(content, sort_keys=False))
 
 
-def read_trained(weights: Path) -> Trained:
+def read_trained(weights: Path, scored: Sequence[str] | None = None) -> Trained:
     """What stands beside the weights: <stem>.classes.yml, of weights of an earlier version config.yml of their run.
 
+    Args:
+        scored: the classes of the data set that they are to be scored on.
+
     Raises:
-        UserError: one of the two is damaged.
+        UserError: one of the two is damaged, or the weights were trained for other classes than these.
     """
     path = _classes_file(weights)
     if weights.name == 'checkpoint.pth.tar' and not path.exists():  # of the training whose best model stands beside it
@@ -54,15 +57,11 @@ def read_trained(weights: Path) -> Trained:
     if task not in ('linear', 'finetuned') or not isinstance(classes, list) \
             or not all(isinstance(name, str) for name in classes):
         raise damaged(path, 'it must hold a task and a list of classes')
-    return Trained(task, tuple(classes))
-
-
-def check_classes(weights: Path, trained: Trained, classes: Sequence[str]) -> None:
-    """Raises UserError where weights were trained for other classes than these."""
-    if trained.classes is not None and trained.classes != tuple(classes):
-        raise UserError(f'{weights} was trained for the classes {name_some(trained.classes, 21)}, and the data set has '
-                        f'{name_some(classes, 21)}; take the data set and eval_classes of its training, or other '
+    if scored is not None and tuple(classes) != tuple(scored):
+        raise UserError(f'{weights} was trained for the classes {name_some(classes, 21)}, and the data set has '
+                        f'{name_some(scored, 21)}; take the data set and eval_classes of its training, or other '
                         'weights.')
+    return Trained(task, tuple(classes))
 
 
 def check_free(output_dir: Path, tasks: Sequence[str], weights: Path, digest: str) -> None:

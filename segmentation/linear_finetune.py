@@ -21,7 +21,7 @@ from models.build import build_linear_model
 from models.crf import require_crf
 from models.weights import fingerprint, load_strict, read_weights
 from segmentation.engine import compute_losses, validate
-from segmentation.linear import BEST, Trained, check_classes, read_trained, write_trained
+from segmentation.linear import BEST, Trained, read_trained, write_trained
 from segmentation.metrics import iou_of
 from segmentation.provenance import made_with, warn_of_shared
 from segmentation.scoring import score
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     best = trainer.extra.get('best_miou', -1.0)
 
     if trainer.epoch or trainer.step:
-        check_classes(best_path, read_trained(best_path), classes)
+        read_trained(best_path, classes)
     if distributed.is_main():
         write_text(output_dir / 'labelled.txt', '\n'.join(labelled) + '\n')
         write_trained(best_path, Trained(task, classes))

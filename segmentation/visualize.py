@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sheets = {k: montage([fit(crops[i]) for i in found], COLUMNS) for k, found in typical.items()}
     for name, picture in (*pictures.items(), *((f'clusters/cluster_{k + 1}', sheet) for k, sheet in sheets.items())):
         save_image(picture, output / f'{name}.png')
-    truth = page.class_colours(dataset.classes) | page.VOID if 'semseg' in dataset.load(0) else {}
+    truth = page.class_colours(dataset.classes) | page.IGNORED if 'semseg' in dataset.load(0) else {}
     blocks = [page.pictures(title, [(f'{name}.png', pictures[name])], text, truth if name == 'embedding' else {})
               for name, title, text in TEXTS]
     if sheets:

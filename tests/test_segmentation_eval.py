@@ -9,6 +9,7 @@ import yaml
 from models.segmentation import LinearSegmentationModel
 from segmentation import eval as eval_script
 from segmentation import linear_finetune
+from segmentation.linear import read_trained
 from segmentation.segmenter import Segmenter
 from tests.colours import MIDDLE, arguments, plain_backbone, results, runner, write_image, write_lists
 from tests.test_utils_report_run import Page
@@ -85,6 +86,7 @@ def test_classes_it_was_not_trained_for(trained, tmp_path: Path) -> None:
     assert yaml.safe_load(beside.read_text()) == {'task': 'linear', 'classes': list(NAMES)}
     assert all(isinstance(value, torch.Tensor) for value in torch.load(best, weights_only=True).values())
     assert Segmenter.load(best, 'cpu').classes == NAMES
+    assert read_trained(run / 'checkpoint.pth.tar') == read_trained(best) == ('linear', NAMES)
     write_lists(tmp_path / 'Colours', ('background', 'blue'))
     assert Segmenter.load(best, 'cpu').classes == NAMES  # not those of a list that has changed since
     said = 'was trained for the classes background, red, and the data set has background, blue; '

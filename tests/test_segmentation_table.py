@@ -65,7 +65,7 @@ def test_the_comparison_joins_results_pictures_and_curves(columns: list[str], tm
     shown = Page(tmp_path / 'out' / 'report.html')
     for text in ('20.00 ± 1.00 (n = 5)', '45.68', 'Training: pretrain', 'IoU of each class', 'Over-clustering',
                  'one: of_a', 'two: of_c', 'Predictions: Linear classifier', 'Results: one · two', 'One is the first.',
-                 'Nearest neighbours', 'void'):
+                 'Nearest neighbours', 'ignore label'):
         assert text in shown.text, text
     assert 'of_b' not in shown.text
     assert 'Predictions: Retrieval' not in shown.text  # the folder of the linear classifier, shown already

@@ -93,7 +93,7 @@ def test_damaged_results_are_an_error(tmp_path: Path, content: bytes) -> None:
 def test_the_report_holds_what_the_run_left(output_dir: Path) -> None:
     shown = Page(output_dir / 'report.html')
     for text in ('Title <b>', 'a<script>', 'cat & <dog>', '<i>a', '45.68 ± 1.50 (n = 5)', 'moco_kwargs.K', '40',
-                 'IoU of each class', 'number of clusters', 'void', 'cluster_1',
+                 'IoU of each class', 'number of clusters', 'ignore label', 'cluster_1',
                  'epoch 0', 'epoch 2', 'epoch 4', 'Over-clustering', 'Confusion matrix: K-means'):
         assert text in shown.text, text
     assert 'epoch 1' not in shown.text

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 REPORT = 'report.html'  # name of every page
 Block = dict[str, Any]  # 'kind', which names a macro of page.html, 'title', and what that macro shows
 SMALL, WIDEST = 50_000, 1400  # bytes of a picture that is taken as it is; width of any other, pixels
-VOID = {'void': '#{:02x}{:02x}{:02x}'.format(*PALETTE[255])}  # name and colour of pixels with the ignore label
+IGNORED = {'ignore label': '#{:02x}{:02x}{:02x}'.format(*PALETTE[255])}  # name and colour
 
 
 def data_uri(content: bytes, kind: str) -> str:

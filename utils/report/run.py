@@ -77,7 +77,7 @@ def write_run_report(config: Mapping[str, Any], title: str, results: Mapping[str
                   *(page.matrix(f'Confusion matrix: {TASKS.get(task, task)}', confusion, classes)
                     for task, confusion in (confusions or {}).items()),
                   *training_blocks(output_dir),
-                  *(page.pictures(kind, shown, NOTES[kind], page.class_colours(classes) | page.VOID
+                  *(page.pictures(kind, shown, NOTES[kind], page.class_colours(classes) | page.IGNORED
                                   if kind == PREDICTIONS else {})
                     for kind, shown in (pictures or {}).items() if shown),
                   page.table('Config', (), rows, folded=True)]
