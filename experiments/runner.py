@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.config.paths import REPOSITORY
-from utils.config.schema import Kmeans, LinearFinetune, Pretrain, Retrieval
 from utils.config.keys import schema_keys
+from utils.config.paths import REPOSITORY
+from utils.config.schema import Kmeans, LinearFinetune, Pretrain, Retrieval, Run
 from utils.report.results import read_results
 from utils.run.errors import UserError, name_some
 from utils.run.files import write_text
 from utils.run.parallel import available_cores
 from utils.run.signals import SIGNALS, handled
 
-SCRIPTS = {'pretrain': ('pretrain/main.py', Pretrain), 'linear': ('segmentation/linear_finetune.py', LinearFinetune),
-           'kmeans': ('segmentation/kmeans.py', Kmeans), 'retrieval': ('segmentation/retrieval.py', Retrieval)}
+SCRIPTS: dict[str, tuple[str, type[Run]]] = {
+    'pretrain': ('pretrain/main.py', Pretrain), 'linear': ('segmentation/linear_finetune.py', LinearFinetune),
+    'kmeans': ('segmentation/kmeans.py', Kmeans), 'retrieval': ('segmentation/retrieval.py', Retrieval)}
 FINISHED, OUTPUT = 'finished.json', 'output.txt'  # in the folder of a step
 
 
