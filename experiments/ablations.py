@@ -10,7 +10,6 @@ experiments/voc_animals.py in the same --output among them. Writes ablations.md,
 """
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -100,16 +99,6 @@ def groups_of(start: str, chosen: Sequence[str], given: Sequence[str]) -> dict[s
                     for label, variant in GROUPS[group].items()} for group in chosen}
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    add_experiment_arguments(parser)
-    parser.add_argument('--start', choices=STARTS, default='imagenet',
-                        help='what all variants differ from, a folder of configs/voc_animals (default: %(default)s)')
-    parser.add_argument('--groups', nargs='+', choices=tuple(GROUPS), default=list(GROUPS),
-                        help='which ablations (default: all)')
-    return parser.parse_args(argv)
-
-
 def write(experiment: Experiment, start: str, groups: dict[str, dict[str, Variant]]) -> None:
     """The table in Markdown and as CSV, and the plot, of what is finished, on given masks."""
     def values(model: str, features: str) -> dict[str, list[float]]:
@@ -144,7 +133,13 @@ def write(experiment: Experiment, start: str, groups: dict[str, dict[str, Varian
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
+    parser = ArgumentParser(__doc__)
+    add_experiment_arguments(parser)
+    parser.add_argument('--start', choices=STARTS, default='imagenet',
+                        help='what all variants differ from, a folder of configs/voc_animals (default: %(default)s)')
+    parser.add_argument('--groups', nargs='+', choices=tuple(GROUPS), default=list(GROUPS),
+                        help='which ablations (default: all)')
+    args = parser.parse_args(argv)
     experiment = Experiment(args)
     groups = groups_of(args.start, args.groups, args.overrides)
     for seed in args.seeds:  # a table after each seed

@@ -238,7 +238,7 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
                         'none; the tables are of what is there')
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     add_experiment_arguments(parser)
     parser.add_argument('--start', nargs='+', choices=STARTS, default=['imagenet', 'random'],
@@ -246,11 +246,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--masks', nargs='+', choices=('supervised', 'unsupervised'),
                         default=['supervised', 'unsupervised'], help='masks of the pretraining (default: both kinds)')
     parser.add_argument('--all-classes', action='store_true', help='score the 21 classes too')
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
+    args = parser.parse_args(argv)
     experiment = Experiment(args, args.all_classes)
     for seed in args.seeds:  # tables after each seed
         for start in args.start:

@@ -8,7 +8,6 @@ A label map is a PNG of class ids in one channel, ID.png, of the size of its ima
 """
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -34,14 +33,6 @@ from utils.run.script import run_script
 from utils.run.setup import prepare
 
 log = logging.getLogger(__name__)
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    add_config_arguments(parser, LinearFinetune)
-    parser.add_argument('--predictions', type=Path,
-                        help='folder of the label maps; default: predictions/ of the output directory')
-    return parser.parse_args(argv)
 
 
 def offline_confusion(dataset: VOCSegmentation, folder: Path) -> np.ndarray:
@@ -79,7 +70,11 @@ def offline_confusion(dataset: VOCSegmentation, folder: Path) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
+    parser = ArgumentParser(__doc__)
+    add_config_arguments(parser, LinearFinetune)
+    parser.add_argument('--predictions', type=Path,
+                        help='folder of the label maps; default: predictions/ of the output directory')
+    args = parser.parse_args(argv)
     p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
     prepare(p)
     dataset = VOCSegmentation(labelled_root(p, p.val_db_name), p.val_split, semseg=True,

@@ -9,7 +9,6 @@ pictures of the runs and, with --pretraining, the curves of the training that th
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,17 +20,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 import numpy as np
 from PIL import Image
 
-from segmentation.comparison import write_comparison
 from utils.config.cli import ArgumentParser
-from utils.report.page import REPORT
+from utils.report import page
 from utils.report.pictures import montage
 from utils.report.plots import class_bars, curve_of_clusters, to_image
 from utils.report.results import read_results
-from utils.report.run import CURVE, TASKS
+from utils.report.run import (
+    CURVE,
+    NEIGHBOURS,
+    NEIGHBOURS_FILE,
+    NOTES,
+    PREDICTIONS,
+    SPREAD,
+    TASKS,
+    class_block,
+    training_blocks,
+)
 from utils.report.tables import csv_text, markdown, with_spread
 from utils.run.errors import UserError, name_some
 from utils.run.files import save_image, write_text
 from utils.run.script import run_script
+
+SHOWN = 4  # images of a protocol in the report
 
 
 class Result(NamedTuple):
@@ -58,21 +68,6 @@ class Row(NamedTuple):
 
 
 Column = dict[str, Result]  # {task: result}
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument('--column', nargs='+', action='append', required=True, metavar=('NAME', 'DIR'),
-                        help='name of a column and the output directories of its runs; of several runs of one '
-                             'protocol the best counts')
-    parser.add_argument('--output', type=Path, required=True, help='folder for the tables and pictures')
-    parser.add_argument('--per-class', action='store_true', help='also a row a class')
-    parser.add_argument('--pretraining', type=Path, nargs='+', default=[], metavar='DIR',
-                        help='output directories of pretraining runs, whose curves the report shows')
-    parser.add_argument('--note', default='', metavar='TEXT', help='what the columns are, shown under the title of the '
-                                                                   'report (default: nothing)')
-    parser.add_argument('--pictures', type=Path, help='folder of PNGs to join into pictures.png')
-    return parser.parse_args(argv)
 
 
 def best_miou(entry: Any) -> float:
@@ -149,8 +144,66 @@ def rows_of(columns: Mapping[str, Column], per_class: bool = False) -> list[Row]
     return rows
 
 
+def write_comparison(output: Path, rows: Sequence[Sequence[str]], bars: Mapping[str, Mapping[str, Mapping[str, Any]]],
+                     curves: Mapping[str, Any], runs: Mapping[str, Mapping[str, Path]],
+                     pretraining: Sequence[Path] = (), note: str = '') -> None:
+    """Write report.html into ``output``.
+
+    Args:
+        rows: of the table: protocol, metric and a cell a column.
+        bars: {protocol: {column: its entry in results.json}} of the protocols with results of classes.
+        curves: {column: its curve of over-clustering}.
+        runs: {column: {protocol: output directory}}.
+        pretraining: output directories of pretraining runs, whose curves and pictures are shown.
+        note: what the columns are, shown under the title.
+    """
+    blocks = [page.table('Results', ('protocol', 'metric', *runs), rows, f'In percent; {SPREAD}.')]
+    classes = max((list(entry['IoU']) for columns in bars.values() for entry in columns.values()), key=len, default=[])
+    if bars:
+        blocks.append(class_block(bars))
+    if curves:
+        blocks.append(page.plots('Over-clustering', [partial(curve_of_clusters, curves)]))
+    blocks += prediction_blocks(runs, classes)
+    files = [(column, folder / NEIGHBOURS_FILE) for column, run in runs.items() for folder in run.values()]
+    files = [(column, path) for column, path in dict.fromkeys(files) if path.is_file()]
+    if files:
+        blocks.append(page.pictures(NEIGHBOURS, files, NOTES[NEIGHBOURS]))
+    for folder in pretraining:
+        blocks += training_blocks(folder, f': {folder.name}')
+    page.write_page(output, f'Results: {" · ".join(runs)}', note or 'What each model knows, side by side' + (
+        ', and how it was trained without labels' if pretraining else ''), blocks)
+
+
+def prediction_blocks(runs: Mapping[str, Mapping[str, Path]], classes: Sequence[str]) -> list[page.Block]:
+    """The first few predictions of each protocol, of all columns in turn; of protocols with one folder the first."""
+    blocks, seen = [], []
+    for protocol in dict.fromkeys(protocol for run in runs.values() for protocol in run):
+        folders = {column: run[protocol] / 'visualizations' for column, run in runs.items() if protocol in run}
+        names = sorted({path.name for folder in folders.values() for path in folder.glob('*.png')})[:SHOWN]
+        if not names or folders in seen:
+            continue
+        seen.append(folders)
+        files = [(f'{column}: {Path(name).stem}', folder / name)
+                 for name in names for column, folder in folders.items() if (folder / name).is_file()]
+        blocks.append(page.pictures(f'{PREDICTIONS}: {protocol}', files, NOTES[PREDICTIONS],
+                                    page.class_colours(classes) | page.IGNORED,
+                                    columns=len(folders) if len(folders) > 1 else 0))
+    return blocks
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
+    parser = ArgumentParser(__doc__)
+    parser.add_argument('--column', nargs='+', action='append', required=True, metavar=('NAME', 'DIR'),
+                        help='name of a column and the output directories of its runs; of several runs of one '
+                             'protocol the best counts')
+    parser.add_argument('--output', type=Path, required=True, help='folder for the tables and pictures')
+    parser.add_argument('--per-class', action='store_true', help='also a row a class')
+    parser.add_argument('--pretraining', type=Path, nargs='+', default=[], metavar='DIR',
+                        help='output directories of pretraining runs, whose curves the report shows')
+    parser.add_argument('--note', default='', metavar='TEXT', help='what the columns are, shown under the title of the '
+                                                                   'report (default: nothing)')
+    parser.add_argument('--pictures', type=Path, help='folder of PNGs to join into pictures.png')
+    args = parser.parse_args(argv)
     columns = read_columns(args.column)
     rows = rows_of(columns, args.per_class)
     table = markdown(['%', 'metric', *columns], [row.text() for row in rows], len(columns))
@@ -178,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, column in columns.items()}
     write_comparison(args.output, [row.text() for row in rows_of(columns)], bars, curves, runs, args.pretraining,
                      args.note)
-    print(f'Written to {args.output}: {", ".join(["table.md", "table.csv", *pictures, REPORT])}')
+    print(f'Written to {args.output}: {", ".join(["table.md", "table.csv", *pictures, page.REPORT])}')
 
 
 if __name__ == '__main__':

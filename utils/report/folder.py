@@ -49,7 +49,7 @@ def write_report(output: Path, settings: dict[str, Any], what: str, images: int,
     Args:
         what: is made of each image: 'masks'.
         images, written, existing: how many images were found, masks written now, masks there already.
-        left_out: image -> why it has no mask.
+        left_out: {image: why it has no mask}.
         sheet: name of the contact sheet in ``output``, shown if it is there.
         classes: names of the labels whose colours it has.
 

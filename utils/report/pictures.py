@@ -1,4 +1,4 @@
-"""Panels of images side by side."""
+"""Pictures of images: side by side, in grids, with masks, labels and captions."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,25 +13,18 @@ CAPTION = 18  # height of a caption, pixels
 PART = 200  # longer side of an image in a panel at most, pixels: four and their captions fit a screen
 
 
-
-
-def panel(images: Sequence[np.ndarray], captions: Sequence[str], gap: int = 4) -> Image.Image:
+def panel(images: Sequence[np.ndarray], captions: Sequence[str]) -> Image.Image:
     """Images of one size side by side under their captions, large ones made smaller.
 
     Args:
         images: each (H, W, 3) uint8, or (H, W) uint8 class ids, drawn in the VOC palette.
-        captions: one an image.
     """
     small = [thumbnail(image, PART) for image in images]
-    coloured = [PALETTE[image] if image.ndim == 2 else image for image in small]
-    height = max(image.shape[0] for image in coloured)
-    width = sum(image.shape[1] for image in coloured) + gap * (len(coloured) - 1)
-    canvas = Image.new('RGB', (width, height + CAPTION), 'white')
-    draw, x = ImageDraw.Draw(canvas), 0
-    for image, caption in zip(coloured, captions, strict=True):
-        draw.text((x + 2, 3), caption, fill='black')
-        canvas.paste(Image.fromarray(image), (x, CAPTION))
-        x += image.shape[1] + gap
+    row = montage([PALETTE[image] if image.ndim == 2 else image for image in small], len(small), gap=4)
+    canvas = Image.new('RGB', (row.width, row.height + CAPTION), 'white')
+    canvas.paste(row, (0, CAPTION))
+    for number, caption in enumerate(captions):
+        ImageDraw.Draw(canvas).text((number * (small[0].shape[1] + 4) + 2, 3), caption, fill='black')
     return canvas
 
 
@@ -52,10 +45,10 @@ def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def outline(image: np.ndarray, mask: np.ndarray, colour: tuple[int, ...] = (255, 255, 0), width: int = 1) -> np.ndarray:
-    """A copy of an image (H, W, 3) uint8 with the outlines of a mask (H, W), drawn ``width`` pixels wide."""
+def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A copy of an image (H, W, 3) uint8 with the outlines of a mask (H, W) in yellow."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(image.copy(), contours, -1, colour, width)
+    return cv2.drawContours(image.copy(), contours, -1, (255, 255, 0), 1)
 
 
 def pca_colours(maps: np.ndarray) -> np.ndarray:
@@ -89,16 +82,15 @@ def thumbnail(image: np.ndarray, side: int) -> np.ndarray:
     return image if scale >= 1 else cv2.resize(image, size, interpolation=by)
 
 
-def legend(classes: Sequence[str], columns: int = 4) -> Image.Image:
+def legend(classes: Sequence[str]) -> Image.Image:
     """A square in the colour of each class beside its name; of classes of one name the first alone."""
     labels = {name: label for label, name in reversed(list(enumerate(classes)))}
     ruler = ImageDraw.Draw(Image.new('L', (1, 1)))
     width = CAPTION + 10 + int(max(ruler.textlength(name) for name in classes))
-    rows = -(-len(labels) // columns)
-    canvas = Image.new('RGB', (min(columns, len(labels)) * width + 4, rows * CAPTION + 4), 'white')
+    canvas = Image.new('RGB', (min(4, len(labels)) * width + 4, -(-len(labels) // 4) * CAPTION + 4), 'white')
     draw = ImageDraw.Draw(canvas)
     for place, (name, label) in enumerate(sorted(labels.items(), key=lambda item: item[1])):
-        x, y = place % columns * width + 4, place // columns * CAPTION + 4
+        x, y = place % 4 * width + 4, place // 4 * CAPTION + 4
         draw.rectangle((x, y, x + CAPTION - 6, y + CAPTION - 6), tuple(PALETTE[label].tolist()), 'black')
         draw.text((x + CAPTION, y), name, fill='black')
     return canvas

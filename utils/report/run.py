@@ -1,12 +1,14 @@
 """The report of a run: report.html in its output directory, of what the script holds and training has logged."""
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -85,6 +87,11 @@ def write_run_report(config: Mapping[str, Any], title: str, results: Mapping[str
         log.info('Report: %s', page.write_page(output_dir, title, lead, blocks))
 
 
+def plots() -> ModuleType:
+    """utils.report.plots, when it is needed: matplotlib takes a second, and many reports have no plot."""
+    return importlib.import_module('utils.report.plots')
+
+
 def result_blocks(results: Mapping[str, Any]) -> list[page.Block]:
     """A table of the scalars, the classes, the curve of over-clustering, and what made the results."""
     rows: list[tuple[str, str, str]] = []
@@ -93,8 +100,8 @@ def result_blocks(results: Mapping[str, Any]) -> list[page.Block]:
     for task, entry in results.items():
         protocol = TASKS.get(task, task)
         if task == CURVE:
-            from utils.report.plots import curve_of_clusters
-            blocks.append(page.plots('Over-clustering', [partial(curve_of_clusters, {TASKS['kmeans']: entry})]))
+            blocks.append(page.plots('Over-clustering', [partial(plots().curve_of_clusters,
+                                                                 {TASKS['kmeans']: entry})]))
             continue
         for name, value in entry.items():
             if isinstance(value, (int, float)) and not name.endswith('std'):
@@ -103,7 +110,13 @@ def result_blocks(results: Mapping[str, Any]) -> list[page.Block]:
                              if isinstance(value, float) else str(value)))
         made += [(protocol, WORDS.get(name, name), 'masks stay whole' if value is None else str(value))
                  for name, value in entry.get('made_with', {}).items()]
-        blocks += cluster_blocks(entry)
+        values = sorted((int(k), value) for k, value in entry.get('silhouette', {}).items() if value is not None)
+        if values:  # of clusters that were found without ground truth
+            blocks.append(page.plots('Silhouette', [partial(plots().line_panels, {'Silhouette': {'silhouette': values}},
+                                                            'number of clusters', 'mean silhouette, -1 to 1')]))
+        if 'sizes' in entry:
+            blocks.append(page.table('Objects in each cluster', ('cluster', 'objects'), [
+                (str(k), str(size)) for k, size in enumerate(entry['sizes'], 1)]))
     bars = {TASKS.get(task, task): {'': entry} for task, entry in results.items() if 'IoU' in entry}
     if bars:
         blocks.insert(0, class_block(bars))
@@ -115,23 +128,8 @@ def result_blocks(results: Mapping[str, Any]) -> list[page.Block]:
 
 def class_block(protocols: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> page.Block:
     """Bars of each class, as ``class_bars`` takes them; a plot a protocol."""
-    from utils.report.plots import class_bars
-    return page.plots('IoU of each class', [partial(class_bars, {title: columns})
+    return page.plots('IoU of each class', [partial(plots().class_bars, {title: columns})
                                             for title, columns in protocols.items()])
-
-
-def cluster_blocks(entry: Mapping[str, Any]) -> list[page.Block]:
-    """Silhouettes and sizes of clusters that were found without ground truth, if the entry holds them."""
-    blocks = []
-    values = sorted((int(k), value) for k, value in entry.get('silhouette', {}).items() if value is not None)
-    if values:
-        from utils.report.plots import line_panels
-        blocks.append(page.plots('Silhouette', [partial(line_panels, {'Silhouette': {'silhouette': values}},
-                                                        'number of clusters', 'mean silhouette, -1 to 1')]))
-    if 'sizes' in entry:
-        blocks.append(page.table('Objects in each cluster', ('cluster', 'objects'), [
-            (str(k), str(size)) for k, size in enumerate(entry['sizes'], 1)]))
-    return blocks
 
 
 def training_blocks(folder: Path, suffix: str = '') -> list[page.Block]:
@@ -145,8 +143,7 @@ def training_blocks(folder: Path, suffix: str = '') -> list[page.Block]:
     for title, x, y, names in PLOTS:
         curves = {name.rpartition('/')[2]: history.scalars[name] for name in names if name in history.scalars}
         if curves:
-            from utils.report.plots import line_panels
-            draws.append(partial(line_panels, {title: curves}, x, y))
+            draws.append(partial(plots().line_panels, {title: curves}, x, y))
     blocks = [page.plots(f'Training{suffix}', draws)] if draws else []
     for name, (title, caption, note) in TAKEN.items():
         taken = history.pictures.get(name, [])
