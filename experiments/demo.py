@@ -46,15 +46,16 @@ def pretraining_steps(chain: Chain, drawing: Sequence[str]) -> tuple[Step, Step,
 
 
 def protocol_steps(chain: Chain, pretrained: Step, before: Step) -> list[Step]:
-    steps = [chain.step(task, f'configs/demo/{task}.yml', f'{task}-{name}', overrides,
-                        (before if BEFORE in overrides else pretrained,))
-             for task in ('kmeans', 'retrieval') for name, overrides in PROTOTYPES.items()]
-    config = 'configs/demo/linear_finetune.yml'
+    steps, config, crf = [], 'configs/demo/linear_finetune.yml', crf_flags()
     for name, weights, needed in (('before', BEFORE, before), ('after', AFTER, pretrained)):
         trained = chain.step('linear', config, f'linear-{name}', (weights,), (needed,))
         best = chain.root / trained.folder / 'best_model.pth.tar'
         steps += [trained, chain.step('linear', config, f'linear-{name}-eval', (weights,), (trained,),
-                                      ('--state-dict', str(best), *crf_flags()), 'segmentation/eval.py')]
+                                      ('--state-dict', str(best), *crf), 'segmentation/eval.py')]
+    for task in ('kmeans', 'retrieval'):
+        steps += [chain.step(task, f'configs/demo/{task}.yml', f'{task}-{name}', overrides,
+                             (before if BEFORE in overrides else pretrained,))
+                  for name, overrides in PROTOTYPES.items()]
     return steps
 
 
