@@ -144,48 +144,48 @@ def rows_of(columns: Mapping[str, Column], per_class: bool = False) -> list[Row]
     return rows
 
 
-def write_comparison(output: Path, rows: Sequence[Sequence[str]], bars: Mapping[str, Mapping[str, Mapping[str, Any]]],
-                     curves: Mapping[str, Any], runs: Mapping[str, Mapping[str, Path]],
-                     pretraining: Sequence[Path] = (), note: str = '') -> None:
-    """Write report.html into ``output``.
+def write_comparison(output: Path, rows: Sequence[Row], protocols: Mapping[str, Mapping[str, Any]],
+                     curves: Mapping[str, Any], columns: Mapping[str, Column], pretraining: Sequence[Path],
+                     note: str) -> None:
+    """Write report.html: what the models of each column know, and how they were pretrained.
 
     Args:
-        rows: of the table: protocol, metric and a cell a column.
-        bars: {protocol: {column: its entry in results.json}} of the protocols with results of classes.
+        protocols: {protocol: {column: its entry}} of those with results of classes.
         curves: {column: its curve of over-clustering}.
-        runs: {column: {protocol: output directory}}.
-        pretraining: output directories of pretraining runs, whose curves and pictures are shown.
-        note: what the columns are, shown under the title.
+        pretraining: output directories of pretraining runs.
+        note: what the columns are.
     """
-    blocks = [page.table('Results', ('protocol', 'metric', *runs), rows, f'In percent; {SPREAD}.')]
-    classes = max((list(entry['IoU']) for columns in bars.values() for entry in columns.values()), key=len, default=[])
-    if bars:
-        blocks.append(class_block(bars))
+    blocks = [page.table('Results', ('protocol', 'metric', *columns), [row.text() for row in rows],
+                         f'In percent; {SPREAD}.')]
+    if protocols:
+        blocks.append(class_block(protocols))
     if curves:
         blocks.append(page.plots('Over-clustering', [partial(curve_of_clusters, curves)]))
-    blocks += prediction_blocks(runs, classes)
-    files = [(column, folder / NEIGHBOURS_FILE) for column, run in runs.items() for folder in run.values()]
-    files = [(column, path) for column, path in dict.fromkeys(files) if path.is_file()]
+    classes = max((list(entry['IoU']) for entries in protocols.values() for entry in entries.values()), key=len,
+                  default=[])
+    blocks += prediction_blocks(columns, classes)
+    files = [(name, result.folder / NEIGHBOURS_FILE) for name, column in columns.items() for result in column.values()]
+    files = [(name, path) for name, path in dict.fromkeys(files) if path.is_file()]
     if files:
         blocks.append(page.pictures(NEIGHBOURS, files, NOTES[NEIGHBOURS]))
     for folder in pretraining:
         blocks += training_blocks(folder, f': {folder.name}')
-    page.write_page(output, f'Results: {" · ".join(runs)}', note or 'What each model knows, side by side' + (
+    page.write_page(output, f'Results: {" · ".join(columns)}', note or 'What each model knows, side by side' + (
         ', and how it was trained without labels' if pretraining else ''), blocks)
 
 
-def prediction_blocks(runs: Mapping[str, Mapping[str, Path]], classes: Sequence[str]) -> list[page.Block]:
+def prediction_blocks(columns: Mapping[str, Column], classes: Sequence[str]) -> list[page.Block]:
     """The first few predictions of each protocol, of all columns in turn; of protocols with one folder the first."""
     blocks, seen = [], []
-    for protocol in dict.fromkeys(protocol for run in runs.values() for protocol in run):
-        folders = {column: run[protocol] / 'visualizations' for column, run in runs.items() if protocol in run}
+    for task in dict.fromkeys(task for column in columns.values() for task in column):
+        folders = {name: column[task].folder / 'visualizations' for name, column in columns.items() if task in column}
         names = sorted({path.name for folder in folders.values() for path in folder.glob('*.png')})[:SHOWN]
         if not names or folders in seen:
             continue
         seen.append(folders)
-        files = [(f'{column}: {Path(name).stem}', folder / name)
-                 for name in names for column, folder in folders.items() if (folder / name).is_file()]
-        blocks.append(page.pictures(f'{PREDICTIONS}: {protocol}', files, NOTES[PREDICTIONS],
+        files = [(f'{name}: {Path(file).stem}', folder / file)
+                 for file in names for name, folder in folders.items() if (folder / file).is_file()]
+        blocks.append(page.pictures(f'{PREDICTIONS}: {TASKS.get(task, task)}', files, NOTES[PREDICTIONS],
                                     page.class_colours(classes) | page.IGNORED,
                                     columns=len(folders) if len(folders) > 1 else 0))
     return blocks
@@ -227,10 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pictures['pictures.png'] = montage(panels, 2)
     for name, picture in pictures.items():
         save_image(picture, args.output / name)
-    runs = {name: {TASKS.get(task, task): result.folder for task, result in column.items()}
-            for name, column in columns.items()}
-    write_comparison(args.output, [row.text() for row in rows_of(columns)], bars, curves, runs, args.pretraining,
-                     args.note)
+    write_comparison(args.output, rows_of(columns), bars, curves, columns, args.pretraining, args.note)
     print(f'Written to {args.output}: {", ".join(["table.md", "table.csv", *pictures, page.REPORT])}')
 
 

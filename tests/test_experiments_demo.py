@@ -1,0 +1,71 @@
+"""The demo's plan, and the chain that runs it: what waits, what is skipped, and what a failed step leaves."""
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import demo
+from experiments.runner import Chain, Step
+from utils.config.load import load_config
+from utils.config.schema import Kmeans, LinearFinetune, Pretrain, Retrieval
+from utils.run.errors import UserError
+
+SCHEMAS = {'main': Pretrain, 'linear_finetune': LinearFinetune, 'eval': LinearFinetune, 'kmeans': Kmeans,
+           'retrieval': Retrieval}
+
+
+def test_the_plan_of_the_demo(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, tmp_path / 'data', ['pretrain.epochs=3', 'val_size=64'], 'configs/demo/env.yml')
+    first = demo.pretraining_steps(chain, ['--train', '9'])
+    protocols = demo.protocol_steps(chain, *first[1:])
+    assert first[0].command == ('experiments/shapes.py', '--output', f'{tmp_path}/data/Shapes', '--train', '9')
+    configs = {}
+    for number, step in enumerate([*first[1:], *protocols]):
+        words = step.command
+        config = load_config(words[2], words[4], SCHEMAS[Path(words[0]).stem], words[words.index('--set') + 1:])
+        assert config.output_dir == str(tmp_path / step.folder)
+        assert set(step.needs) <= {*first, *protocols[:number]}
+        configs[step.folder] = config
+    assert len(configs) == 2 + 2 * 4 + 2 * 2
+    assert [configs[name].epochs for name in ('pretrain', 'pretrain_before')] == [3, 0]
+    assert {config.val_size for name, config in configs.items() if 'pretrain' not in name} == {64}
+    for name in configs.keys() - {'pretrain', 'pretrain_before'}:
+        assert ('before' in name) == ('pretrain_before' in configs[name].pretraining)
+    saliency = {name: configs[f'kmeans-{name}'].saliency for name in demo.PROTOTYPES}
+    assert saliency == dict.fromkeys(demo.PROTOTYPES, 'supervised_model') | {'after': 'network'}
+    table = demo.table(tmp_path)
+    assert {Path(word).name for word in table if word.startswith(str(tmp_path)) and '-' in Path(word).name} == {
+        *configs.keys() - {'pretrain', 'pretrain_before', 'linear-before', 'linear-after'}}
+
+
+def script(text: str, folder: str, *needs: Step) -> Step:
+    return Step(folder, ('-c', f'from pathlib import Path\n{text}'), needs)
+
+
+def test_two_at_a_time_what_is_needed_first(tmp_path: Path, capsys) -> None:
+    meet = ('import time\nPath("{0}").touch()\nwhile not Path("{1}").exists():\n    time.sleep(0.01)\nprint("met")')
+    a, b = (script(meet.format(tmp_path / mine, tmp_path / other), f'{mine}.d') for mine, other in ('xy', 'yx'))
+    last = script(f'assert Path("{tmp_path}/x.d/finished.json").exists()\nPath("{tmp_path}/z").touch()', 'z.d', a, b)
+    chain = Chain(tmp_path, tmp_path)
+    chain.run([a, b, last], jobs=2)
+    assert (tmp_path / 'x.d' / 'output.txt').read_text() == 'met\n'
+    assert (tmp_path / 'z').exists()
+    (tmp_path / 'z').unlink()
+    chain.run([a, b, last], jobs=2)
+    assert '0 of 3 runs are left' in capsys.readouterr().out
+    assert not (tmp_path / 'z').exists()
+    (tmp_path / 'x.d' / 'finished.json').write_text('[')
+    with pytest.raises(UserError, match='finished.json is damaged; delete it'):
+        chain.run([a, b, last], jobs=2)
+
+
+def test_a_failed_step_ends_the_chain_when_the_others_have_ended(tmp_path: Path, capsys) -> None:
+    bad, good = script('print("why")\nraise SystemExit(2)', 'bad'), script('import time\ntime.sleep(0.5)', 'good')
+    after, chain = script('', 'after', bad), Chain(tmp_path, tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        chain.run([bad, good, after], jobs=2)
+    assert ended.value.code == 2
+    assert f'bad ended with 2: {tmp_path}/bad/output.txt' in capsys.readouterr().out
+    assert (tmp_path / 'bad' / 'output.txt').read_text() == 'why\n'
+    assert json.loads((tmp_path / 'good' / 'finished.json').read_text()) == good.settings()
+    assert not (tmp_path / 'after').exists()
