@@ -148,7 +148,8 @@ class Chain:
                 ready = [step for step in left if not any(need in left or need in running for need in step.needs)]
                 for step in ready[:jobs - len(running)] if not code and not signals else []:
                     left.remove(step)
-                    print(f'\n== {total - len(left)} of {total}: python {" ".join(step.command)}', flush=True)
+                    shown = step.folder if jobs > 1 else f'python {" ".join(step.command)}'
+                    print(f'== {total - len(left)} of {total}: {shown}', flush=True)
                     running[step] = start(step, self.root, jobs)
                     if signals:  # it came while the step started
                         running[step].send_signal(signals[-1])

@@ -178,7 +178,7 @@ def test_bars_of_several_columns() -> None:
     assert [[bar.get_width() for bar in column] for column in axes.containers if len(column) == 2 and
             hasattr(column, 'datavalues')] == [[10.0, pytest.approx(np.nan, nan_ok=True)], [20.0, 5.0]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ['background', 'fish']
-    assert [text.get_text() for text in axes.texts] == ['10.0', '', '20.0', '5.0']
+    assert [text.get_text() for text in axes.texts] == ['10.0', '20.0', '5.0']
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['before', 'after']
 
 

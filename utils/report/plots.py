@@ -47,8 +47,9 @@ def class_bars(protocols: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figu
                                      edgecolor=mpl.rcParams['text.color'], linewidth=0.3,
                                      xerr=spread if any(spread) else None, capsize=1.5,
                                      error_kw={'elinewidth': 0.7, 'ecolor': mpl.rcParams['text.color']})
-            axes.bar_label(bars[column], ['' if np.isnan(value) else f'{value:.1f}' for value in values], padding=3,
-                           fontsize='x-small')
+            for place, value, std in zip(places, values, spread, strict=True):
+                if not np.isnan(value):
+                    axes.text(min(value + std, 100) + 1.5, place, f'{value:.1f}', va='center', fontsize='x-small')
         axes.set_yticks(np.arange(len(names)), names)
         axes.invert_yaxis()
         axes.set_xlim(0, 112)  # room for the number of a whole bar
