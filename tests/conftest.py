@@ -3,8 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from easydict import EasyDict
 
 from experiments.shapes import generate
+from utils.config.load import load_config
+from utils.config.schema import Pretrain
 
 torch.set_num_threads(2)
 
@@ -27,3 +30,13 @@ def shapes(db_root: Path, tmp_path: Path) -> Path:
     """A private copy of the tiny data set, to break."""
     import shutil
     return Path(shutil.copytree(db_root / 'Shapes', tmp_path / 'db' / 'Shapes'))
+
+
+@pytest.fixture
+def load(tmp_path):
+    """load(text of the experiment, schema, overrides, env=text): the config, from files in tmp_path."""
+    def load(exp: str, schema: type = Pretrain, overrides=(), env: str = 'root_dir: out\ndb_root: sets\n') -> EasyDict:
+        (tmp_path / 'env.yml').write_text(env)
+        (tmp_path / 'exp.yml').write_text(exp)
+        return load_config(str(tmp_path / 'env.yml'), str(tmp_path / 'exp.yml'), schema, overrides)
+    return load

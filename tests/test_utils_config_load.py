@@ -4,15 +4,12 @@ import pickle
 from pathlib import Path
 
 import pytest
-import yaml
-from easydict import EasyDict
 
 from data.voc import VOC_CLASSES
 from utils.config.cli import ArgumentParser
 from utils.config.keys import schema_keys
 from utils.config.load import add_config_arguments, as_dict, load_config
-from utils.config.paths import REPOSITORY, find_file
-from utils.config.saved import save_config
+from utils.config.paths import REPOSITORY
 from utils.config.schema import SCHEMAS as ALL
 from utils.config.schema import CrfKwargs, Env, Kmeans, LinearFinetune, Pretrain, Retrieval, TrainSaliency, conflicts
 from utils.run.errors import UserError
@@ -24,16 +21,6 @@ STEMS = {'pretrain': Pretrain, 'linear': LinearFinetune, 'kmeans': Kmeans, 'retr
 SHIPPED = sorted(path for path in CONFIGS.rglob('*.yml') if path != CONFIGS / 'env.yml'
                  and (path.parent.name in SCHEMAS or path.parent.parent.name == 'voc_animals'))
 MINIMAL = 'pretraining: none\nepochs: 1\ntrain_batch_size: 2\n'
-
-
-@pytest.fixture
-def load(tmp_path):
-    """load(text of the experiment, schema, overrides, env=text): the config, from files in tmp_path."""
-    def load(exp: str, schema: type = Pretrain, overrides=(), env: str = 'root_dir: out\ndb_root: sets\n') -> EasyDict:
-        (tmp_path / 'env.yml').write_text(env)
-        (tmp_path / 'exp.yml').write_text(exp)
-        return load_config(str(tmp_path / 'env.yml'), str(tmp_path / 'exp.yml'), schema, overrides)
-    return load
 
 
 @pytest.fixture
@@ -365,99 +352,3 @@ def test_defaults_are_in_range_and_every_key_is_documented(schema):
              if field.is_required()}
     schema.model_validate(schema.model_validate(given).model_dump())
     assert all(field.description for field in schema_keys(schema).values())
-
-
-# --- the copy beside the results
-
-def test_save_config_writes_once_and_accepts_the_same(load, tmp_path):
-    config = load(MINIMAL, overrides=['optimizer_kwargs.weight_decay=0.00001'])
-    path = save_config(config, tmp_path / 'new' / 'run')
-    assert [p.name for p in path.parent.iterdir()] == ['config.yml']
-    assert yaml.safe_load(path.read_text()) == as_dict(config)
-    (path.parent / 'results.json').touch()
-    before = path.read_text()
-    again = load(MINIMAL, overrides=['optimizer_kwargs.weight_decay=0.00001', 'num_workers=0', 'device=cpu',
-                                     'log_every=1', 'root_dir=/elsewhere', 'db_root=/d'])
-    assert save_config(again, tmp_path / 'new' / 'run') == path
-    assert path.read_text() == before
-
-
-def test_save_config_shows_what_differs(load, tmp_path):
-    save_config(load(MINIMAL), tmp_path / 'run')
-    (tmp_path / 'run' / 'results.json').touch()
-    other = load(MINIMAL, overrides=['optimizer_kwargs.lr=0.01', 'epochs=2', 'saliency=other', 'num_workers=0'])
-    with pytest.raises(UserError) as caught:
-        save_config(other, tmp_path / 'run')
-    assert str(caught.value) == (
-        f'{tmp_path / "run"} holds results of another config (epochs: 1 -> 2, optimizer_kwargs.lr: 0.004 -> 0.01, '
-        'saliency: "supervised_model" -> "other"); choose another output_dir (--set output_dir=...) or delete the '
-        'folder.')
-
-
-def test_save_config_counts_what_is_named(load, tmp_path):
-    save_config(load(MINIMAL), tmp_path / 'run')
-    (tmp_path / 'run' / 'results.json').touch()
-    other = load(MINIMAL, overrides=['db_root=/d'])
-    save_config(other, tmp_path / 'run')
-    with pytest.raises(UserError, match=r'\(db_root: ".*sets" -> "/d"\); choose another root_dir \(--set root_dir='):
-        save_config(other, tmp_path / 'run', ['db_root'])
-
-
-def test_save_config_with_another_schema_or_a_broken_file(load, tmp_path):
-    save_config(load(MINIMAL), tmp_path / 'run')
-    (tmp_path / 'run' / 'results.json').touch()
-    with pytest.raises(UserError, match='epochs: 1 -> absent'):
-        save_config(load('pretraining: a.pth\n', Kmeans), tmp_path / 'run')
-    whole = (tmp_path / 'run' / 'config.yml').read_text()
-    for damaged in ('[', whole[:whole.rindex('config_name')]):
-        (tmp_path / 'run' / 'config.yml').write_text(damaged)
-        with pytest.raises(UserError, match='config.yml is damaged'):
-            save_config(load(MINIMAL), tmp_path / 'run')
-
-
-def test_a_key_that_an_earlier_version_lacked_counts_as_its_default(load, tmp_path):
-    path = save_config(load(MINIMAL), tmp_path / 'run')
-    (tmp_path / 'run' / 'results.json').touch()
-    content = yaml.safe_load(path.read_text())
-    del content['sync_batchnorm'], content['model_kwargs']['decoder']
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    save_config(load(MINIMAL), tmp_path / 'run')
-    with pytest.raises(UserError, match=r'\(sync_batchnorm: false -> true\)'):
-        save_config(load(MINIMAL, overrides=['sync_batchnorm=true']), tmp_path / 'run')
-
-
-def test_save_config_takes_the_place_of_a_start_that_failed(load, tmp_path):
-    save_config(load(MINIMAL), tmp_path / 'run')
-    (tmp_path / 'run' / 'log.txt').touch()
-    path = save_config(load(MINIMAL, overrides=['epochs=2']), tmp_path / 'run')
-    assert yaml.safe_load(path.read_text())['epochs'] == 2
-
-
-# --- finding files
-
-def test_find_file_prefers_the_working_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(REPOSITORY / 'pretrain')
-    assert find_file('configs/env.yml') == REPOSITORY / 'configs' / 'env.yml'
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'configs').mkdir()
-    (tmp_path / 'configs' / 'env.yml').touch()
-    assert find_file('configs/env.yml') == tmp_path / 'configs' / 'env.yml'
-    with pytest.raises(UserError) as caught:
-        find_file('configs/no.yml')
-    assert f'{tmp_path}/configs/no.yml and {REPOSITORY}/configs/no.yml' in str(caught.value)
-
-
-def test_find_file_looks_in_a_folder_between(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    root = tmp_path / 'results'
-    (root / 'run').mkdir(parents=True)
-    (root / 'run' / 'a.pth').touch()
-    assert find_file('run/a.pth', root) == root / 'run' / 'a.pth'
-    assert find_file(root / 'run' / 'a.pth', '/nowhere') == root / 'run' / 'a.pth'
-    (tmp_path / 'run').mkdir()
-    (tmp_path / 'run' / 'a.pth').touch()
-    assert find_file('run/a.pth', root) == tmp_path / 'run' / 'a.pth'
-    with pytest.raises(UserError) as caught:
-        find_file('b.pth', root)
-    for place in (tmp_path, root, REPOSITORY):
-        assert str(place / 'b.pth') in str(caught.value)
