@@ -12,8 +12,5 @@ def build_backbone(name: str) -> Backbone:
 
     It has ``name``, ``out_channels``, ``stride`` (input pixels a side of a feature), ``stages()`` (parameters of the
     stem and of each stage), ``mean`` and ``std`` ((x - mean) / std of RGB in 0..1 is the input that its weights want).
-
-    Raises:
-        UserError: timm is not installed, or has no such network that fits.
     """
     return TimmBackbone(name) if name.startswith(TIMM) else DilatedResNet(name)

@@ -42,8 +42,18 @@ def initial_weights(p: Common | TrainSaliency, backbone: str) -> Weights | None:
     return weights
 
 
-def load_into(model: ContrastiveSegmentationModel | BackboneModel | LinearSegmentationModel, weights: Weights) -> None:
-    """Load a model, or its backbone when the weights are those of one. Raises UserError as ``load_strict``."""
+def load_into(model: ContrastiveSegmentationModel | BackboneModel | LinearSegmentationModel,
+              weights: Weights | None) -> None:
+    """Load a model, or its backbone when the weights are those of one; None: it stays random.
+
+    Raises:
+        UserError: as ``load_strict``, or the weights are of a linear model and this is none.
+    """
+    if weights is None:
+        return
+    if weights.kind == 'linear' and not isinstance(model, LinearSegmentationModel):
+        raise UserError(f'{weights.source} is a linear model without an embedding head; eval.py takes it as '
+                        '--state-dict, here set pretraining to a pretraining checkpoint.')
     if weights.kind != 'backbone':
         load_strict(model, weights)
     elif isinstance(model.backbone, TimmBackbone):
@@ -53,18 +63,9 @@ def load_into(model: ContrastiveSegmentationModel | BackboneModel | LinearSegmen
 
 
 def build_contrastive_model(p: Common) -> ContrastiveSegmentationModel:
-    """The encoder, from ``pretraining``: a backbone, or a whole encoder of an earlier pretraining.
-
-    Raises:
-        UserError: the weights do not cover the model.
-    """
+    """The encoder, from ``pretraining``: a backbone, or a whole encoder of an earlier pretraining."""
     model = ContrastiveSegmentationModel(p.backbone, **p.model_kwargs)
-    weights = initial_weights(p, p.backbone)
-    if weights is not None:
-        if weights.kind == 'linear':
-            raise UserError(f'{weights.source} is a linear model without an embedding head; eval.py takes it as '
-                            '--state-dict, here set pretraining to a pretraining checkpoint.')
-        load_into(model, weights)
+    load_into(model, initial_weights(p, p.backbone))
     return model
 
 
@@ -75,33 +76,23 @@ def build_prototype_model(p: Prototypes) -> ContrastiveSegmentationModel | Backb
         UserError: the weights do not cover it, or a plain backbone is asked for embeddings or masks.
     """
     weights = initial_weights(p, p.backbone)
-    if weights is None or weights.kind == 'contrastive':
-        model: ContrastiveSegmentationModel | BackboneModel = ContrastiveSegmentationModel(p.backbone, **p.model_kwargs)
-    elif weights.kind == 'backbone':
+    model: ContrastiveSegmentationModel | BackboneModel
+    if weights is not None and weights.kind == 'backbone':
         if p.features != 'backbone' or p.saliency == 'network':
             raise UserError(f'{weights.source} is a plain backbone, which has no embedding and predicts no masks; '
                             'set features: backbone and saliency to a folder of masks (supervised_model, ...).')
         model = BackboneModel(p.backbone)
     else:
-        raise UserError(f'{weights.source} is a linear model; eval.py takes it as --state-dict, here set '
-                        'pretraining to a pretraining checkpoint.')
-    if p.saliency == 'network' and isinstance(model, ContrastiveSegmentationModel) \
-            and model.classification_head is None:
-        raise UserError('saliency: network needs model_kwargs.use_classification_head: true; set it, or set '
-                        'saliency to a folder of masks.')
-    if weights is not None:
-        load_into(model, weights)
+        model = ContrastiveSegmentationModel(p.backbone, **p.model_kwargs)
+        if p.saliency == 'network' and model.classification_head is None:
+            raise UserError('saliency: network needs model_kwargs.use_classification_head: true; set it, or set '
+                            'saliency to a folder of masks.')
+    load_into(model, weights)
     return model.eval()
 
 
 def prototype_network(p: Prototypes, model: nn.Module) -> dict[str, Any]:
-    """What decides the prototypes of a run; clusters.pth.tar and memory.npz keep it.
-
-    Returns:
-        'backbone', 'model_kwargs', 'pretraining' and 'root_dir' (where its checkpoint is), 'fingerprint' of its
-        weights, 'features', 'masks' ('network', or the name of precomputed ones), 'min_component' and 'size' (side of
-        its input, pixels).
-    """
+    """What decides the prototypes of a run, kept by clusters.pth.tar and memory.npz; 'size' is in pixels."""
     here = Path(p.pretraining)
     return {'backbone': p.backbone, 'model_kwargs': as_dict(p.model_kwargs), 'features': p.features,
             'masks': p.saliency, 'min_component': p.min_component if p.components else None, 'size': p.val_size,
@@ -113,8 +104,7 @@ def build_linear_model(p: LinearFinetune, num_classes: int, state_dict: str | No
     """The linear model: backbone and decoder of ``pretraining`` under a new classifier, or a trained one.
 
     Args:
-        p: config with backbone, pretraining, root_dir, features, network_lr_factor and model_kwargs.
-        num_classes: classes, background included.
+        num_classes: background included.
         state_dict: path of a trained linear model, looked up as that of ``pretraining`` is and used instead of it.
 
     Raises:
@@ -122,28 +112,28 @@ def build_linear_model(p: LinearFinetune, num_classes: int, state_dict: str | No
     """
     model = LinearSegmentationModel(p.backbone, num_classes, p.model_kwargs.dropout, p.features, p.model_kwargs.decoder)
     if state_dict is not None:
-        weights = read_weights(find_file(state_dict, p.root_dir))
-        if weights.kind != 'linear':
-            raise UserError(f'{weights.source} is a pretraining checkpoint or a plain backbone without a classifier; '
-                            'train one on it with linear_finetune.py (key pretraining), or use kmeans.py or '
-                            'retrieval.py.')
-        load_strict(model, weights)
+        load_strict(model, _linear(read_weights(find_file(state_dict, p.root_dir))))
         return model
-    start = initial_weights(p, p.backbone)
+    weights = initial_weights(p, p.backbone)
     plain = p.features == 'backbone'
-    if (start is None or start.kind == 'backbone') and not plain and p.network_lr_factor == 0:
-        raise UserError(f'pretraining: {p.pretraining} holds no trained decoder, and a linear classifier trains none; '
-                        'set features: backbone, or network_lr_factor above 0 to train the whole network.')
-    if start is None:
-        return model
-    if start.kind == 'backbone':
-        load_into(model, start)
+    if weights is None or weights.kind == 'backbone':
+        if not plain and p.network_lr_factor == 0:
+            raise UserError(f'pretraining: {p.pretraining} holds no trained decoder, and a linear classifier trains '
+                            'none; set features: backbone, or network_lr_factor above 0 to train the whole network.')
+        load_into(model, weights)
         return model
     dropped = (*HEADS, 'decoder.' if plain else CLASSIFIER)
     new = {name: value for name, value in model.state_dict().items() if name.startswith(CLASSIFIER)}
-    load_strict(model, start.map(lambda state: new | {name: value for name, value in state.items()
-                                                      if not name.startswith(dropped)}))
+    load_strict(model, weights.map(lambda state: new | {name: value for name, value in state.items()
+                                                        if not name.startswith(dropped)}))
     return model
+
+
+def _linear(weights: Weights) -> Weights:
+    if weights.kind != 'linear':
+        raise UserError(f'{weights.source} is a pretraining checkpoint or a plain backbone without a classifier; train '
+                        'one on it with linear_finetune.py (key pretraining), or use kmeans.py or retrieval.py.')
+    return weights
 
 
 def trained_linear_model(weights: Weights, backbone: str | None = None) -> LinearSegmentationModel:
@@ -155,28 +145,21 @@ def trained_linear_model(weights: Weights, backbone: str | None = None) -> Linea
     Raises:
         UserError: the weights are of another kind or do not cover the model.
     """
-    if weights.kind != 'linear':
-        raise UserError(f'{weights.source} is a pretraining checkpoint or a plain backbone, which has no classes; run '
-                        'linear_finetune.py or kmeans.py on it and give the file that it writes.')
-    if backbone is None and 'backbone.conv1.weight' not in weights.state:
+    names = _linear(weights).state
+    if backbone is None and 'backbone.conv1.weight' not in names:
         raise UserError(f'{weights.source} is no linear model of a ResNet, and only those tell their backbone; keep '
                         'the config.yml of its run beside it.')
-    backbone = backbone or ('resnet50' if BOTTLENECK in weights.state else 'resnet18')
-    plain = all(name.startswith(('backbone.', CLASSIFIER)) for name in weights.state)
-    deeplab = any(name.startswith('decoder.0.convs.') for name in weights.state)
-    model = LinearSegmentationModel(backbone, len(weights.state[f'{CLASSIFIER}weight']),
-                                    features='backbone' if plain else 'decoder',
+    plain = all(name.startswith(('backbone.', CLASSIFIER)) for name in names)
+    deeplab = any(name.startswith('decoder.0.convs.') for name in names)
+    model = LinearSegmentationModel(backbone or ('resnet50' if BOTTLENECK in names else 'resnet18'),
+                                    len(names[f'{CLASSIFIER}weight']), features='backbone' if plain else 'decoder',
                                     decoder='deeplab' if deeplab else 'conv1x1')
     load_strict(model, weights)
     return model.eval()
 
 
 def synchronise_batchnorm(module: nn.Module, device: torch.device) -> Any:
-    """Turn BatchNorm into SyncBatchNorm, whose statistics are those of all processes.
-
-    Raises:
-        UserError: several processes on CPUs, where PyTorch has none.
-    """
+    """Turn BatchNorm into SyncBatchNorm, of all processes. Raises UserError on CPUs, where PyTorch has none."""
     if distributed.world_size() == 1:
         return module
     if device.type != 'cuda':

@@ -43,9 +43,6 @@ def dense_crf(image: np.ndarray, logits: Tensor | np.ndarray, iterations: int = 
 
     Returns:
         (H, W) uint8 class ids.
-
-    Raises:
-        UserError: pydensecrf is not installed.
     """
     require_crf()
     from pydensecrf.densecrf import DenseCRF2D
@@ -84,14 +81,12 @@ def dense_crf(image: np.ndarray, logits: Tensor | np.ndarray, iterations: int = 
 def crf_in_workers(crf: Mapping[str, Any], workers: int) -> Iterator[Refine]:
     """A function (image, logits) -> label map that runs ``dense_crf`` in worker processes, on one core each.
 
-    It returns when the label map is there: call it from several threads to keep several workers busy.
+    It returns when the label map is there: call it from several threads to keep several workers busy. Raises UserError
+    if one is killed, and what ``dense_crf`` raises.
 
     Args:
         crf: keyword arguments of ``dense_crf``.
         workers: processes; 0 runs the CRF in this one.
-
-    Raises:
-        UserError: a worker was killed. What ``dense_crf`` raises in a worker is raised here.
     """
     refine = partial(dense_crf, **crf)
     if workers == 0:

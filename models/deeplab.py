@@ -1,4 +1,4 @@
-"""The DeepLab-v3 decoder, under torchvision's names."""
+"""Decoders: what turns the features of a backbone into those that the heads read."""
 from __future__ import annotations
 
 from torch import Tensor, nn
@@ -11,8 +11,7 @@ CHANNELS = 256
 class PooledBatchNorm(nn.BatchNorm2d):
     """BatchNorm after global pooling, which also trains on one image.
 
-    A single value a channel has no variance to normalise by, so such a batch is normalised with the
-    running statistics and leaves them as they are. Everything else is nn.BatchNorm2d.
+    A single value a channel has no variance: such a batch is normalised with the running statistics and leaves them.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -24,8 +23,7 @@ class PooledBatchNorm(nn.BatchNorm2d):
 class DilatedConv2d(nn.Conv2d):
     """A 3x3 convolution padded by its dilation, without the taps that would read padding alone.
 
-    Where the dilation is no smaller than the map, only the middle row or column of the kernel can
-    meet the map: leaving out the others changes nothing but the time.
+    Where the dilation is no smaller than the map, only the middle row or column of the kernel can meet the map.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,15 +34,22 @@ class DilatedConv2d(nn.Conv2d):
         return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation)
 
 
-def deeplab_decoder(in_channels: int, dropout: float = 0.5) -> nn.Sequential:
-    """ASPP (rates 12, 24, 36) and a 3x3 convolution: torchvision's DeepLabHead without its classifier.
+def build_decoder(kind: str, in_channels: int, dropout: float = 0.5) -> nn.Sequential:
+    """A decoder of 256 channels, (B, in_channels, h, w) -> (B, 256, h, w).
 
     Args:
-        in_channels: channels of the backbone.
-        dropout: probability of the dropout that ends the ASPP.
-
-    Shapes: (B, in_channels, h, w) -> (B, 256, h, w).
+        kind: 'deeplab', that of the paper, whose rates suit an output stride of 8; or 'conv1x1', a 1x1 convolution with
+            BatchNorm and ReLU, for features that have seen the whole image, such as those of a vision transformer.
+        dropout: probability of the dropout, at the end of the ASPP or of the 1x1 convolution.
     """
+    if kind == 'deeplab':
+        return deeplab_decoder(in_channels, dropout)
+    return nn.Sequential(nn.Conv2d(in_channels, CHANNELS, 1, bias=False), nn.BatchNorm2d(CHANNELS), nn.ReLU(),
+                         nn.Dropout(dropout))
+
+
+def deeplab_decoder(in_channels: int, dropout: float = 0.5) -> nn.Sequential:
+    """ASPP (rates 12, 24, 36) and a 3x3 convolution: torchvision's DeepLabHead without its classifier."""
     aspp, conv, bn, relu, _ = DeepLabHead(in_channels, 1, atrous_rates=(12, 24, 36))
     assert isinstance(aspp, nn.Module)
     for branch in aspp.get_submodule('convs').children():

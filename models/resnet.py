@@ -19,9 +19,6 @@ class DilatedResNet(nn.Sequential):
     The stride-2 convolutions of layer3 and layer4 take stride 1. Every 3x3 convolution of layer3 has
     dilation 2 and of layer4 dilation 4, except the one that lost its stride, which has half of it.
 
-    Args:
-        name: resnet18 or resnet50.
-
     Shapes: (B, 3, H, W) normalised images -> (B, out_channels, ceil(H/8), ceil(W/8)).
     """
 
@@ -62,15 +59,7 @@ def freeze(module: nn.Module) -> None:
 
 
 def freeze_layers(backbone: nn.Module, stages: int = FROZEN) -> None:
-    """Freeze the stem and the first stages of a backbone; by default, in a ResNet, conv1, bn1, layer1 and layer2.
-
-    Args:
-        backbone: has ``stages()``, see DilatedResNet.
-        stages: how many; 0 freezes the stem alone.
-
-    Raises:
-        UserError: it has fewer stages.
-    """
+    """Freeze the stem and the first stages of a backbone; 0: the stem alone. Raises UserError if it has fewer."""
     groups = backbone.stages()  # type: ignore[operator]
     if stages >= len(groups):
         raise UserError(f'freeze_layers: {stages} is more than the {len(groups) - 1} stages of {backbone.name}; lower '

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.backbone import build_backbone
-from models.decoder import CHANNELS, build_decoder
+from models.deeplab import CHANNELS, build_decoder
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -20,12 +20,10 @@ class ContrastiveSegmentationModel(nn.Module):
     """Backbone, decoder, embedding head and (optional) saliency head (paper, section 3.2 and 4.1).
 
     Args:
-        backbone: resnet18, resnet50 or timm/<name>.
+        backbone, decoder: see ``build_backbone`` and ``build_decoder``.
         ndim: dimension of the pixel embedding.
         upsample: resize both outputs to the input size; otherwise they stay at 1/stride of it.
         use_classification_head: add the 1x1 convolution that predicts saliency.
-        dropout: dropout at the end of the decoder.
-        decoder: 'deeplab' or 'conv1x1', see ``build_decoder``.
     """
 
     def __init__(self, backbone: str = 'resnet50', ndim: int = 32, upsample: bool = True,
@@ -38,11 +36,7 @@ class ContrastiveSegmentationModel(nn.Module):
         self.classification_head = nn.Conv2d(CHANNELS, 1, 1, bias=False) if use_classification_head else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, 3, H, W) -> embeddings (B, ndim, H, W) and raw saliency scores (B, H, W) or None.
-
-        Without ``upsample`` both have 1/stride of the height and width, 1/8 with a ResNet.
-        Embeddings are not normalised.
-        """
+        """(B, 3, H, W) -> embeddings (B, ndim, H, W), not normalised, and raw saliency scores (B, H, W) or None."""
         features = self.decoder(self.backbone(images))
         embedding = self.head(features)
         scores = None if self.classification_head is None else self.classification_head(features)
@@ -82,11 +76,8 @@ class LinearSegmentationModel(nn.Module):
     """Backbone, decoder and a 1x1 classifier on top: ``decoder.4`` (paper, section 4.2).
 
     Args:
-        backbone: resnet18, resnet50 or timm/<name>.
         num_classes: number of classes, background included.
-        dropout: dropout at the end of the decoder.
         features: what the classifier reads, 'decoder', or 'backbone' for a network without decoder.
-        decoder: 'deeplab' or 'conv1x1', see ``build_decoder``.
     """
 
     def __init__(self, backbone: str = 'resnet50', num_classes: int = 21, dropout: float = 0.5,

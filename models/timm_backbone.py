@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.depthwise import speed_up_depthwise
 from models.resnet import IMAGENET
-from models.weights import State, Weights, find_prefixes
+from models.weights import State, Weights, downloading, find_prefixes
 from utils.run.errors import UserError, name_some
 
 TIMM = 'timm/'
@@ -30,11 +30,7 @@ def require_timm() -> ModuleType:
 
 
 def timm_name(backbone: str) -> str:
-    """'timm/NAME' -> NAME.
-
-    Raises:
-        UserError: timm is not installed, or has no such network.
-    """
+    """'timm/NAME' -> NAME. Raises UserError: timm is not installed, or has no such network."""
     timm, name = require_timm(), backbone.removeprefix(TIMM)
     if not timm.is_model(name):
         close = get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], 1)
@@ -49,19 +45,13 @@ def _flat(name: str) -> str:
 
 
 class TimmBackbone(nn.Module):
-    """Any network of timm that has an output stride of 8 or patches: its last features, without head.
+    """Any network of timm that has an output stride of 8 or patches: its last features, without head; random weights.
 
     Convolutional networks (timm's ``features_only``) take an output stride of 8, and Swin and its like keep their
     own; vision transformers give the features of their patches, after the last norm, on the patches' grid, for
-    images of any multiple of a patch. The weights are random.
-
-    Args:
-        backbone: timm/<name>.
+    images of any multiple of a patch.
 
     Shapes: (B, 3, H, W) normalised images -> (B, out_channels, H/stride, W/stride), rounded as the network does.
-
-    Raises:
-        UserError: timm is not installed, or the network has neither.
     """
 
     def __init__(self, backbone: str) -> None:
@@ -132,21 +122,13 @@ class TimmBackbone(nn.Module):
 
 
 def timm_weights(backbone: str) -> Weights:
-    """The weights that timm offers for timm/<name> or timm/<name>.<tag>, head included, downloaded once.
-
-    Raises:
-        UserError: there are none, or the download failed.
-    """
+    """The weights that timm offers for timm/<name> or timm/<name>.<tag>, head included, downloaded once."""
     timm, name = require_timm(), timm_name(backbone)
     config = timm.models.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         tags = timm.list_pretrained(f'{name.partition(".")[0]}.*')
         raise UserError(f'timm has no weights for {backbone}; set backbone to one that it has '
                         f'({name_some([TIMM + tag for tag in tags]) or "there is none"}), or pretraining to a path.')
-    try:
+    with downloading(backbone, config.hf_hub_id or config.url):
         state: State = timm.create_model(name, pretrained=True).state_dict()
-    except (OSError, RuntimeError, ValueError) as error:  # no connection, or what the hub answers
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f'could not download the weights of {backbone} ({reason}); fetch '
-                        f'{config.hf_hub_id or config.url} by hand and set pretraining to its path.') from error
     return Weights('backbone', {'': state}, f'timm {name}')

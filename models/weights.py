@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torchvision
 from torch import Tensor, nn
@@ -19,8 +19,6 @@ log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 HEADS = ('head.', 'classification_head.')
 CLASSIFIER = 'decoder.4.'
-
-
 # a network that follows another one in a checkpoint -> the one that is meant where both are there
 FOLLOWERS = {'model_k': 'model_q', 'encoder_k': 'encoder_q', 'momentum_encoder': 'base_encoder',
              'momentum_backbone': 'backbone', 'target_encoder': 'online_encoder', 'student': 'teacher'}
@@ -31,12 +29,10 @@ DEPTH = 8  # of dictionaries within each other in a file
 
 @dataclass
 class Weights:
-    """The networks of one kind in a file, and where they stand in it.
+    """The networks of one kind in a file.
 
-    kind: 'contrastive' (an encoder of pretraining), 'linear' (a linear segmentation model),
-        'backbone' (a ResNet, or a network of timm) or 'basnet'.
+    kind: 'contrastive' (an encoder of pretraining), 'linear', 'backbone' (a ResNet or of timm) or 'basnet'.
     readings: what stands before a network's names in the file -> its state dict without it; usually one.
-    source: the file, for messages.
     """
     kind: str
     readings: dict[str, State]
@@ -44,7 +40,7 @@ class Weights:
 
     @property
     def state(self) -> State:
-        """The state dict. Raises UserError when there are several."""
+        """The only state dict; several are a UserError."""
         if len(self.readings) > 1:
             raise self.ambiguous(list(self.readings))
         return next(iter(self.readings.values()))
@@ -61,7 +57,7 @@ class Weights:
 
 
 def _flatten(nested: Mapping, prefix: str = '', depth: int = 0) -> State:
-    """All tensors of dictionaries within each other, by dotted name; names that are no text are none of ours."""
+    """All tensors of nested dictionaries by dotted name; those whose names are no text are left out."""
     flat: State = {}
     for name, value in nested.items():
         if isinstance(name, str) and isinstance(value, Tensor):
@@ -72,13 +68,11 @@ def _flatten(nested: Mapping, prefix: str = '', depth: int = 0) -> State:
 
 
 def find_prefixes(names: Collection[str], wanted: Collection[str], spelled: Callable[[str], str] = str) -> list[str]:
-    """What stands before all of the wanted names in a file, once for each network that has them.
+    """What stands before all of a network's ``wanted`` names in a file, once for each such network.
 
     Of a network and the one that follows it (``FOLLOWERS``) only the first counts.
 
     Args:
-        names: of the tensors in the file.
-        wanted: names of the network.
         spelled: turns a name of the file into the spelling of ``wanted``, of the same length.
     """
     longest, found = max(wanted, key=len), []
@@ -105,13 +99,8 @@ def _parents(names: Collection[str], child: str) -> list[str]:
 def identify(checkpoint: Mapping[str, Any], source: str, timm: bool = False) -> Weights:
     """Recognise a checkpoint by its names, in whatever dictionaries and behind whatever prefix they stand.
 
-    Pretraining, linear model and BASNet come before the ResNet, which is a part of the first two.
-
     Args:
-        timm: names that are none of them are those of a plain backbone of timm, head included.
-
-    Raises:
-        UserError: the names are those of none of them.
+        timm: other names are those of a plain backbone of timm, head included; without it they are a UserError.
     """
     names = _flatten(checkpoint)
     beside = _parents(names, 'decoder')
@@ -120,7 +109,7 @@ def identify(checkpoint: Mapping[str, Any], source: str, timm: bool = False) -> 
     found = {'linear': _leaders([prefix for prefix in encoders if f'{prefix}{CLASSIFIER}weight' in names]),
              'contrastive': _leaders(encoders),
              'basnet': find_prefixes(names, ('inconv.weight',)),
-             'backbone': find_prefixes(names, RESNET)}
+             'backbone': find_prefixes(names, RESNET)}  # last, for it is a part of the first two
     for kind, prefixes in found.items():
         if prefixes:
             dropped = tuple(f'{head}.' for head in RESNET_HEADS) if kind == 'backbone' else ()
@@ -145,15 +134,12 @@ def read_weights(path: Path, timm: bool = False) -> Weights:
 
 
 def load_strict(module: nn.Module, weights: Weights,
-                mend: str = 'check backbone and model_kwargs, or give the checkpoint of this architecture') -> None:
+                hint: str = 'check backbone and model_kwargs, or give the checkpoint of this architecture') -> None:
     """Load weights of which exactly one reading covers the module, with finite values.
 
-    Args:
-        mend: what the user can do about weights that do not.
-
     Raises:
-        UserError: entries are missing, left over, or of another shape; the sentence lists them. Or several readings
-            fit, or values are not finite.
+        UserError: entries are missing, left over, or of another shape, which the sentence lists, and ends with the
+            hint; or several readings fit, or values are not finite.
     """
     own = module.state_dict()
     problems = {prefix: _misfits(own, state) for prefix, state in weights.readings.items()}
@@ -163,7 +149,7 @@ def load_strict(module: nn.Module, weights: Weights,
     if not fitting:
         prefix, found = min(problems.items(), key=lambda item: len(item[1]))
         where = f', its entries {prefix}*,' if prefix else ''
-        raise UserError(f'{weights.source}{where} does not fit this model ({"; ".join(found)}); {mend}.')
+        raise UserError(f'{weights.source}{where} does not fit this model ({"; ".join(found)}); {hint}.')
     prefix = fitting[0]
     require_finite({prefix + name: value for name, value in weights.readings[prefix].items()}, weights.source)
     if prefix:
@@ -189,16 +175,20 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def imagenet_weights(backbone: str) -> Weights:
-    """torchvision's ImageNet classification weights (version 1) without fc, downloaded once.
-
-    Raises:
-        UserError: the download failed.
-    """
-    weights = torchvision.models.get_model_weights(backbone)['IMAGENET1K_V1']
+@contextmanager
+def downloading(backbone: str, url: str) -> Iterator[None]:
+    """Turns what goes wrong with a download, from no connection to what the server answers, into a UserError."""
     try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f'could not download the weights of {backbone} ({reason}); fetch {url} by hand and set '
+                        'pretraining to its path.') from error
+
+
+def imagenet_weights(backbone: str) -> Weights:
+    """torchvision's ImageNet classification weights (version 1) without fc, downloaded once. Raises UserError."""
+    weights = torchvision.models.get_model_weights(backbone)['IMAGENET1K_V1']
+    with downloading(backbone, weights.url):
         state = weights.get_state_dict(progress=False, check_hash=True)
-    except (URLError, TimeoutError, RuntimeError, ConnectionError) as error:
-        raise UserError(f'could not download the ImageNet weights of {backbone} ({error}); fetch {weights.url} '
-                        'by hand and set pretraining to its path.') from error
     return identify(state, f'torchvision {backbone} {weights.name}')

@@ -136,7 +136,7 @@ def load_basnet(path: Path) -> BASNet:
     with torch.device('meta'):  # without spending time on random weights
         network = BASNet()
     network.to_empty(device='cpu')
-    load_strict(network, weights, mend='give the checkpoint of a BASNet')
+    load_strict(network, weights, hint='give the checkpoint of a BASNet')
     return network
 
 

@@ -153,7 +153,7 @@ def test_clusters_and_prototypes_that_are_not_finite_are_refused(tmp_path: Path)
 def test_maps_of_onnx_that_are_not_finite_are_refused() -> None:
     source = OnnxSaliency.__new__(OnnxSaliency)
     source.weights, source.config = Path('net.onnx'), OnnxConfig(input_size=[8, 8], mean=[0.5] * 3, scale=[1.0] * 3)
-    source.input = SimpleNamespace(shape=['N'], name='image')
-    source.session = SimpleNamespace(run=lambda *_: [np.full((1, 1, 8, 8), np.nan, np.float32)])
+    source.session = SimpleNamespace(run=lambda *_: [np.full((1, 1, 8, 8), np.nan, np.float32)],
+                                     get_inputs=lambda: [SimpleNamespace(shape=['N'], name='image')])
     with pytest.raises(UserError, match=r'net\.onnx: the network gives values that are not finite'):
         source.predict([np.zeros((9, 9, 3), np.uint8)])

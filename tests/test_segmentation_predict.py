@@ -295,7 +295,7 @@ def test_one_sentence_each(own: Path, tmp_path: Path, model: Path, linear: Path,
     assert 'cannot write to --output' in fails(images, output=tmp_path / 'file' / 'out')
     assert '--batch-size' in fails(images, '--batch-size', '0')
     assert 'no file' in fails(images, file=tmp_path / 'none.pth.tar')
-    assert 'run linear_finetune.py or kmeans.py on it' in fails(images, file=own / 'pretrained.pth.tar')
+    assert 'train one on it with linear_finetune.py' in fails(images, file=own / 'pretrained.pth.tar')
     assert 'truncated or no checkpoint' in fails(images, file=tmp_path / 'file')
     model.with_name('clusters.yml').write_text('classes: [background, dog]')
     assert 'must hold "classes:" with 4 names' in fails(images)
