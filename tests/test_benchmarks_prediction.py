@@ -20,5 +20,5 @@ def test_table(model: str, capsys) -> None:
 def test_the_clusters_see_objects(tmp_path) -> None:
     torch.manual_seed(0)
     image = prediction.read_image(prediction.draw(tmp_path, 1)[0])
-    labels = prediction.clusters(tmp_path, image, 'resnet18', 64, torch.device('cpu'))(image)
+    labels = prediction.clusters(image, 'resnet18', 64, torch.device('cpu'))(image)
     assert 0.2 < np.mean(labels > 0) < 0.8
