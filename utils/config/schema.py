@@ -48,8 +48,7 @@ class ModelKwargs(Section):
     use_classification_head: bool = key(True, 'predict saliency with a second head and train it')
     dropout: float = key(0.5, 'dropout probability at the end of the decoder', ge=0, lt=1)
     decoder: Literal['deeplab', 'conv1x1'] = key(
-        'deeplab', 'between backbone and heads: the ASPP of DeepLab, for an output stride of 8, or one 1x1 '
-                   'convolution, for a vision transformer')
+        'deeplab', 'under the heads: ASPP of DeepLab (output stride 8) or a 1x1 convolution (vision transformer)')
 
 
 class MocoKwargs(Section):
@@ -114,25 +113,21 @@ class Training(Run):
     scheduler_kwargs: SchedulerKwargs = key(SchedulerKwargs, 'the schedule')
     cache: Literal['none', 'ram'] = key('none', 'has no effect any more', True)
     log_every: int = key(25, 'steps between two lines of the log', True, ge=1)
-    precision: Literal['fp32', 'bf16', 'fp16'] = key('fp32', 'number format of training steps: bf16 and fp16 (CUDA '
-                                                             'alone) by autocast')
+    precision: Literal['fp32', 'bf16', 'fp16'] = key('fp32', 'number format of training, by autocast; fp16: CUDA alone')
     tf32: bool = key(True, 'CUDA: training steps round factors of float32 products to 10 bits, several times faster')
     channels_last: bool = key(True, 'memory order of images and weights that convolutions run faster in', True)
     compile: bool = key(False, 'torch.compile of the networks: needs a C++ compiler, and minutes at the start')
-    checkpoint_every: int = key(0, 'steps between two checkpoints within an epoch; 0: only after each epoch', True,
-                                ge=0)
+    checkpoint_every: int = key(0, 'steps between checkpoints within an epoch; 0: only after each epoch', True, ge=0)
 
 
 class Pretrain(Common, Training):
     """pretrain/main.py"""
     train_db_name: Text = key('VOCSegmentation', 'folder of the data set under db_root')
-    train_split: Text = key('trainaug', 'list of image IDs: sets/<name>.txt; all, train or val of an unlabelled image '
-                                        'folder')
+    train_split: Text = key('trainaug', 'image IDs: sets/<name>.txt; unlabelled image folder: all, train or val')
     saliency: Text = key('supervised_model', 'masks to use: the folder saliency_<name> of the data set')
     loss_chunk: int = key(32768, 'pixels of the contrastive loss at a time; 0 holds all logits in memory', True, ge=0)
     sync_batchnorm: bool = key(False, 'BatchNorm over all processes (a deviation from the paper: one per process)')
-    gather_prototypes: bool = key(False, 'contrast with the prototypes of all processes (a deviation from the paper: '
-                                         'only its own)')
+    gather_prototypes: bool = key(False, 'contrast with the prototypes of all processes (a deviation from the paper)')
     freeze_layers: bool | int = key(False, 'freeze the stem and this many first stages of both encoders; true is 2, '
                                            'in a ResNet conv1, bn1, layer1 and layer2', ge=0)
     moco_kwargs: MocoKwargs = key(MocoKwargs, 'the memory bank and the momentum encoder')
@@ -150,8 +145,7 @@ class Evaluation(Run):
     val_size: int = key(512, 'side to which images are resized for the network, pixels', ge=1)
     val_batch_size: int = key(8, 'images a forward pass', True, ge=1)
     num_visualizations: int = key(16, 'images drawn to visualizations/', True, ge=0)
-    eval_classes: list[Text] = key([], 'classes to score besides background: all others are ignored, in training too; '
-                                       'default: every class of the data set')
+    eval_classes: list[Text] = key([], 'classes scored with background; others are ignored, in training too; []: all')
 
 
 class LinearFinetune(Common, Training, Evaluation):
@@ -159,19 +153,15 @@ class LinearFinetune(Common, Training, Evaluation):
     train_db_name: Text = key('VOCSegmentation', 'folder of the data set under db_root')
     train_split: Text = key('trainaug', 'list of image IDs to train on: sets/<name>.txt')
     train_size: int = key(512, 'side to which training images are resized, pixels', ge=1)
-    label_share: float = key(1.0, 'share of train_split that is trained on; drawn once for all by label_seed', gt=0,
-                             le=1)
-    label_seed: int = key(0, 'which images that share holds; with one seed a smaller share is part of a larger one',
-                          ge=0)
+    label_share: float = key(1.0, 'share of train_split to train on; label_seed draws it once for all', gt=0, le=1)
+    label_seed: int = key(0, 'draws label_share; with one seed smaller shares are part of larger ones', ge=0)
     border_label: Border = key(0, 'label of the border that the affine map leaves: 0 as published, 255 to ignore it')
     features: Literal['decoder', 'backbone'] = key('decoder', 'what the classifier reads; plain backbones have no '
                                                               'trained decoder')
-    network_lr_factor: float = key(0.0, 'learning rate of what is below the classifier, as a multiple of '
-                                        'optimizer_kwargs.lr; 0 freezes it', ge=0)
+    network_lr_factor: float = key(0.0, 'learning rate below the classifier, as a multiple of lr; 0 freezes', ge=0)
     freeze_batchnorm: Literal['all', 'backbone', 'none'] = key('all', 'what runs in eval mode while training')
     crf_kwargs: CrfKwargs = key(CrfKwargs, 'the fully connected CRF of --crf-postprocess')
-    crf_workers: int | None = key(None, 'processes of the CRF; 0 runs it in the main process; default: one a CPU core',
-                                  True, ge=0)
+    crf_workers: int | None = key(None, 'CRF processes; 0: the main process; default: one a CPU core', True, ge=0)
 
 
 class Prototypes(Common, Evaluation):
@@ -186,11 +176,9 @@ class Kmeans(Prototypes):
     """segmentation/kmeans.py"""
     num_clusters: int = key(20, 'clusters of the foreground objects', ge=1)
     overclustering: list[Annotated[int, Field(ge=1)]] = key(
-        [], 'further numbers of clusters, one line of results each; without ground truth the numbers of which that of '
-            'highest silhouette is taken')
+        [], 'further numbers of clusters, a result each; without ground truth the one of highest silhouette is taken')
     matching: Literal['majority', 'hungarian'] = key(
-        'majority', 'more clusters than classes: each takes its best class, or the assignment gives every class an '
-                    'equal share of clusters')
+        'majority', 'more clusters than classes: each takes its best class, or every class an equal share of clusters')
     fit_split: Text | None = key(None, 'list of image IDs that PCA and K-means are fitted on; default: val_split')
     num_seeds: int = key(5, 'runs of K-means, with random_state seed, seed + 1, ...', ge=1)
 
@@ -201,8 +189,7 @@ class Retrieval(Prototypes):
     memory_split: Text = key('trainaug', 'list of image IDs that fills the memory: sets/<name>.txt')
     memory: Text | None = key(None, 'path of a memory.npz of an earlier run, used instead of memory_split')
     num_neighbours: int = key(1, 'nearest entries of the memory that vote on the class of an object', ge=1)
-    ignore_classes: list[Text] = key([], 'classes that a second result, beside that of all, ignores; its mean leaves '
-                                         'background out')
+    ignore_classes: list[Text] = key([], 'classes a second result ignores; its mean leaves out background too')
 
 
 class TrainSaliency(Training):
