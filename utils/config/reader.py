@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from utils.config.keys import Section, flat, nearest, nest, schema_keys, type_name
 from utils.config.paths import find_file, shown
-from utils.config.published import RULES
+from utils.config.published import RULES, Rule
 from utils.run.errors import MissingFileError, cannot_read, name_some
 
 NULL, STR, FLOAT = (f'tag:yaml.org,2002:{name}' for name in ('null', 'str', 'float'))
@@ -125,45 +125,40 @@ class Reader:
                 self._give(prefix + name, node, self._place(key))
 
     def _give(self, name: str, node: yaml.Node, where: str) -> None:
-        if self._twice(name, where):
-            return
+        rule = self.rules.get(name, Rule(name))
+        for given in dict.fromkeys((name, rule.key or name)):  # a published key and the one here that takes its value
+            if given in self._seen:
+                self.errors.append(f'{where}: {given} is given twice, first in {self._seen[given]}; keep one')
+                return
+            self._seen[given] = where
         if name in self.sections:
             if isinstance(node, yaml.MappingNode):
                 self._read(node, f'{name}.')
             elif node.tag != NULL:  # a section with every line commented out is empty, not wrong
                 self.errors.append(f'{where}: {name} holds the keys {self._keys_below(f"{name}.")}; '
                                    'expected key: value lines below it')
-        elif name not in self._known:
+            return
+        if name not in self._known:
             self._unknown(name, where)
-        else:
-            try:
-                self._take(name, node, where)
-            except (yaml.YAMLError, ValueError, TypeError) as error:
-                self.errors.append(f'{where}: {name}: not a plain YAML value: {_problem(error)}')
-
-    def _twice(self, name: str, where: str) -> bool:
-        if name in self._seen:
-            self.errors.append(f'{where}: {name} is given twice, first in {self._seen[name]}; keep one')
-            return True
-        self._seen[name] = where
-        return False
-
-    def _take(self, name: str, node: yaml.Node, where: str) -> None:
-        value = yaml.constructor.SafeConstructor().construct_document(node)
-        if rule := self.rules.get(name):
-            if rule.accepted and value not in rule.accepted:
-                self.errors.append(f'{where}: {name}, a key of the published code, can only be '
-                                   f'{describe(rule.accepted[0])} here, got {describe(value)}; {rule.hint}')
-                return
+            return
+        try:
+            value = yaml.constructor.SafeConstructor().construct_document(node)
+        except (yaml.YAMLError, ValueError, TypeError) as error:
+            self.errors.append(f'{where}: {name}: not a plain YAML value: {_problem(error)}')
+            return
+        if rule.accepted and value not in rule.accepted:
+            self.errors.append(f'{where}: {name}, a key of the published code, can only be '
+                               f'{describe(rule.accepted[0])} here, got {describe(value)}; {rule.hint}')
+            return
+        if name in self.rules:
             self.translated[name] = rule.key
-            if rule.key is None or self._twice(rule.key, where):
-                return
-            name, value = rule.key, rule.false if rule.false and not value else value
-        if isinstance(value, list) and type_name(self.keys[name].annotation) == 'list[str]':
+        if rule.key is None or rule.key in self.values:
+            return
+        value = rule.false if rule.false and not value else value
+        if isinstance(value, list) and type_name(self.keys[rule.key].annotation) == 'list[str]':
             # names: 'no' and 2012 are what they say, not false and a number
             value = [n.value if isinstance(n, yaml.ScalarNode) else v for n, v in zip(node.value, value, strict=True)]
-        if name not in self.values:
-            self.values[name], self.places[name] = value, where
+        self.values[rule.key], self.places[rule.key] = value, where
 
     def _unknown(self, name: str, where: str) -> None:
         section, _, last = name.rpartition('.')
