@@ -29,10 +29,7 @@ class Config(EasyDict):
         object.__setattr__(self, '_schema', schema)
         object.__setattr__(self, '_notes', tuple(notes))
         for name, value in values.items():
-            if isinstance(value, dict):
-                value = Config(value)
-            elif isinstance(value, list):
-                value = tuple(value)
+            value = Config(value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
             object.__setattr__(self, name, value)
             dict.__setitem__(self, name, value)
 
