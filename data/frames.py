@@ -1,17 +1,18 @@
-"""What is to be predicted: one image, a folder of images, or the frames of a video."""
+"""What is to be predicted, an image, a folder or the frames of a video, and its way through a network."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from data.files import SUFFIXES, drop_duplicates, find_images
-from data.images import read_image
+from data.images import ImageFileError, read_image
 from utils.run.errors import UserError
+from utils.run.parallel import batches, in_threads
 
 VIDEOS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm')
 Frame = tuple[Path, Callable[[], np.ndarray]]  # its name, and what reads it
@@ -66,3 +67,43 @@ def _video(path: Path) -> Frames:
         capture.release()
 
     return Frames(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), {}, frames())
+
+
+def predict_frames(frames: Iterable[Frame], prepare: Callable[[np.ndarray], Any], stack: Callable[[list], Any],
+                   predict: Callable[[Any], Sequence], write: Callable[[Path, np.ndarray, Any], str], batch_size: int,
+                   threads: int) -> Iterator[tuple[Path, str]]:
+    """Predict in batches; threads read, prepare and stack the next images and write the results of the last ones.
+
+    Args:
+        prepare: image -> input of the network.
+        stack: inputs -> batch.
+        predict: batch -> an output for each input; runs in the calling thread.
+        write: (name, image, output) -> why the image has no result: '' if it has one.
+        threads: that read, and as many that write.
+
+    Returns:
+        the name of each image, and why it has no result, such as that it cannot be read.
+    """
+    def read(frame: Frame) -> tuple[Path, np.ndarray | None, Any]:
+        name, load = frame
+        try:
+            image = load()
+        except ImageFileError as error:
+            return name, None, error.reason
+        return name, image, prepare(image)
+
+    def join(batch: list) -> tuple[list, Any]:
+        inputs = [prepared for _, image, prepared in batch if image is not None]
+        return batch, stack(inputs) if inputs else None
+
+    def predicted() -> Iterator[tuple[Path, np.ndarray | None, Any]]:
+        ready = in_threads(read, frames, threads, threads + 2 * batch_size)
+        for batch, inputs in in_threads(join, batches(ready, batch_size), 1, 2):
+            outputs = iter([] if inputs is None else predict(inputs))
+            yield from [(name, image, reason if image is None else next(outputs)) for name, image, reason in batch]
+
+    def finish(item: tuple[Path, np.ndarray | None, Any]) -> tuple[Path, str]:
+        name, image, output = item
+        return name, output if image is None else write(name, image, output)
+
+    return in_threads(finish, predicted(), threads, threads + batch_size)

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -23,6 +22,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from data.files import drop_duplicates, find_images, mask_name, prepare_output, write_mask
+from data.frames import predict_frames
 from data.images import ImageFileError, read_image
 from models.crf import Refine, crf_in_workers, require_crf
 from saliency.maps import binarise, crf_logits
@@ -35,19 +35,11 @@ from utils.run.errors import UserError, name_some
 from utils.run.files import save_image
 from utils.run.lock import lock_folder
 from utils.run.log import warn_of_failure
-from utils.run.parallel import available_cores, batches, in_threads, process_pool
+from utils.run.parallel import available_cores, process_pool
 from utils.run.script import run_script
 
 SHEET, SHOWN, COLUMNS, SIDE = 'contact_sheet.jpg', 24, 3, 160  # images, images in a row, longer side in pixels
 NO_OBJECT = 'no object: less than 1% of the image is salient'
-
-
-class Item(NamedTuple):
-    """An image on its way: read, then with its map."""
-    name: Path
-    image: np.ndarray | None
-    saliency: np.ndarray | None = None
-    reason: str = ''  # why it cannot be read
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -80,36 +72,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def write_masks(source: MaskSource, images: Path, names: Sequence[Path], output: Path, batch_size: int = 1,
                 threads: int = 1, refine: Refine | None = None) -> Iterator[tuple[Path, str]]:
-    """Write the masks; threads read the next images and finish the last ones while the source predicts.
-
-    Returns:
-        each image, and why it has no mask: '' if it has one.
-    """
-    def read(name: Path) -> Item:
-        try:
-            return Item(name, read_image(images / name))
-        except ImageFileError as error:
-            return Item(name, None, reason=error.reason)
-
-    def predicted() -> Iterator[Item]:
-        for batch in batches(in_threads(read, names, threads, batch_size), batch_size):
-            readable = [item.image for item in batch if item.image is not None]
-            maps = iter(source.predict(readable) if readable else [])
-            yield from (item if item.image is None else item._replace(saliency=next(maps)) for item in batch)
-
-    def write(item: Item) -> tuple[Path, str]:
-        name, image, saliency, reason = item
-        if image is None or saliency is None:
-            return name, reason
+    """Write the masks; yields each image, and why it has no mask: '' if it has one."""
+    def write(name: Path, image: np.ndarray, saliency: np.ndarray) -> str:
         if refine is not None:
             saliency = refine(image, crf_logits(saliency)).astype(np.float32)
         mask = binarise(saliency)
         if mask is None:
-            return name, NO_OBJECT if refine is None else f'{NO_OBJECT} after the CRF'
+            return NO_OBJECT if refine is None else f'{NO_OBJECT} after the CRF'
         write_mask(mask, output / mask_name(name))
-        return name, ''
+        return ''
 
-    return in_threads(write, predicted(), threads + 1, 2 * (threads + 1))  # while one is refined, the next waits
+    frames = ((name, partial(read_image, images / name)) for name in names)
+    return predict_frames(frames, lambda image: image, list, source.predict, write, batch_size, threads)
 
 
 def write_unsupervised_mask(images: Path, output: Path, name: Path) -> tuple[Path, str]:
@@ -150,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             results = pool.map(partial(write_unsupervised_mask, args.images, args.output), todo)
         else:
             refine = stack.enter_context(crf_in_workers({}, args.workers)) if args.crf_postprocess else None
-            results = write_masks(source, args.images, todo, args.output, args.batch_size, max(1, args.workers), refine)
+            threads = max(1, args.workers) + 1  # while one image is refined, the next waits
+            results = write_masks(source, args.images, todo, args.output, args.batch_size, threads, refine)
         reasons = dict(tqdm(results, 'masks', total=len(names), initial=len(names) - len(todo), disable=None))
     written = [name for name, reason in reasons.items() if not reason]
 

@@ -14,17 +14,15 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from data.files import mask_name, prepare_output
-from data.frames import Frame, open_frames
+from data.frames import Frame, open_frames, predict_frames
 from data.images import ImageFileError, read_image
 from models.crf import Refine, crf_in_workers, require_crf
 from segmentation.segmenter import Output, Segmenter
@@ -38,21 +36,13 @@ from utils.run.errors import UserError, name_some
 from utils.run.files import save_image, save_label_map
 from utils.run.lock import lock_folder
 from utils.run.log import progress, warn_of_failure
-from utils.run.parallel import available_cores, batches, in_threads
+from utils.run.parallel import available_cores
 from utils.run.script import run_script
 
 MAPS, OVERLAYS, REMOVED, SHEET = 'predictions', 'overlays', 'removed', 'contact_sheet.png'
 SHOWN, COLUMNS, SIDE = 24, 6, 160  # of the contact sheet: overlays, overlays in a row, longer side in pixels
 LONGEST = 65_500  # side of a JPEG at most, pixels
 WHOLE = 0.9  # share of the frames that a video's header names, which need not be exact, that makes it whole
-
-
-class Item(NamedTuple):
-    """An image on its way: read and prepared for the network, or why it cannot be read."""
-    name: Path
-    image: np.ndarray | None = None
-    tensor: Tensor | None = None
-    reason: str = ''
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -76,43 +66,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_size: int, threads: int,
             refine: Refine | None) -> Iterator[tuple[Path, str]]:
-    """Predict and write; reading, preparing and writing happen in threads beside the network.
+    """Write label maps and overlays; yields each image, and why it has no label map: '' if it has one."""
+    def write(name: Path, image: np.ndarray, found: Output) -> str:
+        labels = segmenter.finish(image, found, refine)
+        drawn = thumbnail(overlay(image, labels), LONGEST)
+        save_image(Image.fromarray(drawn), output / OVERLAYS / name.with_suffix('.jpg'))
+        save_label_map(labels, output / MAPS / mask_name(name))  # last: it says that the image is done
+        return ''
 
-    Args:
-        threads: that read, and as many that write.
-        refine: the CRF, or None.
-
-    Returns:
-        the name of each image, and why it has no label map: '' if it has one.
-    """
-    def read(frame: Frame) -> Item:
-        name, load = frame
-        try:
-            image = load()
-        except ImageFileError as error:
-            return Item(name, reason=error.reason)
-        return Item(name, image, segmenter.prepare(image))
-
-    def stack(batch: list[Item]) -> tuple[list[Item], Tensor | None]:
-        tensors = [item.tensor for item in batch if item.tensor is not None]
-        return batch, pin(torch.stack(tensors), segmenter.device) if tensors else None
-
-    def predicted() -> Iterator[tuple[Item, Output | None]]:
-        ready = in_threads(read, frames, threads, threads + 2 * batch_size)
-        for batch, images in in_threads(stack, batches(ready, batch_size), 1, 2):
-            outputs = iter([] if images is None else segmenter.run(images, refine is not None))
-            yield from [(item._replace(tensor=None), None if item.image is None else next(outputs)) for item in batch]
-
-    def write(pair: tuple[Item, Output | None]) -> tuple[Path, str]:
-        item, found = pair
-        if item.image is not None and found is not None:
-            labels = segmenter.finish(item.image, found, refine)
-            drawn = thumbnail(overlay(item.image, labels), LONGEST)
-            save_image(Image.fromarray(drawn), output / OVERLAYS / item.name.with_suffix('.jpg'))
-            save_label_map(labels, output / MAPS / mask_name(item.name))  # last: it says that the image is done
-        return item.name, item.reason
-
-    return in_threads(write, predicted(), threads, threads + batch_size)
+    return predict_frames(frames, segmenter.prepare, lambda tensors: pin(torch.stack(tensors), segmenter.device),
+                          lambda images: segmenter.run(images, refine is not None), write, batch_size, threads)
 
 
 def contact_sheet(output: Path, names: Sequence[Path], classes: Sequence[str]) -> None:

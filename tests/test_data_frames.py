@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.frames import open_frames
+from data.frames import open_frames, predict_frames
+from data.images import ImageFileError
 from tests.golden_inputs import photo
 from utils.run.errors import UserError
 
@@ -52,3 +53,21 @@ def test_one_sentence_each(tmp_path: Path) -> None:
                            ('none', 'does not exist'), ('.', 'holds no image')):
         with pytest.raises(UserError, match=expected):
             open_frames(tmp_path / name)
+
+
+@pytest.mark.parametrize('broken', [set(), {0, 4}, {3, 4, 5}, set(range(7))])
+def test_outputs_belong_to_their_images_wherever_others_cannot_be_read(broken: set[int]) -> None:
+    def read(i: int) -> np.ndarray:
+        if i in broken:
+            raise ImageFileError(f'{i} is cut off', 'cut off')
+        return np.full((2, 2), i)
+
+    written, sizes = {}, []
+    frames = [(Path(f'{i}.png'), lambda i=i: read(i)) for i in range(7)]
+    made = list(predict_frames(
+        frames, lambda image: image.sum(), np.array, lambda batch: [sizes.append(len(batch)), *(10 * batch)][1:],
+        lambda name, image, output: written.update({name: (image[0, 0], output)}) or ('odd' if output % 80 else ''),
+        3, 2))
+    assert made == [(Path(f'{i}.png'), 'cut off' if i in broken else 'odd' if i % 2 else '') for i in range(7)]
+    assert written == {Path(f'{i}.png'): (i, 40 * i) for i in range(7) if i not in broken}
+    assert sizes == [n for n in (len({*batch} - broken) for batch in ([0, 1, 2], [3, 4, 5], [6])) if n]

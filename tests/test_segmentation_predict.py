@@ -358,7 +358,7 @@ def test_label_maps_of_removed_images_are_moved_and_the_folder_is_locked(own: Pa
     images = tmp_path / 'images'
     shutil.copytree(own / 'photos' / 'images', images)
     locked: list[Path] = []
-    monkeypatch.setattr(predict, 'lock', locked.append)
+    monkeypatch.setattr(predict, 'lock_folder', locked.append)
     run(images, tmp_path / 'out', model)
     first = next(path for path in sorted(images.rglob('*')) if path.is_file())
     first.unlink()
