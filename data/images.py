@@ -129,7 +129,7 @@ def _decode_jpeg(content: bytes) -> np.ndarray | None:
     """(H, W, 3) uint8, by torchvision: faster than Pillow, to the same pixels. None: Pillow shall say what is wrong."""
     try:
         planes = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
-    except RuntimeError:
+    except (RuntimeError, AttributeError):  # the latter where torchvision was built without its decoders
         return None
     return planes.permute(1, 2, 0).numpy()  # lies as rows of pixels already
 

@@ -50,7 +50,7 @@ def protocol_steps(chain: Chain, pretrained: Step, before: Step) -> list[Step]:
     for name, weights, needed in (('before', BEFORE, before), ('after', AFTER, pretrained)):
         trained = chain.step('linear', config, f'linear-{name}', (weights,), (needed,))
         best = chain.root / trained.folder / 'best_model.pth.tar'
-        steps += [trained, chain.step('linear', config, f'linear-{name}-eval', (weights,), (trained,),
+        steps += [trained, chain.step('linear', config, f'linear-{name}-eval', (), (trained,),
                                       ('--state-dict', str(best), *crf), 'segmentation/eval.py')]
     for task in ('kmeans', 'retrieval'):
         steps += [chain.step(task, f'configs/demo/{task}.yml', f'{task}-{name}', overrides,

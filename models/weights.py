@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 from utils.run.checkpoint import load_checkpoint, require_finite
-from utils.run.errors import UserError, name_some
+from utils.run.errors import CANNOT_WRITE, UserError, name_some
 
 log = logging.getLogger(__name__)
 State = dict[str, Tensor]
@@ -181,6 +181,8 @@ def downloading(backbone: str, url: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:  # where it is kept, not where it comes from
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f'could not download the weights of {backbone} ({reason}); fetch {url} by hand and set '
                         'pretraining to its path.') from error

@@ -150,9 +150,12 @@ def load_index(path: Path, classes: Sequence[str], network: Mapping[str, Any]) -
     Raises:
         UserError: it is no such file, its classes are others, or its prototypes are not those of this network.
     """
-    file = read_arrays(path, SAVED, 'is no memory.npz of retrieval.py, damaged, or of an earlier version; fill it '
-                                    'anew.')
-    saved, made = tuple(map(str, file['classes'])), json.loads(str(file['network']))
+    damaged = 'is no memory.npz of retrieval.py, damaged, or of an earlier version; fill it anew.'
+    file = read_arrays(path, SAVED, damaged)
+    try:
+        saved, made = tuple(map(str, file['classes'])), json.loads(str(file['network']))
+    except ValueError:
+        raise UserError(f'{path} {damaged}') from None
     if saved != tuple(classes):
         raise UserError(f'memory {path} was filled with classes {name_some(saved)}, not {name_some(classes)}; fill one '
                         'for this data set and config.')

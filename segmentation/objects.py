@@ -195,7 +195,8 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Ite
         found = find_objects(model, to_device(batch['image'], device), features, None if from_network else batch['sal'],
                              min_component)
         semsegs, originals = (batch.get(name) or [None] * len(found) for name in ('semseg', 'original'))
-        batches.append([*map(describe, found, batch['shape'], semsegs, originals)])
+        of_images = zip(found, batch['shape'], semsegs, originals, strict=True)
+        batches.append([describe(*of_image) for of_image in of_images])
     images = list(chain(*(distributed.interleave(batches) if shared else batches)))
     prototypes, histograms, masks, shapes, pictures = zip(*images, strict=True)
     return EmbeddedSplit(np.concatenate(prototypes), np.concatenate([counts[1:] for counts in histograms]),

@@ -37,6 +37,7 @@ from utils.config.cli import ArgumentParser
 from utils.config.load import add_config_arguments, as_dict, load_config
 from utils.config.paths import find_file
 from utils.config.schema import Retrieval
+from utils.report.pictures import PART, thumbnail
 from utils.report.results import iou_entry, log_iou, save_results
 from utils.report.run import NEIGHBOURS, NEIGHBOURS_FILE, write_run_report
 from utils.run import distributed
@@ -102,7 +103,7 @@ def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: VOCSegmentation, 
         image = read_image(val_set.image_path(int(val.image[i])))
         caption = f'{index.classes[val.inside[i].argmax()]} > {index.classes[predicted[i]]}'
         rows.append([(crop_object(image, val.mask(i)), caption)] + [
-            (read_image(images / f'{index.images[k]}.jpg'), index.classes[index.labels[k]])
+            (thumbnail(read_image(images / f'{index.images[k]}.jpg'), PART), index.classes[index.labels[k]])
             for k in neighbours[neighbours >= 0]])
     picture = draw_rows(rows)
     save_image(picture, Path(p.output_dir) / NEIGHBOURS_FILE)

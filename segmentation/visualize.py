@@ -153,7 +153,8 @@ def crop_objects(saved: SavedObjects, dataset: ImageSet, indices: Iterable[int])
         if name != of_image:
             image, of_image = dataset.load(numbers[name])['image'], name
         mask = None if saved.masks is None else unpack(saved.masks[index])
-        crops[index] = image if mask is None else crop_object(image, resize_mask(mask, *image.shape[1::-1]))
+        crops[index] = thumbnail(image, PART) if mask is None else crop_object(image, resize_mask(
+            mask, *image.shape[1::-1]))
     return crops
 
 
@@ -191,7 +192,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'{args.run} saved {count} objects of dimension {dim}; a map needs at least 3 of dimension 2: '
                         'run it on more images.')
     if saved.masks is None:
-        print(f'No {MASKS}, which runs on at most {KEPT} images write: whole images are shown in place of objects')
+        print(f'No {MASKS}: whole images are shown in place of objects. Runs on at most {KEPT} images write it; rerun '
+              'one of an earlier version')
     output = args.output or args.run / 'visualize'
     device = pick_device(args.device)
     allow_tf32(p.get('val_tf32', False))

@@ -290,3 +290,14 @@ def test_damaged_files_of_every_kind(tmp_path: Path) -> None:
             for read in (read_image, probe_image, read_mask):
                 with suppress(ImageFileError):
                     read(path)
+
+
+def test_a_torchvision_without_decoders_leaves_jpegs_to_pillow(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / 'x.jpg'
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)).save(path)
+    before = read_image(path)
+
+    def missing(*_: object) -> None:
+        raise AttributeError("'_OpNamespace' 'image' object has no attribute 'decode_jpeg'")
+    monkeypatch.setattr('data.images.decode_jpeg', missing)
+    np.testing.assert_array_equal(read_image(path), before)

@@ -29,7 +29,7 @@ def test_the_plan_of_the_demo(tmp_path: Path) -> None:
     assert len(configs) == 2 + 2 * 4 + 2 * 2
     assert [configs[name].epochs for name in ('pretrain', 'pretrain_before')] == [3, 0]
     assert {config.val_size for name, config in configs.items() if 'pretrain' not in name} == {64}
-    for name in configs.keys() - {'pretrain', 'pretrain_before'}:
+    for name in configs.keys() - {'pretrain', 'pretrain_before', 'linear-before-eval', 'linear-after-eval'}:
         assert ('before' in name) == ('pretrain_before' in configs[name].pretraining)
     saliency = {name: configs[f'kmeans-{name}'].saliency for name in demo.PROTOTYPES}
     assert saliency == dict.fromkeys(demo.PROTOTYPES, 'supervised_model') | {'after': 'network'}

@@ -100,7 +100,7 @@ def test_masks_are_those_of_the_prototypes_or_there_are_none(run, tmp_path: Path
     run(kmeans, 'kmeans', 'num_clusters=3', 'num_seeds=1')
     assert not (folder / 'masks.npz').exists()
     visualize.main([*arguments, str(folder)])
-    assert 'No masks.npz, which runs on at most 20000 images write: whole images are shown' in capsys.readouterr().out
+    assert 'No masks.npz: whole images are shown in place of objects' in capsys.readouterr().out
     assert np.asarray(Image.open(folder / 'visualize' / 'neighbours.png')).std() > 0
     saved = read_objects(folder)
     images = visualize.open_images(visualize.config_of(folder), False, ColourModel())

@@ -352,3 +352,16 @@ def test_defaults_are_in_range_and_every_key_is_documented(schema):
              if field.is_required()}
     schema.model_validate(schema.model_validate(given).model_dump())
     assert all(field.description for field in schema_keys(schema).values())
+
+
+@pytest.mark.parametrize(('lines', 'expected'), [
+    ('base:', 'line 4: base: a path is empty'),
+    ('base: [a, b]', 'line 4: base must be the path of one file'),
+    ('seed: &a [*a]', 'line 4: seed must be a valid integer, got a list that holds itself'),
+    ('optimizer_kwargs: {lrate: 1}', "unknown key 'optimizer_kwargs.lrate'; the keys here are lr, momentum"),
+    ('optimizer_kwargs: {momentum: 0.9.1}', "must be a valid number, got the text '0.9.1'"),
+    ("optimizer_kwargs: {lr: '4e-3'}", "got the text '4e-3'; remove the quotes")])
+def test_sentences_fit_the_mistake(message, lines: str, expected: str) -> None:
+    said = message(f'{MINIMAL}{lines}\n')
+    assert expected in said
+    assert said.endswith('remove the quotes') == expected.endswith('remove the quotes')

@@ -14,9 +14,10 @@ from pydantic import ValidationError
 from utils.config.keys import Section, flat, nearest, nest, schema_keys, type_name
 from utils.config.paths import find_file, shown
 from utils.config.published import RULES, Rule
-from utils.run.errors import MissingFileError, cannot_read, name_some
+from utils.run.errors import UserError, cannot_read, name_some
 
 NULL, STR, FLOAT = (f'tag:yaml.org,2002:{name}' for name in ('null', 'str', 'float'))
+NUMBER = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')
 EXPONENT = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$')
 
 
@@ -72,14 +73,16 @@ class Reader:
         if base:
             root.value.remove(base)
         self._read(root, '')
-        if base:
-            self._read_base(path, self._place(base[0]), str(base[1].value), known, above)
+        if base and not isinstance(base[1], yaml.ScalarNode):
+            self._unreadable(f'{self._place(base[0])}: base must be the path of one file')
+        elif base:
+            self._read_base(path, self._place(base[0]), base[1].value, known, above)
 
     def _read_base(self, path: Path, where: str, text: str, known: Collection[str], above: tuple[Path, ...]) -> None:
         above = (*above, path.resolve())
         try:
             base = path.parent / text if (path.parent / text).is_file() else find_file(text)
-        except MissingFileError as error:
+        except UserError as error:
             self._unreadable(f'{where}: base: {error}')
             return
         if base.resolve() in above:
@@ -166,7 +169,8 @@ class Reader:
         if name in known:
             hint = f'write {last} in a line of its own, indented below {section}:'
         else:
-            near = nearest(last, known)
+            siblings = [other for other in known if other.rpartition('.')[0] == section]
+            near = nearest(last, siblings) or nearest(last, known, 0.85)
             here = self._keys_below(f'{section}.') if section in self.sections else self._keys_below('')
             hint = f"did you mean '{near}'?" if near else f'the keys here are {here}'
         self.errors.append(f"{where}: unknown key '{name}'; {hint}")
@@ -198,7 +202,7 @@ class Reader:
 
     def _got(self, name: str) -> str:
         value, kind = self.values[name], type_name(self.keys[name].annotation)
-        if isinstance(value, str) and re.fullmatch(r'[-+.\deE]+', value) and 'str' not in kind:
+        if isinstance(value, str) and NUMBER.fullmatch(value) and 'str' not in kind:
             return f'{describe(value)}; remove the quotes'
         if 'str' in kind and not isinstance(value, (str, list, dict, type(None))):
             return f'{describe(value)}, as YAML reads it; put it in quotes'
@@ -213,7 +217,10 @@ def describe(value: Any) -> str:
         return f"the text '{value}'"
     if value is None:
         return 'nothing'
-    return 'key: value lines' if isinstance(value, dict) else json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        return 'key: value lines' if isinstance(value, dict) else json.dumps(value, default=str, ensure_ascii=False)
+    except ValueError:
+        return 'a list that holds itself'
 
 
 def _problem(error: Exception) -> str:

@@ -15,10 +15,11 @@ from utils.run.errors import UserError, cannot_read, name_some
 from utils.run.files import write_text
 
 NAME, LAST_KEY = 'config.yml', 'config_name'
+MOVE = 'move it away to do without what it says'
 RESULTS = ('*.pth.tar', '*.pth', '*.npz', 'results.json', 'predictions*')  # checkpoints and results in a folder
 
 
-def read_yaml(path: Path) -> dict[str, Any] | None:
+def read_yaml(path: Path, hint: str = MOVE) -> dict[str, Any] | None:
     """The keys of a file that this code wrote; None if it is not there. Raises UserError if it is damaged."""
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
@@ -27,21 +28,21 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
     except PermissionError as error:
         raise cannot_read(path) from error
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise damaged(path, str(error).splitlines()[0]) from error
+        raise damaged(path, str(error).splitlines()[0], hint) from error
     if not isinstance(content, dict):
-        raise damaged(path, 'it holds no keys')
+        raise damaged(path, 'it holds no keys', hint)
     return content
 
 
-def damaged(path: Path, why: str) -> UserError:
-    return UserError(f'{path} is damaged ({why}); restore it, or move it away to do without what it says.')
+def damaged(path: Path, why: str, hint: str = MOVE) -> UserError:
+    return UserError(f'{path} is damaged ({why}); restore it, or {hint}.')
 
 
-def read_config(output_dir: Path) -> dict[str, Any] | None:
+def read_config(output_dir: Path, hint: str = MOVE) -> dict[str, Any] | None:
     """config.yml of a run; None if there is none. Raises UserError if it is damaged."""
-    content = read_yaml(output_dir / NAME)
+    content = read_yaml(output_dir / NAME, hint)
     if content is not None and LAST_KEY not in content:
-        raise damaged(output_dir / NAME, f'its end, with {LAST_KEY}, is missing')
+        raise damaged(output_dir / NAME, f'its end, with {LAST_KEY}, is missing', hint)
     return content
 
 
@@ -58,7 +59,7 @@ def save_config(config: Section, output_dir: str | Path, identity: Sequence[str]
     """
     path = Path(output_dir) / NAME
     occupied = any(not found.name.startswith('.') for pattern in RESULTS for found in path.parent.glob(pattern))
-    old = read_config(path.parent) if occupied else None
+    old = read_config(path.parent, 'choose another output_dir (--set output_dir=...)') if occupied else None
     if old is not None:
         keys = schema_keys(config._schema)
         free = {LAST_KEY} | {name for name, field in keys.items() if same_results(field)}

@@ -41,6 +41,10 @@ def read_history(output_dir: Path) -> History:
     pictures: dict[str, dict[int, Path]] = {}
     for picture in (output_dir / PICTURES).glob('*_*.png'):
         name, _, of_epoch = picture.stem.rpartition('_')
-        pictures.setdefault(name, {})[int(of_epoch)] = picture
+        if of_epoch.isdecimal():  # others are not of the training
+            pictures.setdefault(name, {})[int(of_epoch)] = picture
+    if not path.is_file() and (output_dir / 'tensorboard').is_dir():
+        log.info('%s has no %s, of a training by an earlier version: its curves are in tensorboard/ alone', output_dir,
+                 METRICS)
     return History({name: sorted(points.items()) for name, points in scalars.items()},
                    {name: sorted(taken.items()) for name, taken in pictures.items()})

@@ -80,6 +80,8 @@ def line_panels(panels: Mapping[str, Mapping[str, Sequence[Point]]], x: str = ''
     handles: dict[str, Any] = {}
     for axes, (title, lines) in zip(grid, panels.items(), strict=False):
         for name, points in lines.items():
+            if not points:  # of a table that is not complete yet
+                continue
             ink = names.index(name)
             few = len(points) < MARKED
             places, heights, spread = zip(*((*point, None)[:3] for point in points), strict=True)

@@ -26,7 +26,7 @@ def join(use_cuda: bool) -> None:
     GPUs talk by NCCL; what lives on the CPU, such as the request to stop, by gloo.
     """
     global _patient
-    if not is_launched() or dist.is_initialized():
+    if not is_launched() or is_initialized():
         return
     if use_cuda:
         torch.cuda.set_device(local_rank())
@@ -37,7 +37,7 @@ def join(use_cuda: bool) -> None:
 def leave() -> bool:
     """Leave the job, all together; whether this is the main process, which does what comes after and may take long."""
     main = is_main()
-    if dist.is_initialized():
+    if is_initialized():
         dist.destroy_process_group()
     return main
 
@@ -53,7 +53,7 @@ def local_rank() -> int:
 
 def first_to_fail() -> bool:
     """Whether this process is the one that tells the user why the job ends; the others end silently."""
-    if dist.is_initialized():
+    if is_initialized():
         try:
             return dist.distributed_c10d._get_default_store().add('failed', 1) == 1
         except RuntimeError:  # the store went down with its machine
@@ -61,12 +61,16 @@ def first_to_fail() -> bool:
     return os.environ.get('RANK', '0') == '0'
 
 
+def is_initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()  # some builds of PyTorch have no processes
+
+
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if is_initialized() else 1
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if is_initialized() else 0
 
 
 def is_main() -> bool:

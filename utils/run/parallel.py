@@ -26,6 +26,7 @@ from utils.run import distributed
 from utils.run.errors import UserError
 
 BOOT = Path('/proc/sys/kernel/random/boot_id')
+WATCH = 0.5  # seconds between two looks of a worker at whether its parent lives
 WORKERS_WAIT = hasattr(signal, 'sigtimedwait')  # not on macOS
 LOST_WORKER = ('a loader worker was killed, for lack of memory or of shared memory (/dev/shm; of a container by '
                '--shm-size): raise it or lower num_workers')
@@ -141,7 +142,7 @@ def _end_with_parent() -> None:
     while parent is not None and parent.is_alive():
         if not WORKERS_WAIT:
             parent.join()
-        elif (received := signal.sigtimedwait({signal.SIGTERM}, 5)) is not None and received.si_pid == parent.pid:
+        elif (received := signal.sigtimedwait({signal.SIGTERM}, WATCH)) is not None and received.si_pid == parent.pid:
             break
     os._exit(0)
 
