@@ -120,7 +120,7 @@ def test_training_goes_on_in_the_same_bits(db_root, tmp_path, monkeypatch, thin,
     record, resumed = (read_history(folder).scalars for folder in folders)
     assert {'train/loss', 'train/lr', 'val/MAE'} <= record.keys()
     assert record == resumed
-    assert all('MAE' in Page(folder / 'report.html').text for folder in folders)
+    assert all('mean absolute error' in Page(folder / 'report.html').text for folder in folders)
     assert set(json.loads(first)['saliency']) == {'mIoU', 'maxF', 'MAE'}
     script.main(arguments(tmp_path, *val, 'output_dir=parts'))  # there is nothing left to do
     assert (folders[1] / 'results.json').read_text() == first
