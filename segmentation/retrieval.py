@@ -29,7 +29,7 @@ from data.loaders import evaluation_loader
 from data.voc import VOCSegmentation, check_names
 from models.build import build_prototype_model, prototype_network
 from segmentation.feature_index import FeatureIndex, build_index, load_index, retrieval_confusion
-from segmentation.figures import crop_object, draw_rows, evenly
+from segmentation.figures import crop_object, draw_rows, evenly, fit
 from segmentation.metrics import iou_of
 from segmentation.objects import KEPT, EmbeddedSplit, embed_split
 from segmentation.provenance import made_with_network, warn_of_shared
@@ -37,7 +37,6 @@ from utils.config.cli import ArgumentParser
 from utils.config.load import add_config_arguments, as_dict, load_config
 from utils.config.paths import find_file
 from utils.config.schema import Retrieval
-from utils.report.pictures import PART, thumbnail
 from utils.report.results import iou_entry, log_iou, save_results
 from utils.report.run import NEIGHBOURS, NEIGHBOURS_FILE, write_run_report
 from utils.run import distributed
@@ -103,7 +102,7 @@ def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: VOCSegmentation, 
         image = read_image(val_set.image_path(int(val.image[i])))
         caption = f'{index.classes[val.inside[i].argmax()]} > {index.classes[predicted[i]]}'
         rows.append([(crop_object(image, val.mask(i)), caption)] + [
-            (thumbnail(read_image(images / f'{index.images[k]}.jpg'), PART), index.classes[index.labels[k]])
+            (fit(read_image(images / f'{index.images[k]}.jpg')), index.classes[index.labels[k]])
             for k in neighbours[neighbours >= 0]])
     picture = draw_rows(rows)
     save_image(picture, Path(p.output_dir) / NEIGHBOURS_FILE)

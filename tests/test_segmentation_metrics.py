@@ -39,8 +39,8 @@ def test_running_means() -> None:
     for value in (1.0, 3.0):
         mean.update(loss=torch.tensor(value, requires_grad=True), accuracy=torch.tensor(value / 2))
     assert mean.read() == {'loss': 2.0, 'accuracy': 1.0}
-    mean.add(Mean({'loss': torch.tensor(5.0)}, 1))
-    assert mean.read() == {'loss': 3.0, 'accuracy': pytest.approx(2 / 3)}
+    mean.add(Mean({'loss': torch.tensor(5.0), 'accuracy': torch.tensor(4.0)}, 1))
+    assert mean.read() == {'loss': 3.0, 'accuracy': 2.0}
 
 
 def test_results_print_in_the_published_form(caplog, tmp_path: Path) -> None:
