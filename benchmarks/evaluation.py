@@ -7,8 +7,6 @@ time; drawing them is not timed. The plain way works on a share of the images an
 ways must give the same result, or the benchmark fails. Each runs in a process of its own, whose peak
 memory is shown.
 """
-from __future__ import annotations
-
 import multiprocessing
 import resource
 import sys

@@ -7,8 +7,6 @@ full copy of the sample for each view and transforms it by torchvision, on Pillo
 of the same images, which is checked, and take turns in one process on one thread. Times are CPU times of the
 process; the table shows medians of the rounds.
 """
-from __future__ import annotations
-
 import copy
 import statistics
 import sys

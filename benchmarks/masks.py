@@ -8,8 +8,6 @@ masks under the names of the images. Void pixels do not count; an image without 
 as 0. Shown are all images whose ground truth has an object, and those of each list --split. --time N masks N drawn
 images of 375x500 by --method unsupervised on one core.
 """
-from __future__ import annotations
-
 import statistics
 import sys
 import tempfile

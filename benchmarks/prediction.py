@@ -7,8 +7,6 @@ prepared beforehand; predict.py reads, prepares, predicts, draws and writes. The
 the medians of the rounds. On a CPU both share its cores, so that CPU seconds say what is added whatever else
 the machine does. --model clusters is the segmenter of kmeans.py, whose objects count as work beside the network.
 """
-from __future__ import annotations
-
 import sys
 import tempfile
 import time

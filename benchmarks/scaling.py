@@ -4,8 +4,6 @@
 
 Each process has its share of the CPU cores, or a GPU of its own. The loader is left out: pairs are noise.
 """
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

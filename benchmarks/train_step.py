@@ -7,8 +7,6 @@ All train on the same pairs in one process, in turn, step by step; medians are p
 the ratios step by step. Memory is measured in a process for each (on a GPU: as PyTorch allots it). Then a
 step is taken apart, and set beside the time in which one loader worker makes its pairs from 500 px JPEGs.
 """
-from __future__ import annotations
-
 import argparse
 import copy
 import multiprocessing

@@ -1,6 +1,4 @@
 """Fetch and unpack the data set archive of the method's authors, once, however many processes ask for it."""
-from __future__ import annotations
-
 import errno
 import gzip
 import logging

@@ -1,6 +1,4 @@
 """Folders of images: finding them, and a place for what is made of them."""
-from __future__ import annotations
-
 import logging
 import os
 import unicodedata

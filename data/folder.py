@@ -1,6 +1,4 @@
 """An unlabelled image folder as a data set: no ground truth, no lists."""
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

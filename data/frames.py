@@ -1,6 +1,4 @@
 """What is to be predicted, an image, a folder or the frames of a video, and its way through a network."""
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path

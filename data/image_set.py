@@ -1,6 +1,4 @@
 """What all data sets are: photographs in order, each with its object mask if masks are asked for."""
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path

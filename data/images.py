@@ -1,6 +1,4 @@
 """The one reader of photographs, and of the masks and label maps that were drawn on them."""
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

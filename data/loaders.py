@@ -1,6 +1,4 @@
 """From the config to loaders: the only part of data/ that sees the config."""
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from pathlib import Path

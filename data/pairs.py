@@ -1,6 +1,4 @@
 """Query and key views of an image with their masks, drawn from a seed a sample."""
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import cv2

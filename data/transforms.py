@@ -1,6 +1,4 @@
 """What happens to an image on its way to the network."""
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any

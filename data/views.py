@@ -1,6 +1,4 @@
 """The random views of pretraining, drawn as torchvision draws them and made by OpenCV on 8 bit images."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,6 +1,4 @@
 """Images with their ground truth and object masks, in the VOC folder layout."""
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -8,8 +8,6 @@ configs/voc_animals, by default that of ImageNet weights); K-means, retrieval an
 given masks, and the initial weights beside it. Runs that are finished are not run again, those of
 experiments/voc_animals.py in the same --output among them. Writes ablations.md, ablations.csv and ablations.png.
 """
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

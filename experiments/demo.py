@@ -5,8 +5,6 @@
 Draws a data set, pretrains without labels, and runs all protocols on the encoder before and after, two at a time.
 Steps that are finished are not run again. Writes table.md, table.csv and report.html.
 """
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Sequence

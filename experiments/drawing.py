@@ -3,8 +3,6 @@
 The kinds differ in outline and surface pattern, never in colour: colours, pose and light are drawn from the same
 distributions for all of them. What is to be found without labels is therefore shape and pattern.
 """
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

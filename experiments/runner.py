@@ -1,6 +1,4 @@
 """A chain of scripts with their settings: finished steps are skipped, and steps that need each other wait."""
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -35,7 +33,7 @@ class Step:
     """
     folder: str
     command: tuple[str, ...]
-    needs: tuple[Step, ...] = ()
+    needs: tuple['Step', ...] = ()
 
     def settings(self) -> list[str]:
         """What tells the step from one with other settings: its arguments, and those of the steps that it needs."""

@@ -2,8 +2,6 @@
 
     python experiments/shapes.py --output datasets/synthetic --train 850 --val 150 --size 128 --seed 0
 """
-from __future__ import annotations
-
 import sys
 import tempfile
 from pathlib import Path

@@ -5,8 +5,6 @@
 
 The default lists are those of images that show a cat, cow, dog, horse or sheep. Masks in saliency_*/ come along.
 """
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Sequence

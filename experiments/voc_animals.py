@@ -10,8 +10,6 @@ the configs of the folder say, with masks from the data set ("given": saliency_s
 or those that the network predicts. Runs that are finished are not run again. Writes table.md, gains.md, classes.md and
 figures.csv.
 """
-from __future__ import annotations
-
 import argparse
 import math
 import sys

@@ -1,6 +1,4 @@
 """From a name to a backbone."""
-from __future__ import annotations
-
 from models.resnet import DilatedResNet
 from models.timm_backbone import TIMM, TimmBackbone
 

@@ -1,6 +1,4 @@
 """From the config to a network with its weights: the only part of models/ that sees the config."""
-from __future__ import annotations
-
 import logging
 import sys
 from pathlib import Path

@@ -1,6 +1,4 @@
 """The fully connected CRF (Kraehenbuehl and Koltun, NeurIPS 2011) behind ``--crf-postprocess``."""
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

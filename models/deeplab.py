@@ -1,6 +1,4 @@
 """Decoders: what turns the features of a backbone into those that the heads read."""
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead

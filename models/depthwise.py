@@ -1,6 +1,4 @@
 """Dilated depthwise convolutions on the CPU, at which PyTorch's kernels are slow, as a sum over the kernel's taps."""
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,6 +1,4 @@
 """Mean embeddings of object masks."""
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,6 +1,4 @@
 """ResNet backbones with output stride 8 under torchvision's names."""
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torchvision

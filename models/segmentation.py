@@ -1,6 +1,4 @@
 """The two networks of the method: the contrastive encoder and the linear segmentation model."""
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 

@@ -1,6 +1,4 @@
 """Backbones of the timm library (Wightman, https://github.com/huggingface/pytorch-image-models)."""
-from __future__ import annotations
-
 from collections import defaultdict
 from dataclasses import replace
 from difflib import get_close_matches

@@ -1,6 +1,4 @@
 """Weights of checkpoints, by the names of the released ones; nothing is ever loaded in part."""
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -45,7 +43,7 @@ class Weights:
             raise self.ambiguous(list(self.readings))
         return next(iter(self.readings.values()))
 
-    def map(self, change: Callable[[State], State]) -> Weights:
+    def map(self, change: Callable[[State], State]) -> 'Weights':
         """With another state dict for each one."""
         return replace(self, readings={prefix: change(state) for prefix, state in self.readings.items()})
 

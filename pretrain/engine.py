@@ -1,6 +1,4 @@
 """What pretraining computes at each step."""
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

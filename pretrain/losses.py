@@ -1,6 +1,4 @@
 """The two losses of pretraining (paper, section 3.2 and 4.1)."""
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -3,8 +3,6 @@
     python pretrain/main.py --config_env configs/env.yml \\
         --config_exp configs/VOCSegmentation_supervised_saliency_model.yml
 """
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Van Gansbeke et al., "Unsupervised Semantic Segmentation by Contrasting Object Mask Proposals",
 ICCV 2021, section 3.2; the momentum encoder and the queue are those of MoCo (He et al., CVPR 2020).
 """
-from __future__ import annotations
-
 import copy
 from typing import NamedTuple
 

@@ -1,6 +1,4 @@
 """What training shows of itself, image grids and online K-means; it goes on in the same bits with them and without."""
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager

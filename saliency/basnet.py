@@ -3,8 +3,6 @@
 Qin, Zhang, Huang, Gao, Dehghan and Jagersand, "BASNet: Boundary-Aware Salient Object Detection", CVPR 2019.
 Names and shapes of the state dict are those of the released checkpoint.
 """
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

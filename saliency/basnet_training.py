@@ -1,6 +1,4 @@
 """Training of BASNet (Qin et al., CVPR 2019): its views, its initial weights, its loss, and how its maps are scored."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,6 +1,4 @@
 """From an image to the input of a saliency network, and from its map to an object mask."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

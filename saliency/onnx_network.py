@@ -8,8 +8,6 @@ input is prepared stands in a YAML file:
     scale: [1.0, 1.0, 1.0]
     divide_by_maximum: false      # bring the image to 0..1 by its maximum instead of 255
 """
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated

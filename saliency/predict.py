@@ -7,8 +7,6 @@
 Masks are PNGs of 0 and 255, of the size of their image, under the same names. Rerun to resume. Images without an
 object, damaged ones and the like are named in report.txt.
 """
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterator, Sequence

@@ -1,6 +1,4 @@
 """What a source of masks looks like, and how to get one by name."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol

@@ -1,6 +1,4 @@
 """SLIC superpixels and their graph, vectorised over the pixels."""
-from __future__ import annotations
-
 import numpy as np
 
 COMPACTNESS = 15.0  # weight of the distance in space, in units of colour distance

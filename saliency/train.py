@@ -6,8 +6,6 @@
 Noisy masks bootstrap themselves (paper, supplementary material): the network learns what they have in common.
 Leaves basnet.pth, which predict.py --method basnet takes as --weights.
 """
-from __future__ import annotations
-
 import argparse
 import json
 import sys

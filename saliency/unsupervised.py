@@ -3,8 +3,6 @@
 Zhu, Liang, Wei and Sun, "Saliency Optimization from Robust Background Detection", CVPR 2014, with a
 centre prior, followed by GrabCut (Rother et al., SIGGRAPH 2004), which moves the outline onto the edges.
 """
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

@@ -1,6 +1,4 @@
 """Clusters as a file: what gives an object of a new image its label, and the names that users give to clusters."""
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,7 +48,7 @@ class ClusterModel:
         save_checkpoint({**tensors, 'classes': classes, 'network': dict(self.network)}, path)
 
     @classmethod
-    def of(cls, checkpoint: Mapping[str, Any], path: Path) -> ClusterModel | None:
+    def of(cls, checkpoint: Mapping[str, Any], path: Path) -> 'ClusterModel | None':
         """From the contents of the file at ``path``; None if they are not those of ``save``.
 
         Raises:
@@ -64,7 +62,7 @@ class ClusterModel:
         return cls(Whitening(arrays['mean'], arrays['projection']), arrays['centres'], checkpoint['labels'].numpy(),
                    None if classes is None else tuple(classes), checkpoint['network'])
 
-    def with_names_beside(self, path: Path) -> ClusterModel:
+    def with_names_beside(self, path: Path) -> 'ClusterModel':
         """With the names of clusters.yml beside ``path`` (placeholders without one), if these clusters have no classes.
 
         Clusters of one name become one label, the first's.

@@ -1,6 +1,4 @@
 """Whitening and K-means on prototypes, the matching of clusters to classes, and its scores."""
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,7 +29,7 @@ class Whitening:
     projection: np.ndarray
 
     @classmethod
-    def fit(cls, prototypes: np.ndarray, seed: int) -> Whitening:
+    def fit(cls, prototypes: np.ndarray, seed: int) -> 'Whitening':
         """Of (M, D) prototypes; ``seed``: of the randomised solver that scikit-learn takes for many dimensions."""
         with np.errstate(invalid='ignore'):  # the shares of a variance of 0, which are not used
             pca = PCA(min(DIMENSIONS, *prototypes.shape), random_state=seed).fit(prototypes.astype(np.float64))

@@ -1,6 +1,4 @@
 """Clusters of images without ground truth: how many to take, and a picture of each."""
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

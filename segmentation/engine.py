@@ -1,6 +1,4 @@
 """Training loss, validation and prediction of the linear model."""
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 

@@ -7,8 +7,6 @@
 The results name the weights and their fingerprint. Those of the run's own best model join its output directory;
 those of another file go to <output_dir>-eval-<name of the file>, unless --set output_dir=... says where.
 """
-from __future__ import annotations
-
 import argparse
 import logging
 import sys

@@ -1,6 +1,4 @@
 """The feature index of segment retrieval: prototypes of objects with their classes."""
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -87,7 +85,7 @@ class FeatureIndex:
         """(M,) class of each entry: that of most votes, of equals the higher id."""
         return self.votes.shape[1] - 1 - self.votes[:, ::-1].argmax(1)
 
-    def without(self, ignored: Sequence[int]) -> FeatureIndex:
+    def without(self, ignored: Sequence[int]) -> 'FeatureIndex':
         """The index where these classes have no votes, without the entries that then have none.
 
         Raises:

@@ -1,6 +1,4 @@
 """Pictures of objects: crops in rows, and a map of prototypes in two dimensions."""
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -78,7 +76,7 @@ def spread(places: np.ndarray, count: int, seed: int) -> list[int]:
 
 
 def draw_map(places: np.ndarray, axes_labels: tuple[str, str], colours: np.ndarray, names: Sequence[str],
-             pictures: Mapping[int, np.ndarray], kind: str) -> Figure:
+             pictures: Mapping[int, np.ndarray], kind: str) -> 'Figure':
     """Draw a map of objects.
 
     Args:

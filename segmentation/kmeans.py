@@ -9,8 +9,6 @@ images has none: of several numbers of clusters (``--num_clusters 5-20``) the on
 each cluster is drawn to clusters/, and clusters.yml takes names for them. Label maps go to predictions/, and
 what segmentation/predict.py needs for new images to clusters.pth.tar.
 """
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

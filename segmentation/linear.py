@@ -1,6 +1,4 @@
 """What stands beside the weights of a linear model, a plain state dict: what it was trained for, and its results."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple

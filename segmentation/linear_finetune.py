@@ -5,8 +5,6 @@
 
 Configs in configs/finetune train the whole network on a share of the labels.
 """
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

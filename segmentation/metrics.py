@@ -1,6 +1,4 @@
 """One confusion matrix behind every IoU, and one definition of its spread."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,6 +1,4 @@
 """The objects of images: those that the network finds in a batch, and one pass over a split."""
-from __future__ import annotations
-
 import hashlib
 import zlib
 from collections.abc import Iterable, Sequence
@@ -155,7 +153,7 @@ class EmbeddedSplit:
             painted[self.mask(index)] = labels[index]
         return painted
 
-    def require_masks(self) -> EmbeddedSplit:
+    def require_masks(self) -> 'EmbeddedSplit':
         """The split itself. Raises UserError if all of its masks are empty."""
         if not self.prototypes.any():
             raise UserError(f'none of the {len(self.shapes)} images has a mask; check the saliency masks, or train the '

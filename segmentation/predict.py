@@ -7,8 +7,6 @@
 best_model.pth.tar of linear_finetune.py. Label maps are palette PNGs of the images' own sizes, under the same
 names. Started again it goes on where it stopped. In Python: ``segmentation.segmenter.Segmenter``.
 """
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence

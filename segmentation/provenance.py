@@ -1,6 +1,4 @@
 """What made a result: the weights by their fingerprint, and what else decides prototypes."""
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path

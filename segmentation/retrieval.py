@@ -7,8 +7,6 @@ Votes and scores count pixels at val_size x val_size. Where ignore_classes is se
 'retrieval' on all classes, printed first, and 'retrieval_<n>' on the n that are left. With --memory it takes the
 memory.npz that an earlier run left in its output directory, whatever its ignore_classes.
 """
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -6,8 +6,6 @@
 
 A label map is a PNG of class ids in one channel, ID.png, of the size of its image.
 """
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Sequence

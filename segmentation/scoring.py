@@ -1,6 +1,4 @@
 """From label maps to results: the one way through evaluation for linear models and for label maps on disk."""
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Collection, Mapping, Sequence

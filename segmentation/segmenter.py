@@ -5,8 +5,6 @@
     labels = segment(image)                                       # (H, W, 3) uint8 -> (H, W) class ids
     names = segment.classes
 """
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +59,7 @@ class Segmenter:
         self.transform = EvaluationTransform(size, model.backbone.mean, model.backbone.std)
 
     @staticmethod
-    def load(path: str | Path, device: str = 'auto', weights: str | Path | None = None) -> Segmenter:
+    def load(path: str | Path, device: str = 'auto', weights: str | Path | None = None) -> 'Segmenter':
         """From best_model.pth.tar of linear_finetune.py (or a released linear model) or clusters.pth.tar of kmeans.py.
 
         Args:

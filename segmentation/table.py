@@ -7,8 +7,6 @@ Reads each run's results.json. Writes table.md, table.csv, classes.png (bars per
 of K-means has it, overclustering.png (mIoU over the number of clusters). report.html joins the table, the
 pictures of the runs and, with --pretraining, the curves of the training that they share.
 """
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial

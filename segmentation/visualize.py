@@ -8,8 +8,6 @@ embedding.png (the three main directions of the pixel embeddings as red, green a
 dimensions), neighbours.png (objects beside the nearest ones of other images), clusters/ (the most typical objects of
 each cluster, for a run of kmeans.py) and report.html.
 """
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterable, Sequence

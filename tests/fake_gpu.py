@@ -4,8 +4,6 @@ A CUDA runtime that only answers (built by the C compiler, loaded before PyTorch
 FakeTensorMode gives tensors shape, type, strides and device, and refuses a mix of devices; ``Watch`` records the rest.
 Numbers, speed, the choices of cuDNN and races stay unseen.
 """
-from __future__ import annotations
-
 import os
 import re
 import shutil

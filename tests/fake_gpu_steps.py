@@ -5,8 +5,6 @@
 prints waits, launches and peak memory of one step of pretraining; keys are the arguments of ``pretraining``. Without
 keys everything is run, steps with planted defects too, and printed for ``tests/test_simulated_gpu.py``.
 """
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -3,8 +3,6 @@
 Each array comes from NumPy's PCG64 generator, seeded with the CRC-32 of a name: weights, images and
 masks can be rebuilt anywhere, in any order, from their names alone.
 """
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

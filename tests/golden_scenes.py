@@ -3,8 +3,6 @@
 As in ``golden_inputs`` a name gives an array. What is compared are checksums of bytes, so that only integers, uniform
 draws and + - * / make them, which every machine computes alike; the order of the draws of each array is fixed.
 """
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

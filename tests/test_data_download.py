@@ -1,6 +1,4 @@
 """data.download against a server on this machine: once, whole, safely, and continued after an interruption."""
-from __future__ import annotations
-
 import io
 import random
 import subprocess

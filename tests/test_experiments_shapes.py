@@ -1,6 +1,4 @@
 """The drawn data set: its files, that masks and images fit, that it is repeatable, and that nothing is overwritten."""
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,6 +1,4 @@
 """What a GPU computes: ``make test-gpu`` runs on it what every run of the tests does on the CPU."""
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,6 +1,4 @@
 """The command line of every script: help with an example and all defaults, and near options for unknown ones."""
-from __future__ import annotations
-
 import argparse
 import sys
 import textwrap

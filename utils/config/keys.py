@@ -1,6 +1,4 @@
 """Keys of YAML files, declared as pydantic fields: what a field says of itself, and which key a wrong name is like."""
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
@@ -17,7 +15,7 @@ if TYPE_CHECKING:  # a loaded config is an EasyDict: a dict with attributes
     class Section(dict[str, Any]):
         model_fields: ClassVar[dict[str, FieldInfo]]
         model_validate: ClassVar[Callable[[Any], BaseModel]]
-        _schema: type[Section]
+        _schema: type['Section']
 else:
     class Section(BaseModel):
         """Keys at one level of a file."""

@@ -1,6 +1,4 @@
 """The config of a run: read from files and overrides, checked, and carried as a read-only EasyDict."""
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast

@@ -1,6 +1,4 @@
 """Paths as users write them, and where files are looked up."""
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

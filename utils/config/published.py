@@ -1,6 +1,4 @@
 """Config files and flags of the published code: what each means here, what has no effect, and what is refused."""
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -1,6 +1,4 @@
 """YAML files and overrides, read against a schema: every mistake is collected, with its file and line."""
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Collection

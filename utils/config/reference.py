@@ -2,8 +2,6 @@
 
     python -m utils.config.reference > docs/configuration.md
 """
-from __future__ import annotations
-
 from utils.config.keys import choices, default_text, same_results, schema_keys, type_name
 from utils.config.schema import SCHEMAS, Env
 

@@ -1,6 +1,4 @@
 """The config beside the results: config.yml in an output directory, written, compared and read back."""
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence

@@ -1,6 +1,4 @@
 """Every key of the scripts' config files: type, range, default, one line of help, and whether it changes results."""
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 

@@ -1,6 +1,4 @@
 """What came of a folder of images: report.json, report.txt and report.html beside the results."""
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

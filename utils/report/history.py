@@ -1,6 +1,4 @@
 """What a training logged of itself, read back: its curves and pictures, however often it was stopped and resumed."""
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

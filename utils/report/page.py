@@ -1,6 +1,4 @@
 """One HTML page of blocks: it holds its pictures itself, runs no script and asks nothing of any server."""
-from __future__ import annotations
-
 import io
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
@@ -65,7 +63,7 @@ def matrix(title: str, confusion: np.ndarray, classes: Sequence[str]) -> Block:
     return {'kind': 'matrix', 'title': title, 'names': list(classes), 'colours': class_colours(classes), 'rows': rows}
 
 
-def plots(title: str, draws: Sequence[Callable[[], Figure]], note: str = '') -> Block:
+def plots(title: str, draws: Sequence[Callable[[], 'Figure']], note: str = '') -> Block:
     """Plots side by side, each for the light and the dark page."""
     from utils.report.plots import to_svg  # matplotlib takes a second, and many pages have no plot
     drawn = [{theme: data_uri(to_svg(draw, theme).encode(), 'svg+xml') for theme in ('light', 'dark')}

@@ -1,6 +1,4 @@
 """Pictures of images: side by side, in grids, with masks, labels and captions."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

@@ -1,6 +1,4 @@
 """Plots: bars per class, and lines in panels; as pictures or as SVG."""
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,6 +1,4 @@
 """The results of a run: printed in the published form, and kept as results.json."""
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Collection, Sequence

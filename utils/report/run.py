@@ -1,6 +1,4 @@
 """The report of a run: report.html in its output directory, of what the script holds and training has logged."""
-from __future__ import annotations
-
 import importlib
 import json
 import logging

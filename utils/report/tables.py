@@ -1,6 +1,4 @@
 """Tables of results as Markdown and as CSV."""
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence

@@ -1,6 +1,4 @@
 """Checkpoints on disk: read as data and never as code, with all that a run needs to go on."""
-from __future__ import annotations
-
 import errno
 import io
 import logging

@@ -1,6 +1,4 @@
 """What differs between devices: the CPU, CUDA's GPUs, Intel's (xpu) and Apple's (mps); no other module asks."""
-from __future__ import annotations
-
 from typing import Any, TypeVar
 
 import torch

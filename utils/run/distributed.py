@@ -1,6 +1,4 @@
 """One helper that hides whether there are several processes: for one, everything is an identity."""
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Iterator

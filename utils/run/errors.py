@@ -1,6 +1,4 @@
 """Mistakes that a user can fix, and the exit codes of a script; this module imports nothing of ours."""
-from __future__ import annotations
-
 import errno
 from collections.abc import Sequence
 

@@ -1,6 +1,4 @@
 """Files written whole or not at all: bytes, text, arrays, pictures and label maps."""
-from __future__ import annotations
-
 import io
 import os
 from contextlib import suppress

@@ -1,6 +1,4 @@
 """From one command to many processes, by PyTorch's own elastic launcher."""
-from __future__ import annotations
-
 import logging
 import os
 import signal

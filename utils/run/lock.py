@@ -1,6 +1,4 @@
 """One process at a time: locks on files, where the system has them."""
-from __future__ import annotations
-
 import errno
 import logging
 import os

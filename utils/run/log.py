@@ -1,6 +1,4 @@
 """Plain lines on the terminal and dated ones in the log file; progress bars only on a terminal."""
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,6 +1,4 @@
 """Optimisers and learning-rate schedules."""
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any

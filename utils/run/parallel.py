@@ -1,6 +1,4 @@
 """Work beside the network: threads that finish its results, and worker processes, of loaders and of pools."""
-from __future__ import annotations
-
 import multiprocessing
 import os
 import platform

@@ -4,8 +4,6 @@
 TF32 unless ``val_tf32`` is true, so that a result is not a matter of how its network
 was trained, or on what.
 """
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

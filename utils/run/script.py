@@ -1,6 +1,4 @@
 """How a script runs and how it ends: on a mistake of the user, a signal, a closed pipe, or an unexpected error."""
-from __future__ import annotations
-
 import os
 import re
 import select

@@ -1,6 +1,4 @@
 """The device and the random state of a run."""
-from __future__ import annotations
-
 import logging
 import random
 from collections.abc import Sequence

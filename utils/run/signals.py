@@ -1,6 +1,4 @@
 """Signals that ask a run to stop: SIGTERM, of a scheduler, and SIGINT, of Ctrl-C."""
-from __future__ import annotations
-
 import os
 import signal
 import threading

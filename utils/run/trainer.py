@@ -1,6 +1,4 @@
 """The loop behind every script that trains: it saves, resumes, and stops when it is asked to."""
-from __future__ import annotations
-
 import logging
 import math
 import time
@@ -36,7 +34,7 @@ class Mean:
         """Add one step's scalars."""
         self.add(Mean({name: value.detach().float() for name, value in values.items()}, 1))
 
-    def add(self, other: Mean) -> None:
+    def add(self, other: 'Mean') -> None:
         """Add the steps of another."""
         for name, value in other.sums.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
@@ -91,7 +89,7 @@ class Trainer:
         self._unchecked: list[tuple[int, Sequence[str], Tensor]] = []  # step, images, loss
         self._signal: int | None = None
 
-    def __enter__(self) -> Trainer:
+    def __enter__(self) -> 'Trainer':
         self._noting = handled(self._note, *SIGNALS)
         self._noting.__enter__()
         return self
