@@ -21,27 +21,24 @@ from models.resnet import FROZEN, freeze_layers
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
 from pretrain.monitor import ImageGrids, OnlineKmeans
-from utils.config.cli import ArgumentParser
-from utils.config.load import add_config_arguments, as_dict, load_config
+from utils.config.cli import ConfigParser
+from utils.config.load import as_dict, load_config
 from utils.config.published import add_published_flags, flags_without_effect
 from utils.config.schema import Pretrain
 from utils.report.run import write_run_report
 from utils.run import distributed
 from utils.run.errors import UserError
-from utils.run.launch import add_process_arguments, start_processes
 from utils.run.optim import build_optimizer
 from utils.run.precision import Precision
 from utils.run.script import run_script
-from utils.run.setup import prepare, seed_process
+from utils.run.setup import seed_process, start
 from utils.run.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    add_config_arguments(parser, Pretrain)
-    add_process_arguments(parser)
+    parser = ConfigParser(__doc__, Pretrain)
     add_published_flags(parser)
     return parser.parse_args(argv)
 
@@ -50,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     notes = flags_without_effect(args)
     p = load_config(args.config_env, args.config_exp, Pretrain, args.overrides)
-    if start_processes(args.nproc, p.device, __file__, argv):
-        return
-    device = prepare(p, identity(p, p.train_db_name))
+    device = start(p, args.nproc, __file__, argv, identity(p, p.train_db_name))
     for note in notes:
         log.info(note)
     path = Path(p.output_dir) / 'checkpoint.pth.tar'

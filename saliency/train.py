@@ -20,28 +20,25 @@ from data.loaders import identity, masks_evaluation_loader, masks_loader
 from models.build import initial_weights
 from saliency.basnet import BASNet, BASNetSaliency
 from saliency.basnet_training import TrainingView, compute_losses, load_initial_weights, validate
-from utils.config.cli import ArgumentParser
-from utils.config.load import add_config_arguments, as_dict, load_config
+from utils.config.cli import ConfigParser
+from utils.config.load import as_dict, load_config
 from utils.config.schema import TrainSaliency
 from utils.report.results import save_results
 from utils.report.run import write_run_report
 from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
 from utils.run.errors import UserError
-from utils.run.launch import add_process_arguments, start_processes
 from utils.run.optim import build_optimizer
 from utils.run.precision import Precision
 from utils.run.script import run_script
-from utils.run.setup import prepare, seed_process
+from utils.run.setup import seed_process, start
 from utils.run.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    add_config_arguments(parser, TrainSaliency)
-    add_process_arguments(parser)
+    parser = ConfigParser(__doc__, TrainSaliency)
     parser.add_argument('--images', type=Path, help='folder of the images, instead of the key images')
     parser.add_argument('--masks', '--pseudo-labels', type=Path, dest='masks',
                         help='folder of their masks, instead of the key masks')
@@ -55,10 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     given = None if args.images is None or args.masks is None else args.images.resolve().parent
     p = load_config(args.config_env, args.config_exp, TrainSaliency, args.overrides, given)
-    if start_processes(args.nproc, p.device, __file__, argv):
-        return
     below = [str(Path(folder).parent) for folder in (p.images, p.masks) if not Path(folder).is_absolute()]
-    device = prepare(p, identity(p, *below))
+    device = start(p, args.nproc, __file__, argv, identity(p, *below))
     output_dir = Path(p.output_dir)
 
     loader, sampler = masks_loader(p, TrainingView(p.resize, p.crop, p.flip_probability))

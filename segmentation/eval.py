@@ -22,23 +22,20 @@ from models.weights import fingerprint
 from segmentation.linear import BEST, check_free, read_trained, stem
 from segmentation.provenance import made_with
 from segmentation.scoring import score
-from utils.config.cli import ArgumentParser
-from utils.config.load import add_config_arguments, as_dict, load_config
+from utils.config.cli import ConfigParser
+from utils.config.load import as_dict, load_config
 from utils.config.paths import find_file
 from utils.config.schema import LinearFinetune
 from utils.report.run import PREDICTIONS, write_run_report
 from utils.run.devices import to_device
-from utils.run.launch import add_process_arguments, start_processes
 from utils.run.script import run_script
-from utils.run.setup import prepare
+from utils.run.setup import start
 
 log = logging.getLogger(__name__)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    add_config_arguments(parser, LinearFinetune)
-    add_process_arguments(parser)
+    parser = ConfigParser(__doc__, LinearFinetune)
     parser.add_argument('--state-dict', required=True,
                         help='weights of the linear model, e.g. best_model.pth.tar of linear_finetune.py')
     parser.add_argument('--crf-postprocess', action='store_true', help='refine the predictions with a CRF')
@@ -61,9 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p = load_config(args.config_env, args.config_exp, LinearFinetune, overrides)
     if args.crf_postprocess:
         require_crf()
-    if start_processes(args.nproc, p.device, __file__, argv):
-        return
-    device = prepare(p)
+    device = start(p, args.nproc, __file__, argv)
 
     classes = scored_names(p, p.val_db_name)
     trained = read_trained(weights, classes)

@@ -39,8 +39,8 @@ from segmentation.discovery import discover, write_sheets
 from segmentation.metrics import standard_deviation
 from segmentation.objects import KEPT, MASKS, EmbeddedSplit, embed_split, save_masks
 from segmentation.provenance import made_with_network
-from utils.config.cli import ArgumentParser
-from utils.config.load import add_config_arguments, as_dict, load_config
+from utils.config.cli import ConfigParser
+from utils.config.load import as_dict, load_config
 from utils.config.schema import Kmeans
 from utils.report.pictures import panel
 from utils.report.results import iou_entry, log_iou, remove_stale, save_results
@@ -49,11 +49,10 @@ from utils.run import distributed
 from utils.run.devices import to_device
 from utils.run.errors import UserError
 from utils.run.files import save_arrays, save_image, save_label_map
-from utils.run.launch import add_process_arguments, start_processes
 from utils.run.log import warn_of_failure
 from utils.run.parallel import available_cores, in_threads
 from utils.run.script import run_script
-from utils.run.setup import prepare
+from utils.run.setup import start
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +74,7 @@ def cluster_counts(text: str) -> list[int]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    add_config_arguments(parser, Kmeans)
-    add_process_arguments(parser)
+    parser = ConfigParser(__doc__, Kmeans)
     parser.add_argument('--num_seeds', type=int, help='runs of K-means; overrides the key of the config')
     parser.add_argument('--num_clusters', '--num-clusters', type=cluster_counts, nargs='+', metavar='K',
                         help='clusters; several numbers, or a range such as 5-20, print the over-clustering curve, a '
@@ -216,9 +213,7 @@ def explore(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     p = load_config(args.config_env, args.config_exp, Kmeans, args.overrides)
-    if start_processes(args.nproc, p.device, __file__, argv):
-        return
-    device = prepare(p, identity(p, p.val_db_name))
+    device = start(p, args.nproc, __file__, argv, identity(p, p.val_db_name))
 
     labelled = has_ground_truth(p, p.val_db_name)
     masks = None if p.saliency == 'network' else p.saliency

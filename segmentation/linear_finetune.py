@@ -23,27 +23,24 @@ from segmentation.linear import BEST, Trained, read_trained, write_trained
 from segmentation.metrics import iou_of
 from segmentation.provenance import made_with, warn_of_shared
 from segmentation.scoring import score
-from utils.config.cli import ArgumentParser
-from utils.config.load import add_config_arguments, as_dict, load_config
+from utils.config.cli import ConfigParser
+from utils.config.load import as_dict, load_config
 from utils.config.schema import LinearFinetune
 from utils.report.run import PREDICTIONS, write_run_report
 from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
 from utils.run.files import write_text
-from utils.run.launch import add_process_arguments, start_processes
 from utils.run.optim import build_optimizer
 from utils.run.precision import Precision
 from utils.run.script import run_script
-from utils.run.setup import prepare, seed_process
+from utils.run.setup import seed_process, start
 from utils.run.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    add_config_arguments(parser, LinearFinetune)
-    add_process_arguments(parser)
+    parser = ConfigParser(__doc__, LinearFinetune)
     parser.add_argument('--crf-postprocess', action='store_true', help='refine the final predictions with a CRF')
     return parser.parse_args(argv)
 
@@ -53,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
     if args.crf_postprocess:
         require_crf()
-    if start_processes(args.nproc, p.device, __file__, argv):
-        return
-    device = prepare(p)
+    device = start(p, args.nproc, __file__, argv)
     output_dir = Path(p.output_dir)
     best_path = output_dir / BEST
     task = 'finetuned' if p.network_lr_factor else 'linear'

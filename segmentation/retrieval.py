@@ -31,8 +31,8 @@ from segmentation.figures import crop_object, draw_rows, evenly, fit
 from segmentation.metrics import iou_of
 from segmentation.objects import KEPT, EmbeddedSplit, embed_split
 from segmentation.provenance import made_with_network, warn_of_shared
-from utils.config.cli import ArgumentParser
-from utils.config.load import add_config_arguments, as_dict, load_config
+from utils.config.cli import ConfigParser
+from utils.config.load import as_dict, load_config
 from utils.config.paths import find_file
 from utils.config.schema import Retrieval
 from utils.report.results import iou_entry, log_iou, save_results
@@ -41,19 +41,16 @@ from utils.run import distributed
 from utils.run.devices import to_device
 from utils.run.errors import UserError
 from utils.run.files import save_image
-from utils.run.launch import add_process_arguments, start_processes
 from utils.run.log import warn_of_failure
 from utils.run.script import run_script
-from utils.run.setup import prepare
+from utils.run.setup import start
 
 log = logging.getLogger(__name__)
 SHOWN = 5  # neighbours in a row of neighbours.png, or more if more vote
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    add_config_arguments(parser, Retrieval)
-    add_process_arguments(parser)
+    parser = ConfigParser(__doc__, Retrieval)
     parser.add_argument('--memory', metavar='PATH', help='memory.npz of an earlier run, used instead of memory_split')
     args = parser.parse_args(argv)
     if args.memory is not None:
@@ -110,9 +107,7 @@ def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: VOCSegmentation, 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     p = load_config(args.config_env, args.config_exp, Retrieval, args.overrides)
-    if start_processes(args.nproc, p.device, __file__, argv):
-        return
-    device = prepare(p)
+    device = start(p, args.nproc, __file__, argv)
 
     masks = None if p.saliency == 'network' else p.saliency
     model = build_prototype_model(p)

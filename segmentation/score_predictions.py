@@ -20,8 +20,8 @@ from data.loaders import labelled_root
 from data.voc import VOCSegmentation
 from segmentation.metrics import confusion_matrix
 from segmentation.scoring import keep_results
-from utils.config.cli import ArgumentParser
-from utils.config.load import add_config_arguments, as_dict, load_config
+from utils.config.cli import ConfigParser
+from utils.config.load import as_dict, load_config
 from utils.config.schema import LinearFinetune
 from utils.report.run import write_run_report
 from utils.run.errors import UserError, name_some
@@ -68,8 +68,7 @@ def offline_confusion(dataset: VOCSegmentation, folder: Path) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(__doc__)
-    add_config_arguments(parser, LinearFinetune)
+    parser = ConfigParser(__doc__, LinearFinetune, processes=False)
     parser.add_argument('--predictions', type=Path,
                         help='folder of the label maps; default: predictions/ of the output directory')
     args = parser.parse_args(argv)

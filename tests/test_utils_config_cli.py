@@ -10,12 +10,10 @@ import pytest
 
 from tests.test_layout import BENCHMARKS, SCRIPTS
 from tests.test_utils_config_load import SCHEMAS
-from utils.config.cli import ArgumentParser
+from utils.config.cli import ArgumentParser, ConfigParser
 from utils.config.keys import schema_keys
-from utils.config.load import add_config_arguments
 from utils.config.schema import Kmeans, Pretrain
 from utils.run.errors import UserError
-from utils.run.launch import add_process_arguments
 from utils.run.log import duration, log_epoch, setup_logging
 
 OF_SCRIPT = {'pretrain/main.py': 'configs', 'segmentation/linear_finetune.py': 'linear_finetune',
@@ -82,9 +80,7 @@ def test_the_examples_of_the_help_are_accepted_as_they_are_written(script: str, 
     ('--nproc 2', 'the following arguments are required: --config_exp; see --help.'),
     ('--config_exp x --nproc two', "argument --nproc: invalid int value: 'two'; see --help.")])
 def test_an_unknown_option_suggests_the_near_one(given: str, said: str) -> None:
-    parser = ArgumentParser('Title.')
-    add_config_arguments(parser, Kmeans)
-    add_process_arguments(parser)
+    parser = ConfigParser('Title.', Kmeans)
     with pytest.raises(UserError) as caught:
         parser.parse_args(given.split())
     assert said in str(caught.value)
@@ -96,9 +92,7 @@ def test_an_unknown_option_suggests_the_near_one(given: str, said: str) -> None:
     ('--T', 'moco_kwargs.T'), ('--num-worker', 'num_workers'), ('--resume', None), ('--learning-rate', None),
     ('--sat', None), ('--helf', None)])
 def test_an_unknown_option_suggests_the_key_whose_last_part_is_near(given: str, mend: str | None) -> None:
-    parser = ArgumentParser('Title.')
-    add_config_arguments(parser, Pretrain)
-    add_process_arguments(parser)
+    parser = ConfigParser('Title.', Pretrain)
     with pytest.raises(UserError) as caught:
         parser.parse_args(['--config_exp', 'x', given, '3'])
     said = 'see --help.' if mend is None else f'did you mean --set {mend}=VALUE?'

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from data.voc import VOC_CLASSES
-from utils.config.cli import ArgumentParser
+from utils.config.cli import ConfigParser
 from utils.config.keys import schema_keys
-from utils.config.load import add_config_arguments, as_dict, load_config
+from utils.config.load import as_dict, load_config
 from utils.config.paths import REPOSITORY
 from utils.config.schema import SCHEMAS as ALL
 from utils.config.schema import CrfKwargs, Env, Kmeans, LinearFinetune, Pretrain, Retrieval, TrainSaliency, conflicts
@@ -169,8 +169,7 @@ def test_override_errors_name_the_override(message, override, expected):
 
 
 def test_config_arguments():
-    parser = ArgumentParser('Title.')
-    add_config_arguments(parser, Pretrain)
+    parser = ConfigParser('Title.', Pretrain)
     args = parser.parse_args(['--config_exp', 'x.yml', '--set', 'a=1', 'b=2', '--set', 'c=3'])
     assert (args.config_env, args.config_exp, args.overrides) == ('configs/env.yml', 'x.yml', ['a=1', 'b=2', 'c=3'])
     assert parser.parse_args(['--config_exp', 'x.yml']).overrides == []

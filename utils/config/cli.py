@@ -38,10 +38,6 @@ class ArgumentParser(argparse.ArgumentParser):
         self.config_keys: list[str] = []
         self.given: list[str] = []
 
-    def add_config_keys(self, schema: type[Env]) -> None:
-        """List the keys of an experiment's config, with their defaults, below the options."""
-        self.config_keys, self.epilog = list(schema_keys(schema)), describe_keys(schema)
-
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.given = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(self.given, namespace)
@@ -67,6 +63,26 @@ class ArgumentParser(argparse.ArgumentParser):
             '-h', '--help', '--set') and action.help != argparse.SUPPRESS}
         near = nearest(bare(unknown), [*options, *self.config_keys], NEAR)
         return f'did you mean {options.get(near, f"--set {near}=VALUE")}?' if near else 'see --help.'
+
+
+class ConfigParser(ArgumentParser):
+    """Of a script with a config: --config_env, --config_exp, --set (``overrides``), --nproc, and the keys in the help.
+
+    Args:
+        processes: whether the script may run in several, which --nproc sets.
+    """
+
+    def __init__(self, doc: str | None, schema: type[Env], processes: bool = True) -> None:
+        super().__init__(doc)
+        self.config_keys, self.epilog = list(schema_keys(schema)), describe_keys(schema)
+        self.add_argument('--config_env', default='configs/env.yml',
+                          help='file with root_dir and db_root (default: %(default)s)')
+        self.add_argument('--config_exp', required=True, help='file of the experiment, e.g. one of configs/')
+        self.add_argument('--set', dest='overrides', metavar='KEY=VALUE', nargs='+', action='extend', default=[],
+                          help='override keys of the config, e.g. --set epochs=1 optimizer_kwargs.lr=0.01')
+        if processes:
+            self.add_argument('--nproc', type=int, metavar='N',
+                              help='processes to start (default: one for each visible GPU, or one on the CPU)')
 
 
 def describe_keys(schema: type[Env]) -> str:

@@ -5,7 +5,6 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from easydict import EasyDict
 
-from utils.config.cli import ArgumentParser
 from utils.config.keys import nest, schema_keys
 from utils.config.paths import REPOSITORY, find_file, shown, user_path
 from utils.config.published import describe
@@ -45,16 +44,6 @@ def as_dict(config: Any) -> dict[str, Any]:
     """A config as plain nested dicts and lists: what YAML, JSON and ``weights_only`` checkpoints take."""
     return {name: as_dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
             for name, value in config.items()}
-
-
-def add_config_arguments(parser: ArgumentParser, schema: type[Run]) -> None:
-    """Add --config_env, --config_exp and --set (as ``overrides``) to a script's arguments, the keys to its help."""
-    parser.add_config_keys(schema)
-    parser.add_argument('--config_env', default='configs/env.yml',
-                        help='file with root_dir and db_root (default: %(default)s)')
-    parser.add_argument('--config_exp', required=True, help='file of the experiment, e.g. one of configs/')
-    parser.add_argument('--set', dest='overrides', metavar='KEY=VALUE', nargs='+', action='extend', default=[],
-                        help='override keys of the config, e.g. --set epochs=1 optimizer_kwargs.lr=0.01')
 
 
 def load_config(config_env: str, config_exp: str, schema: type[S], overrides: Sequence[str] = (),

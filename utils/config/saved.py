@@ -1,6 +1,5 @@
 """The config beside the results: config.yml in an output directory, written, compared and read back."""
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from utils.config.keys import Section, flat, same_results, schema_keys
 from utils.config.load import as_dict
 from utils.run.errors import UserError, cannot_read, name_some
 from utils.run.files import write_text
+from utils.run.log import clear_metrics
 
 NAME, LAST_KEY = 'config.yml', 'config_name'
 MOVE = 'move it away to do without what it says'
@@ -73,9 +73,7 @@ def save_config(config: Section, output_dir: str | Path, identity: Sequence[str]
                             f'choose another {other} (--set {other}=...) or delete the folder.')
         return path
     if path.exists():
-        for name in ('tensorboard', 'pictures'):
-            shutil.rmtree(path.with_name(name), ignore_errors=True)
-        path.with_name('metrics.jsonl').unlink(missing_ok=True)
+        clear_metrics(path.parent)
     write_text(path, yaml.safe_dump(as_dict(config), sort_keys=False))
     return path
 

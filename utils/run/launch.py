@@ -12,37 +12,30 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from utils.config.cli import ArgumentParser
 from utils.run.devices import pick_device, require_processes
 from utils.run.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from utils.run.parallel import available_cores
 from utils.run.signals import SIGNALS, handled, stop
 
 
-def add_process_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument('--nproc', type=int, metavar='N',
-                        help='processes to start (default: one for each visible GPU, or one on the CPU)')
+def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[str] | None) -> None:
+    """Run the script in as many processes as the machine has GPUs, if that is more than one, and exit after them.
 
-
-def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[str] | None) -> bool:
-    """Run the script in as many processes as the machine has GPUs, if that is more than one.
+    It returns where this process is to do the work: it is one of a job already, or one is enough.
 
     Args:
         nproc: a number that is asked for; None counts the visible GPUs.
         script: file of the script; it runs again in each process, which finds RANK and WORLD_SIZE set.
         argv: its arguments; None takes those of this process.
 
-    Returns:
-        False if this process is to do the work: it is one of a job already, or one is enough.
-
     Raises:
         UserError: the number does not fit the machine, or the job.
-        SystemExit: a process failed, with its exit code; it has said why itself.
+        SystemExit: the processes have ended; with the exit code of one that failed, which has said why itself.
     """
     if nproc is not None and nproc < 1:
         raise UserError(f'--nproc is {nproc}; expected 1 or more.')
     if 'RANK' in os.environ:
-        return False
+        return
     where = pick_device(device)
     gpus = torch.cuda.device_count() if where.type == 'cuda' else 0
     count = nproc or max(1, gpus)
@@ -51,7 +44,7 @@ def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[
     if gpus and count > gpus:
         raise UserError(f'--nproc is {count}, but {gpus} GPUs are visible; lower it, or set device=cpu.')
     if count == 1:
-        return False
+        return
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, available_cores() // count)))
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, max_restarts=0,
                           rdzv_backend='c10d', rdzv_endpoint='localhost:0', monitor_interval=0.2,
@@ -62,7 +55,7 @@ def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[
             elastic_launch(config, sys.executable)('-u', script, *(sys.argv[1:] if argv is None else argv))
     except ChildFailedError as error:
         raise SystemExit(_exit_code(error)) from None
-    return True
+    raise SystemExit(0)
 
 
 def _exit_code(error: ChildFailedError) -> int:

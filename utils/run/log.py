@@ -2,6 +2,7 @@
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from utils.run import distributed
 from utils.run.files import save_image
 
 log = logging.getLogger(__name__)
-METRICS, PICTURES = 'metrics.jsonl', 'pictures'  # of a training, in its output directory
+METRICS, PICTURES, TENSORBOARD = 'metrics.jsonl', 'pictures', 'tensorboard'  # of a training, in its output directory
 Item = TypeVar('Item')
 
 
@@ -96,7 +97,7 @@ class MetricsWriter:
         if not self.is_main:
             return
         from torch.utils.tensorboard import SummaryWriter
-        self.tensorboard = SummaryWriter(output_dir / 'tensorboard')
+        self.tensorboard = SummaryWriter(output_dir / TENSORBOARD)
         path = output_dir / METRICS
         if path.exists():
             os.truncate(path, path.read_bytes().rfind(b'\n') + 1)  # a line that a kill cut off
@@ -124,6 +125,13 @@ class MetricsWriter:
         if self.is_main:
             self.file.close()
             self.tensorboard.close()
+
+
+def clear_metrics(output_dir: Path) -> None:
+    """Delete what the ``MetricsWriter`` of a training left."""
+    for name in (PICTURES, TENSORBOARD):
+        shutil.rmtree(output_dir / name, ignore_errors=True)
+    (output_dir / METRICS).unlink(missing_ok=True)
 
 
 def progress(items: Iterable[Item], description: str, total: int | None = None, initial: int = 0) -> Iterable[Item]:

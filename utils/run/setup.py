@@ -13,6 +13,7 @@ from utils.report.results import read_results
 from utils.run import distributed
 from utils.run.devices import pick_device, require_processes
 from utils.run.errors import UserError
+from utils.run.launch import start_processes
 from utils.run.lock import lock_folder
 from utils.run.log import setup_logging
 from utils.run.parallel import share_cores
@@ -25,6 +26,13 @@ def seed_process(seed: int) -> None:
     """Once all processes hold the same weights, give each its own dropout."""
     if distributed.world_size() > 1:
         torch.manual_seed(seed + distributed.rank())
+
+
+def start(p: Run, nproc: int | None, script: str, argv: Sequence[str] | None,
+          identity: Sequence[str] = ()) -> torch.device:
+    """Start the processes of the script, see ``start_processes``, and ``prepare`` each of them."""
+    start_processes(nproc, p.device, script, argv)
+    return prepare(p, identity)
 
 
 def prepare(p: Run, identity: Sequence[str] = ()) -> torch.device:
