@@ -25,10 +25,18 @@ import torch
 from data.transforms import resize_mask
 from data.voc import VOC_CLASSES, VOID
 from models.crf import crf_in_workers, dense_crf
-from segmentation.clustering import Whitening, cluster_confusion, iou_matrix, kmeans, match_clusters, score_clusters
+from segmentation.clustering import (
+    Whitening,
+    cluster_confusion,
+    iou_matrix,
+    kmeans,
+    match_clusters,
+    merge_clusters,
+    score_clusters,
+)
 from segmentation.feature_index import FeatureIndex
 from segmentation.metrics import confusion_matrix, iou_of
-from segmentation.objects import object_histograms, split_mask
+from segmentation.objects import split_mask
 from utils.config.cli import ArgumentParser
 from utils.run.parallel import available_cores, in_threads
 from utils.run.script import run_script
@@ -102,9 +110,9 @@ def kmeans_ours(images: int) -> tuple[float, list[np.ndarray]]:
         with watch:
             objects, count = split_mask(drawing.mask)
             objects = resize_mask(objects, drawing.width, drawing.height)
-            histograms = object_histograms(objects, count, drawing.truth, CLASSES)
-            inside.append(histograms[1:])
-            outside.append(histograms[0])
+            pixels = confusion_matrix(drawing.truth, objects, CLASSES, count + 1)
+            inside.append(pixels[:, 1:].T.copy())
+            outside.append(pixels[:, 0].copy())
             packed.append(np.packbits(objects))
             prototypes.append(drawing.prototype)
     with watch:
@@ -112,7 +120,7 @@ def kmeans_ours(images: int) -> tuple[float, list[np.ndarray]]:
         for run in range(RUNS):
             clusters = kmeans(points, CLUSTERS, 1234 + run).ids
             confusion = cluster_confusion(histograms, np.stack(outside), clusters, CLUSTERS)
-            score_clusters(confusion, match_clusters(confusion))
+            score_clusters(merge_clusters(confusion, match_clusters(confusion)))
             matrices.append(iou_matrix(confusion))
     return watch.seconds, matrices
 

@@ -15,8 +15,9 @@ from data.loaders import collate
 from data.transforms import EvaluationTransform, denormalize
 from data.voc import VOCSegmentation
 from models.segmentation import ContrastiveSegmentationModel
-from segmentation.clustering import cluster, cluster_confusion, match_clusters, score_clusters
+from segmentation.clustering import cluster, cluster_confusion, match_clusters, merge_clusters
 from segmentation.figures import evenly
+from segmentation.metrics import iou_of
 from segmentation.objects import THRESHOLD, embed_split
 from utils.report.pictures import montage, outline, pca_colours
 from utils.run import distributed
@@ -125,6 +126,6 @@ class OnlineKmeans:
             split = embed_split(self.model, loader, self.precision.device, self.clusters + 1, shared=False)
         _, runs = cluster(split.prototypes, [self.clusters], 1, self.seed)
         confusion = cluster_confusion(split.inside, split.outside, runs[self.clusters][0].ids, self.clusters)
-        miou = 100 * score_clusters(confusion, match_clusters(confusion)).scalars['mIoU']
+        miou = 100 * float(iou_of(merge_clusters(confusion, match_clusters(confusion))).mean())
         self.writer.add_scalars({'probe/mIoU': miou}, epochs)
         log.info('Online K-means: mIoU of %d images is %.2f', len(self.chosen), miou)

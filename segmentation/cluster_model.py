@@ -15,25 +15,18 @@ from utils.run.errors import UserError
 from utils.run.files import write_text
 
 CLUSTERS, NAMES = 'clusters.pth.tar', 'clusters.yml'
-BACKGROUND = 'background'
+ARRAYS, BACKGROUND = ('mean', 'projection', 'centres', 'labels'), 'background'
 MAX_CLUSTERS = 254  # label maps hold a byte a pixel, 0 is the background and 255 the ignore label
 
 
 @dataclass
 class ClusterModel:
-    """What kmeans.py found, and the network that it found it with.
-
-    whitening: of prototypes.
-    centres: (K, d) in the whitened space.
-    labels: (K + 1,) label of the background and of each cluster.
-    classes: name of each label; None: names are read from clusters.yml beside the file.
-    network: see ``models.build.prototype_network``.
-    """
-    whitening: Whitening
-    centres: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...] | None
-    network: Mapping[str, Any]
+    """What kmeans.py found, and the network that it found it with."""
+    whitening: Whitening  # of prototypes
+    centres: np.ndarray  # (K, d) in the whitened space
+    labels: np.ndarray  # (K + 1,) label of the background and of each cluster
+    classes: tuple[str, ...] | None  # name of each label; None: names are read from clusters.yml beside the file
+    network: Mapping[str, Any]  # see ``models.build.prototype_network``
 
     def label(self, prototypes: np.ndarray) -> np.ndarray:
         """(N, D) -> (N,) label of each object: that of the nearest centre."""
@@ -41,32 +34,23 @@ class ClusterModel:
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        arrays = {'mean': self.whitening.mean, 'projection': self.whitening.projection, 'centres': self.centres,
-                  'labels': self.labels}
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
-        classes = None if self.classes is None else list(self.classes)
-        save_checkpoint({**tensors, 'classes': classes, 'network': dict(self.network)}, path)
+        arrays = self.whitening.mean, self.whitening.projection, self.centres, self.labels
+        save_checkpoint({**{name: torch.tensor(array) for name, array in zip(ARRAYS, arrays, strict=True)},
+                         'classes': self.classes and list(self.classes), 'network': dict(self.network)}, path)
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any], path: Path) -> 'ClusterModel | None':
-        """From the contents of the file at ``path``; None if they are not those of ``save``.
-
-        Raises:
-            UserError: its numbers are not finite.
-        """
+        """From the contents of the file at ``path``; None if ``save`` wrote none. Raises UserError for nan or inf."""
         if not {'centres', 'projection', 'network'} <= checkpoint.keys():
             return None
-        arrays = {name: checkpoint[name].numpy() for name in ('mean', 'projection', 'centres')}
+        arrays = {name: checkpoint[name].numpy() for name in ARRAYS}
         require_finite(arrays, path, 'clusters')
+        mean, projection, centres, labels = arrays.values()
         classes = checkpoint['classes']
-        return cls(Whitening(arrays['mean'], arrays['projection']), arrays['centres'], checkpoint['labels'].numpy(),
-                   None if classes is None else tuple(classes), checkpoint['network'])
+        return cls(Whitening(mean, projection), centres, labels, classes and tuple(classes), checkpoint['network'])
 
     def with_names_beside(self, path: Path) -> 'ClusterModel':
-        """With the names of clusters.yml beside ``path`` (placeholders without one), if these clusters have no classes.
-
-        Clusters of one name become one label, the first's.
-        """
+        """Without classes: with the names of clusters.yml beside ``path``, or placeholders; one name is one label."""
         if self.classes is not None:
             return self
         file, count = path.with_name(NAMES), len(self.centres)
@@ -78,21 +62,17 @@ def placeholders(count: int) -> list[str]:
     return [BACKGROUND, *(f'cluster_{k}' for k in range(1, count + 1))]
 
 
-def read_names(path: Path, count: int) -> list[str]:
-    """The names of the background and ``count`` clusters.
-
-    Raises:
-        UserError: the file does not hold as many names.
-    """
+def read_names(path: Path, count: int | None = None) -> list[str]:
+    """The names of the background and of ``count`` clusters (None: any number). Raises UserError for anything else."""
     try:
         content = yaml.load(path.read_text(encoding='utf-8'), yaml.BaseLoader)  # all text: 'no' and 'on' are names
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f'{path} is not valid YAML ({str(error).splitlines()[0]}); fix it.') from error
     names = content.get('classes') if isinstance(content, dict) else None
-    if (not isinstance(names, list) or len(names) != count + 1
-            or any(isinstance(name, (dict, list)) or not name for name in names)):
-        raise UserError(f'{path} must hold "classes:" with {count + 1} names, {BACKGROUND} first and then one a '
-                        f'cluster; fix it, or delete it to have {count} placeholders.')
+    if (not isinstance(names, list) or not all(isinstance(name, str) and name for name in names)
+            or count not in (None, len(names) - 1)):
+        raise UserError(f'{path} must hold "classes:" with {"" if count is None else count + 1} names, {BACKGROUND} '
+                        'first and then one a cluster; fix it, or delete it to have placeholders.')
     return names
 
 
@@ -109,11 +89,8 @@ def write_names(path: Path, sizes: Sequence[int]) -> None:
 def renew_names(folder: Path, model: ClusterModel, sizes: Sequence[int]) -> Path | None:
     """Write placeholders unless the names in ``folder`` are those of the same clusters.
 
-    Returns:
-        where names that a user gave to other clusters are now; None if there are none.
-
-    Raises:
-        UserError: nobody can tell whose names they are.
+    Returns where names that a user gave to other clusters are now; None if there are none. Raises UserError if nobody
+    can tell whose names they are.
     """
     names, clusters, moved = folder / NAMES, folder / CLUSTERS, None
     if names.is_file() and clusters.is_file():
@@ -131,9 +108,8 @@ def renew_names(folder: Path, model: ClusterModel, sizes: Sequence[int]) -> Path
 
 
 def _untouched(path: Path) -> bool:
-    """Whether a file of names holds placeholders alone."""
     try:
-        names = yaml.safe_load(path.read_text(encoding='utf-8'))['classes']
-        return names == placeholders(len(names) - 1)
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        names = read_names(path)
+    except UserError:
         return False
+    return names == placeholders(len(names) - 1)

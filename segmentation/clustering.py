@@ -19,14 +19,12 @@ EMPTY = 1e-9  # share of the greatest variance below which a direction holds rou
 
 @dataclass
 class Whitening:
-    """PCA with whitening, fitted once and kept: (N, D) -> (N, d), (x - mean) @ projection.
+    """PCA with whitening, fitted once and kept: (N, D) -> (N, d), (x - mean) @ projection, d at most 32.
 
-    mean: (D,) float64.
-    projection: (D, d) float64, d at most 32: directions in which the fitted points do not differ are left out,
-        for whitening would blow up nothing but rounding.
+    Directions in which the fitted points do not differ are left out: whitening would blow up nothing but rounding.
     """
-    mean: np.ndarray
-    projection: np.ndarray
+    mean: np.ndarray  # (D,) float64
+    projection: np.ndarray  # (D, d) float64
 
     @classmethod
     def fit(cls, prototypes: np.ndarray, seed: int) -> 'Whitening':
@@ -43,10 +41,10 @@ class Whitening:
 
 
 class Clustering(NamedTuple):
-    """One run of K-means: of N points the cluster and the squared distance to its centre, (K, d) centres, inertia."""
-    ids: np.ndarray
-    distances: np.ndarray
-    centres: np.ndarray
+    """One run of K-means on N points."""
+    ids: np.ndarray  # (N,) cluster of each
+    distances: np.ndarray  # (N,) squared, to its centre
+    centres: np.ndarray  # (K, d)
     inertia: float
 
 
@@ -58,15 +56,9 @@ def nearest_centre(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray,
 
 def kmeans(points: np.ndarray, num_clusters: int, seed: int, fit: np.ndarray | None = None,
            unit: str = 'images') -> Clustering:
-    """Mini-batch K-means (batch 1000, 3 starts).
+    """Mini-batch K-means (batch 1000, 3 starts) of (N, d) points, fitted on those of ``fit`` (M, d) if it is given.
 
-    Args:
-        points: (N, d).
-        fit: (M, d) points that it is fitted on; None: ``points``.
-        unit: what a point is, for the message.
-
-    Raises:
-        UserError: there are fewer points to fit on than clusters.
+    Raises UserError for fewer points to fit on than clusters; ``unit`` names there what a point is.
     """
     fit = points if fit is None else fit
     if len(fit) < num_clusters:
@@ -80,12 +72,8 @@ def cluster(prototypes: np.ndarray, counts: Iterable[int], num_seeds: int, seed:
             unit: str = 'images') -> tuple[Whitening, dict[int, list[Clustering]]]:
     """PCA once, then ``num_seeds`` runs of K-means, random_state ``seed``, ``seed`` + 1, ..., for each count.
 
-    Args:
-        prototypes: (N, D).
-        fit: (M, D) prototypes that PCA and K-means are fitted on; None: ``prototypes``.
-
-    Raises:
-        UserError: see ``kmeans``; the greatest count is the first to fail.
+    Both are fitted on the prototypes (N, D), or on those of ``fit`` (M, D). Raises UserError as ``kmeans``, of the
+    greatest count first.
     """
     whitening = Whitening.fit(prototypes if fit is None else fit, seed)
     points, fit_points = whitening(prototypes), None if fit is None else whitening(fit)
@@ -94,15 +82,9 @@ def cluster(prototypes: np.ndarray, counts: Iterable[int], num_seeds: int, seed:
 
 
 def cluster_confusion(inside: np.ndarray, outside: np.ndarray, clusters: np.ndarray, num_clusters: int) -> np.ndarray:
-    """The confusion matrix of a clustering, from histograms: all pixels of an object carry its cluster + 1, others 0.
+    """The (classes, num_clusters + 1) pixel counts of a clustering; column 0 is what lies outside all objects.
 
-    Args:
-        inside: (N, classes) pixels of each class inside each object.
-        outside: (M, classes) pixels of each class outside the objects of each image.
-        clusters: (N,) ids in 0..num_clusters-1.
-
-    Returns:
-        (classes, num_clusters + 1) int64 pixel counts; column 0 is the background.
+    ``inside`` (N, classes) and ``outside`` (M, classes) are those of ``EmbeddedSplit``, ``clusters`` (N,) from 0.
     """
     confusion = np.zeros((num_clusters + 1, inside.shape[1]), np.int64)
     confusion[0] = outside.sum(0)
@@ -132,9 +114,7 @@ def match_clusters(confusion: np.ndarray, matching: str = 'majority') -> np.ndar
 
 def merge_clusters(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
     """(classes, clusters) -> (classes, classes): the columns of each class's clusters added up."""
-    merged = np.zeros((confusion.shape[0],) * 2, np.int64)
-    np.add.at(merged.T, mapping, confusion.T)
-    return merged
+    return confusion @ np.eye(len(confusion), dtype=np.int64)[mapping]
 
 
 def normalized_mutual_information(contingency: np.ndarray) -> float:
@@ -159,21 +139,7 @@ def adjusted_rand_index(contingency: np.ndarray) -> float:
     return (2 * together * every - expected) / ((by_class + by_cluster) * every - expected)
 
 
-class ClusterScores(NamedTuple):
-    """The results of one run, 0..1: IoU of every class; 'mIoU', 'accuracy', 'NMI' and 'ARI'."""
-    iou: np.ndarray
-    scalars: dict[str, float]
-
-
-def score_clusters(confusion: np.ndarray, mapping: np.ndarray) -> ClusterScores:
-    """Score mapped clusters: those of one class count as one cluster, as published.
-
-    Args:
-        confusion: (classes, clusters) counts of valid pixels, the background's column included.
-        mapping: (clusters,) class ids.
-    """
-    merged = merge_clusters(confusion, mapping)
-    iou = iou_of(merged)
-    return ClusterScores(iou, {
-        'mIoU': float(iou.mean()), 'accuracy': float(np.trace(merged) / merged.sum()),
-        'NMI': normalized_mutual_information(merged), 'ARI': adjusted_rand_index(merged)})
+def score_clusters(merged: np.ndarray) -> dict[str, float]:
+    """'mIoU', 'accuracy', 'NMI' and 'ARI', 0..1, of clusters merged into classes, which count as one, as published."""
+    return {'mIoU': float(iou_of(merged).mean()), 'accuracy': float(np.trace(merged) / merged.sum()),
+            'NMI': normalized_mutual_information(merged), 'ARI': adjusted_rand_index(merged)}

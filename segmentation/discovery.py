@@ -1,6 +1,7 @@
 """Clusters of images without ground truth: how many to take, and a picture of each."""
 import logging
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from data.image_set import ImageSet
 from data.transforms import resize_mask
 from segmentation.cluster_model import MAX_CLUSTERS
 from segmentation.clustering import Clustering, Whitening, cluster
-from segmentation.objects import EmbeddedSplit
+from segmentation.objects import EmbeddedSplit, unpack
 from utils.report.pictures import montage, overlay, thumbnail
 from utils.run.errors import UserError
 from utils.run.files import save_image
@@ -26,9 +27,8 @@ def silhouette(points: np.ndarray, clusters: np.ndarray, seed: int) -> float:
     if len(points) > SAMPLE:
         chosen = np.random.default_rng(seed).choice(len(points), SAMPLE, replace=False)
         points, clusters = points[chosen], clusters[chosen]
-    if not 2 <= len(np.unique(clusters)) < len(points):
-        return float('nan')
-    return float(silhouette_score(points, clusters))
+    usable = 2 <= len(np.unique(clusters)) < len(points)
+    return float(silhouette_score(points, clusters)) if usable else float('nan')
 
 
 def suggest(silhouettes: dict[int, float]) -> int:
@@ -38,18 +38,11 @@ def suggest(silhouettes: dict[int, float]) -> int:
 
 def discover(prototypes: np.ndarray, counts: Sequence[int], num_seeds: int, seed: int,
              fit: np.ndarray | None = None) -> tuple[Whitening, Clustering, dict[int, float]]:
-    """Cluster objects without ground truth; those without a mask are left aside.
+    """Cluster objects (N, D) without ground truth; those without a mask, all zero, are left aside.
 
-    Args:
-        prototypes: (N, D), zero for objects without a mask.
-        counts: numbers of clusters, of which the one of highest silhouette is taken; of its runs that of least inertia.
-        fit: (M, D) prototypes to fit on; None: the same.
-
-    Returns:
-        The clustering, where objects without a mask have cluster -1 and an infinite distance, and all silhouettes.
-
-    Raises:
-        UserError: there are more clusters than objects, or than label maps can hold.
+    Of several numbers of clusters that of highest silhouette is taken, of its runs that of least inertia; ``fit``
+    (M, D) are fitted on, if given. Returns also the silhouettes of all numbers. An object without a mask has cluster -1
+    and an infinite distance. Raises UserError for more clusters than objects, or than label maps can hold.
     """
     if max(counts) > MAX_CLUSTERS:
         raise UserError(f'num_clusters {max(counts)} is more than label maps can hold; take at most {MAX_CLUSTERS}.')
@@ -67,21 +60,22 @@ def discover(prototypes: np.ndarray, counts: Sequence[int], num_seeds: int, seed
     return whitening, chosen._replace(ids=ids, distances=distances), silhouettes
 
 
-def write_sheets(folder: Path, dataset: ImageSet, split: EmbeddedSplit, found: Clustering) -> None:
+def write_sheets(folder: Path, dataset: ImageSet, split: EmbeddedSplit, found: Clustering) -> list[tuple[str, Path]]:
     """A contact sheet of each cluster, cluster_<k>.jpg: its objects in colour, the most typical first."""
     def draw(index: int, label: int) -> np.ndarray:
         image = thumbnail(dataset.load(int(split.image[index]))['image'], SIDE)
-        mask = resize_mask(split.mask(index).astype(np.uint8), image.shape[1], image.shape[0])
-        return overlay(image, mask * np.uint8(label))
+        return overlay(image, resize_mask(unpack(split.masks[index]), *image.shape[1::-1]) * np.uint8(label))
 
-    def write(cluster: int) -> None:
+    def write(cluster: int) -> list[tuple[str, Path]]:
         members = np.flatnonzero(found.ids == cluster)
         nearest = members[found.distances[members].argsort(kind='stable')][:SHOWN]
-        if len(nearest):
-            save_image(montage([draw(index, cluster + 1) for index in nearest], COLUMNS),
-                       folder / f'cluster_{cluster + 1}.jpg')
+        if not len(nearest):
+            return []
+        path = folder / f'cluster_{cluster + 1}.jpg'
+        save_image(montage([draw(index, cluster + 1) for index in nearest], COLUMNS), path)
+        return [(path.stem, path)]
 
     for old in folder.glob('cluster_*.jpg'):
         old.unlink()
     threads = available_cores()
-    list(in_threads(write, range(len(found.centres)), threads, 2 * threads))
+    return list(chain(*in_threads(write, range(len(found.centres)), threads, 2 * threads)))

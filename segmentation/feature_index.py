@@ -22,14 +22,10 @@ SAVED = ('prototypes', 'votes', 'images', 'classes', 'db_name', 'made_by', 'netw
 
 def search(queries: np.ndarray, entries: np.ndarray, k: int = 1, own: np.ndarray | None = None,
            images: np.ndarray | None = None) -> np.ndarray:
-    """The k entries of greatest cosine, exactly, in bounded memory.
+    """The k entries (M, D) of greatest cosine to each query (N, D), all of unit length: exactly, in bounded memory.
 
-    Args:
-        queries, entries: (N, D) and (M, D) vectors of unit length.
-        own, images: (N,) and (M,) the ID of each one's image; a query passes over entries of its own image.
-
-    Returns:
-        (N, k) indices of entries, the nearest first, of equals the earlier; -1 where there are not so many.
+    ``own`` (N,) and ``images`` (M,) are the IDs of their images; a query passes over entries of its own image.
+    Returns (N, k) indices of entries, the nearest first, of equals the earlier; -1 where there are not so many.
     """
     if own is None or images is None:
         own, images = np.zeros(len(queries)), np.ones(len(entries))
@@ -57,25 +53,15 @@ def search(queries: np.ndarray, entries: np.ndarray, k: int = 1, own: np.ndarray
 
 @dataclass
 class FeatureIndex:
-    """M prototypes with a class each (paper, section 4.4).
-
-    prototypes: (M, D) float32 of unit length.
-    votes: (M, classes) pixels of each class in the object's mask, of the background 0; at least one in every row.
-    images: (M,) the ID of each entry's image.
-    classes: their names.
-    db_name: the data set that its images are of.
-    made_by: what made it, for the log: features, weights, split, masks.
-    network: what decides its prototypes, see ``models.build.prototype_network``.
-    masks: of the entries, packed; none if they were not kept.
-    """
-    prototypes: np.ndarray
-    votes: np.ndarray
-    images: np.ndarray
+    """M prototypes with a class each (paper, section 4.4)."""
+    prototypes: np.ndarray  # (M, D) float32 of unit length
+    votes: np.ndarray  # (M, classes) pixels of each class in the object's mask, of the background 0; some in every row
+    images: np.ndarray  # (M,) the ID of each entry's image
     classes: tuple[str, ...]
-    db_name: str = ''
-    made_by: str = ''
-    network: Mapping[str, Any] = field(default_factory=dict)
-    masks: Sequence[bytes] = ()
+    db_name: str = ''  # the data set of its images
+    made_by: str = ''  # features, weights, split, masks: for the log
+    network: Mapping[str, Any] = field(default_factory=dict)  # see ``models.build.prototype_network``
+    masks: Sequence[bytes] = ()  # of the entries, packed; none if they were not kept
 
     def __len__(self) -> int:
         return len(self.votes)
@@ -86,11 +72,7 @@ class FeatureIndex:
         return self.votes.shape[1] - 1 - self.votes[:, ::-1].argmax(1)
 
     def without(self, ignored: Sequence[int]) -> 'FeatureIndex':
-        """The index where these classes have no votes, without the entries that then have none.
-
-        Raises:
-            UserError: no entry is left.
-        """
+        """Without the votes of these classes, and the entries that have no others. Raises UserError if none is left."""
         votes = self.votes.copy()
         votes[:, ignored] = 0
         kept = votes.any(1)
@@ -99,11 +81,7 @@ class FeatureIndex:
         return replace(self, prototypes=self.prototypes[kept], votes=votes[kept], images=self.images[kept], masks=())
 
     def search(self, queries: np.ndarray, k: int = 1, images: np.ndarray | None = None) -> np.ndarray:
-        """The k nearest entries of other images, see ``search``.
-
-        Raises:
-            UserError: a query has no entry of another image.
-        """
+        """The k nearest entries of other images, see ``search``. Raises UserError for a query that has none."""
         found = search(queries, self.prototypes, k, images, self.images)
         if (found[:, 0] < 0).any():
             raise UserError('the memory holds objects of one image alone, which cannot retrieve itself; fill it from '
@@ -129,10 +107,9 @@ class FeatureIndex:
 
 def build_index(split: EmbeddedSplit, ids: Sequence[str], classes: Sequence[str], db_name: str = '',
                 made_by: str = '', network: Mapping[str, Any] | None = None) -> FeatureIndex:
-    """The feature index of a split with these image IDs.
+    """The feature index of a split's objects that cover a class other than background and ignore label.
 
-    An object enters if its mask covers a class other than background and ignore label, which do not vote on its class.
-    Raises UserError if there is none.
+    These two do not vote on the class of an object. Raises UserError if no object is left.
     """
     votes = split.inside * (np.arange(len(classes)) > 0)
     kept = np.flatnonzero(votes.any(1))
@@ -143,17 +120,9 @@ def build_index(split: EmbeddedSplit, ids: Sequence[str], classes: Sequence[str]
 
 
 def load_index(path: Path, classes: Sequence[str], network: Mapping[str, Any]) -> FeatureIndex:
-    """Read an index that ``FeatureIndex.save`` wrote.
-
-    Raises:
-        UserError: it is no such file, its classes are others, or its prototypes are not those of this network.
-    """
-    damaged = 'is no memory.npz of retrieval.py, damaged, or of an earlier version; fill it anew.'
-    file = read_arrays(path, SAVED, damaged)
-    try:
-        saved, made = tuple(map(str, file['classes'])), json.loads(str(file['network']))
-    except ValueError:
-        raise UserError(f'{path} {damaged}') from None
+    """Read what ``FeatureIndex.save`` wrote. Raises UserError for another file, other classes or another network."""
+    file = read_arrays(path, SAVED, 'is no memory.npz of retrieval.py, damaged, or of an earlier version; refill it.')
+    saved, made = tuple(map(str, file['classes'])), json.loads(str(file['network']))
     if saved != tuple(classes):
         raise UserError(f'memory {path} was filled with classes {name_some(saved)}, not {name_some(classes)}; fill one '
                         'for this data set and config.')

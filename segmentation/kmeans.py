@@ -11,8 +11,7 @@ what segmentation/predict.py needs for new images to clusters.pth.tar.
 """
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +24,9 @@ import numpy as np
 from data.image_set import ImageSet
 from data.loaders import evaluation_loader, has_ground_truth, identity, unlabelled_loader
 from models.build import build_prototype_model, prototype_network
-from models.segmentation import ContrastiveSegmentationModel
 from segmentation.cluster_model import CLUSTERS, NAMES, ClusterModel, renew_names
 from segmentation.clustering import (
-    ClusterScores,
+    Clustering,
     cluster,
     cluster_confusion,
     match_clusters,
@@ -36,7 +34,7 @@ from segmentation.clustering import (
     score_clusters,
 )
 from segmentation.discovery import discover, write_sheets
-from segmentation.metrics import standard_deviation
+from segmentation.metrics import iou_of, standard_deviation
 from segmentation.objects import KEPT, MASKS, EmbeddedSplit, embed_split, save_masks
 from segmentation.provenance import made_with_network
 from utils.config.cli import ConfigParser
@@ -58,10 +56,11 @@ log = logging.getLogger(__name__)
 
 
 class Found(NamedTuple):
-    clusters: ClusterModel  # without their network
+    clusters: ClusterModel
     ids: np.ndarray  # (N,) cluster of each object, -1 for one that has none
     results: dict[str, Any]  # those of results.json
-    confusions: dict[str, np.ndarray]  # for the report
+    confusions: dict[str, np.ndarray]  # for the report, like the next
+    sheets: list[tuple[str, Path]]  # name and picture of each cluster, if they were drawn
 
 
 def cluster_counts(text: str) -> list[int]:
@@ -89,37 +88,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def write_predictions(output_dir: Path, ids: Sequence[str], split: EmbeddedSplit, labels: np.ndarray,
-                      background: int) -> None:
-    """Label maps to ``predictions/``; ``visualizations/`` of the images that came with their batch, if labelled.
+                      background: int) -> dict[str, Path]:
+    """Write predictions/ID.png, and visualizations/ID.png of the labelled images that came with their batch.
 
-    Args:
-        labels: (N,) label of each object; ``background`` that of all other pixels.
+    (N,) label of each object, and that of all other pixels -> {ID: picture}.
     """
-    pictures = {name: picture for name, picture in zip(ids, split.pictures, strict=True) if len(picture) == 2}
+    pictures = dict(zip(ids, split.pictures, strict=True))
+    drawn = {name: output_dir / 'visualizations' / f'{name}.png' for name in ids if len(pictures[name]) == 2}
 
     def write(index: int) -> None:
         name, prediction = ids[index], split.paint(index, labels, background)
         save_label_map(prediction, output_dir / 'predictions' / f'{name}.png')
-        if name in pictures:
-            save_image(panel([*pictures[name], prediction], ['image', 'ground truth', 'K-means']),
-                       output_dir / 'visualizations' / f'{name}.png')
+        if name in drawn:
+            save_image(panel([*pictures[name], prediction], ['image', 'ground truth', 'K-means']), drawn[name])
 
     remove_stale(output_dir / 'predictions', ids)
-    remove_stale(output_dir / 'visualizations', pictures)
+    remove_stale(output_dir / 'visualizations', drawn)
     threads = available_cores()
     list(in_threads(write, range(len(ids)), threads, 2 * threads))
+    return drawn
 
 
-def save_clusters(p: Kmeans, has_saliency: bool, clusters: ClusterModel, sizes: Sequence[int]) -> None:
+def save_clusters(p: Kmeans, clusters: ClusterModel, sizes: Sequence[int]) -> None:
     """Write clusters.pth.tar for predict.py; for clusters without classes also clusters.yml, for their names.
 
-    Args:
-        has_saliency: whether the network predicts masks.
-        sizes: objects in each cluster.
+    ``sizes``: objects in each cluster.
     """
-    if p.pretraining == 'none' or not has_saliency:
-        log.info('No %s: new images need a trained network that predicts their masks', CLUSTERS)
-        return
     if p.saliency != 'network':
         log.warning('These clusters are those of precomputed masks (%s), and new images get predicted ones', p.saliency)
     path = Path(p.output_dir) / CLUSTERS
@@ -132,22 +126,19 @@ def save_clusters(p: Kmeans, has_saliency: bool, clusters: ClusterModel, sizes: 
     log.info('For new images: python segmentation/predict.py --model %s --images FOLDER --output FOLDER', path)
 
 
-def summary(runs: Sequence[ClusterScores], num_clusters: int, classes: Sequence[str],
-            present: np.ndarray) -> dict[str, Any]:
-    """The JSON entry of several runs, in percent.
+def summary(runs: Sequence[np.ndarray], num_clusters: int, classes: Sequence[str]) -> dict[str, Any]:
+    """The JSON entry of several runs, (classes, classes) pixel counts each, in percent.
 
-    Returns:
-        'num_clusters'; means and standard deviations (None of one run) over the 'num_runs' runs: 'mIoU', 'std',
-        'accuracy', 'accuracy_std', ..., 'IoU' and 'IoU_std' {class: IoU}; 'runs': the results of each.
+    'num_clusters'; means and standard deviations (None of one run) over the 'num_runs' runs: 'mIoU', 'std',
+    'accuracy', 'accuracy_std', ..., 'IoU' and 'IoU_std' {class: IoU}; 'runs': the results of each.
     """
-    iou = np.array([run.iou for run in runs])
-    entry: dict[str, Any] = {'num_clusters': num_clusters, 'num_runs': len(runs),
-                             **iou_entry(iou.mean(0), classes, present)}
-    entry |= {'IoU_std': {name: standard_deviation(100 * values) for name, values in zip(classes, iou.T, strict=True)},
-              'runs': [{**iou_entry(run.iou, classes, present),
-                        **{name: 100 * value for name, value in run.scalars.items()}} for run in runs]}
-    for name in runs[0].scalars:
-        values = [100 * run.scalars[name] for run in runs]
+    iou, present = np.array([*map(iou_of, runs)]), runs[0].sum(1) > 0
+    scores = [{name: 100 * value for name, value in score_clusters(run).items()} for run in runs]
+    entry = {'num_clusters': num_clusters, 'num_runs': len(runs), **iou_entry(iou.mean(0), classes, present),
+             'IoU_std': {name: standard_deviation(100 * values) for name, values in zip(classes, iou.T, strict=True)},
+             'runs': [iou_entry(one, classes, present) | scalars for one, scalars in zip(iou, scores, strict=True)]}
+    for name in scores[0]:
+        values = [run[name] for run in scores]
         entry |= {name: float(np.mean(values)), 'std' if name == 'mIoU' else f'{name}_std': standard_deviation(values)}
     return entry
 
@@ -156,58 +147,61 @@ def _spread(deviation: float | None) -> str:
     return '' if deviation is None else f' (standard deviation {deviation:.2f})'
 
 
-def evaluate(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None) -> Found:
+def evaluate(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None,
+             network: Mapping[str, Any]) -> Found:
     """Match clusters to classes and score them, over all runs and numbers of clusters.
 
     Args:
         fit: (M, D) prototypes that K-means is fitted on; None: those of the split.
+        network: see ``prototype_network``.
     """
+    def match(run: Clustering) -> tuple[np.ndarray, np.ndarray]:
+        confusion = cluster_confusion(split.inside, split.outside, run.ids, len(run.centres))
+        labels = match_clusters(confusion, p.matching)
+        return labels, merge_clusters(confusion, labels)
+
     whitening, found = cluster(split.prototypes, [p.num_clusters, *p.overclustering], p.num_seeds, p.seed, fit,
                                'objects' if p.components else 'images')
-    confusions = {count: [cluster_confusion(split.inside, split.outside, run.ids, count) for run in runs]
-                  for count, runs in found.items()}
-    results = {count: [score_clusters(confusion, match_clusters(confusion, p.matching)) for confusion in runs]
-               for count, runs in confusions.items()}
-    classes, present = dataset.classes, split.inside.sum(0) + split.outside.sum(0) > 0
-    runs = results[p.num_clusters]
-    for run, scores in enumerate(runs):
-        log.info('Run %d of %d (random_state %d):', run + 1, p.num_seeds, p.seed + run)
-        log_iou(iou_entry(scores.iou, classes, present))
-    entry = summary(runs, p.num_clusters, classes, present)
-    log.info('Mean of %d runs:', len(runs))
+    matched = {count: [*map(match, runs)] for count, runs in found.items()}
+    entries = {count: summary([merged for _, merged in runs], count, dataset.classes)
+               for count, runs in matched.items()}
+    entry = entries[p.num_clusters]
+    for number, run in enumerate(entry['runs']):
+        log.info('Run %d of %d (random_state %d):', number + 1, p.num_seeds, p.seed + number)
+        log_iou(run)
+    log.info('Mean of %d runs:', p.num_seeds)
     log_iou(entry)
     if entry['std'] is not None:
         log.info('Standard deviation of the mIoU is %.2f', entry['std'])
     for name, title in (('accuracy', 'Pixel accuracy'), ('NMI', 'NMI'), ('ARI', 'ARI')):
         log.info('%s is %.2f%s', title, entry[name], _spread(entry[f'{name}_std']))
-    curve = [summary(results[count], count, classes, present) for count in p.overclustering]
+    curve = [entries[count] for count in p.overclustering]
     for point in curve:
         log.info('%d clusters: mIoU %.2f%s, pixel accuracy %.2f, NMI %.2f, ARI %.2f', point['num_clusters'],
                  point['mIoU'], _spread(point['std']), point['accuracy'], point['NMI'], point['ARI'])
-    first, confusion = found[p.num_clusters][0], confusions[p.num_clusters][0]
-    labels = match_clusters(confusion, p.matching)
-    return Found(ClusterModel(whitening, first.centres, labels, classes, {}), first.ids, {
-        'kmeans': entry, **({'overclustering': curve} if curve else {})}, {'kmeans': merge_clusters(confusion, labels)})
+    first, (labels, merged) = found[p.num_clusters][0], matched[p.num_clusters][0]
+    return Found(ClusterModel(whitening, first.centres, labels, dataset.classes, network), first.ids,
+                 {'kmeans': entry, **({'overclustering': curve} if curve else {})}, {'kmeans': merged}, [])
 
 
-def explore(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None) -> Found:
-    """Cluster what has no ground truth and draw each cluster; ``fit`` as in ``evaluate``."""
-    counts = p.overclustering or [p.num_clusters]
-    whitening, found, silhouettes = discover(split.prototypes, counts, p.num_seeds, p.seed, fit)
-    count = len(found.centres)
+def explore(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None,
+            network: Mapping[str, Any]) -> Found:
+    """Cluster what has no ground truth and draw each cluster; arguments as of ``evaluate``."""
+    whitening, found, silhouettes = discover(split.prototypes, p.overclustering or [p.num_clusters], p.num_seeds,
+                                             p.seed, fit)
+    count, folder, sheets = len(found.centres), Path(p.output_dir) / 'clusters', []
     sizes = np.bincount(found.ids + 1, minlength=count + 1)[1:].tolist()
     if p.overclustering:
         log.info('Taking %d clusters, whose silhouette is highest; --num_clusters N with --set output_dir=NAME takes '
                  'another number', count)
     log.info('Objects in each cluster: %s', ', '.join(f'{k}: {size}' for k, size in enumerate(sizes, 1)))
-    sheets = Path(p.output_dir) / 'clusters'
-    with warn_of_failure(str(sheets)):
-        write_sheets(sheets, dataset, split, found)
-        log.info('Pictures of each cluster: %s', sheets)
+    with warn_of_failure(str(folder)):
+        sheets = write_sheets(folder, dataset, split, found)
+        log.info('Pictures of each cluster: %s', folder)
     entry = {'num_clusters': count, 'sizes': sizes,
              'silhouette': {str(k): None if np.isnan(value) else value for k, value in silhouettes.items()}}
-    return Found(ClusterModel(whitening, found.centres, np.arange(count + 1), None, {}), found.ids,
-                 {'clusters': entry}, {})
+    return Found(ClusterModel(whitening, found.centres, np.arange(count + 1), None, network), found.ids,
+                 {'clusters': entry}, {}, sheets)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -233,26 +227,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         fit = embed_split(model, fit_loader, device, len(dataset.classes), **how).require_masks().prototypes
     if not distributed.leave():
         return
-    clusters, ids, results, confusions = (evaluate if labelled else explore)(p, dataset, split, fit)
-    output_dir = Path(p.output_dir)
+    network, output_dir = prototype_network(p, model), Path(p.output_dir)
+    clusters, ids, results, confusions, sheets = (evaluate if labelled else explore)(p, dataset, split, fit, network)
     majority = np.where(split.inside.any(1), split.inside.argmax(1), -1)
     save_arrays(output_dir / 'prototypes.npz', prototypes=split.prototypes, image=split.image,
                 ids=np.array(dataset.ids), clusters=ids, labels=majority, classes=np.array(dataset.classes))
     save_masks(output_dir / MASKS, split.prototypes, split.masks if len(dataset) <= KEPT else [])
-    write_predictions(output_dir, dataset.ids, split, clusters.labels[ids + 1], int(clusters.labels[0]))
-    network = prototype_network(p, model)
+    drawn = write_predictions(output_dir, dataset.ids, split, clusters.labels[ids + 1], int(clusters.labels[0]))
     for task in results.keys() - {'overclustering'}:
-        results[task]['made_with'] = made_with_network(network, dataset)
+        results[task] = {**results[task], 'made_with': made_with_network(network, dataset)}
     merged = save_results(results, output_dir)
-    has_saliency = isinstance(model, ContrastiveSegmentationModel) and model.classification_head is not None
-    save_clusters(p, has_saliency, replace(clusters, network=network), results.get('clusters', {}).get('sizes', []))
+    if p.pretraining == 'none' or getattr(model, 'classification_head', None) is None:
+        log.info('No %s: new images need a trained network that predicts their masks', CLUSTERS)
+    else:
+        save_clusters(p, clusters, results.get('clusters', {}).get('sizes', []))
     log.info('Label maps: %s', output_dir / 'predictions')
-    folder, names, kind = ('visualizations', [f'{name}.png' for name in dataset.ids[:p.num_visualizations]],
-                           PREDICTIONS) if labelled else (
-        'clusters', [f'cluster_{k}.jpg' for k in range(1, len(clusters.centres) + 1)], CLUSTER_IMAGES)
-    drawn = [(name.rpartition('.')[0], output_dir / folder / name) for name in names]
     write_run_report(as_dict(p), 'K-means', merged, dataset.classes, confusions,
-                     {kind: [(name, path) for name, path in drawn if path.is_file()]})
+                     {PREDICTIONS: list(drawn.items()), CLUSTER_IMAGES: sheets})
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ from torch import Tensor
 from data.transforms import resize_mask
 from models.prototypes import weighted_prototypes
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, resize
+from segmentation.metrics import confusion_matrix
 from utils.report.pictures import PART, thumbnail
 from utils.run import distributed
 from utils.run.checkpoint import read_arrays
@@ -29,33 +30,25 @@ MASKS, KEPT = 'masks.npz', 20_000  # file of the masks of a run, and how many im
 
 
 class Objects(NamedTuple):
-    """The objects of one image.
-
-    ids: (h, w) integers, 0 outside and 1..n in the objects; (S, S), or of the size of a precomputed mask.
-    prototypes: (n, D) of unit length, zero where the mask is empty.
-    scores: (S, S) raw saliency scores, or a single 1 for a precomputed mask.
-    """
-    ids: np.ndarray
-    prototypes: np.ndarray
-    scores: Tensor
+    """The n objects of one image, which the network gets at size S."""
+    ids: np.ndarray  # (h, w) integers, 0 outside and 1..n in the objects; (S, S), or as a precomputed mask
+    prototypes: np.ndarray  # (n, D) of unit length, zero where the mask is empty
+    scores: Tensor  # (S, S) raw saliency scores, or a single 1 for a precomputed mask
 
 
 def split_mask(mask: np.ndarray, min_component: float | None = None) -> tuple[np.ndarray, int]:
-    """The objects of a mask: the whole of it, or each of its connected components (8 neighbours).
+    """A mask (H, W) uint8 in {0, 1} -> (H, W) unsigned integers, 0 outside and 1..n in its objects, and n.
 
-    Args:
-        mask: (H, W) uint8 in {0, 1}.
-        min_component: share of the image below which a component is dropped; None keeps the mask whole.
-
-    Returns:
-        (H, W) integers, 0 outside and 1..n in the objects, and n.
+    An object is a connected component (8 neighbours) of at least ``min_component``, as a share of the image; with
+    None it is the whole mask.
     """
     if min_component is None:
         return mask, 1
     _, segments, stats, _ = cv2.connectedComponentsWithStats(mask)
     kept = stats[:, cv2.CC_STAT_AREA] >= min_component * mask.size
     kept[0] = False  # segment 0 is what lies outside
-    return (np.cumsum(kept) * kept).astype(np.uint16)[segments], int(kept.sum())
+    count = int(kept.sum())
+    return (np.cumsum(kept) * kept).astype(np.min_scalar_type(count))[segments], count
 
 
 @torch.inference_mode()
@@ -68,7 +61,7 @@ def find_objects(model: ContrastiveSegmentationModel | BackboneModel, images: Te
         features: the map that is pooled, 'embedding' or 'backbone'.
         masks: (H, W) uint8 in {0, 1} each, whose pixels weigh 1; None: the mask is where the saliency score
             exceeds 0.5, and each of its pixels weighs its score.
-        min_component: split masks into connected components, see ``split_mask``; None: one object an image.
+        min_component: see ``split_mask``.
     """
     maps, size, device = model.maps(images), images.shape[-1], images.device
     if masks is None:
@@ -86,20 +79,6 @@ def find_objects(model: ContrastiveSegmentationModel | BackboneModel, images: Te
     return [Objects(ids, *of_image) for (ids, _), *of_image in zip(objects, prototypes, scores, strict=True)]
 
 
-def object_histograms(objects: np.ndarray, count: int, semseg: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels of each true class in each object; those of the ignore label (255) do not count.
-
-    Args:
-        objects: (H, W) ids 0..count, 0 outside.
-        semseg: (H, W) uint8 class ids.
-
-    Returns:
-        (count + 1, num_classes) int64; row 0 is what lies outside.
-    """
-    pairs = objects.astype(np.uint32) << 8 | semseg
-    return np.bincount(pairs.ravel(), minlength=(count + 1) * 256).reshape(count + 1, 256)[:, :num_classes]
-
-
 def pack(mask: np.ndarray) -> bytes:
     """A (H, W) mask, compressed: some 3 kB at 512 x 512; ``unpack`` gives it back as uint8."""
     return zlib.compress(np.array(mask.shape, np.int32).tobytes() + np.packbits(mask).tobytes(), 1)
@@ -111,32 +90,16 @@ def unpack(packed: bytes) -> np.ndarray:
     return np.unpackbits(content[8:], count=height * width).reshape(height, width)
 
 
-class Embedded(NamedTuple):
-    """The n objects of one image, as the protocols on prototypes need them."""
-    prototypes: np.ndarray  # (n, D)
-    histograms: np.ndarray  # (n + 1, classes), see ``object_histograms``
-    masks: list[bytes]  # as they were found, packed; none if they are not kept
-    shape: tuple[int, int]  # height, width of the image
-    picture: list[np.ndarray]  # thumbnails of the image and its ground truth, if the image travelled with its batch
-
-
 @dataclass
 class EmbeddedSplit:
-    """The N objects of M images.
-
-    prototypes: (N, D) float32 of unit length, zero where the mask is empty.
-    inside: (N, classes) pixels of each true class inside the object.
-    outside: (M, classes) pixels of each true class of the image outside all of its objects.
-    image: (N,) index of each object's image, ascending. One whole mask an image: 0, 1, 2, ...
-    shapes, masks, pictures: as of ``Embedded``.
-    """
-    prototypes: np.ndarray
-    inside: np.ndarray
-    outside: np.ndarray
-    image: np.ndarray
-    shapes: list[tuple[int, int]]
-    masks: list[bytes]
-    pictures: list[list[np.ndarray]]
+    """The N objects of M images."""
+    prototypes: np.ndarray  # (N, D) float32 of unit length, zero where the mask is empty
+    inside: np.ndarray  # (N, classes) pixels of each true class inside the object
+    outside: np.ndarray  # (M, classes) pixels of each true class of the image outside all of its objects
+    image: np.ndarray  # (N,) index of each object's image, ascending; one whole mask an image: 0, 1, 2, ...
+    shapes: list[tuple[int, int]]  # height, width of each image
+    masks: list[bytes]  # of each object as it was found, packed; none if they are not kept
+    pictures: list[list[np.ndarray]]  # thumbnails of each image and its ground truth, if it travelled with its batch
 
     def __len__(self) -> int:
         return len(self.image)
@@ -168,37 +131,35 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Ite
     """Run the network once over a split, see ``find_objects``.
 
     Args:
-        loader: batches of 'image' (B, 3, S, S), 'shape', 'semseg' (without it histograms are 0), 'original' (may be
-            missing) and, for precomputed masks, 'sal'; all but 'image' at the images' own sizes.
-        num_classes: classes, background included.
+        loader: batches of 'image' (B, 3, S, S), 'shape', 'semseg' (without it no pixel has a true class), 'original'
+            (may be missing) and, for precomputed masks, 'sal'; all but 'image' at the images' own sizes.
         from_network: take the masks that the network predicts, not those of 'sal'.
         size: side of the square at which masks and ground truth are scored, both resized to it (nearest); None: the
             image's own height and width.
         shared: processes have taken the batches in turn, and each gets the whole split; otherwise this one is alone.
     """
     def describe(objects: Objects, shape: tuple[int, int], semseg: np.ndarray | None,
-                 original: np.ndarray | None) -> Embedded:
+                 original: np.ndarray | None) -> tuple:
         count = len(objects.prototypes)
-        histograms = np.zeros((count + 1, num_classes), np.int64)
+        pixels = np.zeros((num_classes, count + 1), np.int64)  # of each true class outside and in each object
         if semseg is not None:
             height, width = shape if size is None else (size, size)
-            histograms = object_histograms(resize_mask(objects.ids, width, height), count,
-                                           resize_mask(semseg, width, height), num_classes)
+            pixels = confusion_matrix(resize_mask(semseg, width, height), resize_mask(objects.ids, width, height),
+                                      num_classes, count + 1)
         masks = [pack(objects.ids == k) for k in range(1, count + 1)] if keep_masks else []
         picture = [] if original is None else [thumbnail(x, PART) for x in (original, semseg) if x is not None]
-        return Embedded(objects.prototypes, histograms, masks, shape, picture)
+        inside, outside = pixels[:, 1:].T.copy(), pixels[:, 0].copy()  # not views, which would keep all 256 x 256
+        return objects.prototypes, inside, outside, shape, masks, picture
 
     batches = []
     for batch in progress(loader, 'embedding'):
         found = find_objects(model, to_device(batch['image'], device), features, None if from_network else batch['sal'],
                              min_component)
         semsegs, originals = (batch.get(name) or [None] * len(found) for name in ('semseg', 'original'))
-        of_images = zip(found, batch['shape'], semsegs, originals, strict=True)
-        batches.append([describe(*of_image) for of_image in of_images])
+        batches.append(list(map(describe, found, batch['shape'], semsegs, originals)))
     images = list(chain(*(distributed.interleave(batches) if shared else batches)))
-    prototypes, histograms, masks, shapes, pictures = zip(*images, strict=True)
-    return EmbeddedSplit(np.concatenate(prototypes), np.concatenate([counts[1:] for counts in histograms]),
-                         np.stack([counts[0] for counts in histograms]),
+    prototypes, inside, outside, shapes, masks, pictures = zip(*images, strict=True)
+    return EmbeddedSplit(np.concatenate(prototypes), np.concatenate(inside), np.stack(outside),
                          np.repeat(np.arange(len(images)), [*map(len, prototypes)]), list(shapes),
                          list(chain(*masks)), list(pictures))
 
@@ -207,25 +168,17 @@ def save_masks(path: Path, prototypes: np.ndarray, masks: Sequence[bytes]) -> No
     """Write the packed masks of the objects with these prototypes; of none, remove those of before."""
     if masks:
         save_arrays(path, masks=np.frombuffer(b''.join(masks), np.uint8), lengths=np.array([*map(len, masks)]),
-                    prototypes=np.array(_digest(prototypes)))
+                    prototypes=np.array(hashlib.sha256(prototypes.tobytes()).hexdigest()))
     else:
         path.unlink(missing_ok=True)
 
 
 def read_masks(path: Path, prototypes: np.ndarray) -> list[bytes] | None:
-    """The packed masks of the objects with these prototypes; None if there is no such file.
-
-    Raises:
-        UserError: it is damaged, or holds the masks of other objects.
-    """
+    """What ``save_masks`` wrote; None if there is no file. Raises UserError for a damaged one, or of other objects."""
     if not path.is_file():
         return None
     file = read_arrays(path, ('masks', 'lengths', 'prototypes'), DAMAGED)
-    if str(file['prototypes']) != _digest(prototypes):
+    if str(file['prototypes']) != hashlib.sha256(prototypes.tobytes()).hexdigest():
         raise UserError(f'{path} holds the masks of other objects than those saved beside it; run the script again.')
     content, lengths = file['masks'].tobytes(), file['lengths']
     return [content[end - length:end] for end, length in zip(lengths.cumsum(), lengths, strict=True)]
-
-
-def _digest(prototypes: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(prototypes).tobytes()).hexdigest()

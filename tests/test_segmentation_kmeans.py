@@ -10,7 +10,6 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from models.segmentation import resize
 from segmentation import kmeans as script
-from segmentation.clustering import score_clusters
 from segmentation.metrics import iou_of
 from segmentation.objects import EmbeddedSplit
 from tests.colours import MIDDLE, SIDE, ColourModel, results, runner, write_image, write_lists
@@ -180,14 +179,13 @@ def test_what_is_saved_is_what_was_scored() -> None:
     p = SimpleNamespace(seed=1234, num_clusters=20, overclustering=[], num_seeds=1, components=False,
                         matching='majority')
     for fit in (None, draw.standard_normal((800, 300)).astype(np.float32)):
-        clusters, ids, *_ = script.evaluate(p, SimpleNamespace(classes=('rest', 'a', 'b')), split, fit)
+        clusters, ids, *_ = script.evaluate(p, SimpleNamespace(classes=('rest', 'a', 'b')), split, fit, {})
         np.testing.assert_array_equal(clusters.label(prototypes), clusters.labels[ids + 1])
 
 
 def test_deviation_over_runs() -> None:
     tables = [np.array([[8, 2], [0, 10]]), np.array([[10, 0], [0, 10]])]
-    runs = [score_clusters(table, np.arange(2)) for table in tables]
-    entry = script.summary(runs, 1, ['rest', 'thing'], np.ones(2, bool))
+    entry = script.summary(tables, 1, ['rest', 'thing'])
     first = np.mean(iou_of(tables[0]))
     assert entry['mIoU'] == pytest.approx(50 * (first + 1))
     assert entry['std'] == pytest.approx(100 * (1 - first) / np.sqrt(2))  # of a sample of two
@@ -196,7 +194,7 @@ def test_deviation_over_runs() -> None:
     assert entry['num_runs'] == 2
     assert list(entry['IoU'].values()) == pytest.approx([50 * (iou + 1) for iou in iou_of(tables[0])])
     assert [run['mIoU'] for run in entry['runs']] == pytest.approx([100 * first, 100])
-    single = script.summary(runs[:1], 1, ['rest', 'thing'], np.ones(2, bool))
+    single = script.summary(tables[:1], 1, ['rest', 'thing'])
     assert single['num_runs'] == 1
     assert {single['std'], single['NMI_std'], *single['IoU_std'].values()} == {None}  # not that it does not vary
 
