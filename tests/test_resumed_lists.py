@@ -80,9 +80,8 @@ def test_a_checkpoint_of_the_published_code_is_not_resumed_in_place(db_root: Pat
     shutil.rmtree(path.parent)
     save_checkpoint({name: ours[name] for name in ('model', 'optimizer', 'epoch')}, path)
     assert runner.fails('pretrain.main', capsys=capsys) == (
-        f'error: {path} is a checkpoint of the published code, whose weights can be used and whose run cannot be '
-        'resumed (it holds no random states and no list of images): move it to another folder and start from it with '
-        'pretraining: PATH.')
+        f'error: {path} is of the published code and cannot be resumed (it holds no random states and no list of '
+        'images): move it to another folder and start from it with pretraining: PATH.')
     weights = path.replace(tmp_path / 'theirs.pth.tar')
     runner('pretrain.main', 'epochs=0', f'pretraining={weights}', 'output_dir=further')
     state = load_checkpoint(tmp_path / 'further' / path.name)['model']

@@ -12,7 +12,7 @@ from segmentation.metrics import confusion_matrix, iou_of
 from utils.report.pictures import CAPTION, PART, montage, panel
 from utils.report.results import iou_entry, log_iou, save_results
 from utils.run.errors import UserError
-from utils.run.files import save_label_map, voc_palette
+from utils.run.files import PALETTE, save_label_map
 from utils.run.trainer import Mean
 
 
@@ -69,15 +69,14 @@ def test_results_print_in_the_published_form(caplog, tmp_path: Path) -> None:
 
 
 def test_palette_is_vocs(tmp_path: Path) -> None:
-    palette = voc_palette()
-    assert palette[[0, 1, 2, 3, 20, 255]].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0],
+    assert PALETTE[[0, 1, 2, 3, 20, 255]].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0],
                                                        [0, 64, 128], [224, 224, 192]]
     labels = np.array([[0, 20], [255, 1]], np.uint8)
     save_label_map(labels, tmp_path / 'map.png')
     stored = Image.open(tmp_path / 'map.png')
     assert stored.mode == 'P'
     assert np.array_equal(np.array(stored), labels)
-    assert np.array_equal(np.array(stored.convert('RGB')), palette[labels])
+    assert np.array_equal(np.array(stored.convert('RGB')), PALETTE[labels])
 
 
 def test_panel_and_montage() -> None:

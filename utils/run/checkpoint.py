@@ -3,6 +3,7 @@ import errno
 import io
 import logging
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from utils.config.load import as_dict
 from utils.run import distributed
 from utils.run.devices import on_cpu, random_states, restore_random_states
 from utils.run.errors import CANNOT_WRITE, UserError, cannot_read, name_some
-from utils.run.files import write_bytes
+from utils.run.files import whole_file
 
 log = logging.getLogger(__name__)
 PREFIX = 'module.'
@@ -28,15 +29,12 @@ NUMPY_SCALARS = [SCALAR, (SCALAR, 'numpy.core.multiarray.scalar'), np.dtype,
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint, whole or not at all.
-
-    Raises:
-        UserError: the disk is full or cannot be written to; the file of before, if any, is as it was.
-    """
+    """Write a checkpoint, whole or not at all. Raises UserError if the disk is full or refuses; the old one stays."""
     buffer = io.BytesIO()  # torch.save into a file would hide that the disk is full behind another error
     torch.save(on_cpu(state), buffer)
     try:
-        write_bytes(path, buffer.getbuffer(), lasting=True)
+        with whole_file(path, lasting=True) as file:
+            file.write(buffer.getbuffer())
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
@@ -48,39 +46,30 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 def load_checkpoint(path: Path, damaged: str = 'copy or download it again') -> dict[str, Any]:
     """Read a checkpoint onto the CPU with ``weights_only=True``; ``damaged`` says what to do about a damaged one.
 
-    Raises:
-        UserError: the file is missing, unreadable, truncated, no checkpoint, or a pickle with code in it.
+    Raises UserError for a file that is missing, unreadable, truncated, no checkpoint, or a pickle with code in it.
     """
     if not path.is_file():
         raise UserError(f'checkpoint {path} does not exist; give the path of a checkpoint file.')
-    unreadable = UserError(f'checkpoint {path} is truncated or no checkpoint; {damaged}.')
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_SCALARS):
             warnings.simplefilter('ignore')  # of files that are refused below, in one sentence
             state = torch.load(path, map_location='cpu', weights_only=True)
     except PermissionError as error:
         raise cannot_read(path) from error
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # which is a seek to before the start of an archive that was cut
+    except (pickle.UnpicklingError, EOFError, RuntimeError, zipfile.BadZipFile, LookupError, ValueError,
+            OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek to before an archive that was cut
             raise
-        raise unreadable from error
-    except (pickle.UnpicklingError, EOFError, RuntimeError, zipfile.BadZipFile, LookupError, ValueError) as error:
-        if _holds_code(path, error):
+        with path.open('rb') as file:  # a pickle that is no archive
+            whole_pickle = isinstance(error, pickle.UnpicklingError) and file.read(1) == b'\x80'
+        if whole_pickle or re.search('GLOBAL|TorchScript', str(error)):
             raise UserError(f'checkpoint {path} is a pickle that holds code or other objects, not only tensors, and is '
                             'not loaded; ask its author for a plain state dict.') from error
-        raise unreadable from error
+        raise UserError(f'checkpoint {path} is truncated or no checkpoint; {damaged}.') from error
     if not isinstance(state, dict):
         raise UserError(f'checkpoint {path} holds a {type(state).__name__}, not a dictionary of tensors; '
                         'save a state dict instead.')
     return state
-
-
-def _holds_code(path: Path, error: Exception) -> bool:
-    """Whether torch.load refused a whole file: for its objects, as TorchScript, or as a pickle that is no archive."""
-    if not isinstance(error, pickle.UnpicklingError):
-        return 'TorchScript' in str(error)
-    with path.open('rb') as file:
-        return 'GLOBAL' in str(error) or file.read(1) == b'\x80'
 
 
 def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: Mapping,
@@ -89,18 +78,15 @@ def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 
     The entry 'model' has the names of the released checkpoints, each behind 'module.'; 'rng' holds the random states
     of all processes, by rank (all randomness of training is PyTorch's); ``progress`` is entries of its own.
-
-    Raises:
-        UserError: a weight is not finite, or the file cannot be written; the checkpoint of before stays.
+    Raises UserError for a weight that is not finite, or as ``save_checkpoint``; the old checkpoint stays.
     """
     weights = model.state_dict()
     states = distributed.gather_objects(random_states(next(iter(weights.values())).device))
     if not distributed.is_main():
         return
-    finite = torch.stack([value.isfinite().all() for value in weights.values()])
-    state = on_cpu({'model': {PREFIX + name: value for name, value in weights.items()}, 'finite': finite,
+    state = on_cpu({'model': {PREFIX + name: value for name, value in weights.items()},
                     'optimizer': optimizer.state_dict(), 'rng': states, 'config': as_dict(config), **progress})
-    if not state.pop('finite').all():
+    if not all(value.isfinite().all() for value in state['model'].values()):
         good = f'; {path} is the last good checkpoint' if path.is_file() else ''
         raise UserError(f'weights are no longer finite, and are not saved{good}: lower optimizer_kwargs.lr in another '
                         'output_dir.')
@@ -109,23 +95,25 @@ def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 
 def resume_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
                     ids: Sequence[str]) -> dict[str, Any]:
-    """Take a run up where ``save_training`` left it, on the same images in the same order.
+    """Take a run up where ``save_training`` left it; the checkpoint's other entries, none without a checkpoint.
 
-    Returns:
-        the checkpoint's other entries; none without a checkpoint.
-
-    Raises:
-        UserError: the checkpoint cannot be read, is of the published code, of other images or of another model, or
-            holds weights that are not finite.
+    Raises UserError for a checkpoint that cannot be read, is of the published code, of another list of images or of
+    another model, or holds weights that are not finite.
     """
     if not path.is_file():
         return {}
     state = load_checkpoint(path, 'restore it, or move it away to start from the beginning')
     if 'model' in state and 'rng' not in state:
-        raise UserError(f'{path} is a checkpoint of the published code, whose weights can be used and whose run cannot '
-                        'be resumed (it holds no random states and no list of images): move it to another folder and '
-                        'start from it with pretraining: PATH.')
-    _require_same_images(path, state.get('ids', ids), ids)
+        raise UserError(f'{path} is of the published code and cannot be resumed (it holds no random states and no list '
+                        'of images): move it to another folder and start from it with pretraining: PATH.')
+    if (before := list(state.get('ids', ids))) != list(ids):
+        started, present = set(before), set(ids)
+        gone, more = [name for name in before if name not in present], [name for name in ids if name not in started]
+        changes = [f'lacks {len(gone)} of {len(before)} IDs ({name_some(gone)})'] * bool(gone)
+        changes += [f'has {len(more)} more ({name_some(more)})'] * bool(more)
+        raise UserError(f'the list of training images has changed since the run of {path} was started: it '
+                        f'{" and ".join(changes) or "has the same IDs in another order"}; restore it, or choose '
+                        'another output_dir.')
     try:
         require_finite(state['model'], path)
         model.load_state_dict({name.removeprefix(PREFIX): value for name, value in state.pop('model').items()})
@@ -142,26 +130,11 @@ def resume_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     return state
 
 
-def _require_same_images(path: Path, before: Sequence[str], now: Sequence[str]) -> None:
-    if list(before) == list(now):
-        return
-    started, present = set(before), set(now)
-    gone, more = ([name for name in before if name not in present], [name for name in now if name not in started])
-    differences = [f'lacks {len(gone)} of {len(before)} IDs ({name_some(gone)})'] * bool(gone)
-    differences += [f'has {len(more)} more ({name_some(more)})'] * bool(more)
-    raise UserError(f'the list of training images has changed since the run of {path} was started: it '
-                    f'{" and ".join(differences) or "has the same IDs in another order"}; restore it, or choose '
-                    'another output_dir.')
-
-
 def read_arrays(path: Path, names: Sequence[str], damaged: str) -> dict[str, np.ndarray]:
     """The named arrays of an .npz file, as data and never as code.
 
-    Args:
-        damaged: what an error says of the file.
-
-    Raises:
-        UserError: the file is none, or not whole, or lacks one of the names, or holds numbers that are not finite.
+    Raises UserError, whose sentence is the path and ``damaged``, for a file that is missing, cut or lacks a name; and
+    for numbers that are not finite.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -1,32 +1,22 @@
-"""Files written whole or not at all: bytes, text, arrays, pictures and label maps."""
-import io
+"""Files written whole or not at all: text, arrays, pictures and label maps."""
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 DRAWN_UPRIGHT = 'Drawn on', 'the photograph as it is seen'  # text entry of a PNG: turned by EXIF, not as stored
+# (256, 3) uint8: the VOC colour map, which deals the bits of an id, lowest first, to red, green and blue in turn
+PALETTE = np.packbits(np.arange(256)[:, None, None] >> np.arange(24).reshape(8, 3) & 1, axis=1)[:, 0]
 
 
-def voc_palette() -> np.ndarray:
-    """(256, 3) uint8: the VOC colour map, whose bits spread over red, green and blue in turn."""
-    ids = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    return colours
-
-
-PALETTE = voc_palette()
-
-
-def write_bytes(path: Path, data: bytes | memoryview, lasting: bool = False) -> None:
-    """Write through a temporary file beside ``path`` and a rename: a kill leaves the file of before or the new one.
+@contextmanager
+def whole_file(path: Path, lasting: bool = False) -> Iterator[BinaryIO]:
+    """A file to write, which takes its name at the block's end: a kill leaves the file of before or the new one.
 
     Args:
         lasting: flush to disk, so that a power cut leaves no half file either. Only for files with one writer at a
@@ -36,7 +26,7 @@ def write_bytes(path: Path, data: bytes | memoryview, lasting: bool = False) -> 
     temporary = path.with_name(f'.{path.name}.{"unfinished" if lasting else os.getpid()}')
     try:
         with temporary.open('wb') as file:
-            file.write(data)
+            yield file
             if lasting:
                 file.flush()
                 os.fsync(file.fileno())
@@ -53,21 +43,20 @@ def write_bytes(path: Path, data: bytes | memoryview, lasting: bool = False) -> 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8; of names of files that are not UTF-8 the codes."""
-    write_bytes(path, text.encode(errors='backslashreplace'))
+    with whole_file(path) as file:
+        file.write(text.encode(errors='backslashreplace'))
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write an .npz file."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_bytes(path, buffer.getbuffer())
+    with whole_file(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def save_image(image: Image.Image, path: Path, **options: Any) -> None:
     """Write a picture in the format of its suffix; ``options`` are Pillow's."""
-    buffer = io.BytesIO()
-    image.save(buffer, Image.registered_extensions()[path.suffix.lower()], **options)
-    write_bytes(path, buffer.getbuffer())
+    with whole_file(path) as file:
+        image.save(file, Image.registered_extensions()[path.suffix.lower()], **options)
 
 
 def save_drawn(image: Image.Image, path: Path) -> None:
