@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from pretrain.losses import accuracy, chunked_contrastive_loss, contrastive_loss, saliency_loss
 from utils.run.devices import pin
-from utils.run.distributed import unwrap
 from utils.run.precision import Precision
 
 CHUNK = 32768
@@ -22,7 +21,7 @@ def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision
     """
     im_q, im_k = (precision.to_device(batch[view]) for view in ('query', 'key'))  # B x 3 x H x W
     masks = [batch['query_mask'], batch['key_mask']]  # B x H x W
-    encoder = unwrap(model).model_q
+    encoder: Any = getattr(model, 'module', model).model_q  # behind DistributedDataParallel, if there is one
     if not encoder.upsample:
         stride = encoder.backbone.stride
         masks = [pin(mask[:, ::stride, ::stride], precision.device) for mask in masks]  # nearest

@@ -92,11 +92,11 @@ class MaskContrast(nn.Module):
         The key batch is shuffled over all processes before the encoder and restored behind it, so
         that BatchNorm statistics tell nothing about which key belongs to which query.
         """
-        order = distributed.random_order(len(im_k), im_k.device)
+        order, back = distributed.random_order(len(im_k), im_k.device)
         embedding = self.model_k.embed(distributed.shuffle(im_k, order))  # B x dim x H x W, of other images
         with torch.autocast(im_k.device.type, enabled=False):
             prototypes = mask_prototypes(to_float32(embedding), distributed.shuffle(mask_k, order))
-            return distributed.unshuffle(prototypes, order)
+            return distributed.shuffle(prototypes, back)
 
     def _enqueue(self, prototypes: Tensor) -> None:
         """Write the prototypes of all processes, (B * processes) x dim, over the oldest; the ring wraps around."""

@@ -128,7 +128,7 @@ def test_a_stopped_run_is_taken_up(db_root: Path, tmp_path: Path, device: str, p
     def save_and_stop(*args: Any, **kwargs: Any) -> None:
         save(*args, **kwargs)
         if next(count) == 3:
-            raise StoppedError
+            raise StoppedError(None)
 
     with patch.multiple(models.segmentation, build_backbone=SmallBackbone, build_decoder=small_decoder):
         run('pretrain.main', *keys, 'output_dir=whole')

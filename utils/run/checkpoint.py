@@ -86,7 +86,7 @@ def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         return
     state = on_cpu({'model': {PREFIX + name: value for name, value in weights.items()},
                     'optimizer': optimizer.state_dict(), 'rng': states, 'config': as_dict(config), **progress})
-    if not all(value.isfinite().all() for value in state['model'].values()):
+    if not torch.stack([value.isfinite().all() for value in state['model'].values()]).all():
         good = f'; {path} is the last good checkpoint' if path.is_file() else ''
         raise UserError(f'weights are no longer finite, and are not saved{good}: lower optimizer_kwargs.lr in another '
                         'output_dir.')

@@ -17,11 +17,7 @@ def _available(kind: str) -> bool:
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' takes the first there is of cuda, xpu, mps and cpu; others are taken at their word.
-
-    Raises:
-        UserError: the device that is asked for is not there.
-    """
+    """'auto' takes the first there is of cuda, xpu, mps and cpu. Raises UserError if the one asked for is not there."""
     if name == 'auto':
         name = next((kind for kind in NEEDS if _available(kind)), 'cpu')
     elif name in NEEDS and not _available(name):
@@ -53,8 +49,7 @@ def reads_pinned(device: torch.device) -> bool:
 
 def pin(x: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor, contiguous and in memory from which the device copies without a wait, if there is such."""
-    x = x.contiguous()
-    return x.pin_memory() if reads_pinned(device) else x
+    return x.contiguous().pin_memory() if reads_pinned(device) else x.contiguous()
 
 
 def to_device(x: Moved, device: torch.device, channels_last: bool = True) -> Moved:
@@ -69,11 +64,8 @@ def to_device(x: Moved, device: torch.device, channels_last: bool = True) -> Mov
 
 def on_cpu(state: Any) -> Any:
     """Nested dicts and lists with all their tensors on the CPU, after one wait for the device."""
-    kinds = {x.device.type for x in pytree.tree_leaves(state) if isinstance(x, Tensor)} - {'cpu'}
-    if not kinds:
-        return state
     copies = pytree.tree_map_only(Tensor, lambda x: x.to('cpu', non_blocking=True), state)
-    for kind in kinds:
+    for kind in {x.device.type for x in pytree.tree_leaves(state) if isinstance(x, Tensor)} - {'cpu'}:
         torch.get_device_module(kind).synchronize()
     return copies
 

@@ -12,28 +12,25 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 Item = TypeVar('Item')
-
 TIMEOUT = timedelta(minutes=15)  # a dead process is noticed at once, one that hangs by this
 PATIENCE = timedelta(hours=6)  # while the main process downloads a data set
 _patient: Any = None  # the group that waits for a download
 
 
 def join(use_cuda: bool) -> None:
-    """Join the job that torchrun, or ``utils.run.launch``, has started this process for, if any.
-
-    GPUs talk by NCCL; what lives on the CPU, such as the request to stop, by gloo.
-    """
+    """Join the job that torchrun, or ``utils.run.launch``, has started this process for, if any."""
     global _patient
     if not is_launched() or is_initialized():
         return
     if use_cuda:
         torch.cuda.set_device(local_rank())
+    # GPUs talk by NCCL; what lives on the CPU, such as the request to stop, by gloo
     dist.init_process_group('cpu:gloo,cuda:nccl' if use_cuda else 'gloo', timeout=TIMEOUT)
     _patient = dist.new_group(backend='gloo', timeout=PATIENCE)
 
 
 def leave() -> bool:
-    """Leave the job, all together; whether this is the main process, which does what comes after and may take long."""
+    """Leave the job, all together; whether this is the main process, which does alone what comes after."""
     main = is_main()
     if is_initialized():
         dist.destroy_process_group()
@@ -116,11 +113,10 @@ def barrier() -> None:
 @contextmanager
 def main_first() -> Iterator[None]:
     """A block that the main process runs before the others, who wait for it for hours: a download."""
-    several = world_size() > 1
-    if several and not is_main():
+    if not is_main():
         dist.barrier(_patient)
     yield
-    if several and is_main():
+    if is_main() and world_size() > 1:
         dist.barrier(_patient)
 
 
@@ -136,27 +132,18 @@ def parallel(module: nn.Module) -> nn.Module:
         return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def unwrap(module: nn.Module) -> Any:
-    """The module that was given to ``parallel``."""
-    return module.module if isinstance(module, DistributedDataParallel) else module
+def random_order(batch: int, device: torch.device) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """A random order of the images of all processes, the same on each, and the one that undoes it.
 
-
-def random_order(batch: int, device: torch.device) -> Tensor | None:
-    """One random order of the images of all processes; None for one, whose BatchNorm sees the same in any order."""
+    None for one process, whose BatchNorm sees the same in any order.
+    """
     if world_size() == 1:
-        return None
+        return None, None
     order = torch.randperm(batch * world_size(), device=device)
     dist.broadcast(order, src=0)
-    return order
+    return order, order.argsort()
 
 
 def shuffle(x: Tensor, order: Tensor | None) -> Tensor:
     """(B, ...) of each process -> this process's share of all of it in ``order``."""
-    if order is None:
-        return x
-    return all_gather(x)[order.view(world_size(), -1)[rank()]]
-
-
-def unshuffle(x: Tensor, order: Tensor | None) -> Tensor:
-    """Undo ``shuffle`` on what was computed from its share."""
-    return shuffle(x, None if order is None else order.argsort())
+    return x if order is None else all_gather(x)[order.view(world_size(), -1)[rank()]]

@@ -18,7 +18,6 @@ class MissingFileError(UserError):
 
 
 def cannot_read(path: object) -> UserError:
-    """The error of a file that is there and may not be read."""
     return UserError(f'{path} cannot be read (permission denied); change its permissions.')
 
 

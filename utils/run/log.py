@@ -39,13 +39,9 @@ def warn_of_failure(what: str) -> Iterator[None]:
 
 
 def log_epoch(epoch: int, epochs: int, figures: str, seconds: float, share: float = 1.0) -> None:
-    """One line that sums an epoch up, in colour on a terminal.
+    """One line that sums an epoch (from 0) up, in colour on a terminal.
 
-    Args:
-        epoch: from 0.
-        figures: 'loss 1.2, lr 0.004'.
-        seconds: that it took.
-        share: of the epoch that was done in this time: less than 1 after a start within it.
+    ``share`` of it was done in these seconds: less than 1 after a start within it.
     """
     left = duration(seconds / share * (epochs - epoch - 1)) if share else ''
     log.info('Epoch %d of %d: %s, %s%s', epoch + 1, epochs, figures, duration(seconds),
@@ -71,25 +67,19 @@ class _TerminalHandler(logging.StreamHandler):
 
 def setup_logging(output_dir: Path) -> None:
     """Send the log of the main process to the terminal and to ``output_dir/log.txt`` (appended)."""
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
-    terminal = _TerminalHandler()
-    terminal.setFormatter(logging.Formatter('%(message)s'))
-    root.addHandler(terminal)
+    handlers: list[logging.Handler] = [_TerminalHandler()]
     if distributed.is_main():
         file = logging.FileHandler(output_dir / 'log.txt', encoding='utf-8', errors='backslashreplace')
         file.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))
-        root.addHandler(file)
+        handlers.append(file)
+    logging.basicConfig(format='%(message)s', level=logging.INFO if distributed.is_main() else logging.WARNING,
+                        handlers=handlers, force=True)
 
 
 class MetricsWriter:
     """Metrics and pictures of a training, in the main process alone: into its output directory and for TensorBoard.
 
-    metrics.jsonl gets one JSON line a call, pictures/ the files <name>_<epoch>.png. What a run that was killed after
-    its last checkpoint does again stands there again: the later line counts.
+    What a run that was killed after its last checkpoint does again stands in metrics.jsonl again: the later counts.
     """
 
     def __init__(self, output_dir: Path) -> None:

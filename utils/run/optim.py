@@ -40,10 +40,9 @@ def build_optimizer(name: str, parameters: Iterable[nn.Parameter], lr: float, mo
 
 
 def _start_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Give parameters about to take their first step a momentum of zero, with which that step is the same.
+    """A momentum of zero before a parameter's first step, which is the same with it.
 
-    The fused kernel would take uninitialised memory, and leave it so where loss scaling skips the step for an
-    overflow. Adam's moments start at zero in any case.
+    The fused kernel would take uninitialised memory, and leave it so where loss scaling skips the step for an overflow.
     """
     for group in optimizer.param_groups:
         for p in group['params']:

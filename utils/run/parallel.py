@@ -34,10 +34,7 @@ Result = TypeVar('Result')
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use: those of its own, and its share of those that others of its job use too.
-
-    A job whose processes were not started in one affinity, such as the tasks of SLURM, has told it by ``share_cores``.
-    """
+    """CPU cores that this process may use: those of its own, and its share of those that others of its job use too."""
     mine = _affinity()
     if _affinities:
         return max(1, int(sum(Fraction(1, sum(core in other for other in _affinities) or 1) for core in mine)))
@@ -45,7 +42,7 @@ def available_cores() -> int:
 
 
 def share_cores() -> None:
-    """Tell the other processes of this job on this machine which cores this one may use; all of them call it."""
+    """Tell the other processes of this job which cores this one may use, as those of SLURM differ; all call it."""
     if distributed.world_size() > 1:
         machine = BOOT.read_text() if BOOT.is_file() else platform.node()  # containers may have any name
         told = distributed.gather_objects((machine, _affinity()))
@@ -56,16 +53,10 @@ def _affinity() -> frozenset[int]:
     return frozenset(os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count() or 1))
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int,
-               limit: int) -> Iterator[Result]:
-    """``map`` in threads: ``items`` goes on (e.g. a network) while its earlier results are worked on.
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int, limit: int) -> Iterator[Result]:
+    """``map`` in threads: ``items`` (e.g. a network) goes on in this one while its earlier results are worked on.
 
-    Args:
-        items: iterated in the calling thread.
-        limit: items in flight at most; at the limit ``items`` waits.
-
-    Returns:
-        The results, in order. What ``function`` raises ends the iteration with that error.
+    At ``limit`` items in flight it waits. What ``function`` raises ends the iteration with that error.
     """
     pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[Result]] = deque()
@@ -89,14 +80,9 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 @contextmanager
 def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that start when they are first needed, on one core each.
-
-    They are spawned: forked copies of a process with threads or a CUDA device may hang.
-
-    Raises:
-        UserError: one was killed.
-    """
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _start_pool_worker)
+    """Processes that start when they are first needed, on one core each. Raises UserError if one was killed."""
+    spawn = multiprocessing.get_context('spawn')  # forked copies of a process with threads or a CUDA device may hang
+    pool = ProcessPoolExecutor(workers, spawn, _start_pool_worker)
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -124,10 +110,9 @@ def starting_workers() -> Iterator[None]:
 
 
 def guard_worker() -> None:
-    """In a worker: leave signals to the main process, which still needs this worker for its last step.
+    """In a worker: leave signals, which reach all processes of a job, to the main one, whose last step needs this one.
 
-    Ctrl-C, ``timeout`` and schedulers signal all processes of a job. A SIGTERM of the main process, which
-    is how it ends its workers, counts, and so does its death: killed, it cannot tell its workers.
+    A SIGTERM of the main process, which is how it ends its workers, counts, and so does its death.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if WORKERS_WAIT:

@@ -1,8 +1,7 @@
 """How networks compute: number formats and memory order.
 
-``precision`` and ``tf32`` are for training steps. Validation and prediction compute in float32 always, and without
-TF32 unless ``val_tf32`` is true, so that a result is not a matter of how its network
-was trained, or on what.
+``precision`` and ``tf32`` are for training steps. Validation and prediction compute in float32, and without TF32 unless
+``val_tf32`` is true, so that a result is not a matter of how its network was trained, or on what.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,34 +33,24 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 class Precision:
-    """Autocast, loss scaling and memory order of a training run.
+    """Autocast, loss scaling and memory order of a training run; ``tf32`` is of its steps, see ``allow_tf32``.
 
-    Weights stay as they are, float32 or float64 (which autocast leaves alone); under autocast
-    convolutions and matrix products compute in the shorter format.
-
-    Args:
-        device: where the run computes.
-        name: fp32, bf16 or fp16; fp16 scales the loss so that small gradients survive.
-        channels_last: order of images and convolution weights in memory.
-        tf32: of training steps, see ``allow_tf32``.
-
-    Raises:
-        UserError: the device does not compute in this format.
+    Weights stay as they are, float32 or float64 (which autocast leaves alone); convolutions and matrix products
+    compute in the format ``name``. fp16 scales the loss, so that small gradients survive. Raises UserError for a format
+    that the device does not compute in.
     """
 
-    def __init__(self, device: torch.device, name: str = 'fp32', channels_last: bool = True,
-                 tf32: bool = True) -> None:
+    def __init__(self, device: torch.device, name: str = 'fp32', channels_last: bool = True, tf32: bool = True) -> None:
         if name == 'fp16' and device.type != 'cuda':
             raise UserError(f'precision: fp16 needs a CUDA GPU; on {device.type} take bf16 or fp32.')
         if name == 'bf16' and not computes_bf16(device):
             raise UserError(f'precision: bf16 is not what this {device.type} device computes in; take fp32'
                             f'{" or fp16" * (device.type == "cuda")}.')
-        self.device, self.dtype, self.tf32 = device, DTYPES[name], tf32
-        self.channels_last = channels_last
+        self.device, self.dtype, self.channels_last, self.tf32 = device, DTYPES[name], channels_last, tf32
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == 'fp16')  # type: ignore[attr-defined]
 
     def autocast(self) -> Any:
-        """The context of a forward pass; losses are computed outside of it."""
+        """The context of a forward pass, without losses."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def to_device(self, x: Moved) -> Moved:

@@ -13,27 +13,27 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StoppedError(BaseException):
-    """A signal asked the run to stop. Like KeyboardInterrupt it passes every ``except Exception``."""
+    """A signal asked the run, or another process of it (None), to stop. It passes every ``except Exception``."""
+
+    def __init__(self, number: int | None) -> None:
+        name = 'another process' if number is None else signal.Signals(number).name
+        super().__init__(f'stopped by {name}; rerun the same command to resume')
 
 
 def stop(number: int | None, frame: FrameType | None = None) -> None:
-    """Raise StoppedError, which names the signal (None: that of another process)."""
-    name = 'another process' if number is None else signal.Signals(number).name
-    raise StoppedError(f'stopped by {name}; rerun the same command to resume')
+    """Handler that raises StoppedError."""
+    raise StoppedError(number)
 
 
 def stop_at_once(number: int, frame: FrameType | None = None) -> None:
-    """Handler that ends the process there and then; the next start does again what was half done.
+    """Handler that ends the process there and then.
 
-    An error of a handler may come where Python cannot pass it on, such as in a hook of the fork of a loader
-    worker: it would be lost, and a lock of the hook stay locked.
+    An error raised here could come where Python cannot pass it on, such as in a hook of the fork of a loader worker:
+    it would be lost, and a lock of the hook stay locked.
     """
-    try:
-        stop(number)
-    except StoppedError as error:
-        if distributed.is_main():
-            os.write(2, f'{error}\n'.encode())
-        os._exit(EXIT_STOPPED)
+    if distributed.is_main():
+        os.write(2, f'{StoppedError(number)}\n'.encode())
+    os._exit(EXIT_STOPPED)
 
 
 @contextmanager
