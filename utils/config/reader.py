@@ -80,7 +80,7 @@ class Reader:
     def _take(self, given: list[tuple[str, yaml.Node, yaml.Node]], source: str, known: Collection[str]) -> None:
         """Take what one file or override gives, in which no key comes twice: '' or 'section.', key and value each."""
         seen: dict[str, str] = {}
-        for section, key, node in given:  # and what its sections add
+        for following, (section, key, node) in enumerate(given, 1):
             where, name = _place(source, key), section + (key.value if isinstance(key, yaml.ScalarNode) else '?')
             rule = self.rules.get(name, Rule(name))
             same = name, rule.key or name  # a published key and the one here that takes its value
@@ -93,7 +93,7 @@ class Reader:
                 if name not in self.sections:
                     self._take_value(name, rule, node, where)
                 elif isinstance(node, yaml.MappingNode):
-                    given += [(f'{name}.', *pair) for pair in node.value]
+                    given[following:following] = [(f'{name}.', *pair) for pair in node.value]
                 elif node.tag != NULL:  # a section with every line commented out is empty, not wrong
                     raise UserError(f'{name} holds the keys {_keys_below(f"{name}.", known)}; '
                                     'expected key: value lines below it')
