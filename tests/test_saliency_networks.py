@@ -108,7 +108,7 @@ def test_onnx_refuses_outputs_that_are_no_map(tmp_path, operation, shape, attrib
 @pytest.mark.parametrize(('text', 'sentence'), [
     ('input_size: [16, 24]\nmean: [0.5, 0.5, 0.5]\n', 'scale is missing'),
     (CONFIG.replace('[16, 24]', '320'), 'input_size'),
-    (CONFIG.replace('[16, 24]', '[16, -1]'), 'input_size must be greater than or equal to 1, got .16, -1.'),
+    (CONFIG.replace('[16, 24]', '[16, -1]'), 'item 2 of input_size must be greater than or equal to 1, got -1'),
     (CONFIG.replace('[1.0, 1.0, 1.0]', '[1.0, 0.0]'), 'line 3: scale must have at least 3 items'),
     (CONFIG + 'means: 1\n', 'unknown key .*means'),
 ])
