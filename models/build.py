@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
-from models.timm_backbone import TIMM, TimmBackbone, require_timm, timm_weights
+from models.timm_backbone import TIMM, TimmBackbone, timm_weights
 from models.weights import CLASSIFIER, HEADS, Weights, fingerprint, imagenet_weights, load_strict, read_weights
 from utils.config.load import as_dict
 from utils.config.paths import find_file
@@ -42,11 +42,7 @@ def initial_weights(p: Common | TrainSaliency, backbone: str) -> Weights | None:
 
 def load_into(model: ContrastiveSegmentationModel | BackboneModel | LinearSegmentationModel,
               weights: Weights | None) -> None:
-    """Load a model, or its backbone when the weights are those of one; None: it stays random.
-
-    Raises:
-        UserError: as ``load_strict``, or the weights are of a linear model and this is none.
-    """
+    """Load a model, or its backbone when the weights are those of one; None: it stays random. Raises UserError."""
     if weights is None:
         return
     if weights.kind == 'linear' and not isinstance(model, LinearSegmentationModel):
@@ -70,8 +66,7 @@ def build_contrastive_model(p: Common) -> ContrastiveSegmentationModel:
 def build_prototype_model(p: Prototypes) -> ContrastiveSegmentationModel | BackboneModel:
     """The network of kmeans.py and retrieval.py, in eval mode; it has ``maps(images)``.
 
-    Raises:
-        UserError: the weights do not cover it, or a plain backbone is asked for embeddings or masks.
+    Raises UserError for weights that do not cover it, or a plain backbone that is asked for embeddings or masks.
     """
     weights = initial_weights(p, p.backbone)
     model: ContrastiveSegmentationModel | BackboneModel
@@ -99,14 +94,10 @@ def prototype_network(p: Prototypes, model: nn.Module) -> dict[str, Any]:
 
 
 def build_linear_model(p: LinearFinetune, num_classes: int, state_dict: str | None = None) -> LinearSegmentationModel:
-    """The linear model: backbone and decoder of ``pretraining`` under a new classifier, or a trained one.
+    """Backbone and decoder of ``pretraining`` under a new classifier, or the trained linear model at ``state_dict``.
 
-    Args:
-        num_classes: background included.
-        state_dict: path of a trained linear model, looked up as that of ``pretraining`` is and used instead of it.
-
-    Raises:
-        UserError: the weights do not cover the model, or are of another kind; or the decoder would stay random.
+    ``num_classes`` counts background. Raises UserError for weights that do not cover the model or are of another kind,
+    and for a decoder that would stay random.
     """
     model = LinearSegmentationModel(p.backbone, num_classes, p.model_kwargs.dropout, p.features, p.model_kwargs.decoder)
     if state_dict is not None:
@@ -135,13 +126,8 @@ def _linear(weights: Weights) -> Weights:
 
 
 def trained_linear_model(weights: Weights, backbone: str | None = None) -> LinearSegmentationModel:
-    """The linear model of its weights, in eval mode; number of classes and decoder (or none) are theirs.
-
-    Args:
-        backbone: its name; None for a ResNet, told from the weights.
-
-    Raises:
-        UserError: the weights are of another kind or do not cover the model.
+    """The linear model of its weights, in eval mode; number of classes, decoder and, without ``backbone``, ResNet are
+    theirs. Raises UserError for weights that are of another kind or do not cover the model.
     """
     names = _linear(weights).state
     if backbone is None and 'backbone.conv1.weight' not in names:
@@ -163,5 +149,5 @@ def synchronise_batchnorm(module: nn.Module, device: torch.device) -> Any:
     if device.type != 'cuda':
         raise UserError('sync_batchnorm needs GPUs; set sync_batchnorm: false to train on CPUs.')
     if 'timm' in sys.modules:  # its BatchNorm may hold the activation, which PyTorch's conversion would drop
-        return require_timm().layers.convert_sync_batchnorm(module)
+        return sys.modules['timm'].layers.convert_sync_batchnorm(module)
     return nn.SyncBatchNorm.convert_sync_batchnorm(module)

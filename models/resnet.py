@@ -7,15 +7,15 @@ from torch import nn
 from utils.run.errors import UserError
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, std of RGB in 0..1 that the weights want
-STEM, STAGES = ('conv1', 'bn1'), ('layer1', 'layer2', 'layer3', 'layer4')
+STAGES = ('conv1', 'bn1'), ('layer1',), ('layer2',), ('layer3',), ('layer4',)  # from the stem on
 FROZEN = 2  # stages, as published
 
 
 class DilatedResNet(nn.Sequential):
     """torchvision's ResNet without pooling and fc, at output stride 8 (paper, section 4.1).
 
-    The stride-2 convolutions of layer3 and layer4 take stride 1. Every 3x3 convolution of layer3 has
-    dilation 2 and of layer4 dilation 4, except the one that lost its stride, which has half of it.
+    The stride-2 convolutions of layer3 and layer4 take stride 1. Every 3x3 convolution of layer3 has dilation 2 and of
+    layer4 dilation 4, except the one that lost its stride, which has half of it.
 
     Shapes: (B, 3, H, W) normalised images -> (B, out_channels, ceil(H/8), ceil(W/8)).
     """
@@ -30,23 +30,17 @@ class DilatedResNet(nn.Sequential):
         self.name = name
         self.out_channels: int = resnet.fc.in_features
         for stage, dilation in (('layer3', 2), ('layer4', 4)):
-            _dilate(self.get_submodule(stage), dilation)
+            for conv in self.get_submodule(stage).modules():
+                if isinstance(conv, nn.Conv2d):
+                    rate = dilation
+                    if conv.stride == (2, 2):
+                        conv.stride, rate = (1, 1), dilation // 2
+                    if conv.kernel_size == (3, 3):
+                        conv.dilation = conv.padding = (rate, rate)
 
     def stages(self) -> list[list[nn.Parameter]]:
         """The parameters of the stem and of each of the four stages."""
-        return [[parameter for name in names for parameter in self.get_submodule(name).parameters()]
-                for names in (STEM, *((stage,) for stage in STAGES))]
-
-
-def _dilate(stage: nn.Module, dilation: int) -> None:
-    for conv in stage.modules():
-        if not isinstance(conv, nn.Conv2d):
-            continue
-        rate = dilation
-        if conv.stride == (2, 2):
-            conv.stride, rate = (1, 1), dilation // 2
-        if conv.kernel_size == (3, 3):
-            conv.dilation = conv.padding = (rate, rate)
+        return [[p for name in names for p in self.get_submodule(name).parameters()] for names in STAGES]
 
 
 def freeze(module: nn.Module) -> None:

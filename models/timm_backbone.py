@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.depthwise import speed_up_depthwise
 from models.resnet import IMAGENET
-from models.weights import State, Weights, downloading, find_prefixes
+from models.weights import State, Weights, downloading, leaders
 from utils.run.errors import UserError, name_some
 
 TIMM = 'timm/'
@@ -18,23 +18,18 @@ STRIDE = 8
 UNFIT = (TypeError, ValueError, AssertionError, NotImplementedError)  # what networks say to options that they lack
 
 
-def require_timm() -> ModuleType:
-    """The timm library, which is optional. Raises UserError when it is not installed."""
+def find_timm(backbone: str) -> tuple[ModuleType, str]:
+    """The library timm, and NAME of 'timm/NAME'. Raises UserError: it is not installed, or has no such network."""
     try:
         import timm
     except ImportError as error:
         raise UserError(f'backbone: {TIMM}... needs the library timm ({error}); pip install timm') from error
-    return timm
-
-
-def timm_name(backbone: str) -> str:
-    """'timm/NAME' -> NAME. Raises UserError: timm is not installed, or has no such network."""
-    timm, name = require_timm(), backbone.removeprefix(TIMM)
+    name = backbone.removeprefix(TIMM)
     if not timm.is_model(name):
         close = get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], 1)
         raise UserError(f'timm {timm.__version__} has no network {name}; '
                         + (f'did you mean {TIMM}{close[0]}?' if close else 'timm.list_models() lists its names.'))
-    return name
+    return timm, name
 
 
 def _flat(name: str) -> str:
@@ -45,18 +40,16 @@ def _flat(name: str) -> str:
 class TimmBackbone(nn.Module):
     """Any network of timm that has an output stride of 8 or patches: its last features, without head; random weights.
 
-    Convolutional networks (timm's ``features_only``) take an output stride of 8, and Swin and its like keep their
-    own; vision transformers give the features of their patches, after the last norm, on the patches' grid, for
-    images of any multiple of a patch.
+    Convolutional networks (timm's ``features_only``) take an output stride of 8, and Swin and its like keep their own;
+    vision transformers give the features of their patches after the last norm, for images of any multiple of a patch.
 
     Shapes: (B, 3, H, W) normalised images -> (B, out_channels, H/stride, W/stride), rounded as the network does.
     """
 
     def __init__(self, backbone: str) -> None:
         super().__init__()
-        timm, self.name = require_timm(), backbone
-        name = timm_name(backbone)
-        self.patches = False
+        timm, name = find_timm(backbone)
+        self.name, self.patches = backbone, False
         self.network: Any
         try:
             self.network = timm.create_model(name, features_only=True, out_indices=(-1,), output_stride=STRIDE)
@@ -77,7 +70,6 @@ class TimmBackbone(nn.Module):
         self.mean, self.std = IMAGENET if config is None else (tuple(config.mean), tuple(config.std))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Raises UserError for images that patches do not fill."""
         if not self.patches:
             return self.network(images)[-1]
         if any(side % self.stride for side in images.shape[-2:]):
@@ -89,13 +81,14 @@ class TimmBackbone(nn.Module):
 
     def whole(self) -> Any:
         """The classification network that this one is a part of, without memory for its weights."""
+        timm, name = find_timm(self.name)
         with torch.device('meta'):
-            return require_timm().create_model(timm_name(self.name))
+            return timm.create_model(name)
 
     def stages(self) -> list[list[nn.Parameter]]:
         """The parameters of the stem and of each stage as timm groups them (of transformers each block)."""
-        whole = self.whole()
-        numbers = require_timm().models.group_parameters(whole, whole.group_matcher(coarse=True), reverse=True)
+        whole, (timm, _) = self.whole(), find_timm(self.name)
+        numbers = timm.models.group_parameters(whole, whole.group_matcher(coarse=True), reverse=True)
         number_of = {_flat(name): number for name, number in numbers.items()}
         stages = defaultdict(list)
         for name, parameter in self.network.named_parameters():
@@ -108,20 +101,20 @@ class TimmBackbone(nn.Module):
         Names that neither has are left for ``load_strict`` to refuse.
         """
         own = {_flat(name): name for name in self.state_dict()}
-        head = {_flat(name) for name in self.whole().state_dict()} - {_flat(name) for name in self.network.state_dict()}
-
-        def renamed(names: State, prefix: str) -> State:
-            below = {name[len(prefix):]: value for name, value in names.items() if name.startswith(prefix)}
-            return {own.get(_flat(name), name): value for name, value in below.items() if _flat(name) not in head}
-
-        return replace(weights, readings={
-            before + prefix: renamed(names, prefix) for before, names in weights.readings.items()
-            for prefix in find_prefixes(names, own, lambda name: name.replace('.', '_')) or ['']})
+        head = {_flat(name) for name in self.whole().state_dict()} - own.keys()
+        longest, readings = max(own, key=len), {}
+        for before, names in weights.readings.items():
+            ends = [name for name in names if f'.{name}'.replace('.', '_').endswith(f'_{longest}')]
+            for prefix in leaders([name[:-len(longest)] for name in ends]) or ['']:
+                below = {name[len(prefix):]: value for name, value in names.items() if name.startswith(prefix)}
+                readings[before + prefix] = {own.get(_flat(name), name): value for name, value in below.items()
+                                             if _flat(name) not in head}
+        return replace(weights, readings=readings)
 
 
 def timm_weights(backbone: str) -> Weights:
     """The weights that timm offers for timm/<name> or timm/<name>.<tag>, head included, downloaded once."""
-    timm, name = require_timm(), timm_name(backbone)
+    timm, name = find_timm(backbone)
     config = timm.models.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         tags = timm.list_pretrained(f'{name.partition(".")[0]}.*')

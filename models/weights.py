@@ -65,65 +65,45 @@ def _flatten(nested: Mapping, prefix: str = '', depth: int = 0) -> State:
     return flat
 
 
-def find_prefixes(names: Collection[str], wanted: Collection[str], spelled: Callable[[str], str] = str) -> list[str]:
-    """What stands before all of a network's ``wanted`` names in a file, once for each such network.
-
-    Of a network and the one that follows it (``FOLLOWERS``) only the first counts.
-
-    Args:
-        spelled: turns a name of the file into the spelling of ``wanted``, of the same length.
-    """
-    longest, found = max(wanted, key=len), []
-    for name in names:
-        prefix = name[:-len(longest)]
-        if spelled(name).endswith(longest) and (not prefix or prefix.endswith('.')):
-            inside = {spelled(other[len(prefix):]) for other in names if other.startswith(prefix)}
-            found += [prefix] * inside.issuperset(wanted)
-    return _leaders(found)
+def _prefixes(names: Collection[str], *parts: str) -> list[str]:
+    """What stands before all of these parts of dotted names, '' or 'a.b.', in the order of the file."""
+    before = [{f'{head}.'[1:]: None for head, found, _ in (f'.{name}'.partition(f'.{part}') for name in names) if found}
+              for part in parts]
+    return [prefix for prefix in before[0] if all(prefix in others for others in before)]
 
 
-def _leaders(prefixes: Collection[str]) -> list[str]:
-    parts = {prefix: set(prefix.split('.')) for prefix in prefixes}
-    every = set().union(*parts.values())
-    return [prefix for prefix in prefixes if not any(FOLLOWERS.get(part) in every for part in parts[prefix])]
-
-
-def _parents(names: Collection[str], child: str) -> list[str]:
-    """What stands before a part of dotted names, '' or 'a.b.', in the order of the file."""
-    split = [f'.{name}'.partition(f'.{child}.') for name in names]
-    return list(dict.fromkeys(f'{head}.'[1:] for head, found, _ in split if found))
+def leaders(prefixes: Collection[str]) -> list[str]:
+    """Those of networks that follow none of the others, see FOLLOWERS."""
+    every = {part for prefix in prefixes for part in prefix.split('.')}
+    return [prefix for prefix in prefixes if not any(FOLLOWERS.get(part) in every for part in prefix.split('.'))]
 
 
 def identify(checkpoint: Mapping[str, Any], source: str, timm: bool = False) -> Weights:
     """Recognise a checkpoint by its names, in whatever dictionaries and behind whatever prefix they stand.
 
-    Args:
-        timm: other names are those of a plain backbone of timm, head included; without it they are a UserError.
+    With ``timm`` other names are those of a plain backbone of timm, head included; else they are a UserError.
     """
     names = _flatten(checkpoint)
-    beside = _parents(names, 'decoder')
-    encoders = [prefix for prefix in _parents(names, 'backbone') if prefix in beside]
-    encoders += [f'{prefix}model_q.' for prefix in _parents(names, 'model_q') if f'{prefix}model_q.' not in encoders]
-    found = {'linear': _leaders([prefix for prefix in encoders if f'{prefix}{CLASSIFIER}weight' in names]),
-             'contrastive': _leaders(encoders),
-             'basnet': find_prefixes(names, ('inconv.weight',)),
-             'backbone': find_prefixes(names, RESNET)}  # last, for it is a part of the first two
+    encoders = _prefixes(names, 'backbone.', 'decoder.')
+    encoders += [f'{prefix}model_q.' for prefix in _prefixes(names, 'model_q.')]
+    found = {'linear': [prefix for prefix in encoders if f'{prefix}{CLASSIFIER}weight' in names],
+             'contrastive': encoders,
+             'basnet': _prefixes(names, 'inconv.weight'),
+             'backbone': _prefixes(names, *RESNET)}  # last, for it is a part of the first two
     for kind, prefixes in found.items():
-        if prefixes:
-            dropped = tuple(f'{head}.' for head in RESNET_HEADS) if kind == 'backbone' else ()
-            return Weights(kind, {prefix: _below(names, prefix, prefixes, dropped) for prefix in prefixes}, source)
+        readings = {}
+        for prefix in leaders(prefixes):
+            left_out = [other for other in prefixes if len(other) > len(prefix)]  # networks further below
+            left_out += [f'{prefix}{head}.' for head in RESNET_HEADS] if kind == 'backbone' else []
+            readings[prefix] = {name[len(prefix):]: value for name, value in names.items()
+                                if name.startswith(prefix) and not name.startswith(tuple(left_out))}
+        if readings:
+            return Weights(kind, readings, source)
     if timm and names:
         return Weights('backbone', {'': names}, source)
     raise UserError(f'{source} is no checkpoint of this method, BASNet, MoCo or torchvision: its tensors are '
                     f'{name_some(list(names)) or "none"}, where a ResNet has {", ".join(RESNET)}, ..., behind a '
                     'prefix or not; give another file.')
-
-
-def _below(names: State, prefix: str, prefixes: Sequence[str], dropped: tuple[str, ...]) -> State:
-    """The entries behind a prefix, without those of networks further below and of heads."""
-    others = tuple(other for other in prefixes if len(other) > len(prefix))
-    return {name[len(prefix):]: value for name, value in names.items()
-            if name.startswith(prefix) and not name.startswith(others) and not name[len(prefix):].startswith(dropped)}
 
 
 def read_weights(path: Path, timm: bool = False) -> Weights:
@@ -135,9 +115,7 @@ def load_strict(module: nn.Module, weights: Weights,
                 hint: str = 'check backbone and model_kwargs, or give the checkpoint of this architecture') -> None:
     """Load weights of which exactly one reading covers the module, with finite values.
 
-    Raises:
-        UserError: entries are missing, left over, or of another shape, which the sentence lists, and ends with the
-            hint; or several readings fit, or values are not finite.
+    Raises UserError, which lists the entries that are missing, left over, of another shape or not finite.
     """
     own = module.state_dict()
     problems = {prefix: _misfits(own, state) for prefix, state in weights.readings.items()}
@@ -148,15 +126,14 @@ def load_strict(module: nn.Module, weights: Weights,
         prefix, found = min(problems.items(), key=lambda item: len(item[1]))
         where = f', its entries {prefix}*,' if prefix else ''
         raise UserError(f'{weights.source}{where} does not fit this model ({"; ".join(found)}); {hint}.')
-    prefix = fitting[0]
-    require_finite({prefix + name: value for name, value in weights.readings[prefix].items()}, weights.source)
+    prefix, state = fitting[0], weights.readings[fitting[0]]
+    require_finite({prefix + name: value for name, value in state.items()}, weights.source)
     if prefix:
         log.info('Of %s the entries %s* are taken', weights.source, prefix)
-    module.load_state_dict(weights.readings[prefix])
+    module.load_state_dict(state)
 
 
 def _misfits(own: State, state: State) -> list[str]:
-    """What keeps a state dict from being that of a network; nothing when it fits."""
     shapes = [f'{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}'
               for name, value in own.items() if name in state and state[name].shape != value.shape]
     return [f'{what}: {name_some(names)}' for what, names in (
@@ -175,7 +152,7 @@ def fingerprint(module: nn.Module) -> str:
 
 @contextmanager
 def downloading(backbone: str, url: str) -> Iterator[None]:
-    """Turns what goes wrong with a download, from no connection to what the server answers, into a UserError."""
+    """Turn what goes wrong with a download into a UserError."""
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
