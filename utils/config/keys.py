@@ -10,7 +10,6 @@ from pydantic.fields import FieldInfo
 REQUIRED: Any = ...
 Text = Annotated[str, Field(min_length=1)]
 
-
 if TYPE_CHECKING:  # a loaded config is an EasyDict: a dict with attributes
     class Section(dict[str, Any]):
         model_fields: ClassVar[dict[str, FieldInfo]]
@@ -23,18 +22,14 @@ else:
 
 
 def key(default: Any, help: str, same_results: bool = False, **limits: Any) -> Any:
-    """Declare one key.
+    """Declare one key: its default (REQUIRED, or a Section: that of its keys), one line that says what it is, limits.
 
     Args:
-        default: the value of an absent key, or REQUIRED; a list is copied, a Section made anew.
-        help: one line that says what the key is.
         same_results: another value changes results by rounding at most, so that a run may continue with it. Not so
             precision, tf32 and val_tf32, which round far more, and compile, which draws other numbers for dropout.
         limits: of pydantic's Field, e.g. ge=0.
     """
     limits |= {'description': help, 'json_schema_extra': {'same_results': same_results}}
-    if isinstance(default, list):
-        return Field(default_factory=default.copy, **limits)
     return Field(default_factory=default, **limits) if isinstance(default, type) else Field(default, **limits)
 
 
@@ -63,10 +58,10 @@ def same_results(field: FieldInfo) -> bool:
 
 def type_name(hint: Any) -> str:
     """'int', 'list[float]' or 'str | None'; of a Literal the type of its values."""
-    args = get_args(hint)
-    if get_origin(hint) in (Annotated, Literal):
-        return type_name(args[0] if get_origin(hint) is Annotated else type(args[0]))
-    if get_origin(hint) is list:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Annotated, Literal):
+        return type_name(args[0] if origin is Annotated else type(args[0]))
+    if origin is list:
         return f'list[{type_name(args[0])}]'
     return ' | '.join(map(type_name, args)) if args else 'None' if hint is type(None) else hint.__name__
 

@@ -8,17 +8,11 @@ from utils.run.errors import UserError
 
 
 class Rule(NamedTuple):
-    """What a key of the published files is here.
-
-    key: the key that takes its value; None: it has no effect.
-    accepted: the only values that can be taken; none of them: any.
-    hint: what to do about another value.
-    false: the value here of one that is false there (false, 0, nothing).
-    """
-    key: str | None = None
-    accepted: tuple = ()
-    hint: str = ''
-    false: str | None = None
+    """What a key or a flag of the published code is here."""
+    key: str | None = None  # which takes its value; None: it has no effect
+    accepted: tuple = ()  # the only values that can be taken; none of them: any
+    hint: str = ''  # what to do about another value
+    false: str | None = None  # the value here of one that is false there (false, 0, nothing)
 
 
 STRIDE = Rule(accepted=(True,), hint='the networks here have an output stride of 8 alone; take the line out')
@@ -41,26 +35,27 @@ RULES: Mapping[type, Mapping[str, Rule]] = {
     Kmeans: PROTOTYPES,
     Retrieval: {**PROTOTYPES, 'train_db_name': DATA._replace(hint='give the data set as memory_db_name'),
                 'retrieval_kwargs.ignore_classes': Rule('ignore_classes')}}
-# of the published main.py; all but the last two change nothing on one machine
-FLAGS: dict[str, dict[str, Any]] = {
-    '--dist-backend': {}, '--multiprocessing-distributed': {'action': 'store_true'}, '--world-size': {'type': int},
-    '--rank': {'type': int}, '--dist-url': {}, '--nvidia-apex': {'action': 'store_true'}}
+# of the published main.py -> what argparse makes of it, and which values change nothing on one machine
+FLAGS: dict[str, tuple[dict[str, Any], Rule]] = {
+    '--dist-backend': ({}, Rule()),
+    '--multiprocessing-distributed': ({'action': 'store_true'}, Rule()),
+    '--world-size': ({'type': int}, Rule(accepted=(1,), hint='a number of machines; start the script by torchrun '
+                                         '--nnodes {0}, or write --nproc N for processes of one machine')),
+    '--rank': ({'type': int}, Rule(accepted=(0,), hint='the number of a machine; start the script by torchrun '
+                                   '--node-rank {0} there, with --nnodes')),
+    '--dist-url': ({}, Rule(accepted=(None,), hint='where processes meet; those of one machine (--nproc) find each '
+                            'other, for several give torchrun --master-addr HOST --master-port PORT')),
+    '--nvidia-apex': ({'action': 'store_true'}, Rule(accepted=(None,), hint='16 bit training; write --set '
+                                                     'precision=fp16 (or bf16)'))}
 
 
 def describe(shown: str, translated: Mapping[str, str | None], given: Mapping[str, Any], schema: type) -> list[str]:
-    """Lines for the log on a file that holds keys of the published code.
-
-    Args:
-        shown: the file's name.
-        translated: published key -> key here, None for one without effect.
-        given: the keys that were given.
-        schema: of the experiment.
-    """
+    """Lines for the log on the file ``shown`` that holds keys of the published code, translated as the Reader says."""
     if not translated:
         return []
-    named = [f'{old} is {new} here' for old, new in translated.items() if new is not None]
-    dropped = [old for old, new in translated.items() if new is None]
-    parts = named + [f'without effect: {", ".join(dropped)}'] * bool(dropped)
+    parts = [f'{old} is {new} here' for old, new in translated.items() if new is not None]
+    dropped = ', '.join(old for old, new in translated.items() if new is None)
+    parts += [f'without effect: {dropped}'] if dropped else []
     lines = [f'{shown} has keys of the published code: {"; ".join(parts)}']
     if schema is Retrieval and 'memory_split' not in given:
         lines.append('The published code fills the memory from train; here it is trainaug, as its page says '
@@ -70,27 +65,15 @@ def describe(shown: str, translated: Mapping[str, str | None], given: Mapping[st
 
 def add_published_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the published main.py, which --help does not list, to those of pretraining."""
-    for flag, options in FLAGS.items():
+    for flag, (options, _) in FLAGS.items():
         parser.add_argument(flag, default=None, help=argparse.SUPPRESS, **options)
 
 
 def flags_without_effect(args: argparse.Namespace) -> list[str]:
-    """A line for the log if flags of the published main.py were given that change nothing on one machine.
-
-    Raises:
-        UserError: one was given that would change something.
-    """
-    if args.nvidia_apex:
-        raise UserError('--nvidia-apex is 16 bit training of the published code; write --set precision=fp16 (or bf16).')
-    if args.dist_url is not None:
-        raise UserError('--dist-url is of the published code: the processes of one machine (--nproc) find each other, '
-                        'and those of several by torchrun --master-addr HOST --master-port PORT; leave it out.')
-    if args.world_size not in (None, 1):
-        raise UserError(f'--world-size {args.world_size} is a number of machines in the published code; start the '
-                        f'script by torchrun --nnodes {args.world_size}, or for processes of one machine write '
-                        '--nproc N.')
-    if args.rank not in (None, 0):
-        raise UserError(f'--rank {args.rank} is the number of a machine in the published code; start the script by '
-                        f'torchrun --node-rank {args.rank} there, with --nnodes.')
-    given = [flag for flag in FLAGS if getattr(args, flag[2:].replace('-', '_')) is not None]
+    """A line for the log on flags of the published main.py. Raises UserError for one that would change something."""
+    given = {flag: value for flag in FLAGS if (value := getattr(args, flag[2:].replace('-', '_'))) is not None}
+    for flag, value in given.items():
+        _, rule = FLAGS[flag]
+        if rule.accepted and value not in rule.accepted:
+            raise UserError(f'{flag} is, in the published code, {rule.hint.format(value)}.')
     return [f'Flags of the published code without effect on one machine: {", ".join(given)}'] * bool(given)

@@ -45,39 +45,30 @@ def read_config(output_dir: Path, hint: str = MOVE) -> dict[str, Any] | None:
 
 
 def save_config(config: Section, output_dir: str | Path, identity: Sequence[str] = ()) -> Path:
-    """Write ``config.yml`` in output_dir, or make sure that the one there says the same.
+    """Write ``config.yml`` in output_dir, or make sure that the one there says the same. Call it in one process only.
 
     A folder without checkpoint or results, of a start that failed, takes the new config; curves in it go. Keys that
-    leave results the same may differ, but for those of ``identity``; the file stays as it was first written. A key
-    that it lacks, as those of an earlier version do, counts as its default. Call it in one process only.
-
-    Raises:
-        UserError: results made with another config are there, the message shows the differing keys; or the file is
-            damaged.
+    leave results the same may differ, but for those of ``identity``. A key that the file lacks, as those of an earlier
+    version do, counts as its default. Raises UserError, which names the keys that differ.
     """
     path = Path(output_dir) / NAME
     occupied = any(not found.name.startswith('.') for pattern in RESULTS for found in path.parent.glob(pattern))
     old = read_config(path.parent, 'choose another output_dir (--set output_dir=...)') if occupied else None
-    if old is not None:
-        keys = schema_keys(config._schema)
-        free = {LAST_KEY} | {name for name, field in keys.items() if same_results(field)}
-        before = {name: _text(field.get_default(call_default_factory=True)) for name, field in keys.items()
-                  if not field.is_required()} | {name: _text(value) for name, value in flat(old).items()}
-        after = {name: _text(value) for name, value in flat(as_dict(config)).items()}
-        changes = [f'{name}: {before.get(name, "absent")} -> {after.get(name, "absent")}'
-                   for name in dict.fromkeys((*after, *before))
-                   if (name not in free or name in identity) and before.get(name) != after.get(name)]
-        if changes:
-            other = 'root_dir' if 'db_root' in identity else 'output_dir'  # the steps on a folder share its root_dir
-            raise UserError(f'{output_dir} holds results of another config ({name_some(changes, 20)}); '
-                            f'choose another {other} (--set {other}=...) or delete the folder.')
+    if old is None:
+        if path.exists():
+            clear_metrics(path.parent)
+        write_text(path, yaml.safe_dump(as_dict(config), sort_keys=False))
         return path
-    if path.exists():
-        clear_metrics(path.parent)
-    write_text(path, yaml.safe_dump(as_dict(config), sort_keys=False))
+    keys = schema_keys(config._schema)
+    free = {LAST_KEY, *(name for name, field in keys.items() if same_results(field))} - {*identity}
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in keys.items()
+                if not field.is_required()}
+    before, after = ({name: json.dumps(value, ensure_ascii=False, default=str) for name, value in values.items()}
+                     for values in (defaults | flat(old), flat(as_dict(config))))
+    changes = [f'{name}: {before.get(name, "absent")} -> {after.get(name, "absent")}'
+               for name in dict.fromkeys((*after, *before)) if name not in free and before.get(name) != after.get(name)]
+    if changes:
+        other = 'root_dir' if 'db_root' in identity else 'output_dir'  # the steps on a folder share its root_dir
+        raise UserError(f'{output_dir} holds results of another config ({name_some(changes, 20)}); '
+                        f'choose another {other} (--set {other}=...) or delete the folder.')
     return path
-
-
-def _text(value: Any) -> str:
-    """A value for messages: null, true, 0.1, "text", [25]."""
-    return json.dumps(value, default=str, ensure_ascii=False)

@@ -45,8 +45,7 @@ class ModelKwargs(Section):
     upsample: bool = key(True, 'upsample the outputs to the input size (else masks are made as small as the features)')
     use_classification_head: bool = key(True, 'predict saliency with a second head and train it')
     dropout: float = key(0.5, 'dropout probability at the end of the decoder', ge=0, lt=1)
-    decoder: Literal['deeplab', 'conv1x1'] = key(
-        'deeplab', 'under the heads: ASPP of DeepLab (output stride 8) or a 1x1 convolution (vision transformer)')
+    decoder: Literal['deeplab', 'conv1x1'] = key('deeplab', 'ASPP (output stride 8) or a 1x1 convolution (ViT)')
 
 
 class MocoKwargs(Section):
@@ -126,8 +125,7 @@ class Pretrain(Common, Training):
     loss_chunk: int = key(32768, 'pixels of the contrastive loss at a time; 0 holds all logits in memory', True, ge=0)
     sync_batchnorm: bool = key(False, 'BatchNorm over all processes (a deviation from the paper: one per process)')
     gather_prototypes: bool = key(False, 'contrast with the prototypes of all processes (a deviation from the paper)')
-    freeze_layers: bool | int = key(False, 'freeze the stem and this many first stages of both encoders; true is 2, '
-                                           'in a ResNet conv1, bn1, layer1 and layer2', ge=0)
+    freeze_layers: bool | int = key(False, 'freeze the stem and this many stages of both encoders; true is 2', ge=0)
     moco_kwargs: MocoKwargs = key(MocoKwargs, 'the memory bank and the momentum encoder')
     augmentation_kwargs: AugmentationKwargs = key(AugmentationKwargs, 'the random views')
     panel_every: int = key(5, 'epochs between two pictures of views and embeddings; 0 takes none', True, ge=0)
@@ -154,8 +152,7 @@ class LinearFinetune(Common, Training, Evaluation):
     label_share: float = key(1.0, 'share of train_split to train on; label_seed draws it once for all', gt=0, le=1)
     label_seed: int = key(0, 'draws label_share; with one seed smaller shares are part of larger ones', ge=0)
     border_label: Border = key(0, 'label of the border that the affine map leaves: 0 as published, 255 to ignore it')
-    features: Literal['decoder', 'backbone'] = key('decoder', 'what the classifier reads; plain backbones have no '
-                                                              'trained decoder')
+    features: Literal['decoder', 'backbone'] = key('decoder', 'what is classified; plain backbones have no decoder')
     network_lr_factor: float = key(0.0, 'learning rate below the classifier, as a multiple of lr; 0 freezes', ge=0)
     freeze_batchnorm: Literal['all', 'backbone', 'none'] = key('all', 'what runs in eval mode while training')
     crf_kwargs: CrfKwargs = key(CrfKwargs, 'the fully connected CRF of --crf-postprocess')
@@ -208,11 +205,7 @@ SCHEMAS = (Pretrain, LinearFinetune, Kmeans, Retrieval, TrainSaliency)
 
 
 def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(key, sentence) for values that do not go together.
-
-    Args:
-        values: dotted key -> value; keys that a schema lacks are absent.
-    """
+    """(key, sentence) for values, by dotted key, that do not go together; keys that a schema lacks are absent."""
     def given(name: str, *options: Any) -> bool:
         return name in values and values[name] in options
 
