@@ -75,7 +75,7 @@ def default_text(field: FieldInfo) -> str:
     """The default in JSON, '' of a key that must be given."""
     if field.is_required():
         return ''
-    value = field.get_default(call_default_factory=True)
+    value = field.default
     return json.dumps([round(v, 4) if isinstance(v, float) else v for v in value] if isinstance(value, list) else value)
 
 

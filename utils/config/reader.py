@@ -143,7 +143,7 @@ class Reader:
                 elif self.readable:
                     self.errors.append(f'{self.places[name]}: the key {name} is missing '
                                        f'({self.keys[name].description})')
-            defaults = {name: field.get_default(call_default_factory=True) for name, field in self.keys.items()}
+            defaults = {name: field.get_default() for name, field in self.keys.items()}
             return {name: value for name, value in (defaults | self.values).items() if name not in dict(wrong.keys())}
 
 

@@ -61,8 +61,7 @@ def save_config(config: Section, output_dir: str | Path, identity: Sequence[str]
         return path
     keys = schema_keys(config._schema)
     free = {LAST_KEY, *(name for name, field in keys.items() if same_results(field))} - {*identity}
-    defaults = {name: field.get_default(call_default_factory=True) for name, field in keys.items()
-                if not field.is_required()}
+    defaults = {name: field.default for name, field in keys.items() if not field.is_required()}
     before, after = ({name: json.dumps(value, ensure_ascii=False, default=str) for name, value in values.items()}
                      for values in (defaults | flat(old), flat(as_dict(config))))
     changes = [f'{name}: {before.get(name, "absent")} -> {after.get(name, "absent")}'
