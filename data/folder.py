@@ -2,13 +2,12 @@
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.files import drop_duplicates, find_files, find_images, mask_name, name_missing
 from data.image_set import ImageSet
 from data.images import EXCHANGED, ImageFileError, probe_image, read_mask, read_orientation, same_shape
-from data.transforms import Sample
 from data.voc import check_layout
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
@@ -63,10 +62,8 @@ class FolderDataset(ImageSet):
 
     drawn_on_stored = False
 
-    def __init__(self, images: Path, masks: Path | None = None, split: str = 'all', seed: int = 0,
-                 transform: Callable[[Sample], Sample] | None = None) -> None:
-        super().__init__(images.parent, split, masks, transform)
-        self.images = images
+    def __init__(self, images: Path, masks: Path | None = None, split: str = 'all', seed: int = 0) -> None:
+        super().__init__(images, split, masks)
         if not images.is_dir():
             check_layout(images.parent)
             raise UserError(f'folder {images} does not exist; put the images there, or correct the path.')

@@ -1,6 +1,7 @@
 """What all data sets are: photographs in order, each with its object mask if masks are asked for."""
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 
 from torch.utils.data import Dataset
@@ -12,21 +13,17 @@ from data.transforms import Sample
 class ImageSet(Dataset, ABC):
     """Photographs of any size. A subclass fills ``ids``; ``left_out`` counts those that cannot be used.
 
-    Args:
-        root: the data set's folder.
-        split: which of its images.
-        masks: folder of the object masks, ID.png each; None: they are not read.
-        transform: applied to each sample.
-
-    A sample is a dict: 'image' (H, W, 3) uint8, as it is seen; 'sal' (H, W) uint8 in {0, 1}, if masks are read; 'id'.
+    A sample is a dict: 'image' (H, W, 3) uint8, as it is seen; 'sal' (H, W) uint8 in {0, 1}, if a folder of ``masks``
+    (ID.png each) is given; 'id'.
     """
 
     classes: tuple[str, ...] = ('background',)
+    truth: Path | None = None  # folder of the ground truth, if it is read
     drawn_on_stored: bool  # masks, where neither size nor note tells, lie on the pixels as stored, not as seen
+    transform: Callable[[Sample], Sample] | None = None
 
-    def __init__(self, root: Path, split: str, masks: Path | None,
-                 transform: Callable[[Sample], Sample] | None) -> None:
-        self.root, self.split, self.masks, self.transform = root, split, masks, transform
+    def __init__(self, images: Path, split: str, masks: Path | None) -> None:
+        self.root, self.images, self.split, self.masks = images.parent, images, split, masks
         self.ids: list[str] = []
         self.left_out = 0
         # what is drawn on a photograph: key in the sample, folder of its ID.png, reader
@@ -36,6 +33,16 @@ class ImageSet(Dataset, ABC):
 
     @abstractmethod
     def image_path(self, index: int) -> Path: ...
+
+    def transformed(self, transform: Callable[[Sample], Sample]) -> 'ImageSet':
+        """The same images; each sample taken by index goes through the transform, those of ``load`` do not."""
+        other = copy(self)
+        other.transform = transform
+        return other
+
+    def __str__(self) -> str:
+        text = f'split {self.split}, {len(self)} images of {self.images}'
+        return text if self.masks is None else f'{text} with masks of {self.masks}, {self.left_out} left out'
 
     def __len__(self) -> int:
         return len(self.ids)

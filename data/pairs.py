@@ -1,4 +1,4 @@
-"""Query and key views of an image with their masks, drawn from a seed a sample."""
+"""Random samples by (index, seed), among them the pairs of views that pretraining contrasts."""
 from collections.abc import Iterator
 
 import cv2
@@ -20,17 +20,15 @@ SEED_RANGE = 2 ** 62
 class SeededSampler(Sampler):
     """Indices in a new random order every epoch, each with the seed of its sample's randomness.
 
-    A sample depends on (seed, epoch, position) alone, so a run gives the same batches with any
-    number of loader workers, and can be taken up in the middle of an epoch.
+    A sample depends on (seed, epoch, position) alone, so a run gives the same batches with any number of loader
+    workers, and can be taken up in the middle of an epoch. Before iterating set ``epoch``, and ``start``: the number of
+    samples, of all processes, to pass over.
 
     Args:
         length: number of samples.
-        seed: seed of the run.
         batch: images a step, over all processes together.
-        rank, world_size: this process takes its share of each batch, so that all of them together
-            see what one process would see; the last incomplete batch is left out then.
-
-    Set ``epoch`` (and ``start``, the number of samples of all processes to pass over) before iterating.
+        rank, world_size: this process takes its share of each batch, so that all of them together see what one
+            process would see; the last incomplete batch is left out then.
     """
 
     def __init__(self, length: int, seed: int, batch: int = 1, rank: int = 0, world_size: int = 1) -> None:
@@ -54,24 +52,11 @@ class SeededSampler(Sampler):
         return (items[step * self.batch + self.rank * share + i] for step in range(batches) for i in range(share))
 
 
-class PairDataset(Dataset):
-    """Two views of each image with their masks, both with a foreground share in (0.01, 0.99).
+class SeededDataset(Dataset):
+    """Images whose transform draws at random, taken by (index, seed)."""
 
-    Views are drawn at most three times for an image, then another random image takes its place.
-
-    Args:
-        base: images with saliency masks.
-        view: the random view.
-
-    An item is taken by (index, seed). It holds 'query' and 'key', (3, size, size) float32, with
-    'query_mask' and 'key_mask', (size, size) uint8 in {0, 1}, and 'id'.
-
-    Raises:
-        UserError: 50 images in a row gave no such views.
-    """
-
-    def __init__(self, base: ImageSet, view: ContrastiveView) -> None:
-        self.base, self.view = base, view
+    def __init__(self, base: ImageSet) -> None:
+        self.base = base
 
     def __len__(self) -> int:
         return len(self.base)
@@ -79,12 +64,31 @@ class PairDataset(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         index, seed = item
         with seeded(seed):
-            for _ in range(IMAGES):
-                sample = self.base.load(index)
-                pair = self._draw(sample)
-                if pair is not None:
-                    return {'id': sample['id'], **pair}
-                index = int(torch.randint(len(self.base), ()))
+            return self.sample(index)
+
+    def sample(self, index: int) -> Sample:
+        return self.base[index]
+
+
+class PairDataset(SeededDataset):
+    """Two views of each image with their masks, both with a foreground share in (0.01, 0.99).
+
+    Views are drawn at most three times for an image, then another random image takes its place. A sample holds 'query'
+    and 'key', (3, size, size) float32, with 'query_mask' and 'key_mask', (size, size) uint8 in {0, 1}, and 'id'. Raises
+    UserError if 50 images in a row gave no such views.
+    """
+
+    def __init__(self, base: ImageSet, view: ContrastiveView) -> None:
+        super().__init__(base)
+        self.view = view
+
+    def sample(self, index: int) -> Sample:
+        for _ in range(IMAGES):
+            sample = self.base.load(index)
+            pair = self._draw(sample)
+            if pair is not None:
+                return {'id': sample['id'], **pair}
+            index = int(torch.randint(len(self.base), ()))
         raise UserError(f'{IMAGES} images in a row, the last {sample["id"]}, gave no two views with a foreground share '
                         f'between {MIN_FOREGROUND} and {MAX_FOREGROUND}; the masks in {self.base.masks} look empty or '
                         'full: check them.')
@@ -104,18 +108,3 @@ class PairDataset(Dataset):
 
 def _useful(mask: np.ndarray) -> bool:
     return MIN_FOREGROUND < cv2.countNonZero(mask) / mask.size < MAX_FOREGROUND
-
-
-class SeededDataset(Dataset):
-    """A data set whose transform draws at random, taken by (index, seed)."""
-
-    def __init__(self, base: ImageSet) -> None:
-        self.base = base
-
-    def __len__(self) -> int:
-        return len(self.base)
-
-    def __getitem__(self, item: tuple[int, int]) -> Sample:
-        index, seed = item
-        with seeded(seed):
-            return self.base[index]

@@ -1,5 +1,5 @@
 """What happens to an image on its way to the network."""
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,9 +95,8 @@ class EvaluationTransform:
     (H, W, 3) uint8 if its ID is among ``originals``, else None.
     """
 
-    def __init__(self, size: int, mean: Colour, std: Colour) -> None:
-        self.size, self.mean, self.std = size, mean, std
-        self.originals: Collection[str] = ()
+    def __init__(self, size: int, mean: Colour, std: Colour, originals: Iterable[str] = ()) -> None:
+        self.size, self.mean, self.std, self.originals = size, mean, std, frozenset(originals)
 
     def __call__(self, sample: Sample) -> Sample:
         return {**sample, 'shape': sample['image'].shape[:2],

@@ -3,7 +3,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ import yaml
 from data.files import find_missing, name_missing
 from data.image_set import ImageSet
 from data.images import Drawn, palette_conflict, read_labels
-from data.transforms import Sample
 from utils.run.errors import UserError, name_some
 
 VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
@@ -155,28 +154,27 @@ class VOCSegmentation(ImageSet):
     drawn_on_stored = True
 
     def __init__(self, root: Path, split: str, semseg: bool = False, saliency: str | None = None,
-                 skip_without_saliency: bool = False, transform: Callable[[Sample], Sample] | None = None,
-                 share: float = 1, seed: int = 0, eval_classes: Sequence[str] = ()) -> None:
-        super().__init__(root, split, None if saliency is None else root / f'saliency_{saliency}', transform)
+                 skip_without_saliency: bool = False, share: float = 1, seed: int = 0,
+                 eval_classes: Sequence[str] = ()) -> None:
+        super().__init__(root / 'images', split, None if saliency is None else root / f'saliency_{saliency}')
         self.ids = random_share(read_ids(root, split), share, seed)
         self.stored_classes = read_classes(root)
         self.classes, self._table = scored_classes(self.stored_classes, eval_classes)
         self.truth = root / ('SegmentationClassAug' if split == 'trainaug' else 'SegmentationClass') if semseg else None
         if self.truth is not None:
             self.layers.insert(0, ('semseg', self.truth, self._read_truth))
-        images = root / 'images'
         if self.masks is not None and skip_without_saliency:
-            missing = self._missing(self.masks, '.png') | self._missing(images, '.jpg')
+            missing = self._missing(self.masks, '.png') | self._missing(self.images, '.jpg')
             self.left_out = len(missing)
             listed = name_missing(root, missing.values())
             if self.left_out == len(self.ids):
-                raise UserError(f'none of the {len(self.ids)} IDs of {split} has an image in {images} and a mask in '
-                                f'{self.masks}: there is no {listed}; check both folders, and the list: {ONE_A_LINE}.')
+                raise UserError(f'none of the {len(self.ids)} IDs of {split} has an image in {self.images} and a mask '
+                                f'in {self.masks}: there is no {listed}; check folders and list: {ONE_A_LINE}.')
             if missing:
                 log.info('%d of %d IDs of %s %s are left out: there is no %s', len(missing), len(self.ids), root.name,
                          split, listed)
             self.ids = [name for name in self.ids if name not in missing]
-        for folder, suffix, what in ((images, '.jpg', 'image'), (self.truth, '.png', 'ground truth'),
+        for folder, suffix, what in ((self.images, '.jpg', 'image'), (self.truth, '.png', 'ground truth'),
                                      (self.masks, '.png', 'saliency mask')):
             missing = {} if folder is None else self._missing(folder, suffix)
             if missing:
@@ -199,7 +197,7 @@ class VOCSegmentation(ImageSet):
         return {name: path for name, path in paths.items() if path in missing}
 
     def image_path(self, index: int) -> Path:
-        return self.root / 'images' / f'{self.ids[index]}.jpg'
+        return self.images / f'{self.ids[index]}.jpg'
 
     def _read_truth(self, path: Path) -> Drawn:
         drawn = read_labels(path)

@@ -15,7 +15,10 @@ import logging
 
 from torch import Tensor
 
-from data.loaders import identity, pretrain_loader, probe_set
+from data.loaders import identity, open_images, train_loader
+from data.pairs import PairDataset
+from data.transforms import EvaluationTransform
+from data.views import ContrastiveView
 from models.build import build_contrastive_model, synchronise_batchnorm
 from models.resnet import FROZEN, freeze_layers
 from pretrain.engine import compute_losses
@@ -54,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     encoder = build_contrastive_model(p)
     mean, std = encoder.backbone.mean, encoder.backbone.std
-    loader, sampler = pretrain_loader(p, mean, std)
+    dataset = open_images(p, p.train_db_name, p.train_split, saliency=p.saliency, skip=True)
+    loader, sampler = train_loader(p, PairDataset(dataset, ContrastiveView(mean, std, **p.augmentation_kwargs)))
     if not encoder.upsample and p.augmentation_kwargs.size % encoder.backbone.stride:
         raise UserError(f'augmentation_kwargs.size {p.augmentation_kwargs.size} must be a multiple of '
                         f'{encoder.backbone.stride} when upsample is off.')
@@ -72,14 +76,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     trained = distributed.parallel(model)
     seed_process(p.seed)
     optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs)
-    dataset = loader.dataset.base  # type: ignore[attr-defined]
     trainer = Trainer(path, model, optimizer, precision, loader, sampler, dataset.ids, p, p.log_every,
                       p.checkpoint_every)
 
     grids = ImageGrids(trainer.writer, model.model_q, precision, dataset, p.augmentation_kwargs.size, p.panel_every,
                        p.compile)
-    online = OnlineKmeans(trainer.writer, model.model_q, precision, probe_set(p, mean, std), p.probe_images, p.seed,
-                          p.compile) if p.probe_every else None
+    online = None
+    if p.probe_every:
+        probe_set = open_images(p, p.train_db_name, p.probe_split, truth=True).transformed(
+            EvaluationTransform(p.augmentation_kwargs.size, mean, std))
+        online = OnlineKmeans(trainer.writer, model.model_q, precision, probe_set, p.probe_images, p.seed, p.compile)
 
     if p.epochs == 0:
         trainer.save()

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from data.image_set import ImageSet
 from data.loaders import collate
 from data.transforms import EvaluationTransform, denormalize
-from data.voc import VOCSegmentation
 from models.segmentation import ContrastiveSegmentationModel
 from segmentation.clustering import cluster, cluster_confusion, match_clusters, merge_clusters
 from segmentation.figures import evenly
@@ -109,7 +108,7 @@ class OnlineKmeans:
     """
 
     def __init__(self, writer: MetricsWriter, model: ContrastiveSegmentationModel, precision: Precision,
-                 dataset: VOCSegmentation, count: int, seed: int, compiled: bool = False) -> None:
+                 dataset: ImageSet, count: int, seed: int, compiled: bool = False) -> None:
         self.writer, self.model, self.precision, self.dataset = writer, model, precision, dataset
         self.seed, self.compiled = seed, compiled
         self.chosen, self.clusters = evenly(np.arange(len(dataset)), count), len(dataset.classes) - 1

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import logging
 
-from data.loaders import identity, masks_evaluation_loader, masks_loader
+from data.loaders import identity, loader_in_order, open_masks, train_loader
+from data.pairs import SeededDataset
 from models.build import initial_weights
 from saliency.basnet import BASNet, BASNetSaliency
 from saliency.basnet_training import TrainingView, compute_losses, load_initial_weights, validate
@@ -56,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = start(p, args.nproc, __file__, argv, identity(p, *below))
     output_dir = Path(p.output_dir)
 
-    loader, sampler = masks_loader(p, TrainingView(p.resize, p.crop, p.flip_probability))
-    val_loader = masks_evaluation_loader(p) if p.val_images is not None else None
+    images = open_masks(p, p.images, p.masks).transformed(TrainingView(p.resize, p.crop, p.flip_probability))
+    loader, sampler = train_loader(p, SeededDataset(images))
+    val_loader = None if p.val_images is None else loader_in_order(p, open_masks(p, p.val_images, p['val_masks']))
     if p.pretraining == 'imagenet_moco':
         raise UserError('pretraining: imagenet_moco is a ResNet-50 and BASNet is built on a ResNet-34; choose none, '
                         'imagenet_classification or the path of a ResNet-34 or a BASNet.')
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = BASNetSaliency(network, device, p.resize, p.val_tf32)
     optimizer = build_optimizer(p.optimizer, network.parameters(), **p.optimizer_kwargs)
     trainer = Trainer(output_dir / 'checkpoint.pth.tar', network, optimizer, precision, loader, sampler,
-                      loader.dataset.base.ids, p, p.log_every, p.checkpoint_every)  # type: ignore[attr-defined]
+                      images.ids, p, p.log_every, p.checkpoint_every)
 
     with trainer:
         for epoch in trainer.epochs(p.epochs, p.scheduler, p.optimizer_kwargs.lr, **p.scheduler_kwargs):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.loaders import evaluation_loader, scored_names
+from data.loaders import evaluation_loader, open_images
 from models.build import build_linear_model
 from models.crf import require_crf
 from models.weights import fingerprint
@@ -60,21 +60,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_crf()
     device = start(p, args.nproc, __file__, argv)
 
-    classes = scored_names(p, p.val_db_name)
-    trained = read_trained(weights, classes)
-    model = build_linear_model(p, len(classes), str(weights))
+    dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
+    trained = read_trained(weights, dataset.classes)
+    model = build_linear_model(p, len(dataset.classes), str(weights))
     if trained.classes is None:
         log.info('Nothing beside %s names its classes: they are taken for those of %s', weights, p.val_db_name)
     digest = fingerprint(model)
     log.info('Weights: %s (fingerprint %s)', weights, digest)
     crf = p.crf_kwargs if args.crf_postprocess else None
-    loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split, model.backbone.mean, model.backbone.std,
-                                        originals=p.num_visualizations if crf is None else None)
+    loader = evaluation_loader(p, dataset, model.backbone.mean, model.backbone.std,
+                               p.num_visualizations if crf is None else None)
     check_free(Path(p.output_dir), (trained.task, f'{trained.task}_crf'), weights, digest)
     to_device(model, device)
     scored = score(model, loader, dataset, device, Path(p.output_dir), p.num_visualizations, crf, p.crf_workers,
                    trained.task, made_with(weights, digest, dataset, p.val_size))
-    write_run_report(as_dict(p), 'Evaluation', scored.results, classes, scored.confusions,
+    write_run_report(as_dict(p), 'Evaluation', scored.results, dataset.classes, scored.confusions,
                      {PREDICTIONS: scored.pictures})
 
 

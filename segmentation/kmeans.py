@@ -4,8 +4,8 @@
         --config_exp configs/kmeans/kmeans_VOCSegmentation_supervised_saliency.yml \\
         --num_seeds 5 --num_clusters 21 50 100
 
-With ground truth clusters are matched to classes and scored, for each number of clusters. A plain folder of
-images has none: of several numbers of clusters (``--num_clusters 5-20``) the one of highest silhouette is taken,
+With ground truth clusters are matched to classes and scored, for each number of clusters. An unlabelled
+image folder has none: of several numbers of clusters (``--num_clusters 5-20``) the one of highest silhouette is taken,
 each cluster is drawn to clusters/, and clusters.yml takes names for them. Label maps go to predictions/, and
 what segmentation/predict.py needs for new images to clusters.pth.tar.
 """
@@ -22,7 +22,7 @@ import logging
 import numpy as np
 
 from data.image_set import ImageSet
-from data.loaders import evaluation_loader, has_ground_truth, identity, unlabelled_loader
+from data.loaders import evaluation_loader, identity, open_images
 from models.build import build_prototype_model, prototype_network
 from segmentation.cluster_model import CLUSTERS, NAMES, ClusterModel, renew_names
 from segmentation.clustering import (
@@ -209,12 +209,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     p = load_config(args.config_env, args.config_exp, Kmeans, args.overrides)
     device = start(p, args.nproc, __file__, argv, identity(p, p.val_db_name))
 
-    labelled = has_ground_truth(p, p.val_db_name)
     masks = None if p.saliency == 'network' else p.saliency
     model = build_prototype_model(p)
     mean, std = model.backbone.mean, model.backbone.std
-    loader, dataset = (evaluation_loader if labelled else unlabelled_loader)(
-        p, p.val_db_name, p.val_split, mean, std, masks, originals=p.num_visualizations if labelled else 0)
+    dataset = open_images(p, p.val_db_name, p.val_split, None, masks)
+    labelled = dataset.truth is not None
+    loader = evaluation_loader(p, dataset, mean, std, p.num_visualizations if labelled else 0)
     to_device(model, device)
     how: dict[str, Any] = {'features': p.features, 'from_network': masks is None,
                            'min_component': p.min_component if p.components else None}
@@ -223,7 +223,8 @@ def main(argv: Sequence[str] | None = None) -> None:
              np.count_nonzero(split.prototypes.any(1)))
     fit = None
     if p.fit_split not in (None, p.val_split):
-        fit_loader, _ = unlabelled_loader(p, p.val_db_name, p.fit_split, mean, std, masks, skip=True)
+        others = open_images(p, p.val_db_name, p.fit_split, saliency=masks, skip=True)
+        fit_loader = evaluation_loader(p, others, mean, std)
         fit = embed_split(model, fit_loader, device, len(dataset.classes), **how).require_masks().prototypes
     if not distributed.leave():
         return

@@ -14,7 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import logging
 
-from data.loaders import evaluation_loader, linear_loader, scored_names
+from data.loaders import evaluation_loader, open_images, train_loader
+from data.pairs import SeededDataset
+from data.transforms import LinearTrainTransform
 from models.build import build_linear_model
 from models.crf import require_crf
 from models.weights import fingerprint, load_strict, read_weights
@@ -55,11 +57,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     best_path = output_dir / BEST
     task = 'finetuned' if p.network_lr_factor else 'linear'
 
-    classes = scored_names(p, p.val_db_name)
+    dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
+    train_set = open_images(p, p.train_db_name, p.train_split, truth=True, share=p.label_share, seed=p.label_seed)
+    classes, labelled = dataset.classes, train_set.ids
     model = build_linear_model(p, len(classes))
     mean, std = model.backbone.mean, model.backbone.std
-    train_loader, sampler, labelled = linear_loader(p, mean, std)
-    val_loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split, mean, std)
+    transform = LinearTrainTransform(p.train_size, mean, std, p.border_label)
+    loader, sampler = train_loader(p, SeededDataset(train_set.transformed(transform)))
+    val_loader = evaluation_loader(p, dataset, mean, std)
     if p.train_db_name == p.val_db_name:
         warn_of_shared(dataset.ids, labelled, f'{p.val_db_name} {p.val_split}', f'{p.train_split}, which is trained on')
     precision = Precision(device, p.precision, p.channels_last, p.tf32)
@@ -73,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         optimizer.add_param_group({'params': model.network_parameters(), 'lr_factor': p.network_lr_factor})
     trained = distributed.parallel(model)
     seed_process(p.seed)
-    trainer = Trainer(output_dir / 'checkpoint.pth.tar', model, optimizer, precision, train_loader, sampler, labelled,
+    trainer = Trainer(output_dir / 'checkpoint.pth.tar', model, optimizer, precision, loader, sampler, labelled,
                       p, p.log_every, p.checkpoint_every)
     best = trainer.extra.get('best_miou', -1.0)
 
@@ -100,9 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     distributed.barrier()  # the best model is written
     load_strict(model, read_weights(best_path))
     crf = p.crf_kwargs if args.crf_postprocess else None
-    loader, dataset = evaluation_loader(p, p.val_db_name, p.val_split, mean, std,
-                                        originals=p.num_visualizations if crf is None else None)
-    scored = score(model, loader, dataset, device, output_dir, p.num_visualizations, crf, p.crf_workers, task,
+    val_loader = evaluation_loader(p, dataset, mean, std, p.num_visualizations if crf is None else None)
+    scored = score(model, val_loader, dataset, device, output_dir, p.num_visualizations, crf, p.crf_workers, task,
                    made_with(best_path, fingerprint(model), dataset, p.val_size))
     write_run_report(as_dict(p), 'Fine-tuning' if p.network_lr_factor else 'Linear classifier', scored.results, classes,
                      scored.confusions, {PREDICTIONS: scored.pictures})

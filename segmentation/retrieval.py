@@ -20,11 +20,11 @@ import logging
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import DataLoader
 
+from data.image_set import ImageSet
 from data.images import read_image
-from data.loaders import evaluation_loader
-from data.voc import VOCSegmentation, check_names
+from data.loaders import evaluation_loader, open_images
+from data.voc import check_names
 from models.build import build_prototype_model, prototype_network
 from segmentation.feature_index import FeatureIndex, build_index, load_index, retrieval_confusion
 from segmentation.figures import crop_object, draw_rows, evenly, fit
@@ -80,7 +80,7 @@ def protocols_of(classes: Sequence[str], ignored: Sequence[str]) -> dict[str, Pr
     return protocols
 
 
-def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: VOCSegmentation, predicted: np.ndarray,
+def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: ImageSet, predicted: np.ndarray,
                     index: FeatureIndex, own: np.ndarray | None) -> Image.Image | None:
     """Write ``neighbours.png`` if there is anything to draw and the index's images are here.
 
@@ -112,31 +112,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     masks = None if p.saliency == 'network' else p.saliency
     model = build_prototype_model(p)
     mean, std = model.backbone.mean, model.backbone.std
-    val_loader, val_set = evaluation_loader(p, p.val_db_name, p.val_split, mean, std, masks)
+    val_set = open_images(p, p.val_db_name, p.val_split, True, masks)
     classes = val_set.classes
     protocols = protocols_of(classes, p.ignore_classes)
     network = prototype_network(p, model)
     to_device(model, device)
 
-    def embed(loader: DataLoader, keep_masks: bool) -> EmbeddedSplit:
+    def embed(images: ImageSet, keep_masks: bool) -> EmbeddedSplit:
+        loader = evaluation_loader(p, images, mean, std)
         return embed_split(model, loader, device, len(classes), p.features, masks is None, keep_masks,
                            p.min_component if p.components else None, p.val_size).require_masks()
 
     if p.memory is not None:
         index = load_index(find_file(p.memory, p.root_dir), classes, network)
     else:
-        loader, dataset = evaluation_loader(p, p.memory_db_name, p.memory_split, mean, std, masks, skip=True)
+        dataset = open_images(p, p.memory_db_name, p.memory_split, True, masks, skip=True)
         if dataset.classes != classes:
             raise UserError(f'{p.memory_db_name} and {p.val_db_name} have different classes; retrieve within one '
                             'list.')
         made_by = f'{p.features} of {p.pretraining} on {p.memory_db_name} {p.memory_split}, masks: {p.saliency}'
-        index = build_index(embed(loader, len(dataset) <= KEPT), dataset.ids, classes, p.memory_db_name, made_by,
+        index = build_index(embed(dataset, len(dataset) <= KEPT), dataset.ids, classes, p.memory_db_name, made_by,
                             network)
         if distributed.is_main():
             index.save(Path(p.output_dir) / 'memory.npz')
     log.info('The memory holds %d objects of dimension %d (%s)', len(index), index.prototypes.shape[1], index.made_by)
     indices = {task: index.without(protocol.ignored) for task, protocol in protocols.items()}
-    val = embed(val_loader, True)
+    val = embed(val_set, True)
     if not distributed.leave():
         return
     own = None

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import numpy as np
 
+from data.image_set import ImageSet
 from data.images import read_labels, read_orientation, turn_upright
-from data.loaders import labelled_root
-from data.voc import VOCSegmentation
+from data.loaders import open_images
 from segmentation.metrics import confusion_matrix
 from segmentation.scoring import keep_results
 from utils.config.cli import ConfigParser
@@ -33,7 +33,7 @@ from utils.run.setup import prepare
 log = logging.getLogger(__name__)
 
 
-def offline_confusion(dataset: VOCSegmentation, folder: Path) -> np.ndarray:
+def offline_confusion(dataset: ImageSet, folder: Path) -> np.ndarray:
     """(classes, classes) confusion matrix of the label maps of a folder.
 
     Raises:
@@ -74,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
     prepare(p)
-    dataset = VOCSegmentation(labelled_root(p, p.val_db_name), p.val_split, semseg=True,
-                              eval_classes=p.eval_classes)
+    dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
     folder = args.predictions or Path(p.output_dir) / 'predictions'
     confusions = {'offline': offline_confusion(dataset, folder)}
     log.info('%d label maps of %s against %s %s', len(dataset), folder, p.val_db_name, p.val_split)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from data.image_set import ImageSet
 from data.transforms import resize_mask
-from data.voc import VOCSegmentation
 from models.crf import Refine, crf_in_workers
 from models.segmentation import LinearSegmentationModel
 from segmentation.engine import Output, run_network
@@ -81,7 +81,7 @@ def predict(model: LinearSegmentationModel, loader: DataLoader, device: torch.de
             {name: picture for _, pictures in gathered for name, picture in pictures.items()})
 
 
-def score(model: LinearSegmentationModel, loader: DataLoader, dataset: VOCSegmentation, device: torch.device,
+def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet, device: torch.device,
           output_dir: Path, num_visualizations: int, crf: Mapping[str, Any] | None, crf_workers: int | None,
           task: str, made: Mapping[str, Any]) -> Scored:
     """Predict the split at the images' own sizes, print the results and write results.json.

@@ -25,8 +25,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from data.image_set import ImageSet
-from data.loaders import evaluation_loader, has_ground_truth, unlabelled_loader
-from data.transforms import resize_mask
+from data.loaders import open_images
+from data.transforms import EvaluationTransform, resize_mask
 from data.voc import VOID
 from models.build import build_prototype_model
 from segmentation.feature_index import search
@@ -130,11 +130,11 @@ def read_objects(run: Path) -> SavedObjects:
                         file['clusters'][seen] if clustered else None, masks and [masks[i] for i in seen])
 
 
-def open_images(p: Prototypes, memory: bool, model: Any) -> ImageSet:
+def images_of_run(p: Prototypes, memory: bool, model: Any) -> ImageSet:
     """The images that the objects of a run are of, as they are decoded and as the network gets them."""
     db_name, split = (p['memory_db_name'], p['memory_split']) if memory else (p.val_db_name, p.val_split)
-    open_split = evaluation_loader if has_ground_truth(p, db_name) else unlabelled_loader
-    return open_split(p, db_name, split, model.backbone.mean, model.backbone.std, originals=None)[1]
+    images = open_images(p, db_name, split, None)
+    return images.transformed(EvaluationTransform(p.val_size, model.backbone.mean, model.backbone.std, images.ids))
 
 
 def crop_objects(saved: SavedObjects, dataset: ImageSet, indices: Iterable[int]) -> dict[int, np.ndarray]:
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = pick_device(args.device)
     allow_tf32(p.get('val_tf32', False))
     model = build_prototype_model(p)
-    dataset = open_images(p, saved.clusters is None, model)
+    dataset = images_of_run(p, saved.clusters is None, model)
     to_device(model, device)
 
     points = np.arange(count)

@@ -173,30 +173,33 @@ def test_pairs_and_loaders(root: Path, shapes: Path, caplog) -> None:
                  backbone='resnet18',
                  cache='none', device='cpu', train_batch_size=4, augmentation_kwargs={'size': 32},
                  model_kwargs={'upsample': True}, val_size=24, val_batch_size=8, output_dir=str(root / 'results'))
-    loader, sampler = build.pretrain_loader(p, *IMAGENET)
+    images = build.open_images(p, '.', 'all', saliency='masks', skip=True)
+    loader, sampler = build.train_loader(p, PairDataset(images, ContrastiveView(*IMAGENET, 32)))
     assert len(sampler) == 19
     assert torch.stack([batch['query'] for batch in loader]).shape == (4, 4, 3, 32, 32)
-    assert f'Pretraining on 19 images of {root.name} all; 1 of its IDs have no image or no mask' in caplog.text
-    batches = list(build.unlabelled_loader(p, '.', 'all', *IMAGENET)[0])
+    said = f'Training on split all, 19 images of {images.images} with masks of {images.masks}, 1 left out'
+    assert said in caplog.text
+    data = build.open_images(p, '.', 'all', truth=None)
+    assert data.truth is None
+    batches = list(build.evaluation_loader(p, data, *IMAGENET))
     assert [len(batch['id']) for batch in batches] == [8, 8, 3]
     assert batches[0]['shape'][0] == (40, 60)
     assert 'semseg' not in batches[0]
     for originals, kept in ((0, 0), (3, 3), (None, 19)):
-        loader, data = build.unlabelled_loader(p, '.', 'all', *IMAGENET, originals=originals)
+        loader = build.evaluation_loader(p, data, *IMAGENET, originals=originals)
         travelled = [image for batch in loader for image in batch['original']]
         assert [image is not None for image in travelled] == [i < kept for i in range(19)]
         assert all(np.array_equal(image, data.load(i)['image']) for i, image in enumerate(travelled[:kept]))
-    assert not build.has_ground_truth(p, '.')
-    for call in (lambda: build.evaluation_loader(p, '.', 'all', *IMAGENET), lambda: build.linear_loader(p, *IMAGENET)):
-        with pytest.raises(UserError, match='is an unlabelled image folder without ground truth'):
-            call()
+    with pytest.raises(UserError, match='is an unlabelled image folder without ground truth'):
+        build.open_images(p, '.', 'all', truth=True)
     inside = EasyDict(p, output_dir=str(root / 'images' / 'results'))
     with pytest.raises(UserError, match=r'^output_dir \S+results lies inside \S+images, so that results would be'):
-        build.pretrain_loader(inside, *IMAGENET)
+        build.open_images(inside, '.', 'all')
     labelled = EasyDict(p, db_root=str(shapes.parent))
-    assert build.has_ground_truth(labelled, shapes.name)
+    assert build.open_images(labelled, shapes.name, 'train', truth=None).truth == shapes / 'SegmentationClass'
+    assert build.open_images(labelled, shapes.name, 'train').truth is None
     with pytest.raises(UserError, match='db_root'):
-        build.unlabelled_loader(p, 'nowhere', 'all', *IMAGENET)
+        build.open_images(p, 'nowhere', 'all')
 
 
 def test_the_folder_says_which_run_it_is(root: Path, shapes: Path) -> None:

@@ -247,7 +247,7 @@ def test_square_images_and_other_folders(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sample['sal'], square)  # drawn on the stored pixels, where nothing tells
     Image.fromarray(square * 255).save(tmp_path / 'saliency_x/a.png')
     plain = FolderDataset(tmp_path / 'images', tmp_path / 'saliency_x').load(0)
-    np.testing.assert_array_equal(plain['sal'], square)  # of a plain folder masks are upright
+    np.testing.assert_array_equal(plain['sal'], square)  # of an unlabelled image folder masks are upright
     Image.fromarray(ONES).save(tmp_path / 'a.png')
     assert not read_labels(tmp_path / 'a.png').upright
 

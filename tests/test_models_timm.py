@@ -9,7 +9,10 @@ import timm
 import torch
 from torch import nn
 
-from data.loaders import evaluation_loader, linear_loader, pretrain_loader
+from data.loaders import evaluation_loader, open_images, train_loader
+from data.pairs import PairDataset, SeededDataset
+from data.transforms import LinearTrainTransform
+from data.views import ContrastiveView
 from models.build import build_contrastive_model, build_linear_model, build_prototype_model, synchronise_batchnorm
 from models.resnet import IMAGENET, DilatedResNet, freeze_layers
 from models.segmentation import ContrastiveSegmentationModel
@@ -192,12 +195,15 @@ def test_every_loader_normalises_as_the_weights_want(db_root: Path) -> None:
                val_batch_size=2, train_batch_size=2, train_db_name='Shapes', train_split='train', label_share=1,
                label_seed=0, border_label=0, eval_classes=(), saliency='supervised_model',
                augmentation_kwargs=view, output_dir='out')
-    loaders = (('query', partial(pretrain_loader, p)), ('image', partial(linear_loader, p)),
-               ('image', partial(evaluation_loader, p, 'Shapes', 'val')))
+    data = open_images(p, 'Shapes', 'train', truth=True, saliency='supervised_model')
+    loaders = (('query', lambda *colours: train_loader(p, PairDataset(data, ContrastiveView(*colours, **view)))[0]),
+               ('image', lambda *colours: train_loader(p, SeededDataset(data.transformed(
+                   LinearTrainTransform(32, *colours))))[0]),
+               ('image', partial(evaluation_loader, p, data)))
     for key, loader in loaders:
         levels = []
         for mean, std in (IMAGENET, (half, half)):
-            images = next(iter(loader(mean, std)[0]))[key]
+            images = next(iter(loader(mean, std)))[key]
             levels.append(images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1))
         torch.testing.assert_close(*levels)
 

@@ -78,7 +78,7 @@ def test_pretraining_leaves_a_released_checkpoint(run: Runner) -> None:
     assert state['model']['module.queue_ptr'].item() == 24
     assert {'train/loss', 'train/lr', 'bank/cosine', 'bank/rank'} <= read_history(folder).scalars.keys()
     assert 'Training' in Page(folder / 'report.html').text
-    assert '0 of its IDs have no image or no mask' in (folder / 'log.txt').read_text()
+    assert 'saliency_supervised_model, 0 left out' in (folder / 'log.txt').read_text()
 
 
 def test_a_first_step_without_memory_leaves_the_folder_to_a_smaller_batch(run: Runner, monkeypatch, capsys) -> None:

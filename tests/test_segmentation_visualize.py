@@ -103,7 +103,7 @@ def test_masks_are_those_of_the_prototypes_or_there_are_none(run, tmp_path: Path
     assert 'No masks.npz: whole images are shown in place of objects' in capsys.readouterr().out
     assert np.asarray(Image.open(folder / 'visualize' / 'neighbours.png')).std() > 0
     saved = read_objects(folder)
-    images = visualize.open_images(visualize.config_of(folder), False, ColourModel())
+    images = visualize.images_of_run(visualize.config_of(folder), False, ColourModel())
     assert crop_objects(saved, images, [0])[0].shape == (SIDE, SIDE, 3)
     images.ids.remove('red_0')
     with pytest.raises(UserError, match='image red_0 of the saved run is not in the split it was made of; restore it'):
