@@ -1,7 +1,7 @@
 """The fully connected CRF (Kraehenbuehl and Koltun, NeurIPS 2011) behind ``--crf-postprocess``."""
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -27,20 +27,15 @@ def require_crf() -> None:
 def dense_crf(image: np.ndarray, logits: Tensor | np.ndarray, iterations: int = 10, pos_xy_std: float = 1,
               pos_w: float = 3, bi_xy_std: float = 67, bi_rgb_std: float = 3, bi_w: float = 4,
               min_probability: float = 0) -> np.ndarray:
-    """Refine a segmentation with the image's colours.
+    """Logits (classes, h, w), resized to the image (bilinear), softmax, CRF -> (H, W) uint8 class ids.
 
     Args:
         image: (H, W, 3) uint8 RGB. The bilateral kernel gets it as BGR, as in the published code: its lattice is an
             approximation that the order of the channels changes (by 0.1 to 0.3 % of the pixels).
-        logits: (classes, h, w), resized to the image (bilinear), then softmax.
-        iterations: of the mean field.
-        pos_xy_std, pos_w: Gaussian kernel: standard deviation in pixels, weight.
-        bi_xy_std, bi_rgb_std, bi_w: bilateral kernel: standard deviations in pixels and grey levels, weight.
+        pos_xy_std, ...: of the Gaussian (pos) and bilateral (bi) kernel: standard deviations in pixels (xy) and grey
+            levels (rgb), weights (w).
         min_probability: 0 is exact. Above 0 a quicker approximation: classes whose probability is below it in
             every pixel are left out, and an ordinary blur stands in for the lattice of the Gaussian kernel.
-
-    Returns:
-        (H, W) uint8 class ids.
     """
     require_crf()
     from pydensecrf.densecrf import DenseCRF2D
@@ -52,14 +47,13 @@ def dense_crf(image: np.ndarray, logits: Tensor | np.ndarray, iterations: int = 
     kept = np.flatnonzero(highest >= min(min_probability, highest.max()))
     if len(kept) == 1:
         return np.full((height, width), kept[0], np.uint8)
-    if len(kept) < len(probabilities):
-        probabilities = probabilities[kept]
     crf = DenseCRF2D(width, height, len(kept))
-    unary = np.ascontiguousarray(unary_from_softmax(probabilities))  # classes x pixels
+    unary = np.ascontiguousarray(unary_from_softmax(probabilities[kept]))  # classes x pixels
     crf.setUnaryEnergy(unary)
+    bgr = np.ascontiguousarray(image[..., ::-1])
     if min_probability == 0:
         crf.addPairwiseGaussian(sxy=pos_xy_std, compat=pos_w)
-    crf.addPairwiseBilateral(sxy=bi_xy_std, srgb=bi_rgb_std, rgbim=np.ascontiguousarray(image[..., ::-1]), compat=bi_w)
+    crf.addPairwiseBilateral(sxy=bi_xy_std, srgb=bi_rgb_std, rgbim=bgr, compat=bi_w)
     if min_probability == 0:
         field = crf.inference(iterations)
     else:
@@ -79,16 +73,9 @@ def dense_crf(image: np.ndarray, logits: Tensor | np.ndarray, iterations: int = 
 def crf_in_workers(crf: Mapping[str, Any], workers: int) -> Iterator[Refine]:
     """A function (image, logits) -> label map that runs ``dense_crf`` in worker processes, on one core each.
 
-    It returns when the label map is there: call it from several threads to keep several workers busy. Raises UserError
-    if one is killed, and what ``dense_crf`` raises.
-
-    Args:
-        crf: keyword arguments of ``dense_crf``.
-        workers: processes; 0 runs the CRF in this one.
+    It returns when the label map is there: call it from several threads to keep several workers busy; 0 workers: in
+    this process. Raises UserError if one is killed, and what ``dense_crf`` raises.
     """
     refine = partial(dense_crf, **crf)
-    if workers == 0:
-        yield refine
-        return
-    with process_pool(workers) as pool:
-        yield lambda *arguments: pool.submit(refine, *arguments).result()
+    with process_pool(workers) if workers else nullcontext() as pool:
+        yield refine if pool is None else lambda *arguments: pool.submit(refine, *arguments).result()

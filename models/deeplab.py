@@ -1,9 +1,11 @@
 """Decoders: what turns the features of a backbone into those that the heads read."""
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-CHANNELS = 256
+CHANNELS, RATES = 256, (12, 24, 36)
 
 
 class PooledBatchNorm(nn.BatchNorm2d):
@@ -33,32 +35,18 @@ class DilatedConv2d(nn.Conv2d):
 
 
 def build_decoder(kind: str, in_channels: int, dropout: float = 0.5) -> nn.Sequential:
-    """A decoder of 256 channels, (B, in_channels, h, w) -> (B, 256, h, w).
+    """A decoder, (B, in_channels, h, w) -> (B, 256, h, w), with dropout at the end of the ASPP or 1x1 convolution.
 
-    Args:
-        kind: 'deeplab', that of the paper, whose rates suit an output stride of 8; or 'conv1x1', a 1x1 convolution with
-            BatchNorm and ReLU, for features that have seen the whole image, such as those of a vision transformer.
-        dropout: probability of the dropout, at the end of the ASPP or of the 1x1 convolution.
+    'deeplab' is that of the paper, whose rates suit an output stride of 8: torchvision's DeepLabHead without its
+    classifier. 'conv1x1' is for features that have seen the whole image, such as those of a vision transformer.
     """
-    if kind == 'deeplab':
-        return deeplab_decoder(in_channels, dropout)
-    return nn.Sequential(nn.Conv2d(in_channels, CHANNELS, 1, bias=False), nn.BatchNorm2d(CHANNELS), nn.ReLU(),
-                         nn.Dropout(dropout))
-
-
-def deeplab_decoder(in_channels: int, dropout: float = 0.5) -> nn.Sequential:
-    """ASPP (rates 12, 24, 36) and a 3x3 convolution: torchvision's DeepLabHead without its classifier."""
-    aspp, conv, bn, relu, _ = DeepLabHead(in_channels, 1, atrous_rates=(12, 24, 36))
-    assert isinstance(aspp, nn.Module)
-    for branch in aspp.get_submodule('convs').children():
-        assert isinstance(branch, nn.Sequential)
-        if isinstance(branch[0], nn.Conv2d) and branch[0].dilation != (1, 1):
-            rate = branch[0].dilation[0]
-            branch[0] = DilatedConv2d(in_channels, CHANNELS, 3, padding=rate, dilation=rate, bias=False)
-    pooling = aspp.get_submodule('convs.4')
-    assert isinstance(pooling, nn.Sequential)
-    pooling[2] = PooledBatchNorm(CHANNELS)
-    project = aspp.get_submodule('project')
-    assert isinstance(project, nn.Sequential)
-    project[3] = nn.Dropout(dropout)
-    return nn.Sequential(aspp, conv, bn, relu)
+    if kind == 'conv1x1':
+        return nn.Sequential(nn.Conv2d(in_channels, CHANNELS, 1, bias=False), nn.BatchNorm2d(CHANNELS), nn.ReLU(),
+                             nn.Dropout(dropout))
+    decoder: Any = nn.Sequential(*list(DeepLabHead(in_channels, 1, RATES))[:-1])
+    aspp = decoder[0]
+    for branch, rate in zip(aspp.convs[1:4], RATES, strict=True):
+        branch[0] = DilatedConv2d(in_channels, CHANNELS, 3, padding=rate, dilation=rate, bias=False)
+    aspp.convs[4][2] = PooledBatchNorm(CHANNELS)
+    aspp.project[3] = nn.Dropout(dropout)
+    return decoder

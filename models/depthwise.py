@@ -53,8 +53,8 @@ def speed_up_depthwise(network: nn.Module) -> None:
     """Let the dilated depthwise convolutions of a network run as ``DilatedDepthwiseConv``; weights and names stay."""
     for module in network.modules():
         if type(module) is nn.Conv2d and module.groups == module.in_channels == module.out_channels:
-            kernel, rate = module.kernel_size[0], module.dilation[0]
-            shape = (module.kernel_size, module.stride, module.dilation, module.padding)
-            usual = ((kernel, kernel), (1, 1), (rate, rate), (rate * (kernel // 2),) * 2)
-            if kernel % 2 and rate > 1 and shape == usual and module.padding_mode == 'zeros':
+            size, rate = module.kernel_size[0], module.dilation[0]
+            usual = [(n, n) for n in (size, 1, rate, rate * (size // 2))]
+            shape = [module.kernel_size, module.stride, module.dilation, module.padding]
+            if size % 2 and rate > 1 and shape == usual and module.padding_mode == 'zeros':
                 module.__class__ = DilatedDepthwiseConv

@@ -7,13 +7,8 @@ from torch.nn import functional as F
 def mask_prototypes(embeddings: Tensor, masks: Tensor) -> Tensor:
     """Mean direction of the pixels of each mask (paper, section 3.2: z_M).
 
-    Args:
-        embeddings: (B, D, H, W), any length.
-        masks: (B, H, W), 1 inside the object, 0 outside.
-
-    Returns:
-        (B, D): the pixels' unit vectors summed over the mask, at unit length; a zero vector for an
-        empty mask.
+    Embeddings (B, D, H, W) of any length and masks (B, H, W), 1 inside the object and 0 outside -> (B, D): the pixels'
+    unit vectors summed over the mask, at unit length; zero for an empty mask.
     """
     lengths = torch.linalg.vector_norm(embeddings, dim=1).clamp_min(1e-12)  # B x H x W
     weights = masks.to(embeddings.dtype) / lengths
@@ -32,12 +27,9 @@ def weighted_prototypes(features: Tensor, weights: Tensor) -> Tensor:
     The bilinear resize is linear, so summing resized features with full-size weights equals summing
     the small features with the weights carried back through the resize's transpose.
 
-    Args:
-        features: (B, D, h, w), not normalised per pixel.
-        weights: (B, H, W), the weight of each pixel: 0 outside the mask; or (B, O, H, W) for O masks an image.
-
-    Returns:
-        (B, D) or (B, O, D): normalise(sum over pixels of weight * resized feature); zero where all weights are 0.
+    Features (B, D, h, w), not normalised per pixel, and the weight of each pixel (B, H, W), 0 outside the mask, or
+    (B, O, H, W) for O masks an image -> (B, D) or (B, O, D): normalise(sum over pixels of weight * resized feature);
+    zero where all weights are 0.
     """
     rows = upsampling_matrix(features.shape[2], weights.shape[-2], features)  # H x h
     columns = upsampling_matrix(features.shape[3], weights.shape[-1], features)  # W x w

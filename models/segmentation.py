@@ -1,6 +1,7 @@
 """The two networks of the method: the contrastive encoder and the linear segmentation model."""
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,11 +18,8 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 class ContrastiveSegmentationModel(nn.Module):
     """Backbone, decoder, embedding head and (optional) saliency head (paper, section 3.2 and 4.1).
 
-    Args:
-        backbone, decoder: see ``build_backbone`` and ``build_decoder``.
-        ndim: dimension of the pixel embedding.
-        upsample: resize both outputs to the input size; otherwise they stay at 1/stride of it.
-        use_classification_head: add the 1x1 convolution that predicts saliency.
+    ``backbone`` and ``decoder`` are as of ``build_backbone`` and ``build_decoder``, ``ndim`` is the dimension of the
+    pixel embedding; with ``upsample`` both outputs get the input's size, otherwise they stay at 1/stride of it.
     """
 
     def __init__(self, backbone: str = 'resnet50', ndim: int = 32, upsample: bool = True,
@@ -35,12 +33,10 @@ class ContrastiveSegmentationModel(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, 3, H, W) -> embeddings (B, ndim, H, W), not normalised, and raw saliency scores (B, H, W) or None."""
-        features = self.decoder(self.backbone(images))
-        embedding = self.head(features)
-        scores = None if self.classification_head is None else self.classification_head(features)
+        maps, size = self.maps(images), images.shape[-2:]
+        embedding, scores = maps['embedding'], maps.get('saliency')
         if self.upsample:
-            embedding = resize(embedding, images.shape[-2:])
-            scores = None if scores is None else resize(scores, images.shape[-2:])
+            embedding, scores = resize(embedding, size), None if scores is None else resize(scores, size)
         return embedding, None if scores is None else scores.squeeze(1)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -73,9 +69,7 @@ class BackboneModel(nn.Module):
 class LinearSegmentationModel(nn.Module):
     """Backbone, decoder and a 1x1 classifier on top: ``decoder.4`` (paper, section 4.2).
 
-    Args:
-        num_classes: number of classes, background included.
-        features: what the classifier reads, 'decoder', or 'backbone' for a network without decoder.
+    ``num_classes`` counts the background. The classifier reads ``features``: 'decoder', or 'backbone' without decoder.
     """
 
     def __init__(self, backbone: str = 'resnet50', num_classes: int = 21, dropout: float = 0.5,
@@ -91,23 +85,19 @@ class LinearSegmentationModel(nn.Module):
 
     @property
     def classifier(self) -> nn.Conv2d:
-        classifier = self.decoder[-1]
-        assert isinstance(classifier, nn.Conv2d)
-        return classifier
+        return cast(nn.Conv2d, self.decoder[-1])
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, num_classes, H, W)."""
         return resize(self.decoder(self.backbone(images)), images.shape[-2:])
 
     def freeze_all_but_classifier(self) -> None:
-        """Only the classifier keeps its gradient."""
         self.requires_grad_(False)
         self.classifier.requires_grad_(True)
 
     def network_parameters(self) -> list[nn.Parameter]:
         """The parameters below the classifier."""
-        own = set(self.classifier.parameters())
-        return [parameter for parameter in self.parameters() if parameter not in own]
+        return [parameter for name, parameter in self.named_parameters() if not name.startswith('decoder.4.')]
 
     def set_train_mode(self, freeze_batchnorm: str) -> None:
         """Train mode, except for what ``freeze_batchnorm`` ('all', 'backbone', 'none') keeps in eval mode."""

@@ -16,16 +16,9 @@ def resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def network_input(image: np.ndarray, size: tuple[int, int], mean: Sequence[float], scale: Sequence[float],
                   divide_by_maximum: bool = True) -> np.ndarray:
-    """Resize and normalise.
+    """(H, W, 3) uint8 RGB -> (3, height, width) float32: resized to ``size``, (height, width), and normalised.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        size: (height, width) of the network's input.
-        mean, scale: three numbers each; a value v in 0..1 becomes (v - mean) / scale.
-        divide_by_maximum: bring to 0..1 by the maximum of the resized image, else by 255.
-
-    Returns:
-        (3, height, width) float32.
+    A value v in 0..1 becomes (v - mean) / scale, three numbers each. 1 is the maximum of the resized image, or 255.
     """
     resized = resize(image, size)
     whole = max(int(resized.max()), 1) if divide_by_maximum else 255
@@ -54,13 +47,10 @@ def crf_logits(saliency: np.ndarray) -> np.ndarray:
 def binarise(saliency: np.ndarray) -> np.ndarray | None:
     """Threshold a map (H, W) in 0..1 at 0.5 and drop the connected segments (8 neighbours) below 1% of the image.
 
-    Source: Van Gansbeke et al., ICCV 2021, supplementary material.
-
-    Returns:
-        (H, W) bool, or None when nothing is left: the image is to be left out.
+    (H, W) bool, or None when nothing is left: the image is to be left out (ICCV 2021, supplementary material).
     """
     _, segments, stats, _ = cv2.connectedComponentsWithStats((saliency > 0.5).astype(np.uint8))
-    keep = stats[:, cv2.CC_STAT_AREA] >= SMALLEST * saliency.size  # one area for each segment
-    keep[0] = False                                                # segment 0 is what is not salient
+    keep = stats[:, cv2.CC_STAT_AREA] >= SMALLEST * saliency.size
+    keep[0] = False  # segment 0 is what is not salient
     mask = keep[segments]
     return mask if mask.any() else None

@@ -31,11 +31,7 @@ class OnnxConfig(Section):
 
 
 def read_onnx_config(path: Path) -> OnnxConfig:
-    """Read the YAML file of a network.
-
-    Raises:
-        UserError: the file is missing or wrong; the sentence names every key that is.
-    """
+    """Read the YAML file of a network. Raises UserError, which names every key that is wrong, or the missing file."""
     if not path.is_file():
         raise UserError(f'--onnx-config {path} does not exist; give a YAML file with input_size, mean and scale.')
     reader = Reader(OnnxConfig)
@@ -47,13 +43,9 @@ def read_onnx_config(path: Path) -> OnnxConfig:
 
 
 class OnnxSaliency:
-    """A mask source around an ONNX network.
+    """A mask source around an ONNX network, on the device 'auto', 'cpu' or 'cuda'.
 
-    Args:
-        device: 'auto', 'cpu' or 'cuda'.
-
-    Raises:
-        UserError: onnxruntime is not installed, or has no CUDA; the file is no ONNX network.
+    Raises UserError if onnxruntime is not installed, or has no CUDA, or the file is no ONNX network.
     """
 
     def __init__(self, weights: Path, config: OnnxConfig, device: str = 'auto') -> None:
@@ -73,36 +65,29 @@ class OnnxSaliency:
         try:
             self.session = onnxruntime.InferenceSession(str(weights), providers=[*on_cuda, 'CPUExecutionProvider'])
         except Exception as error:  # onnxruntime raises classes of its own for each way to be wrong
-            raise UserError(f'--weights {weights} is not an ONNX network ({_first_line(error)}); '
-                            'give an .onnx file.') from error
+            said = str(error).partition('\n')[0]
+            raise UserError(f'--weights {weights} is not an ONNX network ({said}); give an .onnx file.') from error
 
     def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1.
-
-        Raises:
-            UserError: the network does not take such an input, or its first output is no map.
-        """
-        height, width = self.config.input_size
-        batch = np.stack([network_input(image, (height, width), self.config.mean, self.config.scale,
-                                        self.config.divide_by_maximum) for image in images])
-        taken = self.session.get_inputs()[0]
-        parts = np.split(batch, len(batch)) if isinstance(taken.shape[0], int) and taken.shape[0] != len(batch) \
-            else [batch]
+        """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1. Raises UserError for a network of another kind."""
+        config, taken = self.config, self.session.get_inputs()[0]
+        height, width = config.input_size
+        batch = np.stack([network_input(image, (height, width), config.mean, config.scale, config.divide_by_maximum)
+                          for image in images])
+        one_by_one = isinstance(taken.shape[0], int) and taken.shape[0] != len(batch)
         try:
-            maps = np.concatenate([self.session.run(None, {taken.name: part})[0] for part in parts])
+            maps = np.concatenate([self.session.run(None, {taken.name: part})[0]
+                                   for part in (np.split(batch, len(batch)) if one_by_one else [batch])])
         except Exception as error:
-            raise UserError(f'--weights {self.weights} does not take an input {parts[0].shape} '
-                            f'({_first_line(error)}); set input_size in --onnx-config to its own.') from error
+            said = str(error).partition('\n')[0]
+            raise UserError(f'--weights {self.weights} takes no input of {height} x {width} '
+                            f'({said}); set input_size in --onnx-config to its own.') from error
         if maps.ndim == 4 and maps.shape[1] == 1:
             maps = maps[:, 0]
         if maps.ndim != 3 or len(maps) != len(images):
             raise UserError(f'--weights {self.weights}: the first output {maps.shape} is not one map an image; '
                             'give a salient-object network.')
         if not np.isfinite(maps).all():
-            raise UserError(f'--weights {self.weights}: the network gives values that are not finite, so that its '
-                            'weights or its input_size, mean and scale are not right; give another file.')
+            raise UserError(f'--weights {self.weights}: the network gives values that are not finite; give another '
+                            'file, or correct its input_size, mean and scale.')
         return [image_map(saliency, image) for saliency, image in zip(maps, images, strict=True)]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -6,14 +6,10 @@ ITERATIONS = 6
 
 
 def slic(lab: np.ndarray, count: int = 250) -> np.ndarray:
-    """Cut an image (H, W, 3), CIE-Lab, into about ``count`` compact patches of similar colour.
+    """Cut an image (H, W, 3), CIE-Lab, into about ``count`` compact patches of similar colour: (H, W) labels from 0.
 
-    K-means in (colour, position), in which a pixel may join only the nine centres around its own cell
-    of a regular grid. Source: Achanta et al., "SLIC Superpixels Compared to State-of-the-art
-    Superpixel Methods", PAMI 2012.
-
-    Returns:
-        (H, W) int64 labels 0..P-1, each of them in use.
+    K-means in (colour, position), in which a pixel may join only the nine centres around its own cell of a regular
+    grid (Achanta et al., "SLIC Superpixels Compared to State-of-the-art Superpixel Methods", PAMI 2012).
     """
     height, width = lab.shape[:2]
     step = max(1.0, np.sqrt(height * width / count))
@@ -52,9 +48,7 @@ def adjacency(labels: np.ndarray) -> np.ndarray:
     for a, b in ((labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1]),
                  (labels[1:, 1:], labels[:-1, :-1]), (labels[1:, :-1], labels[:-1, 1:])):
         touch[a, b] = True
-    touch |= touch.T
-    np.fill_diagonal(touch, False)
-    return touch
+    return (touch | touch.T) & ~np.eye(count, dtype=bool)
 
 
 def on_border(labels: np.ndarray) -> np.ndarray:

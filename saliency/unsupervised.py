@@ -11,6 +11,7 @@ from scipy.sparse.csgraph import shortest_path
 
 from saliency.maps import stretch
 from saliency.superpixels import adjacency, cluster_means, on_border, slic
+from utils.report.pictures import thumbnail
 
 SIDE = 256             # longest side at which an image is analysed, pixels
 SIGMA_COLOUR = 10.0    # the paper's sigma_clr, in units of CIE-Lab
@@ -50,10 +51,7 @@ def background_saliency(lab: np.ndarray) -> np.ndarray:
 def background_weight(d_app: np.ndarray, touch: np.ndarray, border: np.ndarray) -> np.ndarray:
     """How surely a patch is background, (P,) in 0..1: the share of its region's outline on the border (equation 7).
 
-    Args:
-        d_app: (P, P) colour distances.
-        touch: (P, P) bool, which patches touch.
-        border: (P,) bool, which patches touch the border of the image.
+    From (P, P) colour distances, which patches touch (P, P), and which touch the border of the image (P,).
     """
     nearest = np.where(touch, d_app, np.inf).min(axis=1)
     free = nearest[np.isfinite(nearest)].mean() if touch.any() else 0.0      # small steps must not add up
@@ -84,17 +82,14 @@ class UnsupervisedSaliency:
 
     def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1."""
-        return [_predict(image) for image in images]
+        return [*map(_predict, images)]
 
 
 def _predict(image: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
-    scale = min(1.0, SIDE / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    small = thumbnail(image, SIDE)
     lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     mask = grabcut(small, background_saliency(lab)).astype(np.float32)
-    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def _distances(points: np.ndarray) -> np.ndarray:
@@ -103,6 +98,4 @@ def _distances(points: np.ndarray) -> np.ndarray:
 
 def _linked(touch: np.ndarray, border: np.ndarray) -> np.ndarray:
     """Patches that touch, and all patches on the border: the background may be cut in pieces."""
-    linked = touch | np.outer(border, border)
-    np.fill_diagonal(linked, False)
-    return linked
+    return (touch | np.outer(border, border)) & ~np.eye(len(border), dtype=bool)

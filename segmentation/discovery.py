@@ -1,7 +1,6 @@
 """Clusters of images without ground truth: how many to take, and a picture of each."""
 import logging
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -66,16 +65,13 @@ def write_sheets(folder: Path, dataset: ImageSet, split: EmbeddedSplit, found: C
         image = thumbnail(dataset.load(int(split.image[index]))['image'], SIDE)
         return overlay(image, resize_mask(unpack(split.masks[index]), *image.shape[1::-1]) * np.uint8(label))
 
-    def write(cluster: int) -> list[tuple[str, Path]]:
-        members = np.flatnonzero(found.ids == cluster)
+    def write(cluster: int) -> tuple[str, Path]:
+        members, path = np.flatnonzero(found.ids == cluster), folder / f'cluster_{cluster + 1}.jpg'
         nearest = members[found.distances[members].argsort(kind='stable')][:SHOWN]
-        if not len(nearest):
-            return []
-        path = folder / f'cluster_{cluster + 1}.jpg'
         save_image(montage([draw(index, cluster + 1) for index in nearest], COLUMNS), path)
-        return [(path.stem, path)]
+        return path.stem, path
 
     for old in folder.glob('cluster_*.jpg'):
         old.unlink()
     threads = available_cores()
-    return list(chain(*in_threads(write, range(len(found.centres)), threads, 2 * threads)))
+    return list(in_threads(write, np.unique(found.ids[found.ids >= 0]).tolist(), threads, 2 * threads))

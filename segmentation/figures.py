@@ -1,6 +1,6 @@
 """Pictures of objects: crops in rows, and a map of prototypes in two dimensions."""
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,9 +10,6 @@ from sklearn.decomposition import PCA
 from data.transforms import resize_mask
 from utils.report.pictures import montage, outline, panel
 from utils.run.files import PALETTE
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SIDE = 128  # of a crop, pixels
 METHODS = ('pca', 'tsne')
@@ -41,8 +38,7 @@ def crop_object(image: np.ndarray, mask: np.ndarray, margin: float = 0.1) -> np.
     dx, dy = round(margin * width) + 1, round(margin * height) + 1
     window = slice(max(0, y - dy), y + height + dy), slice(max(0, x - dx), x + width + dx)
     crop, inner = np.ascontiguousarray(image[window]), mask[window].astype(np.uint8)
-    scale = SIDE / max(inner.shape)  # enlarged first, so that the line is thin
-    size = max(1, round(inner.shape[1] * scale)), max(1, round(inner.shape[0] * scale))
+    size = [max(1, round(length * SIDE / max(inner.shape))) for length in inner.shape[::-1]]  # for a thin line
     return outline(cv2.resize(crop, size, interpolation=cv2.INTER_LINEAR), resize_mask(inner, *size))
 
 
@@ -76,15 +72,10 @@ def spread(places: np.ndarray, count: int, seed: int) -> list[int]:
 
 
 def draw_map(places: np.ndarray, axes_labels: tuple[str, str], colours: np.ndarray, names: Sequence[str],
-             pictures: Mapping[int, np.ndarray], kind: str) -> 'Figure':
-    """Draw a map of objects.
+             pictures: Mapping[int, np.ndarray], kind: str) -> Any:
+    """A figure of objects at (N, 2) places; ``pictures``, {point: (h, w, 3) uint8}, are drawn in place of points.
 
-    Args:
-        places: (N, 2).
-        colours: (N,) entries of the VOC palette.
-        names: (N,) of the class or cluster of each.
-        pictures: {point: (h, w, 3) uint8}, drawn in place of the point.
-        kind: what the names are of: 'class' or 'cluster'.
+    ``colours`` (N,) are entries of the VOC palette and ``names`` (N,) those of the class or cluster, as ``kind`` says.
     """
     from matplotlib.figure import Figure  # a second, and retrieval.py draws no map
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
@@ -99,8 +90,7 @@ def draw_map(places: np.ndarray, axes_labels: tuple[str, str], colours: np.ndarr
         axes.add_artist(AnnotationBbox(OffsetImage(picture, zoom=40 / max(picture.shape[:2])), tuple(places[index]),
                                        bboxprops=frame, pad=0.1))
     axes.margins(0.06)
-    axes.set_xlabel(axes_labels[0])
-    axes.set_ylabel(axes_labels[1])
-    axes.set_title(f'{len(places)} objects; pictures have the colour of their {kind}')
+    axes.set(xlabel=axes_labels[0], ylabel=axes_labels[1],
+             title=f'{len(places)} objects; pictures have the colour of their {kind}')
     figure.legend(loc='outside right upper', fontsize='small', title=f'{kind} (objects)', markerscale=2.5)
     return figure

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.transforms import EvaluationTransform, resize_mask
 from data.voc import VOC_CLASSES, read_classes, scored_classes
 from models.build import build_prototype_model, trained_linear_model
 from models.crf import Refine
-from models.segmentation import BackboneModel, ContrastiveSegmentationModel
 from models.weights import fingerprint, identify
 from segmentation.cluster_model import ClusterModel
 from segmentation.linear import read_trained
@@ -38,18 +37,15 @@ FOREIGN = 20.0  # taken off the score of a label inside an object of another lab
 class Output(NamedTuple):
     """What the network says of one image, at its input size S."""
     labels: np.ndarray  # (S, S) uint8
-    logits: np.ndarray | None  # (C, S, S) float32, if they are to be refined
-    channels: np.ndarray  # (C,) label of each channel of the logits
+    logits: np.ndarray | None = None  # (C, S, S) float32, if they are to be refined
+    channels: np.ndarray | None = None  # (C,) label of each channel of the logits; None: its number
 
 
 class Segmenter:
     """Images in, label maps out; safe to ``prepare`` and ``finish`` in threads beside ``run``.
 
-    Args:
-        model: a linear model; with ``clusters`` the network that they were found with.
-        classes: the name of each label.
-        size: side of the network's input, pixels.
-        clusters: each object that the network sees takes the label of the nearest centre.
+    The network's input is (3, ``size``, ``size``). ``model`` is a linear model or, with ``clusters``, the network that
+    they were found with: each object then has the label of the nearest centre.
     """
 
     def __init__(self, model: Any, classes: tuple[str, ...], size: int, device: torch.device,
@@ -62,23 +58,18 @@ class Segmenter:
     def load(path: str | Path, device: str = 'auto', weights: str | Path | None = None) -> 'Segmenter':
         """From best_model.pth.tar of linear_finetune.py (or a released linear model) or clusters.pth.tar of kmeans.py.
 
-        Args:
-            device: one of ``utils.config.schema.DEVICES``.
-            weights: the pretraining checkpoint that the clusters were found with, if it was moved.
-
-        Raises:
-            UserError: a file is missing or is none of these, or the weights are of another network.
+        ``device`` is one of ``utils.config.schema.DEVICES``, ``weights`` the pretraining checkpoint that the clusters
+        were found with, if it was moved. Raises UserError for other files, or weights of another network.
         """
         path, where = Path(path), pick_device(device)
         checkpoint = load_checkpoint(path)
         clusters = ClusterModel.of(checkpoint, path)
         if clusters is not None:
             clusters = clusters.with_names_beside(path)
-            model: Any = load_network(clusters.network, path, weights)
-            return Segmenter(model, clusters.classes or (), clusters.network['size'], where, clusters)
+            network = load_network(clusters.network, path, weights)
+            return Segmenter(network, clusters.classes or (), clusters.network['size'], where, clusters)
         if weights is not None:
-            raise UserError(f'{path} holds all of its weights; leave out --weights, which goes with the '
-                            'clusters.pth.tar of kmeans.py.')
+            raise UserError(f'{path} holds all of its weights; leave out --weights, which goes with clusters.pth.tar.')
         run = read_config(path.parent) or {}
         model = trained_linear_model(identify(checkpoint, str(path)), run.get('backbone'))
         size, classes = int(run.get('val_size', SIZE)), _classes_of(path, run, model.classifier.out_channels)
@@ -88,16 +79,11 @@ class Segmenter:
         return Segmenter(model, classes, size, where)
 
     def __call__(self, image: np.ndarray, refine: Refine | None = None) -> np.ndarray:
-        """The label map of an image.
+        """(H, W, 3) uint8 RGB -> (H, W) int32, indices of ``classes``.
 
-        Args:
-            image: (H, W, 3) uint8 RGB.
-            refine: makes a label map of the image and the logits, e.g. ``models.crf.dense_crf``.
-
-        Returns:
-            (H, W) int32, indices of ``classes``.
+        ``refine`` makes a label map of the image and the logits, e.g. ``models.crf.dense_crf``.
         """
-        output = self.run(self.prepare(image)[None], refine is not None)[0]
+        output, = self.run(self.prepare(image)[None], refine is not None)
         return self.finish(image, output, refine).astype(np.int32)
 
     def prepare(self, image: np.ndarray) -> Tensor:
@@ -113,60 +99,46 @@ class Segmenter:
         """Run the network on a batch (B, 3, S, S)."""
         images = to_device(images, self.device)
         if self.clusters is not None:
-            network = self.clusters.network
-            found = find_objects(self.model, images, network['features'], min_component=network['min_component'])
-            return [_label_objects(objects, self.clusters, keep_logits) for objects in found]
+            network, background, outputs = self.clusters.network, self.clusters.labels[0], []
+            for objects in find_objects(self.model, images, network['features'], None, network['min_component']):
+                labels = np.array([background, *self.clusters.label(objects.prototypes)], np.uint8)[objects.ids]
+                outputs.append(Output(labels, *object_logits(labels, objects, background)) if keep_logits
+                               else Output(labels))
+            return outputs
         logits = self.model(images)  # B x C x S x S
         labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
-        kept = logits.cpu().contiguous().numpy() if keep_logits else [None] * len(labels)
-        channels = np.arange(logits.shape[1])
-        return [Output(*pair, channels) for pair in zip(labels, kept, strict=True)]
+        return [*map(Output, labels, logits.cpu().contiguous().numpy())] if keep_logits else [*map(Output, labels)]
 
     @staticmethod
     def finish(image: np.ndarray, output: Output, refine: Refine | None = None) -> np.ndarray:
         """The label map at the image's own size, (H, W) uint8; refined with ``refine`` if logits were kept."""
         if refine is None or output.logits is None:
             return resize_mask(output.labels, image.shape[1], image.shape[0])
-        return output.channels[refine(image, output.logits)].astype(np.uint8)
+        refined = refine(image, output.logits)
+        return refined if output.channels is None else output.channels[refined].astype(np.uint8)
 
 
-def _label_objects(objects: Objects, clusters: ClusterModel, keep_logits: bool) -> Output:
-    background = clusters.labels[0]
-    labels = np.array([background, *clusters.label(objects.prototypes)], np.uint8)[objects.ids]
-    if not keep_logits:
-        return Output(labels, None, np.array([background]))
-    return Output(labels, *object_logits(labels, objects.ids, objects.scores.cpu().numpy(), background))
+def object_logits(labels: np.ndarray, objects: Objects, background: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (C, S, S) float32 whose argmax is a label map (S, S) of objects, and the label (C,) of each channel.
 
-
-def object_logits(labels: np.ndarray, ids: np.ndarray, scores: np.ndarray,
-                  background: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits whose argmax is the label map of an image's objects, for a refinement of their outlines.
-
-    The background has the saliency threshold everywhere and a label the saliency score, not above the
-    threshold outside the objects and far below it inside those of other labels.
-
-    Args:
-        labels, ids, scores: (S, S) label map, numbers of the objects (0 outside) and raw saliency scores.
-
-    Returns:
-        (C, S, S) float32, and the label of each channel (C,), ``background`` first.
+    For a refinement of outlines the background, the first channel, has the saliency threshold everywhere and a label
+    the saliency score, not above the threshold outside the objects and far below it inside those of other labels.
     """
+    inside, scores = objects.ids > 0, objects.scores.cpu().numpy()
     channels = np.array([background, *np.setdiff1d(labels, background)])
     logits = np.full((len(channels), *labels.shape), THRESHOLD, np.float32)
-    scores = np.where(ids > 0, scores, np.minimum(scores, THRESHOLD))  # small components may have been dropped
+    scores = np.where(inside, scores, np.minimum(scores, THRESHOLD))  # small components may have been dropped
     for channel, label in enumerate(channels[1:], 1):
-        logits[channel] = scores - FOREIGN * ((ids > 0) & (labels != label))
+        logits[channel] = scores - FOREIGN * (inside & (labels != label))
     return logits, channels
 
 
-def load_network(network: Mapping[str, Any], clusters: Path,
-                 weights: str | Path | None) -> ContrastiveSegmentationModel | BackboneModel:
+def load_network(network: Mapping[str, Any], clusters: Path, weights: str | Path | None) -> nn.Module:
     """The network of the file ``clusters``, from ``weights`` or from where kmeans.py found it.
 
-    Raises:
-        UserError: the checkpoint is not there, or holds another network.
+    Raises UserError if the checkpoint is not there, or holds another network.
     """
-    source = str(weights or network['pretraining'])
+    source, masks = str(weights or network['pretraining']), network.get('masks')
     p: Any = SimpleNamespace(**{**network, 'saliency': 'network', 'pretraining': source})
     try:
         model = build_prototype_model(p)
@@ -176,7 +148,6 @@ def load_network(network: Mapping[str, Any], clusters: Path,
     if fingerprint(model) != network['fingerprint']:
         raise UserError(f'{source} holds the weights of another network than the one {clusters} was made with; give '
                         'that one with --weights, or run kmeans.py again.')
-    masks = network.get('masks')
     if masks != 'network':
         log.warning('%s was made with %s masks, and new images get the masks that the network predicts: their objects '
                     'may differ from those of the clusters', clusters,
@@ -187,13 +158,11 @@ def load_network(network: Mapping[str, Any], clusters: Path,
 def _classes_of(path: Path, run: Mapping[str, Any], count: int) -> tuple[str, ...]:
     """Names of a linear model's classes: those beside it, of the data set that it was scored on, or VOC's."""
     classes = read_trained(path).classes
-    if classes is not None:
-        if len(classes) != count:
-            raise UserError(f'{path} has {count} classes, and {name_some(classes, 21)} stand beside it; restore the '
-                            'file that was trained for these.')
-        return classes
-    root = Path(run['db_root']) / run['val_db_name'] if {'db_root', 'val_db_name'} <= run.keys() else None
-    stored = read_classes(root) if root is not None and root.is_dir() else VOC_CLASSES
-    kept = run.get('eval_classes') or ()
-    classes = scored_classes(stored, kept)[0] if set(kept) <= set(stored) else ()
+    if classes is not None and len(classes) != count:
+        raise UserError(f'{path} has {count} classes, and {name_some(classes, 21)} stand beside it; restore the file '
+                        'that was trained for these.')
+    if classes is None:
+        root, kept = Path(run.get('db_root', ''), run.get('val_db_name', '')), run.get('eval_classes') or ()
+        stored = read_classes(root) if run and root.is_dir() else VOC_CLASSES
+        classes = scored_classes(stored, kept)[0] if set(kept) <= set(stored) else ()
     return classes if len(classes) == count else tuple(f'class_{label}' for label in range(count))

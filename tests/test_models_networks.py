@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.deeplab import DilatedConv2d, PooledBatchNorm, deeplab_decoder
+from models.deeplab import DilatedConv2d, PooledBatchNorm, build_decoder
 from models.resnet import DilatedResNet
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 
@@ -33,7 +33,7 @@ def test_dilated_convolution_equals_the_plain_one(size: tuple[int, int]) -> None
 
 
 def test_decoder_is_torchvisions() -> None:
-    decoder = deeplab_decoder(16, dropout=0.3)
+    decoder = build_decoder('deeplab', 16, dropout=0.3)
     rates = [branch[0].dilation[0] for branch in decoder[0].convs[1:4]]
     assert rates == [12, 24, 36]
     assert decoder[0].project[3].p == 0.3

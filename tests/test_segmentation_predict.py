@@ -20,6 +20,7 @@ from models.crf import dense_crf
 from models.resnet import IMAGENET
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from segmentation import kmeans, predict, segmenter
+from segmentation.objects import Objects
 from segmentation.segmenter import FOREIGN, Segmenter, object_logits
 from tests.colours import arguments
 from tests.golden_inputs import photo
@@ -212,11 +213,12 @@ def test_logits_of_objects_have_their_labels() -> None:
     scores = draw.normal(0.5, 2, (30, 40)).astype(np.float32)
     ids = np.kron(draw.integers(0, 4, (6, 8)), np.ones((5, 5), int)) * (scores > 0.5)
     labels = np.array([7, 3, 7, 5])[ids]  # object 2 counts as background
-    logits, channels = object_logits(labels, ids, scores, 7)
+    logits, channels = object_logits(labels, Objects(ids, np.empty(0), torch.from_numpy(scores)), 7)
     assert channels.tolist() == [7, 3, 5]
     np.testing.assert_array_equal(channels[logits.argmax(0)], labels)
     assert logits[1][ids == 3].max() < scores.max() - FOREIGN + 1
-    logits, channels = object_logits(np.zeros((4, 4), int), np.zeros((4, 4), int), np.zeros((4, 4)), 0)
+    nothing = np.zeros((4, 4), int)
+    logits, channels = object_logits(nothing, Objects(nothing, np.empty(0), torch.zeros(4, 4)), 0)
     assert (logits.shape, channels.tolist()) == ((1, 4, 4), [0])
 
 
