@@ -221,7 +221,7 @@ def test_mistakes_are_one_sentence(folder, tmp_path):
                                 ((folder, tmp_path / 'file'), 'cannot write to --output'),
                                 ((folder, tmp_path / 'out', '--workers', '-1'), '--workers'),
                                 ((folder, tmp_path / 'out', '--batch-size', '0'), '--batch-size'),
-                                ((folder, tmp_path / 'out', '--weights', 'w.pth'), 'no weights')):
+                                ((folder, tmp_path / 'out', '--weights', 'w.pth'), 'takes no --weights; leave it out')):
         with pytest.raises(UserError, match=sentence):
             run(*arguments)
     assert not (tmp_path / 'out').exists()
