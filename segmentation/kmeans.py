@@ -10,6 +10,8 @@ each cluster is drawn to clusters/, and clusters.yml takes names for them. Label
 what segmentation/predict.py needs for new images to clusters.pth.tar.
 """
 import argparse
+import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,22 +19,13 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-import logging
-
 import numpy as np
 
 from data.image_set import ImageSet
 from data.loaders import evaluation_loader, identity, open_images
 from models.build import build_prototype_model, prototype_network
 from segmentation.cluster_model import CLUSTERS, NAMES, ClusterModel, renew_names
-from segmentation.clustering import (
-    Clustering,
-    cluster,
-    cluster_confusion,
-    match_clusters,
-    merge_clusters,
-    score_clusters,
-)
+from segmentation.clustering import cluster, cluster_confusion, match_clusters, merge_clusters, score_clusters
 from segmentation.discovery import discover, write_sheets
 from segmentation.metrics import iou_of, standard_deviation
 from segmentation.objects import KEPT, MASKS, EmbeddedSplit, embed_split, save_masks
@@ -56,20 +49,22 @@ log = logging.getLogger(__name__)
 
 
 class Found(NamedTuple):
+    """Clusters, the (N,) cluster of each object (-1: none), and what results.json and the report show of them."""
     clusters: ClusterModel
-    ids: np.ndarray  # (N,) cluster of each object, -1 for one that has none
-    results: dict[str, Any]  # those of results.json
-    confusions: dict[str, np.ndarray]  # for the report, like the next
-    sheets: list[tuple[str, Path]]  # name and picture of each cluster, if they were drawn
+    ids: np.ndarray
+    results: dict[str, Any]
+    confusions: dict[str, np.ndarray]
+    sheets: list[tuple[str, Path]]
 
 
 def cluster_counts(text: str) -> list[int]:
     """'7' -> [7], '5-8' -> [5, 6, 7, 8]. Raises UserError for anything else."""
-    first, dash, last = text.partition('-')
-    if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+    match = re.fullmatch(r'(\d+)(?:-(\d+))?', text)
+    counts = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+    if not counts:
         raise UserError(f'--num_clusters {text} is no number of clusters; give some, such as 12, or a range, such as '
                         '5-20.')
-    return list(range(int(first), int(last or first) + 1))
+    return list(counts)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -110,10 +105,7 @@ def write_predictions(output_dir: Path, ids: Sequence[str], split: EmbeddedSplit
 
 
 def save_clusters(p: Kmeans, clusters: ClusterModel, sizes: Sequence[int]) -> None:
-    """Write clusters.pth.tar for predict.py; for clusters without classes also clusters.yml, for their names.
-
-    ``sizes``: objects in each cluster.
-    """
+    """Write clusters.pth.tar and, for clusters without classes, clusters.yml, for their names beside their sizes."""
     if p.saliency != 'network':
         log.warning('These clusters are those of precomputed masks (%s), and new images get predicted ones', p.saliency)
     path = Path(p.output_dir) / CLUSTERS
@@ -127,10 +119,10 @@ def save_clusters(p: Kmeans, clusters: ClusterModel, sizes: Sequence[int]) -> No
 
 
 def summary(runs: Sequence[np.ndarray], num_clusters: int, classes: Sequence[str]) -> dict[str, Any]:
-    """The JSON entry of several runs, (classes, classes) pixel counts each, in percent.
+    """The JSON entry, in percent, of several runs, (classes, classes) pixel counts each.
 
-    'num_clusters'; means and standard deviations (None of one run) over the 'num_runs' runs: 'mIoU', 'std',
-    'accuracy', 'accuracy_std', ..., 'IoU' and 'IoU_std' {class: IoU}; 'runs': the results of each.
+    Means and standard deviations (None of one run) over the 'num_runs' runs: 'mIoU', 'std', 'accuracy',
+    'accuracy_std', ..., 'IoU' and 'IoU_std' {class: IoU}; 'runs' holds the results of each.
     """
     iou, present = np.array([*map(iou_of, runs)]), runs[0].sum(1) > 0
     scores = [{name: 100 * value for name, value in score_clusters(run).items()} for run in runs]
@@ -151,20 +143,18 @@ def evaluate(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray
              network: Mapping[str, Any]) -> Found:
     """Match clusters to classes and score them, over all runs and numbers of clusters.
 
-    Args:
-        fit: (M, D) prototypes that K-means is fitted on; None: those of the split.
-        network: see ``prototype_network``.
+    ``fit`` (M, D) are the prototypes that K-means is fitted on, None for those of the split; ``network`` is as of
+    ``prototype_network``.
     """
-    def match(run: Clustering) -> tuple[np.ndarray, np.ndarray]:
-        confusion = cluster_confusion(split.inside, split.outside, run.ids, len(run.centres))
-        labels = match_clusters(confusion, p.matching)
-        return labels, merge_clusters(confusion, labels)
-
     whitening, found = cluster(split.prototypes, [p.num_clusters, *p.overclustering], p.num_seeds, p.seed, fit,
                                'objects' if p.components else 'images')
-    matched = {count: [*map(match, runs)] for count, runs in found.items()}
-    entries = {count: summary([merged for _, merged in runs], count, dataset.classes)
-               for count, runs in matched.items()}
+    labels: dict[int, list[np.ndarray]] = {}
+    merged: dict[int, list[np.ndarray]] = {}
+    for count, runs in found.items():
+        confusions = [cluster_confusion(split.inside, split.outside, run.ids, count) for run in runs]
+        labels[count] = [match_clusters(confusion, p.matching) for confusion in confusions]
+        merged[count] = [*map(merge_clusters, confusions, labels[count])]
+    entries = {count: summary(runs, count, dataset.classes) for count, runs in merged.items()}
     entry = entries[p.num_clusters]
     for number, run in enumerate(entry['runs']):
         log.info('Run %d of %d (random_state %d):', number + 1, p.num_seeds, p.seed + number)
@@ -179,9 +169,10 @@ def evaluate(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray
     for point in curve:
         log.info('%d clusters: mIoU %.2f%s, pixel accuracy %.2f, NMI %.2f, ARI %.2f', point['num_clusters'],
                  point['mIoU'], _spread(point['std']), point['accuracy'], point['NMI'], point['ARI'])
-    first, (labels, merged) = found[p.num_clusters][0], matched[p.num_clusters][0]
-    return Found(ClusterModel(whitening, first.centres, labels, dataset.classes, network), first.ids,
-                 {'kmeans': entry, **({'overclustering': curve} if curve else {})}, {'kmeans': merged}, [])
+    first = found[p.num_clusters][0]
+    return Found(ClusterModel(whitening, first.centres, labels[p.num_clusters][0], dataset.classes, network), first.ids,
+                 {'kmeans': entry, **({'overclustering': curve} if curve else {})},
+                 {'kmeans': merged[p.num_clusters][0]}, [])
 
 
 def explore(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None,
@@ -211,25 +202,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     masks = None if p.saliency == 'network' else p.saliency
     model = build_prototype_model(p)
-    mean, std = model.backbone.mean, model.backbone.std
     dataset = open_images(p, p.val_db_name, p.val_split, None, masks)
-    labelled = dataset.truth is not None
-    loader = evaluation_loader(p, dataset, mean, std, p.num_visualizations if labelled else 0)
     to_device(model, device)
-    how: dict[str, Any] = {'features': p.features, 'from_network': masks is None,
-                           'min_component': p.min_component if p.components else None}
-    split = embed_split(model, loader, device, len(dataset.classes), keep_masks=True, **how).require_masks()
+
+    def embed(images: ImageSet, originals: int, keep_masks: bool) -> EmbeddedSplit:
+        loader = evaluation_loader(p, images, model.backbone.mean, model.backbone.std, originals)
+        return embed_split(model, loader, device, len(dataset.classes), p.features, masks is None, keep_masks,
+                           p.min_component if p.components else None).require_masks()
+
+    split, fit = embed(dataset, p.num_visualizations, True), None
     log.info('%d objects in %d images; %d have a mask', len(split), len(dataset),
              np.count_nonzero(split.prototypes.any(1)))
-    fit = None
     if p.fit_split not in (None, p.val_split):
-        others = open_images(p, p.val_db_name, p.fit_split, saliency=masks, skip=True)
-        fit_loader = evaluation_loader(p, others, mean, std)
-        fit = embed_split(model, fit_loader, device, len(dataset.classes), **how).require_masks().prototypes
+        fit = embed(open_images(p, p.val_db_name, p.fit_split, saliency=masks, skip=True), 0, False).prototypes
     if not distributed.leave():
         return
     network, output_dir = prototype_network(p, model), Path(p.output_dir)
-    clusters, ids, results, confusions, sheets = (evaluate if labelled else explore)(p, dataset, split, fit, network)
+    clusters, ids, results, confusions, sheets = (evaluate if dataset.truth else explore)(
+        p, dataset, split, fit, network)
     majority = np.where(split.inside.any(1), split.inside.argmax(1), -1)
     save_arrays(output_dir / 'prototypes.npz', prototypes=split.prototypes, image=split.image,
                 ids=np.array(dataset.ids), clusters=ids, labels=majority, classes=np.array(dataset.classes))

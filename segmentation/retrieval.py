@@ -9,14 +9,12 @@ memory.npz that an earlier run left in its output directory, whatever its ignore
 """
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
-
-import logging
 
 import numpy as np
 from PIL import Image
@@ -58,31 +56,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-class Protocol(NamedTuple):
-    """A way to score: ids of the classes that are ignored, in the memory and in val, and of those in the mean."""
-    ignored: list[int]
-    scored: list[int]
+def protocols_of(classes: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[list[int], list[int]]]:
+    """{task: ids of the classes that are ignored, in the memory and in val, and of those in the mean}.
 
-
-def protocols_of(classes: Sequence[str], ignored: Sequence[str]) -> dict[str, Protocol]:
-    """'retrieval' on all classes, and where some are ignored 'retrieval_<n>' on the n others, without background.
-
-    Raises:
-        UserError: a name is no class, or no class is left.
+    'retrieval' is on all classes and, where some are ignored, 'retrieval_<n>' on the n others, without background.
+    Raises UserError for a name that is no class, or if no class is left.
     """
     check_names(ignored, classes, 'ignore_classes')
-    protocols = {'retrieval': Protocol([], list(range(len(classes))))}
-    if ignored:
-        scored = [i for i, name in enumerate(classes) if i > 0 and name not in ignored]
-        if not scored:
-            raise UserError('ignore_classes leaves no class to retrieve; take some out.')
-        protocols[f'retrieval_{len(scored)}'] = Protocol([classes.index(name) for name in ignored], scored)
-    return protocols
+    every: tuple[list[int], list[int]] = ([], list(range(len(classes))))
+    if not ignored:
+        return {'retrieval': every}
+    scored = [i for i, name in enumerate(classes) if i > 0 and name not in ignored]
+    if not scored:
+        raise UserError('ignore_classes leaves no class to retrieve; take some out.')
+    return {'retrieval': every, f'retrieval_{len(scored)}': ([classes.index(name) for name in ignored], scored)}
 
 
-def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: ImageSet, predicted: np.ndarray,
-                    index: FeatureIndex, own: np.ndarray | None) -> Image.Image | None:
-    """Write ``neighbours.png`` if there is anything to draw and the index's images are here.
+def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: ImageSet, predicted: np.ndarray, index: FeatureIndex,
+                    own: np.ndarray | None) -> list[tuple[str, Image.Image]]:
+    """Name and picture of ``neighbours.png``, if there is anything to draw and the index's images are here.
 
     A row an object: its crop under its true and its predicted class, then the images of its neighbours.
     """
@@ -90,7 +82,7 @@ def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: ImageSet, predict
     images = Path(p.db_root) / index.db_name / 'images'
     if not len(shown) or not images.is_dir():
         log.info('No %s: %s', NEIGHBOURS_FILE, f'no folder {images}' if len(shown) else 'no object to draw')
-        return None
+        return []
     near = index.search(val.prototypes[shown], max(SHOWN, p.num_neighbours), None if own is None else own[shown])
     rows = []
     for i, neighbours in zip(shown, near, strict=True):
@@ -101,7 +93,7 @@ def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: ImageSet, predict
             for k in neighbours[neighbours >= 0]])
     picture = draw_rows(rows)
     save_image(picture, Path(p.output_dir) / NEIGHBOURS_FILE)
-    return picture
+    return [(NEIGHBOURS_FILE, picture)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,15 +103,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     masks = None if p.saliency == 'network' else p.saliency
     model = build_prototype_model(p)
-    mean, std = model.backbone.mean, model.backbone.std
     val_set = open_images(p, p.val_db_name, p.val_split, True, masks)
-    classes = val_set.classes
-    protocols = protocols_of(classes, p.ignore_classes)
+    classes, protocols = val_set.classes, protocols_of(val_set.classes, p.ignore_classes)
     network = prototype_network(p, model)
     to_device(model, device)
 
     def embed(images: ImageSet, keep_masks: bool) -> EmbeddedSplit:
-        loader = evaluation_loader(p, images, mean, std)
+        loader = evaluation_loader(p, images, model.backbone.mean, model.backbone.std)
         return embed_split(model, loader, device, len(classes), p.features, masks is None, keep_masks,
                            p.min_component if p.components else None, p.val_size).require_masks()
 
@@ -136,33 +126,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         if distributed.is_main():
             index.save(Path(p.output_dir) / 'memory.npz')
     log.info('The memory holds %d objects of dimension %d (%s)', len(index), index.prototypes.shape[1], index.made_by)
-    indices = {task: index.without(protocol.ignored) for task, protocol in protocols.items()}
+    indices = {task: index.without(ignored) for task, (ignored, _) in protocols.items()}
     val = embed(val_set, True)
     if not distributed.leave():
         return
-    own = None
-    if index.db_name == p.val_db_name:
-        own = np.array(val_set.ids)[val.image]
+    own = np.array(val_set.ids)[val.image] if index.db_name == p.val_db_name else None
+    if own is not None:
         warn_of_shared(val_set.ids, index.images, f'{p.val_db_name} {p.val_split}', 'the memory; an object takes no '
                        'class of its own image')
     results, confusions = {}, {}
     predicted = {task: found.nearest(val.prototypes, p.num_neighbours, own) for task, found in indices.items()}
     for task, (ignored, scored) in protocols.items():
-        confusions[task] = retrieval_confusion(val, predicted[task], ignored)
-        iou, names = iou_of(confusions[task])[scored], [classes[i] for i in scored]
-        present, count = confusions[task].sum(1)[scored] > 0, len(indices[task])
+        confusion = confusions[task] = retrieval_confusion(val, predicted[task], ignored)
         which = f'{len(ignored)} classes ignored, the mean of {len(scored)} without background' if ignored \
             else f'the mean of all {len(scored)} classes'
-        log.info('%s: %s; %d objects in the memory', task, which, count)
-        entry = iou_entry(iou, names, present)
+        log.info('%s: %s; %d objects in the memory', task, which, len(indices[task]))
+        entry = iou_entry(iou_of(confusion)[scored], [classes[i] for i in scored], confusion.sum(1)[scored] > 0)
         log_iou(entry)
-        results[task] = {**entry, 'memory': count, 'num_neighbours': p.num_neighbours,
+        results[task] = {**entry, 'memory': len(indices[task]), 'num_neighbours': p.num_neighbours,
                          'made_with': {**made_with_network(network, val_set), 'memory': index.made_by}}
-    results, drawn = save_results(results, Path(p.output_dir)), None
+    results, drawn = save_results(results, Path(p.output_dir)), []
     with warn_of_failure(NEIGHBOURS_FILE):
         drawn = draw_neighbours(p, val, val_set, predicted['retrieval'], index, own)
-    write_run_report(as_dict(p), 'Retrieval', results, classes, confusions,
-                     {} if drawn is None else {NEIGHBOURS: [(NEIGHBOURS_FILE, drawn)]})
+    write_run_report(as_dict(p), 'Retrieval', results, classes, confusions, {NEIGHBOURS: drawn})
 
 
 if __name__ == '__main__':

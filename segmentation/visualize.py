@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,31 +71,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def config_of(run: Path) -> Any:
-    """The config that a run left. Raises UserError if there is none, or it is damaged."""
-    content = read_config(run)
-    if content is None:
-        raise UserError(f'{run}/config.yml does not exist; give --run the output directory of kmeans.py or '
-                        'retrieval.py.')
-    return Config(content)
-
-
 class SavedObjects(NamedTuple):
-    """N objects of a run that have a mask.
-
-    prototypes: (N, D) float32 of unit length.
-    images: (N,) the ID of each one's image.
-    labels: (N,) class ids, -1 where unknown.
-    classes: their names.
-    clusters: (N,) cluster of each, from 0; None for a feature index.
-    masks: (N,) packed; None if the run kept none.
-    """
-    prototypes: np.ndarray
-    images: np.ndarray
-    labels: np.ndarray
+    """N objects of a run that have a mask."""
+    prototypes: np.ndarray  # (N, D) float32 of unit length
+    images: np.ndarray  # (N,) the ID of each one's image
+    labels: np.ndarray  # (N,) class ids, -1 where unknown
     classes: tuple[str, ...]
-    clusters: np.ndarray | None
-    masks: list[bytes] | None
+    clusters: np.ndarray | None  # (N,) cluster of each, from 0; None for a feature index
+    masks: list[bytes] | None  # packed; None if the run kept none
 
     def captions(self) -> tuple[list[str], np.ndarray, str]:
         """Name and palette entry of each object, and what they are of: 'class', or where none is known 'cluster'."""
@@ -113,8 +96,7 @@ class SavedObjects(NamedTuple):
 def read_objects(run: Path) -> SavedObjects:
     """Read prototypes.npz of kmeans.py or memory.npz of retrieval.py, whichever the run left, and the masks beside it.
 
-    Raises:
-        UserError: there is neither, or a file is damaged or of an earlier version, or the masks are of other objects.
+    Raises UserError if there is neither, a file is damaged or of an earlier version, or the masks are of other objects.
     """
     path = next((run / name for name in ('prototypes.npz', 'memory.npz') if (run / name).is_file()), None)
     if path is None:
@@ -130,44 +112,37 @@ def read_objects(run: Path) -> SavedObjects:
                         file['clusters'][seen] if clustered else None, masks and [masks[i] for i in seen])
 
 
-def images_of_run(p: Prototypes, memory: bool, model: Any) -> ImageSet:
-    """The images that the objects of a run are of, as they are decoded and as the network gets them."""
-    db_name, split = (p['memory_db_name'], p['memory_split']) if memory else (p.val_db_name, p.val_split)
-    images = open_images(p, db_name, split, None)
-    return images.transformed(EvaluationTransform(p.val_size, model.backbone.mean, model.backbone.std, images.ids))
-
-
 def crop_objects(saved: SavedObjects, dataset: ImageSet, indices: Iterable[int]) -> dict[int, np.ndarray]:
     """{object: its outlined crop (h, w, 3) uint8, or without a mask its whole image}.
 
-    Raises:
-        UserError: an image is not in the data set.
+    Raises UserError for an image that is not in the data set.
     """
-    numbers, crops, of_image = {name: i for i, name in enumerate(dataset.ids)}, {}, ''
-    for index in sorted(indices, key=lambda i: (saved.images[i], i)):  # each image is read once
-        name = str(saved.images[index])
+    numbers, crops = {name: i for i, name in enumerate(dataset.ids)}, {}
+    by_image = sorted(set(indices), key=lambda i: saved.images[i])
+    for name, members in groupby(by_image, key=lambda i: str(saved.images[i])):
         if name not in numbers:
             raise UserError(f'image {name} of the saved run is not in the split it was made of; restore it.')
-        if name != of_image:
-            image, of_image = dataset.load(numbers[name])['image'], name
-        mask = None if saved.masks is None else unpack(saved.masks[index])
-        crops[index] = thumbnail(image, PART) if mask is None else crop_object(image, resize_mask(
-            mask, *image.shape[1::-1]))
+        image = dataset.load(numbers[name])['image']
+        for index in members:
+            crops[index] = thumbnail(image, PART) if saved.masks is None else crop_object(
+                image, resize_mask(unpack(saved.masks[index]), *image.shape[1::-1]))
     return crops
 
 
-def draw_embedding(model: Any, dataset: ImageSet, features: str, count: int, device: torch.device) -> Image.Image:
+def draw_embedding(p: Prototypes, model: Any, dataset: ImageSet, count: int, device: torch.device) -> Image.Image:
     """Some images, each beside its features' three main directions and its ground truth, if it has any."""
-    samples = [dataset[i] for i in evenly(np.arange(len(dataset)), count)]
+    prepare = EvaluationTransform(p.val_size, model.backbone.mean, model.backbone.std)
+    samples, maps, panels = [dataset.load(i) for i in evenly(np.arange(len(dataset)), count)], [], []
     with torch.inference_mode():
-        maps = [F.normalize(model.maps(to_device(sample['image'][None], device))[features].float(), dim=1).cpu().numpy()
-                for sample in samples]
-    panels = []
+        for sample in samples:
+            found = model.maps(to_device(prepare(sample)['image'][None], device))[p.features]
+            maps.append(F.normalize(found.float(), dim=1).cpu().numpy())
     for sample, colours in zip(samples, pca_colours(np.concatenate(maps)), strict=True):
-        image = thumbnail(sample['original'], PART)
-        truth = [sample[name] for name in ('semseg',) if name in sample]
-        panels.append(np.array(panel([image, cv2.resize(colours, image.shape[1::-1]), *truth],
-                                     ['image', 'embedding', 'ground truth'][:2 + len(truth)])))
+        image = thumbnail(sample['image'], PART)
+        parts = {'image': image, 'embedding': cv2.resize(colours, image.shape[1::-1])}
+        if 'semseg' in sample:
+            parts['ground truth'] = sample['semseg']
+        panels.append(np.array(panel(list(parts.values()), list(parts))))
     return montage(panels, 2)
 
 
@@ -183,7 +158,11 @@ def cluster_caption(saved: SavedObjects, members: np.ndarray, cluster: int) -> s
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    p = config_of(args.run)
+    config = read_config(args.run)
+    if config is None:
+        raise UserError(f'{args.run}/config.yml does not exist; give --run the output directory of kmeans.py or '
+                        'retrieval.py.')
+    p: Any = Config(config)
     saved = read_objects(args.run)
     count, dim = saved.prototypes.shape
     if count < 3 or dim < 2:
@@ -196,7 +175,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = pick_device(args.device)
     allow_tf32(p.get('val_tf32', False))
     model = build_prototype_model(p)
-    dataset = images_of_run(p, saved.clusters is None, model)
+    name, split = (p.memory_db_name, p.memory_split) if saved.clusters is None else (p.val_db_name, p.val_split)
+    dataset = open_images(p, name, split, None)
     to_device(model, device)
 
     points = np.arange(count)
@@ -208,19 +188,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     near = search(saved.prototypes[first], saved.prototypes, NEIGHBOURS, saved.images[first], saved.images)
     rows = [[index, *others[others >= 0]] for index, others in zip(first, near, strict=True)]
     members = {} if saved.clusters is None else {int(k): saved.members(k) for k in np.unique(saved.clusters)}
-    typical = {k: found[:TYPICAL] for k, found in members.items()}
-    crops = crop_objects(saved, dataset, {*points[drawn], *chain(*rows), *chain(*typical.values())})
+    crops = crop_objects(saved, dataset, chain(points[drawn], *rows, *(found[:TYPICAL] for found in members.values())))
 
     names, colours, kind = saved.captions()
     pictures = {
         'map': to_image(partial(draw_map, places, axes, colours[points], [names[i] for i in points],
                                 {i: crops[points[i]] for i in drawn}, kind)),
-        'embedding': draw_embedding(model, dataset, p.features, args.images, device),
+        'embedding': draw_embedding(p, model, dataset, args.images, device),
         'neighbours': draw_rows([[(crops[i], names[i]) for i in row] for row in rows])}
-    sheets = {k: montage([fit(crops[i]) for i in found], COLUMNS) for k, found in typical.items()}
-    for name, picture in (*pictures.items(), *((f'clusters/cluster_{k + 1}', sheet) for k, sheet in sheets.items())):
+    sheets = {k: montage([fit(crops[i]) for i in found[:TYPICAL]], COLUMNS) for k, found in members.items()}
+    for name, picture in (pictures | {f'clusters/cluster_{k + 1}': sheet for k, sheet in sheets.items()}).items():
         save_image(picture, output / f'{name}.png')
-    truth = page.class_colours(dataset.classes) | page.IGNORED if 'semseg' in dataset.load(0) else {}
+    truth = {} if dataset.truth is None else page.class_colours(dataset.classes) | page.IGNORED
     blocks = [page.pictures(title, [(f'{name}.png', pictures[name])], text, truth if name == 'embedding' else {})
               for name, title, text in TEXTS]
     if sheets:

@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.loaders import open_images
 from segmentation import kmeans, retrieval, visualize
 from segmentation.figures import project, spread
 from segmentation.objects import unpack
 from segmentation.visualize import crop_objects, read_objects
 from tests.colours import CLASSES, MIDDLE, RGB, SIDE, ColourModel, runner, write_image, write_lists
 from tests.test_utils_report_run import Page
+from utils.config.load import Config
+from utils.config.saved import read_config
 from utils.run.errors import UserError
 
 LEFT, RIGHT = (slice(8, 24), slice(0, 12)), (slice(8, 24), slice(20, 32))
@@ -103,7 +106,7 @@ def test_masks_are_those_of_the_prototypes_or_there_are_none(run, tmp_path: Path
     assert 'No masks.npz: whole images are shown in place of objects' in capsys.readouterr().out
     assert np.asarray(Image.open(folder / 'visualize' / 'neighbours.png')).std() > 0
     saved = read_objects(folder)
-    images = visualize.images_of_run(visualize.config_of(folder), False, ColourModel())
+    images = open_images(Config(read_config(folder)), 'Colours', 'val')
     assert crop_objects(saved, images, [0])[0].shape == (SIDE, SIDE, 3)
     images.ids.remove('red_0')
     with pytest.raises(UserError, match='image red_0 of the saved run is not in the split it was made of; restore it'):
