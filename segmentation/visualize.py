@@ -48,11 +48,10 @@ from utils.run.script import run_script
 
 ROWS, NEIGHBOURS = 12, 5  # of neighbours.png
 TYPICAL, COLUMNS = 12, 6  # objects of a cluster, and in a row
-TEXTS = (('map', 'Map of the prototypes', 'Objects with like embeddings stand near each other; one mean direction of '
-                                          'the pixels of its mask an object.'),
-         ('embedding', 'Pixel embeddings as colours', 'Their three main directions as red, green and blue.'),
-         ('neighbours', 'Nearest neighbours', 'A row an object, first, and those of other images whose prototypes have '
-                                              'the greatest cosine.'))
+TEXTS = (
+    ('map', 'Map of the prototypes', 'Objects with like embeddings, mean directions over their masks, stand near.'),
+    ('embedding', 'Pixel embeddings as colours', 'Their three main directions as red, green and blue.'),
+    ('neighbours', 'Nearest neighbours', 'A row an object, first, and those of other images of greatest cosine.'))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -65,9 +64,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0, help='of t-SNE and of the choice of thumbnails')
     parser.add_argument('--device', choices=DEVICES, default='auto', help='where the network runs')
     args = parser.parse_args(argv)
-    for name, value in (('--images', args.images), ('--thumbnails', args.thumbnails)):
-        if value < 1:
-            raise UserError(f'{name} is {value}; give 1 or more.')
+    if min(args.images, args.thumbnails) < 1:
+        raise UserError('--images and --thumbnails must be 1 or more.')
     return args
 
 
@@ -113,10 +111,7 @@ def read_objects(run: Path) -> SavedObjects:
 
 
 def crop_objects(saved: SavedObjects, dataset: ImageSet, indices: Iterable[int]) -> dict[int, np.ndarray]:
-    """{object: its outlined crop (h, w, 3) uint8, or without a mask its whole image}.
-
-    Raises UserError for an image that is not in the data set.
-    """
+    """{object: its outlined crop (h, w, 3) uint8, or without masks its image}. Raises UserError for a lost image."""
     numbers, crops = {name: i for i, name in enumerate(dataset.ids)}, {}
     by_image = sorted(set(indices), key=lambda i: saved.images[i])
     for name, members in groupby(by_image, key=lambda i: str(saved.images[i])):
