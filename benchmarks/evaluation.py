@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import torch
 
-from data.transforms import resize_mask
+from data.transforms import resize_mask, split_mask
 from data.voc import VOC_CLASSES, VOID
 from models.crf import crf_in_workers, dense_crf
 from segmentation.clustering import (
@@ -36,7 +36,6 @@ from segmentation.clustering import (
 )
 from segmentation.feature_index import FeatureIndex
 from segmentation.metrics import confusion_matrix, iou_of
-from segmentation.objects import split_mask
 from utils.config.cli import ArgumentParser
 from utils.run.parallel import available_cores, in_threads
 from utils.run.script import run_script

@@ -57,6 +57,21 @@ def resize_mask(mask: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
 
 
+def split_mask(mask: np.ndarray, min_component: float | None = None) -> tuple[np.ndarray, int]:
+    """A mask (H, W) uint8 in {0, 1} -> (H, W) unsigned integers, 0 outside and 1..n in its objects, and n.
+
+    An object is a connected component (8 neighbours) of at least ``min_component``, as a share of the image; with
+    None it is the whole mask.
+    """
+    if min_component is None:
+        return mask, 1
+    _, segments, stats, _ = cv2.connectedComponentsWithStats(mask)
+    kept = stats[:, cv2.CC_STAT_AREA] >= min_component * mask.size
+    kept[0] = False  # segment 0 is what lies outside
+    count = int(kept.sum())
+    return (np.cumsum(kept) * kept).astype(np.min_scalar_type(count))[segments], count
+
+
 class LinearTrainTransform:
     """Training transform of the linear classifier: flip, one affine map about the centre, resize.
 

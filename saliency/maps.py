@@ -4,6 +4,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from data.transforms import split_mask
+
 SMALLEST = 0.01  # segment of a mask, as a share of the image
 SURE = 0.999  # probability at which a map that is 0 or 1 enters the CRF
 
@@ -49,8 +51,5 @@ def binarise(saliency: np.ndarray) -> np.ndarray | None:
 
     (H, W) bool, or None when nothing is left: the image is to be left out (ICCV 2021, supplementary material).
     """
-    _, segments, stats, _ = cv2.connectedComponentsWithStats((saliency > 0.5).astype(np.uint8))
-    keep = stats[:, cv2.CC_STAT_AREA] >= SMALLEST * saliency.size
-    keep[0] = False  # segment 0 is what is not salient
-    mask = keep[segments]
-    return mask if mask.any() else None
+    segments, count = split_mask((saliency > 0.5).astype(np.uint8), SMALLEST)
+    return segments > 0 if count else None

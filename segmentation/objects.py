@@ -7,12 +7,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.transforms import resize_mask
+from data.transforms import resize_mask, split_mask
 from models.prototypes import weighted_prototypes
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, resize
 from segmentation.metrics import confusion_matrix
@@ -34,21 +33,6 @@ class Objects(NamedTuple):
     ids: np.ndarray  # (h, w) integers, 0 outside and 1..n in the objects; (S, S), or as a precomputed mask
     prototypes: np.ndarray  # (n, D) of unit length, zero where the mask is empty
     scores: Tensor  # (S, S) raw saliency scores, or a single 1 for a precomputed mask
-
-
-def split_mask(mask: np.ndarray, min_component: float | None = None) -> tuple[np.ndarray, int]:
-    """A mask (H, W) uint8 in {0, 1} -> (H, W) unsigned integers, 0 outside and 1..n in its objects, and n.
-
-    An object is a connected component (8 neighbours) of at least ``min_component``, as a share of the image; with
-    None it is the whole mask.
-    """
-    if min_component is None:
-        return mask, 1
-    _, segments, stats, _ = cv2.connectedComponentsWithStats(mask)
-    kept = stats[:, cv2.CC_STAT_AREA] >= min_component * mask.size
-    kept[0] = False  # segment 0 is what lies outside
-    count = int(kept.sum())
-    return (np.cumsum(kept) * kept).astype(np.min_scalar_type(count))[segments], count
 
 
 @torch.inference_mode()

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from data.transforms import split_mask
 from models.segmentation import resize
-from segmentation.objects import embed_split, pack, read_masks, save_masks, split_mask, unpack
+from segmentation.objects import embed_split, pack, read_masks, save_masks, unpack
 from tests.colours import SIDE, ColourModel, loader_of, random_blobs
 from utils.run.errors import UserError
 
