@@ -10,30 +10,19 @@ experiments/voc_animals.py in the same --output among them. Writes ablations.md,
 """
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
+from experiments import voc_animals
 from experiments.runner import overrides_of
-from experiments.voc_animals import (
-    CONFIGS,
-    INITIAL,
-    METRICS,
-    STARTS,
-    Experiment,
-    Row,
-    add_experiment_arguments,
-    mean_and_deviation,
-    shown,
-)
-from utils.config.cli import ArgumentParser
+from experiments.voc_animals import ALL, INITIAL, METRICS, Model, Row, Scores
 from utils.config.load import load_config
 from utils.config.schema import Pretrain
 from utils.report.plots import line_panels, to_image
-from utils.report.tables import csv_text, markdown
+from utils.report.tables import csv_text
 from utils.run.errors import UserError
 from utils.run.files import save_image, write_text
 from utils.run.script import run_script
@@ -42,36 +31,34 @@ WHOLE = ('augmentation_kwargs.scale=[1.0, 1.0]', 'augmentation_kwargs.jitter_pro
          'augmentation_kwargs.grey_probability=0.0', 'augmentation_kwargs.flip_probability=0.0')  # both views the image
 NO_BANK, NO_MOMENTUM = 'moco_kwargs.K=0', 'moco_kwargs.m=0.0'
 FROM_IMAGENET = 'initial weights, nothing frozen'
+EMBEDDING = {('embedding', 'given'): ALL}  # what is scored of a variant
 SHOWN = [metric for metric in METRICS if 'CRF' not in metric]
 
 
-class Variant(NamedTuple):
-    """A pretraining with overrides '[task.]key=value'; without any it is the one that all others are compared with.
-
-    name: of its folder and row; those without one share the runs of experiments/voc_animals.py.
-    """
-    name: str = ''
-    overrides: tuple[str, ...] = ()
-    masks: str = 'supervised'
+def variant(name: str, *overrides: str) -> Model:
+    """What a pretraining with overrides '[task.]key=value' learns; its folder and rows have the same name."""
+    return Model(name, name, 'supervised', overrides, EMBEDDING, crf=False)
 
 
-def sweep(name: str, key: str, values: Sequence[float]) -> dict[str, Variant]:
+def sweep(name: str, key: str, values: Sequence[float]) -> dict[str, Model]:
     """A variant for each value of a key."""
-    return {str(value): Variant(f'{name}_{value}', (f'{key}={value}',)) for value in values}
+    return {str(value): variant(f'{name}_{value}', f'{key}={value}') for value in values}
 
 
-FULL, UNFROZEN = Variant(), Variant('frozen_none', ('freeze_layers=false',))
-GROUPS: dict[str, dict[str, Variant]] = {
+# the whole method, from the runs of experiments/voc_animals.py
+FULL, UNSUPERVISED = (Model(f'{masks} masks', masks, masks, protocols=EMBEDDING) for masks in (
+    'supervised', 'unsupervised'))
+UNFROZEN = variant('frozen_none', 'freeze_layers=false')
+GROUPS: dict[str, dict[str, Model]] = {
     'temperature T': sweep('T', 'moco_kwargs.T', (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)),
     'bank size K': sweep('K', 'moco_kwargs.K', (64, 128, 256, 512, 1024)),
     'parts left out': {
-        'none': FULL, 'momentum\nencoder': Variant('no_momentum', (NO_MOMENTUM,)),
-        'bank': Variant('K_0', (NO_BANK,)), 'augmented\nviews': Variant('no_views', WHOLE),
-        'all three': Variant('no_parts', (NO_MOMENTUM, NO_BANK, *WHOLE))},
-    'masks': {'supervised': FULL, 'unsupervised': Variant(masks='unsupervised')},
+        'none': FULL, 'momentum encoder': variant('no_momentum', NO_MOMENTUM), 'bank': variant('K_0', NO_BANK),
+        'augmented views': variant('no_views', *WHOLE), 'all three': variant('no_parts', NO_MOMENTUM, NO_BANK, *WHOLE)},
+    'masks': {'supervised': FULL, 'unsupervised': UNSUPERVISED},
     FROM_IMAGENET: {
-        'ImageNet': UNFROZEN, 'random': Variant('random', ('freeze_layers=false', 'pretrain.pretraining=none'))},
-    'frozen stages': {'nothing': UNFROZEN, **{'stem' if n == '0' else f'stem, {n}': variant for n, variant in
+        'ImageNet': UNFROZEN, 'random': variant('random', 'freeze_layers=false', 'pretrain.pretraining=none')},
+    'frozen stages': {'nothing': UNFROZEN, **{'stem' if n == '0' else f'stem, {n}': model for n, model in
                                               sweep('frozen', 'freeze_layers', (0, 2, 4, 6, 7)).items()}},
     'dimension of the embedding': sweep('ndim', 'model_kwargs.ndim', (4, 8, 16, 32)),
     'learning rate': sweep('lr', 'pretrain.optimizer_kwargs.lr', (0.004, 0.02, 0.05, 0.1)),
@@ -79,74 +66,65 @@ GROUPS: dict[str, dict[str, Variant]] = {
 }
 
 
-def groups_of(start: str, chosen: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, Variant]]:
+def groups_of(start: str, chosen: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, Model]]:
     """The chosen groups; a variant that changes nothing in the config of a start, with the overrides given, is FULL.
 
-    Raises:
-        UserError: they compare random with ImageNet weights, and the start has none.
+    Raises UserError if they compare random with ImageNet weights, and the start has none.
     """
     if not start.startswith('imagenet') and FROM_IMAGENET in chosen:
         raise UserError(f'--start {start} has no ImageNet weights for the group "{FROM_IMAGENET}"; choose another '
                         'start, or --groups without it.')
 
-    def config(variant: Variant) -> str:
-        path = str(CONFIGS / start / f'pretrain_{variant.masks}.yml')
-        overrides = ['root_dir=.', 'db_root=.', *overrides_of('pretrain', [*given, *variant.overrides])]
+    def config(model: Model) -> str:
+        path = str(voc_animals.CONFIGS / start / f'pretrain_{model.masks}.yml')
+        overrides = ['root_dir=.', 'db_root=.', *overrides_of('pretrain', [*given, *model.overrides])]
         return json.dumps(load_config('configs/env.yml', path, Pretrain, overrides), sort_keys=True)  # 0 is not false
-    return {group: {label: FULL if config(variant) == config(FULL) else variant
-                    for label, variant in GROUPS[group].items()} for group in chosen}
+    return {group: {label: FULL if config(model) == config(FULL) else model
+                    for label, model in GROUPS[group].items()} for group in chosen}
 
 
-def write(experiment: Experiment, start: str, groups: dict[str, dict[str, Variant]]) -> None:
-    """The table in Markdown and as CSV, and the plot, of what is finished, on given masks."""
-    def values(model: str, features: str) -> dict[str, list[float]]:
-        found = {metric: experiment.values(Row(start, model, features, 'given', 'animals'), metric) for metric in SHOWN}
-        return {metric: some for metric, some in found.items() if some}
+def write(root: Path, rows: Mapping[tuple[str, str], Row], scores: Scores) -> str:
+    """Write the table, which it gives, in Markdown and as CSV, and the plot, of what is finished.
 
-    found = {}
-    for group, variants in groups.items():
-        of_group = {label: values(variant.name or f'{variant.masks} masks', 'embedding')
-                    for label, variant in variants.items()}
-        if sum(map(bool, of_group.values())) > 1:  # else there is nothing to compare
-            found[group] = {label: some for label, some in of_group.items() if some}
-    before = {INITIAL: {features: values(INITIAL, features) for features in ('backbone', 'embedding')}}
-    rows = [(group, label.replace('\n', ' '), some) for group, of_group in {**before, **found}.items()
-            for label, some in of_group.items()]
-    text = markdown(['ablation', 'variant', *SHOWN], [
-        [group, label, *(shown(some.get(metric, [])) for metric in SHOWN)] for group, label, some in rows])
-    write_text(experiment.root / 'ablations.md', text)
-    write_text(experiment.root / 'ablations.csv', csv_text(['ablation', 'variant', 'metric', 'mean', 'std', 'count'], [
-        [group, label, metric, *mean_and_deviation(of_seeds), len(of_seeds)]
-        for group, label, some in rows for metric, of_seeds in some.items()]))
-    if found:
-        panels = {group: {metric: [(place, *mean_and_deviation(some[metric]))
-                                   for place, some in enumerate(of_group.values()) if metric in some]
-                          for metric in SHOWN} for group, of_group in found.items()}
-        best = {metric: experiment.stronger(start, metric) for metric in SHOWN}
-        save_image(to_image(partial(line_panels, panels, '', 'mIoU, %', {group: list(of_group) for group, of_group
-                                                                         in found.items()},
-                                    {metric: one[0] for metric, one in best.items() if one is not None})),
-                   experiment.root / 'ablations.png')
-    print(f'\nmIoU in percent\n\n{text}\nWritten to {experiment.root}')
+    ``rows`` are those of (group, label), the baselines among them.
+    """
+    cells = {(place, metric): scores[row, metric, 'mIoU'] for place, row in rows.items() for metric in SHOWN
+             if (row, metric, 'mIoU') in scores}
+    labels = {group: list(dict.fromkeys(label for (of, label), _ in cells if of == group)) for group, _ in rows}
+    compared = {group: of for group, of in labels.items() if group != INITIAL.name and len(of) > 1}
+    cells = {place: score for place, score in cells.items() if place[0][0] in (INITIAL.name, *compared)}
+    text = voc_animals.pivot(cells, SHOWN, ('ablation', 'variant'))
+    write_text(root / 'ablations.md', text)
+    write_text(root / 'ablations.csv', csv_text(['ablation', 'variant', 'metric', 'mean', 'std', 'count'],
+                                                [[*place, metric, *score] for (place, metric), score in cells.items()]))
+    if compared:
+        panels = {group: {metric: [(x, *cells[(group, label), metric][:2]) for x, label in enumerate(of)
+                                   if ((group, label), metric) in cells] for metric in SHOWN}
+                  for group, of in compared.items()}
+        ticks = {group: [label.replace(' ', '\n') for label in of] for group, of in compared.items()}
+        best = {metric: voc_animals.stronger(scores, next(iter(rows.values())), metric) for metric in SHOWN}
+        levels = {metric: score.mean for metric, score in best.items() if score is not None}
+        save_image(to_image(partial(line_panels, panels, '', 'mIoU, %', ticks, levels)), root / 'ablations.png')
+    return text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(__doc__)
-    add_experiment_arguments(parser)
-    parser.add_argument('--start', choices=STARTS, default='imagenet',
+    parser = voc_animals.experiment_parser(__doc__)
+    parser.add_argument('--start', choices=voc_animals.STARTS, default='imagenet',
                         help='what all variants differ from, a folder of configs/voc_animals (default: %(default)s)')
     parser.add_argument('--groups', nargs='+', choices=tuple(GROUPS), default=list(GROUPS),
                         help='which ablations (default: all)')
     args = parser.parse_args(argv)
-    experiment = Experiment(args)
+    experiment = voc_animals.Experiment(args)
     groups = groups_of(args.start, args.groups, args.overrides)
     for seed in args.seeds:  # a table after each seed
-        experiment.baselines(args.start, seed)
-        for variant in dict.fromkeys(variant for variants in groups.values() for variant in variants.values()):
-            experiment.trained(args.start, seed, variant.masks, variant.name, variant.overrides, predicted=False)
+        rows = {(INITIAL.name, row.features): row for row in experiment.add(args.start, seed, INITIAL)}
+        for group, models in groups.items():
+            rows |= {(group, label): experiment.add(args.start, seed, model)[0] for label, model in models.items()}
         if not args.list or seed == args.seeds[-1]:
             experiment.run(experiment.steps, list_only=args.list)
-            write(experiment, args.start, groups)
+            text = write(experiment.root, rows, experiment.scores())
+            print(f'\nmIoU in percent\n\n{text}\nWritten to {experiment.root}')
 
 
 if __name__ == '__main__':

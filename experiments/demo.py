@@ -12,18 +12,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from experiments.runner import Chain, Step
-from experiments.voc_animals import crf_flags
+from experiments.runner import Chain, Step, crf_flags
 from utils.config.cli import ArgumentParser
 from utils.config.paths import REPOSITORY
 from utils.run.script import run_script
 
-BEFORE, AFTER = 'pretraining=pretrain_before/checkpoint.pth.tar', 'pretraining=pretrain/checkpoint.pth.tar'
 EXACT = 'saliency=supervised_model'  # the exact masks; by default those that the network predicts
-PROTOTYPES = {'before-embedding': (BEFORE, EXACT), 'before-backbone': (BEFORE, EXACT, 'features=backbone'),
-              'after-given': (AFTER, EXACT), 'after': (AFTER,)}
-COLUMNS = {'before': ('linear-before-eval', *(f'{task}-before-{features}' for task in ('kmeans', 'retrieval')
-                                              for features in ('embedding', 'backbone'))),
+READ = {'before': {'-embedding': (EXACT,), '-backbone': (EXACT, 'features=backbone')},
+        'after': {'-given': (EXACT,), '': ()}}  # {encoder: {suffix of a folder: overrides}} of K-means and retrieval
+COLUMNS = {'before': ('linear-before-eval', 'kmeans-before-embedding', 'kmeans-before-backbone',
+                      'retrieval-before-embedding', 'retrieval-before-backbone'),
            'after': ('linear-after-eval', 'kmeans-after-given', 'retrieval-after-given'),
            'after, with its own masks': ('kmeans-after', 'retrieval-after')}
 NOTE = ('The same encoder before and after pretraining without labels. Before: the better of its embedding and its '
@@ -31,55 +29,51 @@ NOTE = ('The same encoder before and after pretraining without labels. Before: t
         'always right); the last column has the masks that the trained network predicts.')
 
 
-def pretraining_steps(chain: Chain, drawing: Sequence[str]) -> tuple[Step, Step, Step]:
-    """The data set, the pretraining, and the encoder before it.
+def plan(chain: Chain, drawing: Sequence[str]) -> tuple[list[Step], list[Step]]:
+    """The data set and the encoder before and after its pretraining; the protocols on both.
 
-    Args:
-        drawing: arguments of experiments/shapes.py.
+    ``drawing`` are arguments of experiments/shapes.py.
     """
     draw = Step('data', ('experiments/shapes.py', '--output', str(chain.db_root / 'Shapes'), *drawing))
-    config = 'configs/demo/pretrain.yml'
-    return draw, chain.step('pretrain', config, 'pretrain', needs=(draw,)), chain.step(
-        'pretrain', config, 'pretrain_before', ['epochs=0'], (draw,))
-
-
-def protocol_steps(chain: Chain, pretrained: Step, before: Step) -> list[Step]:
-    steps, config, crf = [], 'configs/demo/linear_finetune.yml', crf_flags()
-    for name, weights, needed in (('before', BEFORE, before), ('after', AFTER, pretrained)):
-        trained = chain.step('linear', config, f'linear-{name}', (weights,), (needed,))
-        best = chain.root / trained.folder / 'best_model.pth.tar'
-        steps += [trained, chain.step('linear', config, f'linear-{name}-eval', (), (trained,),
-                                      ('--state-dict', str(best), *crf), 'segmentation/eval.py')]
-    for task in ('kmeans', 'retrieval'):
-        steps += [chain.step(task, f'configs/demo/{task}.yml', f'{task}-{name}', overrides,
-                             (before if BEFORE in overrides else pretrained,))
-                  for name, overrides in PROTOTYPES.items()]
-    return steps
+    config, linear, crf = 'configs/demo/pretrain.yml', 'configs/demo/linear_finetune.yml', crf_flags()
+    encoders = {'before': chain.step('pretrain', config, 'pretrain_before', ['epochs=0'], (draw,)),
+                'after': chain.step('pretrain', config, 'pretrain', needs=(draw,))}
+    steps = []
+    for name, encoder in encoders.items():
+        weights = f'pretraining={encoder.folder}/checkpoint.pth.tar'
+        trained = chain.step('linear', linear, f'linear-{name}', [weights], (encoder,))
+        best = ('--state-dict', str(chain.root / trained.folder / 'best_model.pth.tar'), *crf)
+        steps += [trained, chain.step('linear', linear, f'linear-{name}-eval', (), (trained,), best,
+                                      'segmentation/eval.py')]
+        steps += [chain.step(task, f'configs/demo/{task}.yml', f'{task}-{name}{suffix}', [weights, *read], (encoder,))
+                  for task in ('kmeans', 'retrieval') for suffix, read in READ[name].items()]
+    return [draw, *encoders.values()], steps
 
 
 def table(root: Path) -> list[str]:
-    """The call of segmentation/table.py."""
-    words = [word for name, folders in COLUMNS.items()
-             for word in ('--column', name, *(str(root / folder) for folder in folders))]
-    return ['segmentation/table.py', '--output', str(root), '--pictures', str(root / 'kmeans-after' / 'visualizations'),
-            '--pretraining', str(root / 'pretrain'), '--note', NOTE, *words]
+    """The call that joins the results."""
+    words = ['segmentation/table.py', '--output', str(root), '--pretraining', str(root / 'pretrain'), '--note', NOTE,
+             '--pictures', str(root / 'kmeans-after' / 'visualizations')]
+    for name, folders in COLUMNS.items():
+        words += ['--column', name, *(str(root / folder) for folder in folders)]
+    return words
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument('--output', type=Path, default=Path('results/demo'), help='folder of all of it (default: '
-                                                                                  '%(default)s)')
+    parser.add_argument('--output', type=Path, default=Path('results/demo'),
+                        help='folder of all of it (default: %(default)s)')
     parser.add_argument('--images', type=int, nargs=2, metavar=('TRAIN', 'VAL'), help='how many to draw')
     parser.add_argument('--set', dest='overrides', metavar='[TASK.]KEY=VALUE', nargs='+', action='extend', default=[],
                         help='override a key in every script that has it, or in that of one task alone')
     args = parser.parse_args(argv)
     drawing = ['--train', str(args.images[0]), '--val', str(args.images[1])] if args.images else []
     chain = Chain(args.output, args.output / 'data', args.overrides, 'configs/demo/env.yml')
-    steps = pretraining_steps(chain, drawing)
+    first, protocols = plan(chain, drawing)
     print('== Drawing the data set, and pretraining without labels', flush=True)
-    chain.run(steps)
+    chain.run(first)
     print(f'== The protocols before and after pretraining, two at a time (output: {args.output}/*/output.txt)')
-    chain.run(protocol_steps(chain, *steps[1:]), jobs=2)
+    chain.run(protocols, jobs=2)
     print('== Before and after pretraining', flush=True)
     if code := subprocess.call([sys.executable, *table(chain.root)], cwd=REPOSITORY):
         raise SystemExit(code)

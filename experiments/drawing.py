@@ -9,14 +9,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-SCALE = 2  # objects are drawn this much larger and then reduced, for smooth edges
-
 Array = np.ndarray
 Generator = np.random.Generator
+SCALE = 2  # objects are drawn this much larger and then reduced, for smooth edges
 
 
 def regular(radii: list[float], start: float = -np.pi / 2) -> Array:
-    """Polygon (N x 2) whose corners lie at equal angles and the given radii."""
+    """Polygon (N, 2) whose corners lie at equal angles and the given radii."""
     angles = start + 2 * np.pi * np.arange(len(radii)) / len(radii)
     return np.stack([np.cos(angles), np.sin(angles)], 1) * np.array(radii)[:, None]
 
@@ -30,20 +29,19 @@ FISH = np.concatenate([np.stack([0.72 * np.cos(OPEN) - 0.28, 0.62 * np.sin(OPEN)
 HOUSE = np.array([(0, -1), (1, -0.25), (0.8, -0.25), (0.8, 0.85), (-0.8, 0.85), (-0.8, -0.25), (-1, -0.25)])
 
 
-def scales(x: Array, y: Array, step: float = 0.4) -> Array:
-    """Rows of arcs, each row shifted by half an arc."""
-    column = np.floor(x / (step / 2))
-    across = (y + (column % 2) * step / 2) % step - step / 2
-    return np.abs(np.hypot(x - column * step / 2 - step / 2, across) - step / 2) < 0.05
+def scales(x: Array, y: Array) -> Array:
+    column = np.floor(x / 0.2)
+    across = (y + column % 2 * 0.2) % 0.4 - 0.2
+    return np.abs(np.hypot(x - column * 0.2 - 0.2, across) - 0.2) < 0.05
 
 
-def bricks(x: Array, y: Array, height: float = 0.3, width: float = 0.56) -> Array:
-    row = np.floor(y / height)
-    return ((y / height) % 1 < 0.26) | (((x + (row % 2) * width / 2) / width) % 1 < 0.14)
+def bricks(x: Array, y: Array) -> Array:
+    row = np.floor(y / 0.3)
+    return ((y / 0.3) % 1 < 0.26) | (((x + row % 2 * 0.28) / 0.56) % 1 < 0.14)
 
 
 class Kind(NamedTuple):
-    """One object class: its outline (N x 2, within the square -1..1) and pattern (x, y -> where the strokes are)."""
+    """An object class: its outline (N, 2) within the square -1..1, and its pattern, (x, y) -> where it is dark."""
     outline: Array
     pattern: Callable[[Array, Array], Array]
 
@@ -61,47 +59,52 @@ KINDS = {
 CLASSES = ['background', *KINDS]
 
 
-def _colour(rng: Generator, low: float, high: float, saturation: float = 0.35) -> Array:
-    """A random colour (3 floats, 0..1) of any hue with a brightness within low..high."""
-    hsv = np.array([[[rng.uniform(0, 360), rng.uniform(0.05, saturation), rng.uniform(low, high)]]], np.float32)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]
+def _colour(rng: Generator, low: float, high: float) -> Array:
+    """A random colour (3,), 0..1, of any hue with a brightness within low..high."""
+    hsv = rng.uniform((0, 0.05, low), (360, 0.35, high)).astype(np.float32)
+    return cv2.cvtColor(hsv[None, None], cv2.COLOR_HSV2RGB)[0, 0]
 
 
 def smooth_noise(rng: Generator, height: int, width: int, cells: int, channels: int = 1) -> Array:
-    """Smooth noise, H x W x channels, about -1..1: a coarse grid of random values, enlarged."""
+    """A coarse grid of random values, enlarged: (H, W, channels), about -1..1."""
     grid = rng.uniform(-1, 1, (cells, cells, channels)).astype(np.float32)
     return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, channels)
 
 
 def _patchwork(rng: Generator, height: int, width: int, low: float, high: float) -> Array:
-    """Colours of many hues that run into each other, H x W x 3: no hue marks the whole of an object or ground.
-
-    Else the hue would tell images apart so well that learning to do so would stop at colour.
-    """
-    grid = np.stack([_colour(rng, low, high) for _ in range(9)]).reshape(3, 3, 3)
+    """Colours of many hues that run into each other, (H, W, 3): one hue would tell images apart so well that learning
+    would stop at colour."""
+    grid = np.reshape([_colour(rng, low, high) for _ in range(9)], (3, 3, 3))
     return np.clip(cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1).reshape(height, width, 3)
 
 
 def _blend(canvas: Array, colour: Array, cover: Array) -> None:
-    """Paint a colour (3, or H x W x 3) over the canvas (H x W x 3, 0..1) in place; cover: H x W in 0..1."""
+    """Paint a colour, (3,) or (H, W, 3), over the canvas (H, W, 3) in place; cover: (H, W), 0..1."""
     canvas += (colour - canvas) * cover[..., None]
 
 
+def _fill(polygon: Array, height: int, width: int) -> Array:
+    """Cover (H, W), 0..1, of a polygon (N, 2) in pixels."""
+    cover = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(cover, [np.round(polygon * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    return cover.astype(np.float32) / 255
+
+
 def _background(rng: Generator, height: int, width: int) -> Array:
-    """Smooth noise, patches of fine grain, lines, blobs and small plain shapes: H x W x 3, 0..1."""
+    """Smooth noise, patches of fine grain, lines, blobs and small plain shapes: (H, W, 3), 0..1."""
+    size = min(height, width)
     canvas = _patchwork(rng, height, width, 0.35, 0.7)
     canvas += 0.06 * smooth_noise(rng, height, width, 5, 3)
     canvas += 0.08 * smooth_noise(rng, height, width, 12)
-    grain = smooth_noise(rng, height, width, min(height, width) // 4)
+    grain = smooth_noise(rng, height, width, size // 4)
     canvas += 0.08 * grain * (smooth_noise(rng, height, width, 4) > 0.2)
-    size = min(height, width)
 
-    def spot() -> tuple[int, int]:
-        return int(rng.uniform(0, width)), int(rng.uniform(0, height))
+    def spot() -> list[int]:
+        return rng.uniform(0, (width, height)).astype(int).tolist()
 
     for _ in range(rng.integers(2, 6)):  # large faint blobs
         cover: Array = np.zeros((height, width), np.float32)
-        axes = (int(size * rng.uniform(0.08, 0.3)), int(size * rng.uniform(0.08, 0.3)))
+        axes = (size * rng.uniform(0.08, 0.3, 2)).astype(int).tolist()
         cv2.ellipse(cover, spot(), axes, rng.uniform(0, 180), 0, 360, 1.0, -1, cv2.LINE_AA)
         cover = cv2.GaussianBlur(cover, (0, 0), size * rng.uniform(0.005, 0.04))
         _blend(canvas, _colour(rng, 0.3, 0.8), cover * rng.uniform(0.3, 0.7))
@@ -111,22 +114,15 @@ def _background(rng: Generator, height: int, width: int) -> Array:
         _blend(canvas, _colour(rng, 0.2, 0.9), cover * rng.uniform(0.3, 0.8))
     for _ in range(rng.integers(0, 5)):  # small plain shapes, without a pattern
         corners = int(rng.choice([3, 4, 24]))
-        shape = regular([size * rng.uniform(0.03, 0.07)] * corners, rng.uniform(0, 6)) + np.array(spot())
+        shape = regular([size * rng.uniform(0.03, 0.07)] * corners, rng.uniform(0, 6)) + spot()
         _blend(canvas, _colour(rng, 0.25, 0.85), _fill(shape, height, width))
     return canvas
 
 
-def _fill(polygon: Array, height: int, width: int) -> Array:
-    """Cover of a polygon (N x 2, pixels) on a grid: H x W, 0..1."""
-    cover = np.zeros((height, width), np.uint8)
-    cv2.fillPoly(cover, [np.round(polygon * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
-    return cover.astype(np.float32) / 255
-
-
 def _pose(rng: Generator, height: int, width: int, low: float, high: float) -> Array:
-    """Homography (3 x 3) from an object's own square -1..1 to pixels; its extent is low..high of the shorter side."""
+    """Homography (3, 3) from an object's own square -1..1 to pixels; its extent is low..high of the shorter side."""
     radius = min(height, width) * rng.uniform(low, high) / 2
-    angle, stretch, shear = rng.uniform(-0.3, 0.3), rng.uniform(0.92, 1.09), rng.uniform(-0.08, 0.08)
+    angle, stretch, shear = rng.uniform((-0.3, 0.92, -0.08), (0.3, 1.09, 0.08))
     flip = rng.choice([-1.0, 1.0])
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     form = np.array([[flip * stretch, shear, 0], [0, 1 / stretch, 0], [*rng.uniform(-0.1, 0.1, 2), 1]])
@@ -135,14 +131,14 @@ def _pose(rng: Generator, height: int, width: int, low: float, high: float) -> A
 
 
 def _object(rng: Generator, canvas: Array, kind: Kind, pose: Array) -> Array:
-    """Draw an object and its shadow on the canvas (H x W x 3, 0..1), in place; gives its cover, H x W in 0..1."""
+    """Draw an object and its shadow on the canvas (H, W, 3), 0..1, in place; gives its cover, (H, W), 0..1."""
     height, width = canvas.shape[:2]
+    size = min(height, width)
     outline = cv2.perspectiveTransform(kind.outline[None].astype(np.float64), pose)[0]
     left, top = np.clip(np.floor(outline.min(0)).astype(int) - 2, 0, (width - 1, height - 1))
     right, bottom = np.clip(np.ceil(outline.max(0)).astype(int) + 2, (left + 1, top + 1), (width, height))
-    box = slice(top, bottom), slice(left, right)
-    w, h = (right - left) * SCALE, (bottom - top) * SCALE  # all below is drawn in this box, enlarged
-
+    box, small = (slice(top, bottom), slice(left, right)), (right - left, bottom - top)
+    w, h = small[0] * SCALE, small[1] * SCALE  # all below is drawn in this box, enlarged
     outline = (outline - (left, top)) * SCALE
     enlarge = np.array([[SCALE, 0, -SCALE * left], [0, SCALE, -SCALE * top], [0, 0, 1.0]])
     back = np.linalg.inv(enlarge @ pose).astype(np.float32)
@@ -155,14 +151,13 @@ def _object(rng: Generator, canvas: Array, kind: Kind, pose: Array) -> Array:
     lamp = rng.uniform(-0.7, 0.7, 2).astype(np.float32)
     surface *= np.clip(1.12 - 0.22 * np.hypot(x - lamp[0], y - lamp[1]), 0.6, 1.15)[..., None]
     rim = np.zeros((h, w), np.float32)
-    thickness = max(1, round(0.018 * SCALE * min(height, width)))
+    thickness = max(1, round(0.018 * SCALE * size))
     cv2.polylines(rim, [np.round(outline).astype(np.int32)], True, 1.0, thickness, cv2.LINE_AA)
     _blend(surface, _colour(rng, 0.05, 0.25), rim)
 
-    small = right - left, bottom - top
     cover = np.zeros((height, width), np.float32)
     cover[box] = cv2.resize(_fill(outline, h, w), small, interpolation=cv2.INTER_AREA).reshape(cover[box].shape)
-    far = 0.03 * min(height, width)
+    far = 0.03 * size
     shift = np.array([[1, 0, far * np.sign(-lamp[0])], [0, 1, far]], np.float64)
     shadow = cv2.GaussianBlur(cv2.warpAffine(cover, shift, (width, height)), (0, 0), far)
     _blend(canvas, np.zeros(3, np.float32), 0.45 * shadow)
@@ -171,15 +166,11 @@ def _object(rng: Generator, canvas: Array, kind: Kind, pose: Array) -> Array:
 
 
 def draw(rng: Generator, size: int, kind: int) -> tuple[Array, Array]:
-    """One image and its exact label map.
+    """One image, (H, W, 3) uint8, and its exact label map, (H, W) uint8 with 0 = background.
 
     Args:
-        rng: where all the randomness comes from.
         size: longest side in pixels; the shorter one is 70 to 100 % of it.
         kind: class (1..) of the main object. One image in twenty-five has a second object, of any class.
-
-    Returns:
-        image, H x W x 3 uint8 RGB; labels, H x W uint8, 0 = background, without void.
     """
     short = round(size * rng.uniform(0.7, 1.0))
     height, width = (size, short) if rng.random() < 0.3 else (short, size)

@@ -5,15 +5,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.crf import require_crf
 from utils.config.keys import schema_keys
 from utils.config.paths import REPOSITORY
 from utils.config.schema import Kmeans, LinearFinetune, Pretrain, Retrieval, Run
 from utils.report.results import read_results
-from utils.run.errors import UserError, name_some
+from utils.run.errors import EXIT_STOPPED, UserError, name_some
 from utils.run.files import write_text
 from utils.run.parallel import available_cores
 from utils.run.signals import SIGNALS, handled
@@ -26,32 +28,27 @@ FINISHED, OUTPUT = 'finished.json', 'output.txt'  # in the folder of a step
 
 @dataclass(frozen=True)
 class Step:
-    """One call of a script: its path and arguments.
-
-    folder: where its results go, below that of the chain.
-    needs: steps whose results it reads.
-    """
+    """A call of a script, whose results go to ``folder`` below that of the chain; it reads those of ``needs``."""
     folder: str
     command: tuple[str, ...]
     needs: tuple['Step', ...] = ()
 
     def settings(self) -> list[str]:
-        """What tells the step from one with other settings: its arguments, and those of the steps that it needs."""
+        """What tells it from a step with other settings: its arguments, and those of the steps that it needs."""
         return [*self.command[1:], *(word for step in self.needs for word in step.settings())]
+
+    def __str__(self) -> str:
+        return f'python {" ".join(self.command)}'
 
 
 def overrides_of(task: str, given: Sequence[str]) -> list[str]:
-    """Those of the overrides '[task.]key=value' that the script of a task takes.
-
-    Raises:
-        UserError: no script has the key.
-    """
+    """Those of the overrides '[task.]key=value' that a task's script takes. Raises UserError for a key of no script."""
     chosen = []
     for text in given:
         named, _, rest = text.partition('.')
         tasks, override = ([named], rest) if named in SCRIPTS else (list(SCRIPTS), text)
         key = override.partition('=')[0]
-        having = [name for name in tasks if any(known == key or known.startswith(f'{key}.') for known in
+        having = [name for name in tasks if any(f'{known}.'.startswith(f'{key}.') for known in
                                                 schema_keys(SCRIPTS[name][1]))]
         if not having:
             raise UserError(f'--set {text}: no script of the experiment has the key {key}; '
@@ -61,27 +58,31 @@ def overrides_of(task: str, given: Sequence[str]) -> list[str]:
     return chosen
 
 
+def crf_flags() -> list[str]:
+    """The CRF, if its library is there."""
+    try:
+        require_crf()
+    except UserError as error:
+        print(f'Without the CRF: {error}')
+        return []
+    return ['--crf-postprocess']
+
+
 def start(step: Step, root: Path, jobs: int) -> subprocess.Popen:
     """Start a step; one of several at a time writes to output.txt in its folder and takes its share of the cores."""
-    command = [sys.executable, *step.command]
-    if jobs == 1:
-        return subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True)  # a signal comes once: from here
-    environment = {**os.environ, 'OMP_NUM_THREADS': str(-(-available_cores() // jobs)), 'TQDM_DISABLE': '1'}
-    path = root / step.folder / OUTPUT
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('ab') as file:
-        return subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, env=environment, stdout=file,
-                                stderr=subprocess.STDOUT)
+    path, environment = root / step.folder / OUTPUT, dict(os.environ)
+    if jobs > 1:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        environment |= {'OMP_NUM_THREADS': str(-(-available_cores() // jobs)), 'TQDM_DISABLE': '1'}
+    with path.open('ab') if jobs > 1 else nullcontext() as output:
+        return subprocess.Popen([sys.executable, *step.command], cwd=REPOSITORY, env=environment, stdout=output,
+                                stderr=output, start_new_session=True)  # a signal comes once: from the chain
 
 
 class Chain:
     """Steps whose results stand below one folder.
 
-    Args:
-        given: overrides '[task.]key=value' of all steps.
-
-    Raises:
-        UserError: no script has a key.
+    ``given`` are overrides '[task.]key=value' of all steps. Raises UserError for a key that no script has.
     """
 
     def __init__(self, root: Path, db_root: Path, given: Sequence[str] = (), env: str = 'configs/env.yml') -> None:
@@ -103,66 +104,51 @@ class Chain:
         except ValueError as error:
             raise UserError(f'{path} is damaged; delete it to do this run again.') from error
 
-    def result(self, step: Step, task: str) -> dict[str, Any] | None:
-        """An entry of a step's results.json, in percent; None if the step is not finished.
-
-        Args:
-            task: name of the entry; 'kmeans 5' is the point of 5 clusters of the over-clustering curve.
-        """
-        if not self.finished(step):
-            return None
-        results, (name, _, clusters) = read_results(self.root / step.folder), task.partition(' ')
-        if not clusters:
-            return results.get(name)
-        return next((point for point in results['overclustering'] if point['num_clusters'] == int(clusters)), None)
+    def results(self, step: Step) -> dict[str, dict[str, Any]]:
+        """{task: entry} of a finished step, else none; a point of the over-clustering curve is 'kmeans 5'."""
+        results = read_results(self.root / step.folder) if self.finished(step) else {}
+        curve = results.pop('overclustering', [])
+        return results | {f'kmeans {point["num_clusters"]}': point for point in curve}
 
     def run(self, steps: Sequence[Step], jobs: int = 1, list_only: bool = False) -> None:
         """Run each step that is not finished, ``jobs`` at a time; a signal goes to all: a training saves its step.
 
-        Raises:
-            UserError: a folder holds a run with other settings.
-            SystemExit: a step failed or was stopped, with its exit code; the others end first. Rerun to resume.
+        Raises UserError if a folder holds a run with other settings, and SystemExit with the exit code of a step that
+        failed or was stopped, when the others have ended. Rerun to resume.
         """
         left = [step for step in dict.fromkeys(steps) if not self.finished(step)]
         total = len(left)
         print(f'{total} of {len(set(steps))} runs are left to do')
+        if list_only:
+            print(*left, sep='\n')
+            return
         others = [step.folder for step in left if (self.root / step.folder / FINISHED).exists()]
-        if others and not list_only:
+        if others:
             raise UserError(f'{self.root} holds runs with other settings ({name_some(others)}); '
                             'choose another --output, or delete these folders.')
-        if list_only:
-            print(*(f'python {" ".join(step.command)}' for step in left), sep='\n')
-            return
         running: dict[Step, subprocess.Popen] = {}
         code, signals = 0, []
-
-        def forward(number: int, _: Any) -> None:
-            signals.append(number)
-            for child in running.values():
-                child.send_signal(number)
-
-        with handled(forward, *SIGNALS):
-            while running or (left and not code and not signals):
-                ready = [step for step in left if not any(need in left or need in running for need in step.needs)]
-                for step in ready[:jobs - len(running)] if not code and not signals else []:
+        with handled(lambda number, _: signals.append(number), *SIGNALS):
+            while running or (left and not code):
+                ready = [step for step in left if not code and not {*left, *running}.intersection(step.needs)]
+                for step in ready[:jobs - len(running)]:
                     left.remove(step)
-                    shown = step.folder if jobs > 1 else f'python {" ".join(step.command)}'
-                    print(f'== {total - len(left)} of {total}: {shown}', flush=True)
+                    print(f'== {total - len(left)} of {total}: {step.folder if jobs > 1 else step}', flush=True)
                     running[step] = start(step, self.root, jobs)
-                    if signals:  # it came while the step started
-                        running[step].send_signal(signals[-1])
-                statuses = {step: child.poll() for step, child in running.items()}
-                for step, status in statuses.items():
-                    if status is None:
-                        continue
-                    del running[step]
+                while signals:
+                    code, number = code or EXIT_STOPPED, signals.pop(0)
+                    for child in running.values():
+                        child.send_signal(number)
+                for step, status in [(step, child.poll()) for step, child in running.items()]:
+                    if status is not None:
+                        del running[step]
                     if status == 0:
                         write_text(self.root / step.folder / FINISHED, json.dumps(step.settings()))
-                        continue
-                    code = code or (status if status > 0 else 1)
-                    if jobs > 1:
-                        print(f'{step.folder} ended with {status}: {self.root / step.folder / OUTPUT}')
-                if None in statuses.values():
+                    elif status:
+                        code = code or max(status, 1)  # below 0: a signal ended it
+                        if jobs > 1:
+                            print(f'{step.folder} ended with {status}: {self.root / step.folder / OUTPUT}')
+                if running:
                     time.sleep(0.05)
-        if code or left:
-            raise SystemExit(code or 75)
+        if code:
+            raise SystemExit(code)

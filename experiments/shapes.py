@@ -14,36 +14,29 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
+from data.voc import VOID
 from experiments.drawing import CLASSES, KINDS, draw, smooth_noise
 from utils.config.cli import ArgumentParser
 from utils.run.errors import UserError
-from utils.run.files import PALETTE, write_text
+from utils.run.files import save_image, save_label_map, write_text
 from utils.run.script import run_script
 
 VERSION = 2  # raise it when the same parameters draw other images
-VOID = 255
-
 Array = np.ndarray
-Generator = np.random.Generator
 
 
 def with_void(labels: Array, width: int = 1) -> Array:
-    """The label map (H x W uint8) with void (255) along the object borders, about 2 * width pixels wide."""
+    """A label map (H, W) uint8 with the ignore label (255) along the borders, about 2 * width pixels wide."""
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
     return np.where(cv2.dilate(labels, disc) != cv2.erode(labels, disc), VOID, labels).astype(np.uint8)
 
 
-def rough_mask(rng: Generator, mask: Array) -> Array:
-    """A salient-object mask as an unsupervised method would give it: rough border, holes, leaks, missing parts.
+def rough_mask(rng: np.random.Generator, mask: Array) -> Array:
+    """An exact mask, (H, W) bool, as an unsupervised method would give it: rough border, holes, leaks, missing parts.
 
-    Args:
-        mask: H x W bool, the exact objects.
-
-    Returns:
-        H x W bool; three in a hundred are empty.
+    Three in a hundred are empty.
     """
     height, width = mask.shape
-    size = min(height, width)
     if rng.random() < 0.03 or not mask.any():
         return np.zeros_like(mask)
     soft: Array = mask.astype(np.float32)
@@ -52,9 +45,9 @@ def rough_mask(rng: Generator, mask: Array) -> Array:
 
     def spread(low: float, high: float, where: Array) -> Array:  # an ellipse around a random pixel of `where`
         y, x = where[rng.integers(len(where))]
-        axes = (max(1, int(extent * rng.uniform(low, high))), max(1, int(extent * rng.uniform(low, high))))
-        return cv2.ellipse(np.zeros((height, width), np.float32), (int(x), int(y)), axes, rng.uniform(0, 180),
-                           0, 360, 1.0, -1)
+        axes = np.maximum(1, extent * rng.uniform(low, high, 2)).astype(int)
+        canvas = np.zeros(mask.shape, np.float32)
+        return cv2.ellipse(canvas, (int(x), int(y)), axes, rng.uniform(0, 180), 0, 360, 1.0, -1)
 
     if rng.random() < 0.3:  # a part is missing: all beyond a line
         angle = rng.uniform(0, 2 * np.pi)
@@ -66,7 +59,7 @@ def rough_mask(rng: Generator, mask: Array) -> Array:
         soft *= 1 - spread(0.05, 0.14, inside)
     for _ in range(rng.integers(0, 3)):
         soft = np.maximum(soft, spread(0.08, 0.25, border if len(border) else inside))
-    soft = cv2.GaussianBlur(soft, (0, 0), size * rng.uniform(0.01, 0.03))
+    soft = cv2.GaussianBlur(soft, (0, 0), min(height, width) * rng.uniform(0.01, 0.03))
     return soft + 0.3 * smooth_noise(rng, height, width, int(rng.integers(6, 14)))[..., 0] > 0.5
 
 
@@ -83,14 +76,13 @@ def generate(root: Path, train: int, val: int, size: int = 128, seed: int = 0) -
         size: longest side of an image in pixels, at least 32.
         seed: an image depends on the seed, its split and its number only, so a smaller set is a part of a larger one.
 
-    Raises:
-        UserError: a parameter is out of range, or ``root`` holds anything else.
+    Raises UserError if a parameter is out of range, or ``root`` holds anything else.
     """
     root = Path(root).resolve()
-    for name, value, least in (('train', train, 1), ('val', val, 1), ('size', size, 32), ('seed', seed, 0)):
-        if value < least:
-            raise UserError(f'{name} is {value}: give a whole number of at least {least}.')
     recipe = {'version': VERSION, 'train': train, 'val': val, 'size': size, 'seed': seed}
+    for name, least in (('train', 1), ('val', 1), ('size', 32), ('seed', 0)):
+        if recipe[name] < least:
+            raise UserError(f'{name} is {recipe[name]}: give a whole number of at least {least}.')
     if is_kept(root, recipe):
         return root
     try:
@@ -112,11 +104,9 @@ def is_kept(root: Path, recipe: dict[str, int]) -> bool:
     try:
         found: Any = yaml.safe_load((root / 'dataset.yml').read_text())['synthetic']
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        raise UserError(f'{root} exists and is no data set drawn by experiments/shapes.py: '
-                        'choose another folder or delete it.') from None
+        found = 'something else (no data set drawn by experiments/shapes.py)'
     if found != recipe:
-        raise UserError(f'{root} holds a data set drawn with {found}, not {recipe}: choose another folder or delete '
-                        'it.')
+        raise UserError(f'{root} holds {found}, not {recipe}: choose another folder or delete it.')
     return True
 
 
@@ -127,16 +117,13 @@ def write(root: Path, recipe: dict[str, int]) -> None:
             rng = np.random.default_rng([recipe['seed'], number, index])
             image, labels = draw(rng, recipe['size'], 1 + index % len(KINDS))
             truth = with_void(labels) if rng.random() < 0.5 else labels
-            coloured = Image.fromarray(truth).convert('P')
-            coloured.putpalette(PALETTE.tobytes())
-            files = {f'images/{name}.jpg': Image.fromarray(image), f'SegmentationClass/{name}.png': coloured}
-            if split == 'train':
-                files[f'SegmentationClassAug/{name}.png'] = Image.fromarray(truth)
+            save_image(Image.fromarray(image), root / 'images' / f'{name}.jpg', quality=92)
+            save_label_map(truth, root / 'SegmentationClass' / f'{name}.png')
+            grey = {'SegmentationClassAug': truth} if split == 'train' else {}
             for model, mask in (('supervised', labels > 0), ('unsupervised', rough_mask(rng, labels > 0))):
-                files[f'saliency_{model}_model/{name}.png'] = Image.fromarray(mask.astype(np.uint8) * 255)
-            for file, picture in files.items():
-                (root / file).parent.mkdir(parents=True, exist_ok=True)
-                picture.save(root / file, quality=92)  # of a JPEG
+                grey[f'saliency_{model}_model'] = mask * np.uint8(255)
+            for folder, values in grey.items():
+                save_image(Image.fromarray(values), root / folder / f'{name}.png')
         for file in ('train', 'trainaug') if split == 'train' else ('val',):
             write_text(root / 'sets' / f'{file}.txt', '\n'.join(ids) + '\n')
     write_text(root / 'dataset.yml', yaml.safe_dump({'classes': CLASSES, 'synthetic': recipe}, sort_keys=False))

@@ -12,7 +12,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -20,44 +19,36 @@ from data.images import fit_to_photograph, read_labels, read_mask, read_photogra
 from data.transforms import resize_mask
 from data.voc import read_list
 from utils.config.cli import ArgumentParser
+from utils.config.paths import REPOSITORY
+from utils.report.pictures import thumbnail
 from utils.run.errors import UserError
-from utils.run.files import save_drawn, save_label_map
+from utils.run.files import save_drawn, save_image, save_label_map
 from utils.run.log import progress
 from utils.run.script import run_script
-
-
-def shrink(image: np.ndarray, size: int) -> np.ndarray:
-    """An image (H, W, 3) with its longest side at most ``size``, by averaging; never enlarged."""
-    scale = min(1.0, size / max(image.shape[:2]))
-    width, height = (max(1, round(scale * side)) for side in image.shape[1::-1])
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def copy(name: str, voc: Path, output: Path, size: int) -> None:
     """Image, ground truths and masks of an ID; what VOC has none of is left out, but for the image."""
     photograph = read_photograph(voc / 'images' / f'{name}.jpg')
-    image = shrink(photograph.pixels, size)
-    height, width = image.shape[:2]
-    for source in voc.glob('*/'):
-        path = source / f'{name}.png'
+    image = thumbnail(photograph.pixels, size)
+    save_image(Image.fromarray(image), output / 'images' / f'{name}.jpg', quality=95)
+    for path in (folder / f'{name}.png' for folder in voc.iterdir()):
         if not path.is_file():
             continue
-        saliency = source.name.startswith('saliency_')
-        drawn = fit_to_photograph(read_mask(path) if saliency else read_labels(path), photograph, path, stored=True)
-        mask = resize_mask(drawn, width, height)
-        if saliency:
-            save_drawn(Image.fromarray(mask * np.uint8(255)), output / source.name / path.name)
+        is_mask = path.parent.name.startswith('saliency_')
+        drawn = fit_to_photograph(read_mask(path) if is_mask else read_labels(path), photograph, path, stored=True)
+        small = resize_mask(drawn, *image.shape[1::-1])
+        if is_mask:
+            save_drawn(Image.fromarray(small * np.uint8(255)), output / path.relative_to(voc))
         else:
-            save_label_map(mask, output / source.name / path.name)
-    (output / 'images').mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(output / 'images' / f'{name}.jpg', quality=95)
+            save_label_map(small, output / path.relative_to(voc))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument('--voc', type=Path, required=True, help='the whole data set, VOCSegmentation/')
     parser.add_argument('--output', type=Path, required=True, help='folder of the part')
-    parser.add_argument('--lists', type=Path, default=Path(__file__).resolve().parents[1] / 'configs/voc_animals/sets',
+    parser.add_argument('--lists', type=Path, default=REPOSITORY / 'configs/voc_animals/sets',
                         help='folder of lists, <split>.txt with one ID a line (default: %(default)s)')
     parser.add_argument('--size', type=int, default=256, help='longest side, pixels (default: %(default)s)')
     args = parser.parse_args(argv)

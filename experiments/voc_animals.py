@@ -14,6 +14,7 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import numpy as np
 
-from experiments.runner import SCRIPTS, Chain, Step, overrides_of
-from models.crf import require_crf
+from experiments.runner import SCRIPTS, Chain, Step, crf_flags, overrides_of
 from segmentation.metrics import standard_deviation
 from utils.config.cli import ArgumentParser
 from utils.config.paths import REPOSITORY
@@ -33,11 +33,26 @@ from utils.run.script import run_script
 
 CONFIGS = Path('configs/voc_animals')
 STARTS = tuple(sorted(path.parent.name for path in (REPOSITORY / CONFIGS).glob('*/pretrain_supervised.yml')))
-METRICS = {'K-means, 20 clusters': ('kmeans', 'kmeans'), 'K-means, 5 clusters': ('kmeans', 'kmeans 5'),
-           'Retrieval': ('retrieval', 'retrieval'), 'LC': ('linear', 'linear'), 'LC + CRF': ('linear', 'linear_crf')}
-INITIAL = 'initial weights'
+METRICS = {'K-means, 20 clusters': 'kmeans', 'K-means, 5 clusters': 'kmeans 5', 'Retrieval': 'retrieval',
+           'LC': 'linear', 'LC + CRF': 'linear_crf'}  # and their entries in the results
+PROTOTYPES, ALL = ('kmeans', 'retrieval'), ('kmeans', 'retrieval', 'linear')  # protocols
 BACKBONE_LR = 0.01  # of a linear classifier on the backbone, as in configs/linear_finetune/*_imagenet.yml
 OWN_KEYS = ('seed', 'output_dir', 'root_dir', 'db_root', 'features', 'saliency')  # what tells the runs apart
+
+
+class Model(NamedTuple):
+    """A pretraining, and what of it is scored: {(features, masks): tasks}."""
+    name: str  # of its rows
+    folder: str
+    masks: str = 'supervised'  # of the pretraining
+    overrides: tuple[str, ...] = ()  # '[task.]key=value', of it and of the protocols that have the key
+    protocols: Mapping[tuple[str, str], Sequence[str]] = {
+        ('embedding', 'given'): ALL, ('embedding', 'predicted'): PROTOTYPES, ('backbone', 'given'): PROTOTYPES}
+    crf: bool = True  # after the linear classifier
+
+
+INITIAL = Model('initial weights', 'initial', overrides=('pretrain.epochs=0',), protocols={
+    ('backbone', 'given'): ALL, ('embedding', 'given'): ALL})
 
 
 class Row(NamedTuple):
@@ -46,199 +61,126 @@ class Row(NamedTuple):
     model: str
     features: str
     masks: str
-    classes: str
+    classes: str = 'animals'
+
+
+class Score(NamedTuple):
+    """Mean and sample standard deviation (None of one value) over seeds, in percent."""
+    mean: float
+    std: float | None
+    seeds: int
+
+
+Scores = Mapping[tuple[Row, str, str], Score]  # of (row, metric, class or 'mIoU')
 
 
 class Experiment(Chain):
-    """All steps, in their order, the rows that they fill, and the results of those that are finished.
-
-    Args:
-        args: with what ``add_experiment_arguments`` added.
-        all_classes: score the 21 classes too, in rows of their own.
-    """
+    """All steps, and those of each row. ``all_classes`` scores the 21 classes too, in rows of their own."""
 
     def __init__(self, args: argparse.Namespace, all_classes: bool = False) -> None:
         super().__init__(args.output, args.db_root, args.overrides)
-        self.weights = 'imagenet_classification' if args.weights is None else str(args.weights.resolve())
-        self.crf = crf_flags()
-        self.classes = {'animals': ()} | ({'all 21': ('eval_classes=[]',)} if all_classes else {})
-        self.steps: list[Step] = []
-        self.rows: dict[Row, dict[str, list[Step]]] = {}
         for text in self.given:
             if (key := text.partition('=')[0].rpartition('.')[2]) in OWN_KEYS:
                 raise UserError(f'--set {text}: the experiment sets {key} itself; see --db-root, --output, --seeds and '
                                 'the rows of its table.')
+        self.weights = 'imagenet_classification' if args.weights is None else str(args.weights.resolve())
+        self.crf = crf_flags()
+        self.classes = {'animals': ()} | ({'all 21': ('eval_classes=[]',)} if all_classes else {})
+        self.steps: list[Step] = []
+        self.rows: dict[Row, list[Step]] = {}
 
-    def pretrain(self, start: str, seed: int, masks: str, name: str, overrides: Sequence[str] = ()) -> Step:
-        """Pretraining, in <start>/seed_<seed>/<name>."""
+    def add(self, start: str, seed: int, model: Model) -> list[Row]:
+        """Pretraining and protocols of a model, in <start>/seed_<seed>/<folder>; gives its rows for the animals."""
+        folder = f'{start}/seed_{seed}/{model.folder}'
         weights = [f'pretraining={self.weights}'] if start.startswith('imagenet') else []
-        step = self.step('pretrain', f'{CONFIGS}/{start}/pretrain_{masks}.yml',
-                         f'{start}/seed_{seed}/{name}/pretrain',
-                         [f'seed={seed}', *weights, *overrides_of('pretrain', overrides)])
-        self.steps.append(step)
-        return step
+        pretrained = self.step('pretrain', f'{CONFIGS}/{start}/pretrain_{model.masks}.yml', f'{folder}/pretrain',
+                               [f'seed={seed}', *weights, *overrides_of('pretrain', model.overrides)])
+        self.steps.append(pretrained)
+        for (features, masks), tasks in model.protocols.items():
+            for task, (classes, chosen) in product(tasks, self.classes.items()):
+                network = [f'pretraining={folder}/pretrain/checkpoint.pth.tar', f'seed={100 * seed}']
+                if task != 'linear':
+                    saliency = 'supervised_model' if masks == 'given' else 'network'
+                    network += [f'features={features}', f'saliency={saliency}']
+                elif features == 'backbone':
+                    network += ['features=backbone', f'optimizer_kwargs.lr={BACKBONE_LR}']
+                step = self.step(task, f'{CONFIGS}/{start}/{"linear_finetune" if task == "linear" else task}.yml',
+                                 f'{folder}/{task}_{features}_{masks}' + ('_21' if chosen else ''),
+                                 [*network, *overrides_of(task, model.overrides), *chosen], (pretrained,),
+                                 self.crf if task == 'linear' and model.crf else ())
+                self.steps.append(step)
+                self.rows.setdefault(Row(start, model.name, features, masks, classes), []).append(step)
+        return [Row(start, model.name, *read) for read in model.protocols]
 
-    def protocol(self, row: Row, pretrained: Step, task: str, seed: int, overrides: Sequence[str] = (),
-                 crf: bool = True) -> None:
-        """A protocol on a pretrained model, for the animals and if asked for for all classes.
-
-        Args:
-            row: without classes.
-            overrides: of the pretraining, of which the protocol takes those that its script has.
-            crf: score the linear classifier with the CRF too.
-        """
-        network = [f'pretraining={pretrained.folder}/checkpoint.pth.tar', f'seed={100 * seed}']
-        if task != 'linear':
-            saliency = 'supervised_model' if row.masks == 'given' else 'network'
-            network += [f'features={row.features}', f'saliency={saliency}']
-        elif row.features == 'backbone':
-            network += ['features=backbone', f'optimizer_kwargs.lr={BACKBONE_LR}']
-        config = f'{CONFIGS}/{row.start}/{"linear_finetune" if task == "linear" else task}.yml'
-        folder = f'{Path(pretrained.folder).parent}/{task}_{row.features}_{row.masks}'
-        for classes, chosen in self.classes.items():
-            step = self.step(task, config, folder + ('_21' if chosen else ''),
-                             [*network, *overrides_of(task, overrides), *chosen], (pretrained,),
-                             self.crf if task == 'linear' and crf else ())
-            self.steps.append(step)
-            steps = self.rows.setdefault(row._replace(classes=classes), {}).setdefault(task, [])
-            if step not in steps:
-                steps.append(step)
-
-    def baselines(self, start: str, seed: int) -> None:
-        """The initial weights, scored on given masks: features of the backbone, and the untrained embedding."""
-        initial = self.pretrain(start, seed, 'supervised', 'initial', ['epochs=0'])
-        for features in ('backbone', 'embedding'):
-            for task in ('kmeans', 'retrieval', 'linear'):
-                self.protocol(Row(start, INITIAL, features, 'given', ''), initial, task, seed)
-
-    def trained(self, start: str, seed: int, masks: str, name: str = '', overrides: Sequence[str] = (),
-                predicted: bool = True) -> None:
-        """Pretraining with masks of a kind and the protocols on given masks.
-
-        Args:
-            name: of its folder and row; default: by its masks. Those without one are scored with the CRF too.
-            overrides: '[task.]key=value', of the pretraining and of the protocols that have the key.
-            predicted: also score with masks that the network predicts, and the trained backbone's features.
-        """
-        pretrained = self.pretrain(start, seed, masks, name or masks, overrides)
-        row = Row(start, name or f'{masks} masks', 'embedding', 'given', '')
-        for task in ('kmeans', 'retrieval', 'linear'):
-            self.protocol(row, pretrained, task, seed, overrides, crf=not name)
-        for task in ('kmeans', 'retrieval') if predicted else ():
-            self.protocol(row._replace(masks='predicted'), pretrained, task, seed, overrides)
-            self.protocol(row._replace(features='backbone'), pretrained, task, seed, overrides)
-
-    def entries(self, row: Row, metric: str) -> list[dict[str, Any]]:
-        """The result of each seed (of K-means the mean of its runs) in percent; none that are not there yet."""
-        task, entry = METRICS[metric]
-        found = [self.result(step, entry) for step in self.rows[row].get(task, [])]
-        return [one for one in found if one is not None]
-
-    def values(self, row: Row, metric: str) -> list[float]:
-        """The mIoU of each seed, in percent."""
-        return [one['mIoU'] for one in self.entries(row, metric)]
-
-    def stronger(self, start: str, metric: str, classes: str = 'animals') -> tuple[float, float | None] | None:
-        """Mean and deviation of the stronger of the two baselines of a start; None if neither is there yet."""
-        found = [self.values(row, metric) for row in self.rows
-                 if (row.start, row.model, row.classes) == (start, INITIAL, classes)]
-        return max((mean_and_deviation(values) for values in found if values), key=lambda one: one[0], default=None)
+    def scores(self) -> Scores:
+        """Of what is finished; a seed's result of K-means is the mean of its runs."""
+        found: dict[tuple[Row, str, str], list[float]] = {}
+        for row, steps in self.rows.items():
+            results = [self.results(step) for step in dict.fromkeys(steps)]
+            for metric, task in METRICS.items():
+                for entry in (entries[task] for entries in results if task in entries):
+                    for label, value in {'mIoU': entry['mIoU'], **entry['IoU']}.items():
+                        found.setdefault((row, metric, label), []).append(value)
+        return {place: Score(float(np.mean(values)), standard_deviation(values), len(values))
+                for place, values in found.items()}
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (None of one value)."""
-    return float(np.mean(values)), standard_deviation(values)
+def stronger(scores: Scores, row: Row, metric: str) -> Score | None:
+    """mIoU of the stronger of the two baselines of a row; None if neither is there yet."""
+    places = [(row._replace(model=INITIAL.name, features=features, masks=masks), metric, 'mIoU')
+              for features, masks in INITIAL.protocols]
+    return max((scores[place] for place in places if place in scores), key=lambda score: score.mean, default=None)
 
 
-def shown(values: Sequence[float]) -> str:
-    """'50.3 ± 1.4 (n = 3)', '50.3' of a single value, or '-' of none."""
-    return with_spread(*mean_and_deviation(values), len(values), 1) if values else '-'
+def pivot(cells: Mapping[Any, Score | str], columns: Sequence[str],
+          head: Sequence[str] = Row._fields) -> str:
+    """A table of {(row, column): cell}; '-' where there is none."""
+    texts = {place: cell if isinstance(cell, str) else with_spread(*cell, 1) for place, cell in cells.items()}
+    return markdown([*head, *columns], [[*row, *(texts.get((row, name), '-') for name in columns)]
+                                        for row in dict.fromkeys(row for row, _ in texts)])
 
 
-def pivot(cells: Mapping[tuple[Row, str], str], columns: Sequence[str]) -> str:
-    """A table of {(row, column): text}; '-' where there is none."""
-    return markdown([*Row._fields, *columns], [[*row, *(cells.get((row, name), '-') for name in columns)]
-                                               for row in dict.fromkeys(row for row, _ in cells)])
-
-
-def table(experiment: Experiment) -> str:
-    """mIoU of each row, mean and deviation over seeds."""
-    found = {(row, metric): experiment.values(row, metric) for row in experiment.rows for metric in METRICS}
-    return pivot({place: shown(values) for place, values in found.items() if values}, list(METRICS))
-
-
-def gains(experiment: Experiment) -> str:
-    """What each trained row gains over the stronger of the two baselines, and that in deviations of the difference.
-
-    A row of one seed has no deviation, and none is given.
-    """
+def gains(scores: Scores) -> dict[tuple[Row, str], str]:
+    """{(trained row, metric): gain over the stronger baseline, and that in standard deviations, if there are any}."""
     cells = {}
-    for row in experiment.rows:
-        for metric in METRICS if row.model != INITIAL else ():
-            values, before = experiment.values(row, metric), experiment.stronger(row.start, metric, row.classes)
-            if values and before is not None:
-                (after, spread), (best, deviation) = mean_and_deviation(values), before
-                joint = 0 if spread is None else math.hypot(spread, deviation or 0)
-                ratio = f' ({(after - best) / joint:+.1f} σ)' if joint else ''
-                cells[row, metric] = f'{after - best:+.1f}{ratio}'
-    return pivot(cells, list(METRICS))
+    for (row, metric, label), after in scores.items():
+        before = stronger(scores, row, metric)
+        if label == 'mIoU' and row.model != INITIAL.name and before is not None:
+            gain, joint = after.mean - before.mean, 0 if after.std is None else math.hypot(after.std, before.std or 0)
+            cells[row, metric] = f'{gain:+.1f}' + (f' ({gain / joint:+.1f} σ)' if joint else '')
+    return cells
 
 
-def class_tables(experiment: Experiment) -> str:
-    """A table of the IoU of each class for each metric."""
+def class_tables(scores: Scores) -> str:
+    """A table of the IoU of each class for each metric, of the animals and of all."""
     parts = []
-    for metric in METRICS:
-        for classes in experiment.classes:
-            found = {row: experiment.entries(row, metric) for row in experiment.rows if row.classes == classes}
-            cells = {(row, name): shown([one['IoU'][name] for one in entries]) for row, entries in found.items()
-                     for name in (entries[0]['IoU'] if entries else ())}
-            if cells:
-                parts.append(f'{metric}, {classes}: IoU in percent\n\n'
-                             f'{pivot(cells, list(dict.fromkeys(name for _, name in cells)))}')
+    for metric, classes in product(METRICS, dict.fromkeys(row.classes for row, *_ in scores)):
+        cells = {(row, label): score for (row, of_metric, label), score in scores.items()
+                 if (of_metric, row.classes) == (metric, classes) and label != 'mIoU'}
+        if cells:
+            labels = list(dict.fromkeys(label for _, label in cells))
+            parts.append(f'{metric}, {classes}: IoU in percent\n\n{pivot(cells, labels)}')
     return '\n'.join(parts)
 
 
-def csv_table(experiment: Experiment) -> str:
-    """All of it: a line a row, metric and class (or mIoU), in full precision."""
-    lines = []
-    for row in experiment.rows:
-        for metric in METRICS:
-            entries = experiment.entries(row, metric)
-            for label in ['mIoU', *entries[0]['IoU']] if entries else []:
-                values = [one['mIoU'] if label == 'mIoU' else one['IoU'][label] for one in entries]
-                lines.append([*row, metric, label, *mean_and_deviation(values), len(values)])
-    return csv_text([*Row._fields, 'metric', 'class', 'mean', 'std', 'count'], lines)
-
-
-def crf_flags() -> list[str]:
-    """The CRF, if its library is there."""
-    try:
-        require_crf()
-    except UserError as error:
-        print(f'Without the CRF: {error}')
-        return []
-    return ['--crf-postprocess']
-
-
-def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --db-root, --output, --weights, --seeds, --set and --list to a script's arguments."""
+def experiment_parser(description: str) -> argparse.ArgumentParser:
+    """With --db-root, --output, --weights, --seeds, --set and --list."""
+    parser = ArgumentParser(description)
     parser.add_argument('--db-root', type=Path, required=True, help='folder that holds VOCSegmentation/')
     parser.add_argument('--output', type=Path, required=True, help='folder of all runs, tables and plots')
-    parser.add_argument('--weights', type=Path, help='ImageNet weights under the names of timm; default: timm fetches '
-                                                     'them')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3],
-                        help='one training of each kind for each; two processes can share them out in one --output: '
-                             'the tables of all are those of a last call with all seeds')
+    parser.add_argument('--weights', type=Path, help='ImageNet weights with the names of timm, which else fetches them')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3], help='processes can share them out in one '
+                        '--output: the tables of all are those of a last call with all seeds')
     parser.add_argument('--set', dest='overrides', metavar='[TASK.]KEY=VALUE', nargs='+', action='extend', default=[],
                         help='override a key in every script that has it, or in that of one task alone: '
                              f'{", ".join(SCRIPTS)}, e.g. pretrain.epochs=4 val_size=112')
-    parser.add_argument('--list', action='store_true', help='print the commands that are left and run '
-                        'none; the tables are of what is there')
+    parser.add_argument('--list', action='store_true', help='run none of the commands that are left, but print them; '
+                                                            'the tables are of what is there')
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(__doc__)
-    add_experiment_arguments(parser)
+    parser = experiment_parser(__doc__)
     parser.add_argument('--start', nargs='+', choices=STARTS, default=['imagenet', 'random'],
                         help='initial weights and schedule, folders of configs/voc_animals (default: %(default)s)')
     parser.add_argument('--masks', nargs='+', choices=('supervised', 'unsupervised'),
@@ -246,16 +188,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--all-classes', action='store_true', help='score the 21 classes too')
     args = parser.parse_args(argv)
     experiment = Experiment(args, args.all_classes)
+    models = [INITIAL, *(Model(f'{masks} masks', masks, masks) for masks in args.masks)]
     for seed in args.seeds:  # tables after each seed
-        for start in args.start:
-            experiment.baselines(start, seed)
-            for masks in args.masks:
-                experiment.trained(start, seed, masks)
+        for start, model in product(args.start, models):
+            experiment.add(start, seed, model)
         if args.list and seed != args.seeds[-1]:
             continue
         experiment.run(experiment.steps, list_only=args.list)
-        texts = {'table.md': table(experiment), 'gains.md': gains(experiment),
-                 'classes.md': class_tables(experiment), 'figures.csv': csv_table(experiment)}
+        scores = experiment.scores()
+        mious = {(row, metric): score for (row, metric, label), score in scores.items() if label == 'mIoU'}
+        texts = {'table.md': pivot(mious, list(METRICS)), 'gains.md': pivot(gains(scores), list(METRICS)),
+                 'classes.md': class_tables(scores), 'figures.csv': csv_text(
+                     [*Row._fields, 'metric', 'class', 'mean', 'std', 'count'],
+                     [[*row, metric, label, *score] for (row, metric, label), score in scores.items()])}
         for name, text in texts.items():
             write_text(experiment.root / name, text)
         print(f'\nmIoU in percent\n\n{texts["table.md"]}\nGain over the stronger baseline of the same start, in points '

@@ -16,8 +16,7 @@ SCHEMAS = {'main': Pretrain, 'linear_finetune': LinearFinetune, 'eval': LinearFi
 
 def test_the_plan_of_the_demo(tmp_path: Path) -> None:
     chain = Chain(tmp_path, tmp_path / 'data', ['pretrain.epochs=3', 'val_size=64'], 'configs/demo/env.yml')
-    first = demo.pretraining_steps(chain, ['--train', '9'])
-    protocols = demo.protocol_steps(chain, *first[1:])
+    first, protocols = demo.plan(chain, ['--train', '9'])
     assert first[0].command == ('experiments/shapes.py', '--output', f'{tmp_path}/data/Shapes', '--train', '9')
     configs = {}
     for number, step in enumerate([*first[1:], *protocols]):
@@ -31,8 +30,9 @@ def test_the_plan_of_the_demo(tmp_path: Path) -> None:
     assert {config.val_size for name, config in configs.items() if 'pretrain' not in name} == {64}
     for name in configs.keys() - {'pretrain', 'pretrain_before', 'linear-before-eval', 'linear-after-eval'}:
         assert ('before' in name) == ('pretrain_before' in configs[name].pretraining)
-    saliency = {name: configs[f'kmeans-{name}'].saliency for name in demo.PROTOTYPES}
-    assert saliency == dict.fromkeys(demo.PROTOTYPES, 'supervised_model') | {'after': 'network'}
+    assert {name: config.saliency for name, config in configs.items() if name.startswith('kmeans')} == {
+        'kmeans-before-embedding': 'supervised_model', 'kmeans-before-backbone': 'supervised_model',
+        'kmeans-after-given': 'supervised_model', 'kmeans-after': 'network'}
     table = demo.table(tmp_path)
     assert {Path(word).name for word in table if word.startswith(str(tmp_path)) and '-' in Path(word).name} == {
         *configs.keys() - {'pretrain', 'pretrain_before', 'linear-before', 'linear-after'}}

@@ -7,6 +7,7 @@ import pytest
 
 from data.voc import VOCSegmentation
 from experiments import subset
+from utils.report.pictures import thumbnail
 from utils.run.errors import UserError
 
 
@@ -36,5 +37,5 @@ def test_a_part_at_half_the_size(shapes: Path, tmp_path: Path) -> None:
 
 def test_small_images_are_not_enlarged() -> None:
     image = np.zeros((10, 20, 3), np.uint8)
-    assert subset.shrink(image, 40).shape == (10, 20, 3)
-    assert subset.shrink(image, 10).shape == (5, 10, 3)
+    assert thumbnail(image, 40).shape == (10, 20, 3)
+    assert thumbnail(image, 10).shape == (5, 10, 3)
