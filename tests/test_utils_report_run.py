@@ -138,7 +138,8 @@ def test_a_failing_report_is_a_warning(tmp_path: Path, caplog) -> None:
 
 
 def test_plots_need_no_display_and_no_backend_of_a_notebook() -> None:
-    code = 'from utils.run.script import run_script; run_script(lambda: __import__("utils.report.plots"))'
+    code = ('from utils.report.plots import line_panels, to_image; from utils.run.script import run_script; '
+            'run_script(lambda: to_image(lambda: line_panels({"a": {"b": [(0, 1)]}})))')
     subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[1], env={
         **os.environ, 'MPLBACKEND': 'module://matplotlib_inline_that_is_not_installed'})
 

@@ -29,20 +29,20 @@ def read_history(output_dir: Path) -> History:
             values = json.loads(line)
             epoch = values.pop('epoch')
             place = int(values.pop('step', epoch))
-            points = [(name, float(value)) for name, value in values.items()]
+            points = {name: float(value) for name, value in values.items()}
         except (ValueError, TypeError, KeyError, AttributeError):
             if number < len(lines):
                 log.warning('%s: line %d is damaged, and its values are missing in the curves', path, number)
             continue
-        for name, value in points:
+        for name, value in points.items():
             scalars.setdefault(name, {})[place] = value
-    pictures: dict[str, dict[int, Path]] = {}
+    pictures: dict[str, list[tuple[int, Path]]] = {}
     for picture in (output_dir / PICTURES).glob('*_*.png'):
-        name, _, of_epoch = picture.stem.rpartition('_')
-        if of_epoch.isdecimal():  # others are not of the training
-            pictures.setdefault(name, {})[int(of_epoch)] = picture
+        name, _, epoch = picture.stem.rpartition('_')
+        if epoch.isdecimal():  # others are not of the training
+            pictures.setdefault(name, []).append((int(epoch), picture))
     if not path.is_file() and (output_dir / 'tensorboard').is_dir():
         log.info('%s has no %s, of a training by an earlier version: its curves are in tensorboard/ alone', output_dir,
                  METRICS)
     return History({name: sorted(points.items()) for name, points in scalars.items()},
-                   {name: sorted(taken.items()) for name, taken in pictures.items()})
+                   {name: sorted(taken) for name, taken in pictures.items()})

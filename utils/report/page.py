@@ -9,6 +9,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from utils.report.plots import to_svg
 from utils.run.files import PALETTE, write_text
 
 if TYPE_CHECKING:
@@ -21,26 +22,22 @@ IGNORED = {'ignore label': '#{:02x}{:02x}{:02x}'.format(*PALETTE[255])}  # name 
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    return f'data:image/{kind};base64,{b64encode(content).decode()}'
+    return f'data:image/{kind.lower()};base64,{b64encode(content).decode()}'
 
 
 def picture_uri(picture: Path | Image.Image) -> str:
     """A picture, or the PNG or JPEG file of one, as a data URI; a big one as a JPEG, at most 1,400 pixels wide."""
+    file, opened = io.BytesIO(), picture if isinstance(picture, Image.Image) else Image.open(picture)
     if isinstance(picture, Path):
-        content = picture.read_bytes()
-        picture = Image.open(picture)
+        file.write(picture.read_bytes())
     else:
-        file = io.BytesIO()
         picture.save(file, 'PNG')
-        content = file.getvalue()
-    kind = picture.format or 'PNG'
-    if len(content) > SMALL:
-        file, kind = io.BytesIO(), 'JPEG'
-        small = picture.convert('RGB')
-        small.thumbnail((WIDEST, 10 * WIDEST))
-        small.save(file, kind, quality=85)
-        content = file.getvalue()
-    return data_uri(content, kind.lower())
+    if len(file.getvalue()) <= SMALL:
+        return data_uri(file.getvalue(), opened.format or 'PNG')
+    file, small = io.BytesIO(), opened.convert('RGB')
+    small.thumbnail((WIDEST, 10 * WIDEST))
+    small.save(file, 'JPEG', quality=85)
+    return data_uri(file.getvalue(), 'JPEG')
 
 
 def class_colours(classes: Sequence[str]) -> dict[str, str]:
@@ -56,44 +53,38 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], note: 
 
 def matrix(title: str, confusion: np.ndarray, classes: Sequence[str]) -> Block:
     """A confusion matrix (true x predicted pixels) in percent of each true class."""
-    totals = confusion.sum(1, keepdims=True)
-    shares = np.divide(100 * confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
+    totals = confusion.sum(1)
+    shares = 100 * confusion / np.maximum(totals, 1)[:, None]
     rows = [{'name': name, 'pixels': int(total), 'shares': share.tolist()}
-            for name, total, share in zip(classes, totals[:, 0], shares, strict=True)]
+            for name, total, share in zip(classes, totals, shares, strict=True)]
     return {'kind': 'matrix', 'title': title, 'names': list(classes), 'colours': class_colours(classes), 'rows': rows}
 
 
-def plots(title: str, draws: Sequence[Callable[[], 'Figure']], note: str = '') -> Block:
+def plots(title: str, draws: Sequence[Callable[[], 'Figure']]) -> Block:
     """Plots side by side, each for the light and the dark page."""
-    from utils.report.plots import to_svg  # matplotlib takes a second, and many pages have no plot
     drawn = [{theme: data_uri(to_svg(draw, theme).encode(), 'svg+xml') for theme in ('light', 'dark')}
              for draw in draws]
-    return {'kind': 'plots', 'title': title, 'plots': drawn, 'note': note}
+    return {'kind': 'plots', 'title': title, 'plots': drawn, 'note': ''}
 
 
 def pictures(title: str, shown: Sequence[tuple[str, Path | Image.Image]], note: str = '',
              colours: Mapping[str, str] | None = None, columns: int = 0) -> Block:
-    """Pictures or their files above their captions, in their own size, so that letters in them stay legible.
+    """(Caption, picture or its file) of each, in their own size, so that letters in them stay legible.
 
-    Args:
-        colours: {name: '#rrggbb'} of a legend.
-        columns: pictures in a row, where the screen is wide enough for them; 0: as many as fit.
+    ``colours`` {name: '#rrggbb'} are a legend; ``columns`` stand in a row of a wide screen, or as many as fit.
     """
     return {'kind': 'pictures', 'title': title, 'note': note, 'colours': dict(colours or {}), 'columns': columns,
             'pictures': [{'caption': caption, 'uri': picture_uri(picture)} for caption, picture in shown]}
 
 
 def write_page(folder: Path, title: str, lead: str, blocks: Sequence[Block]) -> Path:
-    """Write report.html into a folder, whole or not at all; all text is escaped.
+    """Write report.html, whole or not at all, with a line below its title; gives its path.
 
-    Args:
-        lead: the line below the title.
-
-    Returns:
-        its path.
+    All text is escaped. Blocks that show nothing are left out.
     """
+    shown = [block for block in blocks if any(block.get(key) for key in ('rows', 'plots', 'pictures'))]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True, undefined=StrictUndefined)
-    page = environment.get_template('page.html').render(title=title, lead=lead, blocks=blocks)
+    page = environment.get_template('page.html').render(title=title, lead=lead, blocks=shown)
     write_text(folder / REPORT, page.lstrip())
     return folder / REPORT

@@ -14,8 +14,7 @@ PART = 200  # longer side of an image in a panel at most, pixels: four and their
 def panel(images: Sequence[np.ndarray], captions: Sequence[str]) -> Image.Image:
     """Images of one size side by side under their captions, large ones made smaller.
 
-    Args:
-        images: each (H, W, 3) uint8, or (H, W) uint8 class ids, drawn in the VOC palette.
+    Each is (H, W, 3) uint8, or (H, W) uint8 class ids, drawn in the VOC palette.
     """
     small = [thumbnail(image, PART) for image in images]
     row = montage([PALETTE[image] if image.ndim == 2 else image for image in small], len(small), gap=4)
@@ -50,15 +49,10 @@ def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def pca_colours(maps: np.ndarray) -> np.ndarray:
-    """The three main directions of all vectors of several maps as red, green and blue.
+    """The three main directions of all vectors of maps (N, D, h, w) as red, green and blue: (N, h, w, 3) uint8.
 
-    The 1st percentile of a direction is 0 and the 99th is 255, over all maps, so that one colour means one thing.
-
-    Args:
-        maps: (N, D, h, w).
-
-    Returns:
-        (N, h, w, 3) uint8; with D < 3 the last channels are 0.
+    The 1st percentile of a direction is 0 and the 99th is 255, over all maps, so that one colour means one thing. With
+    D < 3 the last channels are 0.
     """
     number, dim, height, width = maps.shape
     points = maps.transpose(0, 2, 3, 1).reshape(-1, dim).astype(np.float64)
@@ -82,13 +76,14 @@ def thumbnail(image: np.ndarray, side: int) -> np.ndarray:
 
 def legend(classes: Sequence[str]) -> Image.Image:
     """A square in the colour of each class beside its name; of classes of one name the first alone."""
-    labels = {name: label for label, name in reversed(list(enumerate(classes)))}
+    names = list(dict.fromkeys(classes))
     ruler = ImageDraw.Draw(Image.new('L', (1, 1)))
-    width = CAPTION + 10 + int(max(ruler.textlength(name) for name in classes))
-    canvas = Image.new('RGB', (min(4, len(labels)) * width + 4, -(-len(labels) // 4) * CAPTION + 4), 'white')
+    width = CAPTION + 10 + int(max(ruler.textlength(name) for name in names))
+    canvas = Image.new('RGB', (min(4, len(names)) * width + 4, -(-len(names) // 4) * CAPTION + 4), 'white')
     draw = ImageDraw.Draw(canvas)
-    for place, (name, label) in enumerate(sorted(labels.items(), key=lambda item: item[1])):
+    for place, name in enumerate(names):
         x, y = place % 4 * width + 4, place // 4 * CAPTION + 4
-        draw.rectangle((x, y, x + CAPTION - 6, y + CAPTION - 6), tuple(PALETTE[label].tolist()), 'black')
+        colour = tuple(PALETTE[classes.index(name)].tolist())
+        draw.rectangle((x, y, x + CAPTION - 6, y + CAPTION - 6), colour, 'black')
         draw.text((x + CAPTION, y), name, fill='black')
     return canvas

@@ -1,27 +1,25 @@
-"""Plots: bars per class, and lines in panels; as pictures or as SVG."""
+"""Plots: bars per class, and lines in panels; as pictures or as SVG. Matplotlib takes a second, at the first plot."""
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from cycler import cycler
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; lighter ones come first on a dark page
 COLOURS = {'light': ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00'),
            'dark': ('#56B4E9', '#E69F00', '#2CC295', '#CC79A7', '#F0E442', '#D55E00')}
 TEXT = {'light': '#1f2328', 'dark': '#e6e9ee'}
-MARKERS, LINE_STYLES, HATCHES = 'osD^vPX*', ('-', '--', ':', '-.'), ('', '//', '..', 'xx')
+MARKERS, HATCHES = 'osD^vPX*', ('', '//', '..', 'xx')
 MARKED = 30  # points of a line that are marked, at most
 Point = tuple[float, float] | tuple[float, float, float | None]  # x, y, standard deviation
 
 
-def class_bars(protocols: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
+def class_bars(protocols: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 'Figure':
     """Bars of the IoU of each class, a panel a protocol.
 
     Args:
@@ -32,36 +30,30 @@ def class_bars(protocols: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figu
     classes = {title: list(dict.fromkeys(name for entry in entries.values() for name in entry['IoU']))
                for title, entries in protocols.items()}
     most = max(len(classes[title]) * (0.5 + len(entries)) for title, entries in protocols.items())
-    figure = Figure(figsize=(4.6 * len(protocols), 1.3 + 0.16 * most), layout='constrained')
-    bars = {}
+    figure, bars = _figure(4.6 * len(protocols), 1.3 + 0.16 * most), {}
     for axes, (title, entries) in zip(figure.subplots(1, len(protocols), squeeze=False)[0], protocols.items(),
                                       strict=True):
-        names, height = classes[title], 1 / (0.5 + len(entries))
+        names, height, ink = classes[title], 1 / (0.5 + len(entries)), axes.title.get_color()
         for i, (column, entry) in enumerate(entries.items()):
             places = np.arange(len(names)) + (i - (len(entries) - 1) / 2) * height
-            values, ink = [entry['IoU'].get(name, np.nan) for name in names], columns.index(column)
+            values, number = [entry['IoU'].get(name, np.nan) for name in names], columns.index(column)
             spread = [(entry.get('IoU_std') or {}).get(name) or 0 for name in names]
-            bars[column] = axes.barh(places, values, height, color=f'C{ink}', hatch=HATCHES[ink // 6 % len(HATCHES)],
-                                     edgecolor=mpl.rcParams['text.color'], linewidth=0.3,
-                                     xerr=spread if any(spread) else None, capsize=1.5,
-                                     error_kw={'elinewidth': 0.7, 'ecolor': mpl.rcParams['text.color']})
+            bars[column] = axes.barh(
+                places, values, height, color=f'C{number}', hatch=HATCHES[number // 6 % len(HATCHES)], edgecolor=ink,
+                linewidth=0.3, xerr=spread if any(spread) else None, capsize=1.5, ecolor=ink)
             for place, value, std in zip(places, values, spread, strict=True):
                 if not np.isnan(value):
                     axes.text(min(value + std, 100) + 1.5, place, f'{value:.1f}', va='center', fontsize='x-small')
         axes.set_yticks(np.arange(len(names)), names)
         axes.invert_yaxis()
-        axes.set_xlim(0, 112)  # room for the number of a whole bar
-        axes.set_xticks(range(0, 101, 25))
-        axes.set_xlabel('IoU, %')
-        axes.set_title(title)
+        axes.set(title=title, xlabel='IoU, %', xticks=range(0, 101, 25), xlim=(0, 112))  # room for 'a whole bar'
         axes.grid(axis='x', alpha=0.3)
-        axes.set_axisbelow(True)
-    _legend(figure, bars if len(columns) > 1 else {})
+    _legend(figure, bars)
     return figure
 
 
 def line_panels(panels: Mapping[str, Mapping[str, Sequence[Point]]], x: str = '', y: str = '',
-                ticks: Mapping[str, Sequence[str]] | None = None, levels: Mapping[str, float] | None = None) -> Figure:
+                ticks: Mapping[str, Sequence[str]] | None = None, levels: Mapping[str, float] = {}) -> 'Figure':
     """Lines with error bars, panels in rows of up to three.
 
     Args:
@@ -72,74 +64,76 @@ def line_panels(panels: Mapping[str, Mapping[str, Sequence[Point]]], x: str = ''
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.4 * columns, 3.1 * rows), layout='constrained')
+    figure, handles = _figure(4.4 * columns, 3.1 * rows), {}
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    handles: dict[str, Any] = {}
     for axes, (title, lines) in zip(grid, panels.items(), strict=False):
         for name, points in lines.items():
             if not points:  # of a table that is not complete yet
                 continue
-            ink = names.index(name)
-            few = len(points) < MARKED
             places, heights, spread = zip(*((*point, None)[:3] for point in points), strict=True)
+            number = names.index(name)
             handles[name] = axes.errorbar(places, heights, [one or 0 for one in spread] if any(spread) else None,
-                                          color=f'C{ink}', linewidth=1.5, capsize=3, marker=MARKERS[ink % len(MARKERS)]
-                                          if few else None, markersize=4, ls='-' if few else LINE_STYLES[ink % 4])
-        for name, level in (levels or {}).items():
-            if name in names:
-                handles['before'] = axes.axhline(level, color=f'C{names.index(name)}', linestyle='--', linewidth=1)
+                                          color=f'C{number}', marker=MARKERS[number % len(MARKERS)], capsize=3,
+                                          markevery=-(-len(points) // MARKED))
         if ticks:
             axes.set_xticks(range(len(ticks[title])), ticks[title], fontsize='small')
         else:
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel(x)
-        axes.set_title(title)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(title=title, xlabel=x)
         axes.grid(axis='y', alpha=0.3)
+    for axes in grid[:len(panels)]:
+        for name, level in levels.items():
+            if name in names:
+                handles['before'] = axes.axhline(level, color=f'C{names.index(name)}', linestyle='--', linewidth=1)
     for axes in grid[len(panels):]:
         axes.set_axis_off()
-    figure.supylabel(y, fontsize=mpl.rcParams['axes.labelsize'])
-    before = handles.pop('before', None)
-    _legend(figure, {**handles, **({'before': before} if before else {})} if len(names) > 1 or before else {})
+    figure.supylabel(y, fontsize='medium')
+    _legend(figure, handles)
     return figure
 
 
-def curve_of_clusters(columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+def curve_of_clusters(columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> 'Figure':
     """mIoU over the number of clusters, a line a column of entries that hold 'num_clusters', 'mIoU' and maybe 'std'."""
     return line_panels({'Over-clustering': {column: sorted((point['num_clusters'], point['mIoU'], point.get('std'))
                                                            for point in points) for column, points in columns.items()}},
                        'number of clusters', 'mIoU, %')
 
 
-def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
-    if handles:
+def _figure(width: float, height: float) -> 'Figure':
+    from matplotlib.figure import Figure
+    return Figure(figsize=(width, height), layout='constrained')
+
+
+def _legend(figure: 'Figure', handles: Mapping[str, Any]) -> None:
+    if len(handles) > 1:
         fit = int(11 * figure.get_figwidth() / (8 + max(map(len, handles))))  # about 11 letters an inch
         figure.legend(handles.values(), handles, loc='outside upper center', ncols=max(1, fit), fontsize='small')
 
 
 @contextmanager
 def _style(theme: str, **more: Any) -> Iterator[None]:
+    import matplotlib as mpl
+    from cycler import cycler
     inked = 'text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color', 'grid.color'
-    style: dict[Any, Any] = {**dict.fromkeys(inked, TEXT[theme]), 'axes.prop_cycle': cycler(color=COLOURS[theme]),
-                             'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlesize': 11, **more}
+    style: dict[Any, Any] = {
+        **dict.fromkeys(inked, TEXT[theme]), 'axes.prop_cycle': cycler(color=COLOURS[theme]), 'axes.axisbelow': True,
+        'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlesize': 11, 'lines.markersize': 4, **more}
     with mpl.rc_context(style):
         yield
 
 
-def to_image(draw: Callable[[], Figure]) -> Image.Image:
+def to_image(draw: Callable[[], 'Figure']) -> Image.Image:
     """A plot as a picture, 120 pixels an inch."""
+    file = io.BytesIO()
     with _style('light'):
-        figure = draw()
-        canvas = FigureCanvasAgg(figure)
-        figure.set_dpi(120)
-        canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
+        draw().savefig(file, dpi=120)
+    return Image.open(file).convert('RGB')
 
 
-def to_svg(draw: Callable[[], Figure], theme: str) -> str:
+def to_svg(draw: Callable[[], 'Figure'], theme: str) -> str:
     """A plot on a clear ground for a 'light' or a 'dark' page; its letters are outlines, which need no font."""
-    clear = dict.fromkeys(('figure.facecolor', 'axes.facecolor', 'legend.facecolor'), 'none')
+    text, clear = io.StringIO(), dict.fromkeys(('figure.facecolor', 'axes.facecolor', 'legend.facecolor'), 'none')
     with _style(theme, **clear, **{'svg.hashsalt': 'plot'}):
-        text = io.StringIO()
         draw().savefig(text, format='svg', metadata={'Date': None})
     return text.getvalue()

@@ -14,14 +14,9 @@ log = logging.getLogger(__name__)
 
 
 def iou_entry(iou: np.ndarray, classes: Sequence[str], present: np.ndarray) -> dict[str, Any]:
-    """A result as a JSON entry, in percent: 'mIoU', 'IoU' {class: IoU}, 'absent_classes' and 'mIoU_present'.
+    """A JSON entry in percent of IoU (classes,), 0..1, and of the classes (bool) with a pixel in the ground truth.
 
-    Args:
-        iou: (classes,) in 0..1.
-        present: (classes,) bool, which have a pixel in the ground truth.
-
-    Raises:
-        UserError: none has.
+    Raises UserError if none has.
     """
     if not present.any():
         raise UserError(f'none of the classes {", ".join(classes)} has a pixel in the ground truth; check val_split, '
@@ -44,11 +39,7 @@ def log_iou(entry: dict[str, Any]) -> None:
 
 
 def read_results(output_dir: Path) -> dict[str, Any]:
-    """results.json of a run: {task: entry}; nothing when it is not there.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """results.json of a run: {task: entry}; nothing when it is not there. Raises UserError if it is damaged."""
     path = output_dir / 'results.json'
     try:
         results = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
@@ -60,14 +51,9 @@ def read_results(output_dir: Path) -> dict[str, Any]:
 
 
 def save_results(results: dict[str, Any], output_dir: Path, companions: Sequence[str] = ()) -> dict[str, Any]:
-    """Write results.json, whole or not at all; entries of other tasks that are there already stay.
+    """Add {task: entry} to results.json, which is written whole or not at all; gives all that it holds now.
 
-    Args:
-        results: {task: entry}, e.g. {'kmeans': {...}}.
-        companions: tasks whose entries stay only if they were made with the same as the new ones.
-
-    Returns:
-        all that it holds now.
+    Entries of other tasks stay, those of ``companions`` only if they were made with the same as the new ones.
     """
     made = [entry.get('made_with') for entry in results.values() if isinstance(entry, dict)]
     merged = {task: entry for task, entry in read_results(output_dir).items()
@@ -79,8 +65,8 @@ def save_results(results: dict[str, Any], output_dir: Path, companions: Sequence
 
 def remove_stale(folder: Path, names: Collection[str]) -> None:
     """Delete the PNGs below a folder of a run's own output that are not <name>.png: those of images no longer there."""
-    kept = {f'{name}.png' for name in names}
-    stale = [path for path in folder.rglob('*.png') if path.relative_to(folder).as_posix() not in kept]
+    kept = {folder / f'{name}.png' for name in names}
+    stale = [path for path in folder.rglob('*.png') if path not in kept]
     for path in stale:
         path.unlink()
     if stale:

@@ -1,12 +1,10 @@
 """The report of a run: report.html in its output directory, of what the script holds and training has logged."""
-import importlib
 import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from PIL import Image
 from utils.config.keys import flat
 from utils.report import page
 from utils.report.history import read_history
+from utils.report.plots import class_bars, curve_of_clusters, line_panels
 from utils.report.tables import with_spread
 from utils.run import distributed
 from utils.run.log import warn_of_failure
@@ -71,36 +70,32 @@ def write_run_report(config: Mapping[str, Any], title: str, results: Mapping[str
     if not distributed.is_main():
         return
     with warn_of_failure(page.REPORT):
-        output_dir = Path(config['output_dir'])
+        folder = Path(config['output_dir'])
         rows = [(name, json.dumps(value, ensure_ascii=False)) for name, value in flat(config).items()]
         blocks = [*result_blocks(results),
                   *(page.matrix(f'Confusion matrix: {TASKS.get(task, task)}', confusion, classes)
                     for task, confusion in (confusions or {}).items()),
-                  *training_blocks(output_dir),
-                  *(page.pictures(kind, shown, NOTES[kind], page.class_colours(classes) | page.IGNORED
-                                  if kind == PREDICTIONS else {})
-                    for kind, shown in (pictures or {}).items() if shown),
+                  *training_blocks(folder),
+                  *(picture_block(kind, shown, classes) for kind, shown in (pictures or {}).items()),
                   page.table('Config', (), rows, folded=True)]
         lead = f'{config["config_name"]} · {time.strftime("%Y-%m-%d %H:%M")} · PyTorch {torch.__version__}'
-        log.info('Report: %s', page.write_page(output_dir, title, lead, blocks))
+        log.info('Report: %s', page.write_page(folder, title, lead, blocks))
 
 
-def plots() -> ModuleType:
-    """utils.report.plots, when it is needed: matplotlib takes a second, and many reports have no plot."""
-    return importlib.import_module('utils.report.plots')
+def picture_block(kind: str, shown: Sequence[tuple[str, Path | Image.Image]], classes: Sequence[str] = (),
+                  suffix: str = '', columns: int = 0) -> page.Block:
+    """Pictures of an evaluation, of a kind of NOTES."""
+    colours = page.class_colours(classes) | page.IGNORED if kind == PREDICTIONS else {}
+    return page.pictures(f'{kind}{suffix}', shown, NOTES[kind], colours, columns)
 
 
 def result_blocks(results: Mapping[str, Any]) -> list[page.Block]:
-    """A table of the scalars, the classes, the curve of over-clustering, and what made the results."""
+    """A table of the scalars, the plots, the clusters that were found, and what made the results."""
     rows: list[tuple[str, str, str]] = []
     made: list[tuple[str, str, str]] = []
-    blocks: list[page.Block] = []
-    for task, entry in results.items():
-        protocol = TASKS.get(task, task)
-        if task == CURVE:
-            blocks.append(page.plots('Over-clustering', [partial(plots().curve_of_clusters,
-                                                                 {TASKS['kmeans']: entry})]))
-            continue
+    found: list[page.Block] = []
+    entries = {TASKS.get(task, task): entry for task, entry in results.items() if task != CURVE}
+    for protocol, entry in entries.items():
         for name, value in entry.items():
             if isinstance(value, (int, float)) and not name.endswith('std'):
                 std = entry.get('std' if name == 'mIoU' else f'{name}_std')
@@ -108,45 +103,38 @@ def result_blocks(results: Mapping[str, Any]) -> list[page.Block]:
                              if isinstance(value, float) else str(value)))
         made += [(protocol, WORDS.get(name, name), 'masks stay whole' if value is None else str(value))
                  for name, value in entry.get('made_with', {}).items()]
+        # of clusters that were found without ground truth
         values = sorted((int(k), value) for k, value in entry.get('silhouette', {}).items() if value is not None)
-        if values:  # of clusters that were found without ground truth
-            blocks.append(page.plots('Silhouette', [partial(plots().line_panels, {'Silhouette': {'silhouette': values}},
-                                                            'number of clusters', 'mean silhouette, -1 to 1')]))
-        if 'sizes' in entry:
-            blocks.append(page.table('Objects in each cluster', ('cluster', 'objects'), [
-                (str(k), str(size)) for k, size in enumerate(entry['sizes'], 1)]))
-    bars = {TASKS.get(task, task): {'': entry} for task, entry in results.items() if 'IoU' in entry}
-    if bars:
-        blocks.insert(0, class_block(bars))
-    if rows:
-        blocks.insert(0, page.table('Results', ('protocol', 'metric', 'value'), rows,
-                                    f'mIoU, accuracy, NMI and ARI in percent; {SPREAD}.'))
-    return [*blocks, page.table('Made with', ('protocol', 'what', 'value'), made)] if made else blocks
+        draw = partial(line_panels, {'Silhouette': {'silhouette': values}}, 'number of clusters',
+                       'mean silhouette, -1 to 1')
+        found += [page.plots('Silhouette', [draw] if values else []),
+                  page.table('Objects in each cluster', ('cluster', 'objects'), [
+                      (str(k), str(size)) for k, size in enumerate(entry.get('sizes', ()), 1)])]
+    curves = {TASKS['kmeans']: results[CURVE]} if CURVE in results else {}
+    return [page.table('Results', ('protocol', 'metric', 'value'), rows,
+                       f'mIoU, accuracy, NMI and ARI in percent; {SPREAD}.'),
+            *plot_blocks({title: {'': entry} for title, entry in entries.items() if 'IoU' in entry}, curves), *found,
+            page.table('Made with', ('protocol', 'what', 'value'), made)]
 
 
-def class_block(protocols: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> page.Block:
-    """Bars of each class, as ``class_bars`` takes them; a plot a protocol."""
-    return page.plots('IoU of each class', [partial(plots().class_bars, {title: columns})
-                                            for title, columns in protocols.items()])
+def plot_blocks(bars: Mapping[str, Mapping[str, Any]], curves: Mapping[str, Any]) -> list[page.Block]:
+    """Bars of each class, as ``class_bars`` takes them, a plot a protocol; the {column: curve} of over-clustering."""
+    return [page.plots('IoU of each class', [partial(class_bars, {title: columns}) for title, columns in bars.items()]),
+            page.plots('Over-clustering', [partial(curve_of_clusters, curves)] if curves else [])]
 
 
 def training_blocks(folder: Path, suffix: str = '') -> list[page.Block]:
-    """The curves of a training, and of the pictures that it took of itself the first, the middle and the last.
+    """The curves of the training in an output directory, and the first, middle and last of the pictures it took.
 
-    Args:
-        folder: output directory of the training.
-        suffix: of each title.
+    ``suffix`` ends each title.
     """
     history, draws = read_history(folder), []
     for title, x, y, names in PLOTS:
-        curves = {name.rpartition('/')[2]: history.scalars[name] for name in names if name in history.scalars}
-        if curves:
-            draws.append(partial(plots().line_panels, {title: curves}, x, y))
-    blocks = [page.plots(f'Training{suffix}', draws)] if draws else []
+        if curves := {name.rpartition('/')[2]: history.scalars[name] for name in names if name in history.scalars}:
+            draws.append(partial(line_panels, {title: curves}, x, y))
+    blocks = [page.plots(f'Training{suffix}', draws)]
     for name, (title, caption, note) in TAKEN.items():
         taken = history.pictures.get(name, [])
-        if taken:
-            chosen = [taken[i] for i in sorted({0, (len(taken) - 1) // 2, len(taken) - 1})]
-            blocks.append(page.pictures(f'{title}{suffix}', [(f'{caption} {epoch}', path) for epoch, path in chosen],
-                                        note))
+        chosen = [taken[i] for i in sorted({0, (len(taken) - 1) // 2, len(taken) - 1})] if taken else []
+        blocks.append(page.pictures(f'{title}{suffix}', [(f'{caption} {epoch}', path) for epoch, path in chosen], note))
     return blocks

@@ -7,8 +7,7 @@ from typing import Any
 
 def with_spread(mean: float, std: float | None = None, runs: int | None = None, decimals: int = 2) -> str:
     """'45.68 ± 1.50 (n = 5)': a mean with its sample standard deviation over n runs, if both are known."""
-    spread = '' if std is None or runs is None else f' ± {std:.{decimals}f} (n = {runs})'
-    return f'{mean:.{decimals}f}{spread}'
+    return f'{mean:.{decimals}f}' + ('' if std is None or runs is None else f' ± {std:.{decimals}f} (n = {runs})')
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 0) -> str:
