@@ -70,16 +70,13 @@ def build_prototype_model(p: Prototypes) -> ContrastiveSegmentationModel | Backb
     """
     weights = initial_weights(p, p.backbone)
     model: ContrastiveSegmentationModel | BackboneModel
-    if weights is not None and weights.kind == 'backbone':
-        if p.features != 'backbone' or p.saliency == 'network':
-            raise UserError(f'{weights.source} is a plain backbone, which has no embedding and predicts no masks; '
-                            'set features: backbone and saliency to a folder of masks (supervised_model, ...).')
+    if weights is None or weights.kind != 'backbone':
+        model = ContrastiveSegmentationModel(p.backbone, **p.model_kwargs)
+    elif p.features == 'backbone' and p.saliency != 'network':
         model = BackboneModel(p.backbone)
     else:
-        model = ContrastiveSegmentationModel(p.backbone, **p.model_kwargs)
-        if p.saliency == 'network' and model.classification_head is None:
-            raise UserError('saliency: network needs model_kwargs.use_classification_head: true; set it, or set '
-                            'saliency to a folder of masks.')
+        raise UserError(f'{weights.source} is a plain backbone, which has no embedding and predicts no masks; '
+                        'set features: backbone and saliency to a folder of masks (supervised_model, ...).')
     load_into(model, weights)
     return model.eval()
 

@@ -27,13 +27,9 @@ DEPTH = 8  # of dictionaries within each other in a file
 
 @dataclass
 class Weights:
-    """The networks of one kind in a file.
-
-    kind: 'contrastive' (an encoder of pretraining), 'linear', 'backbone' (a ResNet or of timm) or 'basnet'.
-    readings: what stands before a network's names in the file -> its state dict without it; usually one.
-    """
-    kind: str
-    readings: dict[str, State]
+    """The networks of one kind in a file."""
+    kind: str  # 'contrastive' (an encoder of pretraining), 'linear', 'backbone' (a ResNet or of timm) or 'basnet'
+    readings: dict[str, State]  # what stands before a network's names in the file -> the rest; usually one
     source: str
 
     @property
@@ -117,8 +113,7 @@ def load_strict(module: nn.Module, weights: Weights,
 
     Raises UserError, which lists the entries that are missing, left over, of another shape or not finite.
     """
-    own = module.state_dict()
-    problems = {prefix: _misfits(own, state) for prefix, state in weights.readings.items()}
+    problems = {prefix: _misfits(module.state_dict(), state) for prefix, state in weights.readings.items()}
     fitting = [prefix for prefix, found in problems.items() if not found]
     if len(fitting) > 1:
         raise weights.ambiguous(fitting)
