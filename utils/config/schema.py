@@ -1,5 +1,6 @@
 """Every key of the scripts' config files: type, range, default, one line of help, and whether it changes results."""
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field
@@ -206,30 +207,28 @@ SCHEMAS = (Pretrain, LinearFinetune, Kmeans, Retrieval, TrainSaliency)
 
 def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(key, sentence) for values, by dotted key, that do not go together; keys that a schema lacks are absent."""
-    def given(name: str, *options: Any) -> bool:
-        return name in values and values[name] in options
-
-    start, bank = values.get('pretraining'), values.get('moco_kwargs.K', 0)
-    if given('pretraining', 'imagenet_moco') and given('moco_state_dict', None):
+    get, start, bank = values.get, values.get('pretraining'), values.get('moco_kwargs.K', 0)
+    no_head = get('model_kwargs.use_classification_head') is False
+    if start == 'imagenet_moco' and get('moco_state_dict', 'absent') is None:
         yield 'pretraining', 'pretraining: imagenet_moco needs moco_state_dict, the path of the checkpoint'
-    if given('scheduler', 'step') and given('scheduler_kwargs.lr_decay_epochs', []):
+    if get('scheduler') == 'step' and get('scheduler_kwargs.lr_decay_epochs') == []:
         yield 'scheduler', 'scheduler: step needs scheduler_kwargs.lr_decay_epochs, e.g. [25]'
-    if values.get('train_batch_size', 0) > bank > 0:
-        yield 'train_batch_size', (f'train_batch_size {values["train_batch_size"]} does not fit into the memory bank '
-                                   f'of moco_kwargs.K {bank}; raise K or take smaller batches')
-    if values.get('probe_every') and given('model_kwargs.use_classification_head', False):
+    if get('train_batch_size', 0) > bank > 0:
+        yield 'train_batch_size', (f'train_batch_size {get("train_batch_size")} does not fit into the memory bank of '
+                                   f'moco_kwargs.K {bank}; raise K or take smaller batches')
+    if get('probe_every') and no_head:
         yield 'probe_every', ('probe_every needs model_kwargs.use_classification_head: true, which predicts the masks; '
                               'set it, or probe_every: 0')
-    if given('optimizer_kwargs.nesterov', True) and given('optimizer', 'sgd') and given('optimizer_kwargs.momentum', 0):
+    if get('optimizer_kwargs.nesterov') and get('optimizer') == 'sgd' and get('optimizer_kwargs.momentum') == 0:
         yield 'optimizer_kwargs.nesterov', 'optimizer_kwargs.nesterov needs a momentum above 0'
-    if 'crop' in values and 'resize' in values and values['crop'] > values['resize']:
-        yield 'crop', f'crop {values["crop"]} is larger than resize {values["resize"]}; lower it'
-    if 'val_images' in values and given('val_images', None) != given('val_masks', None):
+    if get('crop', 0) > get('resize', inf):
+        yield 'crop', f'crop {get("crop")} is larger than resize {get("resize")}; lower it'
+    if 'val_images' in values and (get('val_images') is None) != (get('val_masks', 'absent') is None):
         yield 'val_images', 'val_images and val_masks go together; give both or neither'
     if 'components' in values:  # the protocols on prototypes: nothing runs on random weights
         if start in ('imagenet_classification', 'imagenet_moco', 'none') and (
-                given('features', 'embedding') or given('saliency', 'network')):
+                get('features') == 'embedding' or get('saliency') == 'network'):
             yield 'pretraining', (f'pretraining: {start} holds no trained heads; give the path of a checkpoint, or '
                                   'features: backbone and saliency: supervised_model')
-        elif given('saliency', 'network') and given('model_kwargs.use_classification_head', False):
+        elif get('saliency') == 'network' and no_head:
             yield 'saliency', 'saliency: network needs model_kwargs.use_classification_head: true'

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -83,37 +83,34 @@ class MetricsWriter:
     """
 
     def __init__(self, output_dir: Path) -> None:
-        self.is_main, self.pictures = distributed.is_main(), output_dir / PICTURES
-        if not self.is_main:
-            return
-        from torch.utils.tensorboard import SummaryWriter
-        self.tensorboard = SummaryWriter(output_dir / TENSORBOARD)
-        path = output_dir / METRICS
-        if path.exists():
-            os.truncate(path, path.read_bytes().rfind(b'\n') + 1)  # a line that a kill cut off
-        self.file = path.open('a', encoding='utf-8')
+        self.metrics, self.pictures = output_dir / METRICS, output_dir / PICTURES
+        self.tensorboard: Any = None
+        if distributed.is_main():
+            from torch.utils.tensorboard import SummaryWriter
+            self.tensorboard = SummaryWriter(output_dir / TENSORBOARD)
+            if self.metrics.exists():
+                os.truncate(self.metrics, self.metrics.read_bytes().rfind(b'\n') + 1)  # a line that a kill cut off
 
     def add_scalars(self, values: Mapping[str, float], epoch: int, step: int | None = None) -> None:
         """Add the values of a step, counted over all epochs, or without one those of an epoch; both from 1."""
-        if self.is_main:
+        if self.tensorboard:
             place = {'epoch': epoch} if step is None else {'step': step, 'epoch': epoch}
-            self.file.write(json.dumps({**place, **values}) + '\n')
+            with self.metrics.open('a', encoding='utf-8') as file:
+                file.write(json.dumps({**place, **values}) + '\n')
             for name, value in values.items():
                 self.tensorboard.add_scalar(name, value, epoch if step is None else step)
 
     def add_picture(self, name: str, picture: Image.Image, epoch: int) -> None:
-        if self.is_main:
+        if self.tensorboard:
             save_image(picture, self.pictures / f'{name}_{epoch:04d}.png')
             self.tensorboard.add_image(name, np.asarray(picture), epoch, dataformats='HWC')
 
     def flush(self) -> None:
-        if self.is_main:
-            self.file.flush()
+        if self.tensorboard:
             self.tensorboard.flush()
 
     def close(self) -> None:
-        if self.is_main:
-            self.file.close()
+        if self.tensorboard:
             self.tensorboard.close()
 
 
