@@ -48,12 +48,12 @@ def local_rank() -> int:
 
 def first_to_fail() -> bool:
     """Whether this process is the one that tells the user why the job ends; the others end silently."""
-    if is_initialized():
-        try:
-            return dist.distributed_c10d._get_default_store().add('failed', 1) == 1
-        except RuntimeError:  # the store went down with its machine
-            return False
-    return os.environ.get('RANK', '0') == '0'
+    if not is_initialized():
+        return os.environ.get('RANK', '0') == '0'
+    try:
+        return dist.distributed_c10d._get_default_store().add('failed', 1) == 1
+    except RuntimeError:  # the store went down with its machine
+        return False
 
 
 def is_initialized() -> bool:
@@ -126,10 +126,9 @@ def parallel(module: nn.Module) -> nn.Module:
         return module
     for value in module.state_dict().values():
         dist.broadcast(value, src=0)
-    warnings.filterwarnings('ignore', 'Grad strides do not match')  # of 1x1 kernels, where order means nothing
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)  # a new name of broadcast_buffers, which older PyTorch lacks
-        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # 1x1 kernels have no order of strides, and the new name of broadcast_buffers is none of older PyTorch
+    warnings.filterwarnings('ignore', 'Grad strides do not match|`broadcast_buffers` is deprecated')
+    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def random_order(batch: int, device: torch.device) -> tuple[Tensor, Tensor] | tuple[None, None]:
