@@ -127,17 +127,17 @@ def test_pretraining_that_is_false_is_random(load, empty) -> None:
 
 @pytest.mark.parametrize(('schema', 'changed', 'said'), [
     (Pretrain, {'backbone_kwargs': {'dilated': False, 'pretraining': False}},
-     'exp.yml, line 8: backbone_kwargs.dilated, a key of the published code, can only be true here, got false; the '
+     'exp.yml, line 8: backbone_kwargs.dilated, a key of the published code, can only be True here, got False; the '
      'networks here have an output stride of 8 alone; take the line out'),
-    (Pretrain, {'head': 'dim_reduction'}, "head, a key of the published code, can only be the text 'deeplab' here"),
+    (Pretrain, {'head': 'dim_reduction'}, "head, a key of the published code, can only be 'deeplab' here"),
     (Pretrain, {'model_kwargs': {'head': 'mlp'}}, "model_kwargs.head, a key of the published code, can only be"),
     (Pretrain, {'train_db_kwargs': {'saliency': 'supervised_model', 'spilt': 'x'}},
      "unknown key 'train_db_kwargs.spilt'; the keys here are saliency"),
     (Pretrain, {'train_db_kwargs': 3}, 'train_db_kwargs holds the keys saliency; expected key: value lines below it'),
     (Pretrain, {'saliency': 'x'}, 'saliency is given twice, first in exp.yml, line 3'),
     (LinearFinetune, {'train_db_kwargs': {'split': 'train', 'batch_size': 'x'}}, 'train_batch_size must be a valid'),
-    (Kmeans, {'kmeans_eval': False}, 'kmeans_eval, a key of the published code, can only be true here, got false'),
-    (Kmeans, {'train_db_name': 'COCO'}, "got the text 'COCO'; give the data set as val_db_name"),
+    (Kmeans, {'kmeans_eval': False}, 'kmeans_eval, a key of the published code, can only be True here, got False'),
+    (Kmeans, {'train_db_name': 'COCO'}, "got 'COCO'; give the data set as val_db_name"),
     (Kmeans, {'retrieval_kwargs': {'ignore_classes': []}}, "unknown key 'retrieval_kwargs'")])
 def test_values_that_mean_nothing_here_are_refused(load, tmp_path, monkeypatch, schema, changed, said) -> None:
     monkeypatch.chdir(tmp_path)

@@ -109,8 +109,8 @@ class Reader:
         except (yaml.YAMLError, ValueError, TypeError) as error:
             raise UserError(f'{name}: not a plain YAML value: {_problem(error)}') from error
         if rule.accepted and value not in rule.accepted:
-            raise UserError(f'{name}, a key of the published code, can only be {describe(rule.accepted[0])} here, got '
-                            f'{describe(value)}; {rule.hint}')
+            raise UserError(f'{name}, a key of the published code, can only be {rule.accepted[0]!r} here, '
+                            f'got {value!r}; {rule.hint}')
         if name in self.rules:
             self.translated[name] = rule.key
         if rule.key and rule.key not in self.values:
@@ -186,20 +186,13 @@ def _keys_below(prefix: str, known: Collection[str]) -> str:
 
 def _reason(items: list[Any]) -> str:
     """What pydantic says of one value, 'be a valid list, got 5; write [5]'."""
-    wants = [item['msg'].partition('should ')[2].replace('a valid boolean', 'true or false') for item in items]
+    wants = ' or '.join(dict.fromkeys(item['msg'].partition('should ')[2] for item in items))
     value, kind, hint = items[-1]['input'], items[-1]['type'], ''
     if isinstance(value, str):
         hint = '; remove the quotes' * (kind in ('int_type', 'float_type') and NUMBER.fullmatch(value) is not None)
     elif not isinstance(value, (list, dict, type(None))):
         hint = {'string_type': ', as YAML reads it; put it in quotes', 'list_type': f'; write [{value}]'}.get(kind, '')
-    return f'{" or ".join(dict.fromkeys(wants))}, got {describe(value)}{hint}'
-
-
-def describe(value: Any) -> str:
-    """A value for messages: true, 0.1, [1, 2], the text 'a', nothing, key: value lines."""
-    if isinstance(value, (str, dict)):
-        return f"the text '{value}'" if isinstance(value, str) else 'key: value lines'
-    return 'nothing' if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return f'{wants}, got {value!r}{hint}'
 
 
 def _problem(error: Exception) -> str:
