@@ -18,11 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import cv2
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.prediction import draw
-from data.images import read_image, read_labels, read_mask, resize_drawn
+from data.images import Photograph, fit_to_photograph, read_image, read_labels, read_mask
 from data.voc import VOID, read_ids
 from saliency.basnet_training import mask_iou
 from saliency.unsupervised import UnsupervisedSaliency
@@ -61,10 +60,10 @@ def score(truth: Path, mask: Path) -> tuple[float, bool] | None:
     objects = valid & (labels > 0)
     if not objects.any():
         return None
-    found = read_mask(mask).values if mask.is_file() else np.zeros_like(labels)
-    if not found.any():
+    drawn = read_mask(mask) if mask.is_file() else None
+    if drawn is None or not drawn.values.any():
         return 0.0, False
-    found = resize_drawn(found, labels.shape[1], labels.shape[0], mask)
+    found = fit_to_photograph(drawn, Photograph(labels, 1), mask, stored=False)
     return mask_iou((found > 0) & valid, objects), True
 
 

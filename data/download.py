@@ -1,5 +1,4 @@
 """Fetch and unpack the data set archive of the method's authors, once, however many processes ask for it."""
-import errno
 import gzip
 import logging
 import os
@@ -8,8 +7,6 @@ import sys
 import tarfile
 import textwrap
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from utils.run.errors import UserError
@@ -31,23 +28,16 @@ class _ArchiveError(Exception):
 
 
 def ensure_dataset(root: Path, url: str = GOOGLE_DRIVE) -> Path:
-    """The data set folder; the archive is fetched and unpacked when db_root is there and holds none.
+    """db_root/VOCSegmentation, as it is; or fetched and unpacked, if db_root is there and holds no data set.
 
-    The archive goes to db_root/PASCAL_VOC.tgz; one that lies there already (put there by hand) is used. An
-    interrupted download is kept as PASCAL_VOC.tgz????????.part and continued by the next call. The folder appears
-    under its name only when all of the archive, checksum included, is read and unpacked; then the archive is
-    DELETED, also one put there by hand. One process at a time does this, the others wait at an advisory lock on
-    db_root/.VOCSegmentation.lock (the empty file stays) and find the folder.
-
-    Args:
-        root: db_root/VOCSegmentation. An existing folder is returned as it is, without looking inside.
-        url: where to fetch the archive instead of Google Drive.
+    The archive goes to db_root/PASCAL_VOC.tgz; one that lies there already is used. An interrupted download is
+    continued by the next call. The folder appears under its name only when all of the archive, checksum included, is
+    read and unpacked; then the archive is DELETED, also one put there by hand. One process at a time does this.
 
     Raises:
-        UserError: db_root is missing, holds another data set or cannot be written, gdown or tarfile's data filter is
-            missing, the download failed, or the archive is broken, unsafe or of something else (deleted if this call
-            fetched it, otherwise left alone).
-        OSError: the disk is full or failing.
+        UserError: db_root is missing or holds another data set, gdown or tarfile's data filter is missing, the download
+            failed, or the archive is broken, unsafe or of something else (deleted if this call fetched it).
+        OSError: the disk is full or failing, or db_root cannot be written.
     """
     if root.is_dir():
         return root
@@ -64,7 +54,13 @@ def ensure_dataset(root: Path, url: str = GOOGLE_DRIVE) -> Path:
     if not hasattr(tarfile, 'data_filter'):
         raise UserError(f'unpacking {ARCHIVE_NAME} safely needs Python 3.10.12, 3.11.4 or later; update, or unpack it '
                         f'by hand so that {root} exists.')
-    with _exclusive(root):
+    lock = root.parent / f'.{root.name}.lock'
+    with lock.open('a') as file:
+        try:
+            lock_file(file.fileno(), f'waiting for another process that prepares {root}')
+        except OSError as error:  # some systems and cluster file systems have no locks
+            raise UserError(f'{lock} cannot be locked ({error.strerror}); unpack {ARCHIVE_NAME} by hand so that {root} '
+                            'exists.') from error
         if root.is_dir():  # another process was faster
             return root
         fetched = not archive.exists()
@@ -82,29 +78,6 @@ def ensure_dataset(root: Path, url: str = GOOGLE_DRIVE) -> Path:
         archive.unlink()
     log.info('the data set is ready in %s', root)
     return root
-
-
-@contextmanager
-def _exclusive(root: Path) -> Iterator[None]:
-    """Hold the lock beside `root`; the system releases it too when the process dies."""
-    path = root.parent / f'.{root.name}.lock'
-    try:
-        file = path.open('a')
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(f'{root} is absent and cannot be made ({error.strerror}: {error.filename}); '
-                        'correct db_root or choose a folder you may write to.') from error
-    with file:
-        try:
-            lock_file(file.fileno())
-        except (BlockingIOError, PermissionError):
-            log.info('waiting for another process that prepares %s', root)
-            lock_file(file.fileno(), wait=True)
-        except OSError as error:  # some systems and cluster file systems have no locks
-            raise UserError(f'{path} cannot be locked ({error.strerror}); unpack {ARCHIVE_NAME} by hand '
-                            f'so that {root} exists.') from error
-        yield
 
 
 def _fetch(source: str, archive: Path) -> None:

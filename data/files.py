@@ -1,11 +1,11 @@
-"""Folders of images: finding them, and a place for what is made of them."""
+"""Folders of images: finding their files, and what is said of files that are not there."""
 import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import numpy as np
 from PIL import Image, features
@@ -16,22 +16,19 @@ from utils.run.files import save_drawn
 log = logging.getLogger(__name__)
 SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.ppm', '.pgm',
             *(('.avif',) if features.check('avif') else ()))  # what Pillow reads without further libraries
+Name = TypeVar('Name', str, Path)
 
 
 def find_files(folder: Path) -> list[Path]:
     """All files below a folder, as sorted relative paths; hidden files and folders do not count.
 
-    Links are followed, each folder is listed once.
-
-    Raises:
-        UserError: the folder or one below it cannot be listed.
+    Links are followed, each folder is listed once. Raises UserError for a folder that cannot be listed.
     """
     def refuse(error: OSError) -> NoReturn:
         raise UserError(f'folder {error.filename} cannot be listed ({error.strerror}); change its permissions or move '
                         'it elsewhere.') from error
 
-    found = []
-    seen = set()
+    found, seen = [], set()
     for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         status = Path(parent).stat()
         if (status.st_dev, status.st_ino) in seen:  # a link to a folder that is there already, perhaps around this one
@@ -51,12 +48,9 @@ def find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f'{folder} is not a folder; give the folder that holds the images.')
-    images, kinds = [], Counter[str]()
-    for path in find_files(folder):
-        if path.suffix.lower() in SUFFIXES:
-            images.append(path)
-        else:
-            kinds[path.suffix.lower() or 'no suffix'] += 1
+    files = find_files(folder)
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    kinds = Counter(path.suffix.lower() or 'no suffix' for path in files if path.suffix.lower() not in SUFFIXES)
     others = name_some([f'{count} {kind}' for kind, count in kinds.most_common()])
     if not images:
         raise UserError(f'folder {folder} holds no image ({", ".join(SUFFIXES)}){f", but {others}" if others else ""}; '
@@ -66,22 +60,36 @@ def find_images(folder: Path) -> list[Path]:
     return images
 
 
-def find_missing(root: Path, paths: Iterable[Path]) -> set[Path]:
-    """Of relative paths those that are not there; each folder is listed once."""
+def keep_complete(root: Path, files: Mapping[Name, Sequence[Path]], what: str, hint: str,
+                  skip: bool = True) -> list[Name]:
+    """The names whose files are all there; the log names the first few missing ones, with what lies there instead.
+
+    Args:
+        files: of each name, below ``root``.
+        what: 'images have no mask', said of those that are left out.
+        hint: what to do, for the error.
+        skip: leave names out; if not, or if no name is left, it is an error.
+    """
     present: dict[Path, set[str]] = {}
-    missing = set()
-    for path in paths:
-        if path.parent not in present:
-            folder = root / path.parent
-            present[path.parent] = {other.name for other in folder.iterdir()} if folder.is_dir() else set()
-        if path.name not in present[path.parent]:
-            missing.add(path)
-    return missing
+    missing: dict[Name, Path] = {}
+    for name, paths in files.items():
+        for path in paths:
+            if path.parent not in present:
+                present[path.parent] = set(_names_in(root / path.parent))
+            if path.name not in present[path.parent]:
+                missing.setdefault(name, path)
+    if missing:
+        listed = name_some([f'{path}{lies_instead(root / path) if i < 5 else ""}'
+                            for i, path in enumerate(missing.values())])
+        text = f'{len(missing)} of {len(files)} {what}: there is no {listed}'
+        if not skip or len(missing) == len(files):
+            raise UserError(f'{text}; {hint}.')
+        log.info('%s; left out', text)
+    return [name for name in files if name not in missing]
 
 
-def name_missing(root: Path, paths: Iterable[Path]) -> str:
-    """The first few missing files, each with what lies there instead, and how many are left."""
-    return name_some([f'{path}{lies_instead(root / path) if i < 5 else ""}' for i, path in enumerate(paths)])
+def _names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
 def lies_instead(path: Path) -> str:
@@ -92,16 +100,14 @@ def lies_instead(path: Path) -> str:
     def plain(text: str) -> str:
         return unicodedata.normalize('NFC', text).casefold()
 
-    stem = path.stem
-    meant = list(map(plain, (stem, *([Path(stem).stem] if Path(stem).suffix.lower() in SUFFIXES else []),
-                             *stem.split()[:1])))
-    beside = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
-    near = [other.name for other in beside if plain(other.stem) in meant]
-    if not near:
-        return ''
-    best = min(near, key=lambda name: (meant.index(plain(Path(name).stem)), plain(name) != plain(path.name)))
-    same_letters = plain(best) == plain(path.name) and best.casefold() != path.name.casefold()
-    return f' (there is {best}{", in another Unicode form" if same_letters else ""})'
+    within = Path(path.stem)
+    for meant in (path.stem, within.stem if within.suffix.lower() in SUFFIXES else path.stem, *path.stem.split()[:1]):
+        near = [name for name in _names_in(path.parent) if plain(Path(name).stem) == plain(meant)]
+        if near:
+            best = min(near, key=lambda name: plain(name) != plain(path.name))
+            same_letters = plain(best) == plain(path.name) and best.casefold() != path.name.casefold()
+            return f' (there is {best}{", in another Unicode form" if same_letters else ""})'
+    return ''
 
 
 def mask_name(image: Path) -> Path:
@@ -115,32 +121,6 @@ def drop_duplicates(names: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]
     for name in names:
         first.setdefault(mask_name(name), name)
     return list(first.values()), {name: first[mask_name(name)] for name in names if first[mask_name(name)] != name}
-
-
-def prepare_output(output: Path, images: Path) -> None:
-    """Make the output folder, and see that files can be written to it.
-
-    Args:
-        images: the folder that the images are taken from, or a single file.
-
-    Raises:
-        UserError: it lies inside the folder of the images or around it, is that of the single file, or is read-only.
-    """
-    inside, around = output.resolve(), images.resolve()
-    if around.is_file() and inside == around.parent:
-        raise UserError(f'--output {output} is the folder of {images}, whose other images results would join; choose '
-                        'another folder.')
-    if around.is_dir() and (inside == around or around in inside.parents or inside in around.parents):
-        raise UserError(f'--output {output} and --images {images} lie one inside the other, so that results would be '
-                        'taken for images; choose a folder elsewhere.')
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / f'.{os.getpid()}.probe'
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f'cannot write to --output {output} ({error.strerror}); choose another folder or change its '
-                        'permissions.') from error
 
 
 def write_mask(mask: np.ndarray, path: Path) -> None:

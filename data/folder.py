@@ -1,12 +1,10 @@
 """An unlabelled image folder as a data set: no ground truth, no lists."""
-import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.files import drop_duplicates, find_files, find_images, mask_name, name_missing
-from data.image_set import ImageSet
+from data.files import drop_duplicates, find_files, find_images, keep_complete, mask_name
+from data.image_set import ImageSet, random_rank
 from data.images import EXCHANGED, ImageFileError, probe_image, read_mask, read_orientation, same_shape
 from data.voc import check_layout
 from utils.run.errors import UserError, name_some
@@ -27,15 +25,13 @@ def is_folder(root: Path) -> bool:
 def choose_split(names: Sequence[Path], split: str, seed: int) -> list[Path]:
     """The images of a split: 'all', or a random tenth (at least one), 'val', and the others, 'train'.
 
-    The draw depends on the seed and each name, so that a few new images move few of the others.
-
-    Raises:
-        UserError: another name, or a split without an image.
+    The draw depends on the seed and each name, so that a few new images move few of the others. Raises UserError for
+    another split, or one without an image.
     """
     if split not in SPLITS:
         raise UserError(f'an unlabelled image folder has the splits {", ".join(SPLITS)}, not {split}; choose one of '
                         'them, or add lists in sets/.')
-    drawn = sorted(names, key=lambda name: hashlib.sha256(os.fsencode(f'{seed} {name.as_posix()}')).digest())
+    drawn = sorted(names, key=lambda name: random_rank(f'{seed} {name.as_posix()}'))
     val = set(drawn[:max(1, round(VAL_SHARE * len(names)))])
     chosen = [name for name in names if split == 'all' or (name in val) == (split == 'val')]
     if not chosen:
@@ -44,16 +40,10 @@ def choose_split(names: Sequence[Path], split: str, seed: int) -> list[Path]:
 
 
 class FolderDataset(ImageSet):
-    """Photographs in a folder at any depth, with masks in another at the same place.
+    """Photographs in a folder at any depth, with masks (PNG) in another at the same place if these are to be read.
 
     Every file is decoded once at the start: damaged ones are named in the log and left out, as are images without a
-    mask.
-
-    Args:
-        images: the folder of the photographs, of every kind that ``data.files`` lists.
-        masks: the folder of the masks (PNG), if they are to be read.
-        split: 'all', 'train' or 'val', see ``choose_split``.
-        seed: of the random split.
+    mask. ``split`` and ``seed`` are those of ``choose_split``.
 
     Raises:
         UserError: a folder is missing, no image has a mask, or more than a tenth of the files (and more than
@@ -80,23 +70,16 @@ class FolderDataset(ImageSet):
         return self.images / self.names[index]
 
     def _with_mask(self, masks: Path, names: Sequence[Path], every: Sequence[Path]) -> list[Path]:
-        """The images that have a mask."""
         if not masks.is_dir():
             raise UserError(f'folder {masks} does not exist; make the masks with saliency/predict.py --images '
                             f'{self.images} --output {masks} --method unsupervised.')
-        present = {path for path in find_files(masks) if path.suffix == '.png'}
-        kept = [name for name in names if mask_name(name) in present]
-        missing = name_missing(masks, [mask_name(name) for name in names if mask_name(name) not in present])
-        if not kept:
-            raise UserError(f'none of the {len(names)} images in {self.images} has its mask in {masks}: there is no '
-                            f'{missing}; a mask needs the relative path of its image with .png.')
-        if missing:
-            log.info('%d of %d images have no mask in %s and are left out: there is no %s', len(names) - len(kept),
-                     len(names), masks, missing)
-        strays = sorted(path.as_posix() for path in present - {mask_name(name) for name in every})
+        strays = {path for path in find_files(masks) if path.suffix == '.png'} - set(map(mask_name, every))
         if strays:
-            log.info('%d masks in %s are of no image: %s', len(strays), masks, name_some(strays))
-        return kept
+            log.info('%d masks in %s are of no image: %s', len(strays), masks,
+                     name_some(sorted(path.as_posix() for path in strays)))
+        return keep_complete(masks, {name: [mask_name(name)] for name in names},
+                             f'images in {self.images} have no mask in {masks}',
+                             'a mask needs the relative path of its image with .png')
 
     def _sound(self, names: Sequence[Path]) -> list[Path]:
         """The images that can be read, with masks of their shape."""
@@ -104,25 +87,23 @@ class FolderDataset(ImageSet):
         looked_at = progress(names, 'looking at the images', len(names))
         found = dict(zip(names, in_threads(self._problem, looked_at, threads, 4 * threads), strict=True))
         flat = sum(problem is None for problem in found.values())
-        if flat and not any(problem == '' for problem in found.values()):
-            raise UserError(f'all {flat} masks in {self.masks} are empty or full: nothing can be learnt from them; '
-                            'check them.')
+        if flat and '' not in found.values():
+            raise UserError(f'all {flat} masks in {self.masks} are empty or full: nothing can be learnt; check them.')
         if flat:
             log.info('%d of %d masks in %s are empty or full', flat, len(names), self.masks)
         problems = {name: problem for name, problem in found.items() if problem}
-        if not problems:
-            return list(names)
-        listed = name_some([f'{name.as_posix()} ({problem})' for name, problem in problems.items()], 3)
-        if len(problems) == len(names) or len(problems) > max(DAMAGED_FILES, DAMAGED_SHARE * len(names)):
-            raise UserError(f'{len(problems)} of {len(names)} images in {self.images} cannot be used: '
-                            f'{listed}; replace the files or take them out, and make the masks again.')
-        log.info('%d of %d images cannot be used and are left out: %s', len(problems), len(names), listed)
+        if problems:
+            listed = name_some([f'{name.as_posix()} ({problem})' for name, problem in problems.items()], 3)
+            text = f'{len(problems)} of {len(names)} images in {self.images} cannot be used'
+            if len(problems) == len(names) or len(problems) > max(DAMAGED_FILES, DAMAGED_SHARE * len(names)):
+                raise UserError(f'{text}: {listed}; replace the files or take them out, and make the masks again.')
+            log.info('%s and are left out: %s', text, listed)
         return [name for name in names if name not in problems]
 
     def _problem(self, name: Path) -> str | None:
         """Why an image cannot be used; '' if it can, None if its mask is empty or full."""
         try:
-            size = probe_image(self.images / name)
+            height, width = size = probe_image(self.images / name)
         except ImageFileError as error:
             return error.reason
         if self.masks is None:
@@ -131,8 +112,7 @@ class FolderDataset(ImageSet):
             mask = read_mask(self.masks / mask_name(name)).values
         except ImageFileError as error:
             return f'its mask {error.reason}'
-        shape = mask.shape
-        if same_shape(shape, size) or (same_shape(shape, size[::-1])
-                                       and read_orientation(self.images / name) in EXCHANGED):
+        if same_shape(mask.shape, size) or (same_shape(mask.shape, size[::-1])
+                                            and read_orientation(self.images / name) in EXCHANGED):
             return '' if mask.any() and not mask.all() else None
-        return f'its mask is {shape[1]} x {shape[0]}, the image {size[1]} x {size[0]}'
+        return f'its mask is {mask.shape[1]} x {mask.shape[0]}, the image {width} x {height}'

@@ -1,4 +1,6 @@
 """What all data sets are: photographs in order, each with its object mask if masks are asked for."""
+import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
@@ -8,6 +10,11 @@ from torch.utils.data import Dataset
 
 from data.images import Drawn, fit_to_photograph, read_mask, read_photograph
 from data.transforms import Sample
+
+
+def random_rank(text: str) -> bytes:
+    """SHA-256, for draws that depend on the text alone: those of lowest rank are drawn."""
+    return hashlib.sha256(os.fsencode(text)).digest()
 
 
 class ImageSet(Dataset, ABC):

@@ -1,7 +1,7 @@
 """The one reader of photographs, and of the masks and label maps that were drawn on them."""
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -22,18 +22,12 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     6: lambda pixels: np.rot90(pixels, -1), 7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1), 8: np.rot90}
 EXCHANGED = (5, 6, 7, 8)  # these exchange width and height
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, MemoryError, RuntimeError, struct.error)
-OTHER_SHAPE = 1.05  # a mask is of another shape if the ratios of its sides and of its image's differ by more
 IGNORE, LAST_ID = 255, 40  # of masks that hold ids
 GREY_SPREAD = 10  # levels between the channels of a colour that still counts as grey: compression leaves such traces
 
 
 class ImageFileError(UserError):
-    """An image file that cannot be used.
-
-    Args:
-        message: the whole sentence.
-        reason: why, without the file's name, for lists of files.
-    """
+    """An image file that cannot be used: the whole sentence, and for lists of files the reason without the name."""
 
     def __init__(self, message: str, reason: str = '') -> None:
         super().__init__(message)
@@ -41,15 +35,13 @@ class ImageFileError(UserError):
 
 
 class Photograph(NamedTuple):
-    """pixels: (H, W, 3) uint8 as it is seen. orientation: EXIF's, which says how the stored pixels were turned."""
-    pixels: np.ndarray
-    orientation: int
+    pixels: np.ndarray  # (H, W, 3) uint8 as it is seen
+    orientation: int  # EXIF's, which says how the stored pixels were turned
 
 
 class Drawn(NamedTuple):
-    """A mask or label map: (h, w) values; ``upright`` if its writer notes that it was drawn on the image as seen."""
-    values: np.ndarray
-    upright: bool
+    values: np.ndarray  # (h, w) of a mask or label map
+    upright: bool  # its writer notes that it was drawn on the image as seen
 
 
 @contextmanager
@@ -78,9 +70,7 @@ def read_photograph(path: Path) -> Photograph:
     """A photograph of any kind that Pillow reads, the first picture of several.
 
     Turned by its EXIF orientation; transparency over white; grey of 16 bits (or float, 0..1) scaled by its range.
-
-    Raises:
-        ImageFileError: the file is missing, no image, damaged, may not be read, or is too large to be safe.
+    Raises ImageFileError for a file that is missing, no image, damaged, may not be read, or is too large to be safe.
     """
     with _reading(path, 'image file'):
         content = path.read_bytes()
@@ -147,8 +137,7 @@ def _to_rgb(file: Image.Image) -> np.ndarray:
 def read_labels(path: Path) -> Drawn:
     """Stored values of one channel, such as class ids; of a palette its indices.
 
-    Raises:
-        ImageFileError: as ``read_photograph``, or the file holds several channels.
+    Raises ImageFileError as ``read_photograph``, and for several channels.
     """
     with _reading(path, 'label map'), Image.open(path) as image:
         values = np.array(image)
@@ -158,22 +147,19 @@ def read_labels(path: Path) -> Drawn:
 
 
 def palette_conflict(paths: Sequence[Path]) -> str:
-    """'id 3 is (255, 0, 0) in a.png and (0, 0, 255) in b.png' of label maps with other palettes (those of an image
-    editor, whose ids may mean other classes in each file); else ''. Files that cannot be read are passed over."""
-    seen: dict[int, tuple[tuple[int, ...], Path]] = {}
+    """'id 3 is (255, 0, 0) in a.png and (0, 0, 255) in b.png' of label maps with other palettes; else ''.
+
+    Image editors make a palette for each file, in which an id may mean another class.
+    """
+    seen: dict[int, tuple[list[int], Path]] = {}
     for path in paths:
-        try:
-            with _reading(path, 'label map'), Image.open(path) as image:
-                if image.mode != 'P':
-                    continue
-                colours = np.array(image.getpalette() or (), np.uint8).reshape(-1, 3).tolist()
-                used = np.unique(np.asarray(image)).tolist()
-        except ImageFileError:
-            continue
-        for label, colour in ((label, tuple(colours[label])) for label in used if label < len(colours)):
-            before, first = seen.setdefault(label, (colour, path))
-            if before != colour:
-                return f'id {label} is {before} in {first.name} and {colour} in {path.name}'
+        with suppress(ImageFileError), _reading(path, 'label map'), Image.open(path) as image:  # a loader names it
+            colours = np.reshape(image.getpalette() or [], (-1, 3)).tolist() if image.mode == 'P' else []
+            used = [label for label in np.unique(np.asarray(image)).tolist() if label < len(colours)]
+            for label in used:
+                colour, first = seen.setdefault(label, (colours[label], path))
+                if colour != colours[label]:
+                    return f'id {label} is {tuple(colour)} in {first.name} and {tuple(colours[label])} in {path.name}'
     return ''
 
 
@@ -182,10 +168,7 @@ def read_mask(path: Path) -> Drawn:
 
     In this order: the alpha of a cut-out, if it is not opaque; of a palette its colours; black and one other value or
     colour; ids of at most 40 (255: background), which the colours of the VOC palette stand for too; grey at half of
-    its range.
-
-    Raises:
-        ImageFileError: as ``read_photograph``, or the file is none of these.
+    its range. Raises ImageFileError as ``read_photograph``, and for a file that is none of these.
     """
     with _reading(path, 'mask'), Image.open(path) as image:
         image.load()
@@ -233,19 +216,14 @@ def _values_of_colours(colours: np.ndarray) -> np.ndarray:
 def same_shape(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
     """Whether two (height, width) agree in the ratio of their sides to 5 %."""
     sides = first[0] * second[1], first[1] * second[0]
-    return max(sides) <= OTHER_SHAPE * min(sides)
+    return max(sides) <= 1.05 * min(sides)
 
 
 def turn_upright(drawn: Drawn, size: tuple[int, int], orientation: int, stored: bool) -> np.ndarray:
-    """The values of a mask or label map as its photograph is seen.
+    """The values of a mask or label map as its photograph, of (height, width) ``size``, is seen.
 
-    What it was drawn on is told by its writer's note, else by its size: that of the photograph as seen or as stored.
-
-    Args:
-        size: (height, width) of the photograph as it is seen.
-        orientation: EXIF's, of the photograph.
-        stored: what it was drawn on where neither tells: the stored pixels, as annotation tools have it, or the
-            photograph as seen.
+    What it was drawn on is told by its writer's note, else by its size: that of the photograph as seen or as stored. If
+    neither tells, ``stored``: the pixels as they are stored, as annotation tools have it.
     """
     if drawn.upright or orientation not in UPRIGHT:
         return drawn.values
@@ -259,24 +237,15 @@ def turn_upright(drawn: Drawn, size: tuple[int, int], orientation: int, stored: 
 
 
 def fit_to_photograph(drawn: Drawn, photograph: Photograph, path: Path, stored: bool) -> np.ndarray:
-    """A mask or label map on the pixels of its photograph as it is seen: turned and resized (nearest), (H, W).
+    """A mask or label map, turned by ``turn_upright`` and resized (nearest): (H, W).
 
-    Args:
-        path: of the mask, for the error.
-        stored: as in ``turn_upright``.
-
-    Raises:
-        UserError: the ratio of its sides differs from the photograph's by more than 5 %.
+    Raises UserError, which names ``path``, if the ratio of its sides differs from the photograph's by more than 5 %.
     """
     height, width = size = photograph.pixels.shape[:2]
-    return resize_drawn(turn_upright(drawn, size, photograph.orientation, stored), width, height, path)
-
-
-def resize_drawn(values: np.ndarray, width: int, height: int, path: Path) -> np.ndarray:
-    """Nearest-neighbour resize of the mask (h, w) that ``path`` holds. Raises UserError as ``fit_to_photograph``."""
-    if values.shape == (height, width):
+    values = turn_upright(drawn, size, photograph.orientation, stored)
+    if values.shape == size:
         return values
-    if not same_shape(values.shape, (height, width)):
+    if not same_shape(values.shape, size):
         raise UserError(f'{path} is {values.shape[1]} x {values.shape[0]}, its image {width} x {height}: another ratio '
                         'of sides; make it again from this image, or take it out.')
     return resize_mask(values, width, height)

@@ -1,5 +1,4 @@
 """Images with their ground truth and object masks, in the VOC folder layout."""
-import hashlib
 import logging
 import os
 from collections import Counter
@@ -9,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from data.files import find_missing, name_missing
-from data.image_set import ImageSet
+from data.files import keep_complete
+from data.image_set import ImageSet, random_rank
 from data.images import Drawn, palette_conflict, read_labels
 from utils.run.errors import UserError, name_some
 
@@ -35,8 +34,7 @@ def _read_text(path: Path) -> str:
 def read_classes(root: Path) -> tuple[str, ...]:
     """Class names of a data set: ``classes`` of its dataset.yml, or VOC's 21 when it has none.
 
-    Raises:
-        UserError: dataset.yml is not in UTF-8, or has no list of distinct names.
+    Raises UserError for a dataset.yml that is not in UTF-8, or has no list of distinct names.
     """
     path = root / 'dataset.yml'
     if not path.is_file():
@@ -61,16 +59,10 @@ def check_names(names: Sequence[str], classes: Sequence[str], key: str) -> None:
 
 
 def scored_classes(classes: Sequence[str], names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The classes that are left when only ``names`` and the background, class 0, are scored.
+    """The classes that are left when only ``names`` and the background, class 0, are scored; of no names all classes.
 
-    Args:
-        names: in any order, with or without the background; none of them keeps all classes.
-
-    Returns:
-        Their names, in the data set's order, and a lookup table (256,) uint8 from stored id to id: 255 for all others.
-
-    Raises:
-        UserError: a name is no class of the data set.
+    Returns their names, in the data set's order, and a lookup table (256,) uint8 from stored id to id: 255 for all
+    others. Raises UserError for a name that is no class.
     """
     check_names(names, classes, 'eval_classes')
     kept = [i for i, name in enumerate(classes) if i == 0 or name in names or not names]
@@ -89,9 +81,8 @@ def read_list(path: Path) -> list[str]:
 def read_ids(root: Path, split: str) -> list[str]:
     """The image IDs of sets/<split>.txt: one a line, blanks within it kept; a line that begins with # is a comment.
 
-    Raises:
-        UserError: the folder or the list is missing; the list is empty, not in UTF-8, names an image twice or holds
-            what is no path below images/.
+    Raises UserError for a folder or list that is missing, and for a list that is empty, not in UTF-8, names an image
+    twice or holds what is no path below images/.
     """
     if not root.is_dir():
         raise UserError(f'data set folder {root} does not exist; set db_root in the env config to the folder that '
@@ -124,13 +115,13 @@ def check_layout(root: Path) -> None:
 def random_share(ids: Sequence[str], share: float, seed: int) -> list[str]:
     """round(share * number of IDs) random image IDs, in their order; share in (0, 1].
 
-    Those of smallest SHA-256 of 'seed/ID': the same ones on every machine, whatever the order of the list, and a
-    smaller share is part of a larger one. Raises UserError for less than one image.
+    The same ones on every machine, whatever the order of the list, and a smaller share is part of a larger one. Raises
+    UserError for less than one image.
     """
     count = round(share * len(ids))
     if count == 0:
         raise UserError(f'label_share {share} of {len(ids)} images is less than one image; raise it.')
-    kept = set(sorted(ids, key=lambda name: hashlib.sha256(os.fsencode(f'{seed}/{name}')).digest())[:count])
+    kept = set(sorted(ids, key=lambda name: random_rank(f'{seed}/{name}'))[:count])
     return [name for name in ids if name in kept]
 
 
@@ -142,13 +133,11 @@ class VOCSegmentation(ImageSet):
         semseg: also read the ground truth (SegmentationClassAug for trainaug, else SegmentationClass): 'semseg' of a
             sample, (H, W) uint8 with class ids, 255 = ignore.
         saliency: also read masks from saliency_<saliency>/.
-        skip_without_saliency: leave out IDs without image or mask and count them in ``left_out``;
-            otherwise they are an error.
+        skip_without_saliency: leave out IDs without image or mask; otherwise they are an error.
         share, seed: keep this share of the IDs, see ``random_share``; the others need no files.
         eval_classes: the classes of the ground truth besides background, others are ignored, see ``scored_classes``.
 
-    Raises:
-        UserError: a folder, list, image or mask is missing (the first few are named, the rest counted).
+    Raises UserError for a folder, list, image or mask that is missing.
     """
 
     drawn_on_stored = True
@@ -160,41 +149,32 @@ class VOCSegmentation(ImageSet):
         self.ids = random_share(read_ids(root, split), share, seed)
         self.stored_classes = read_classes(root)
         self.classes, self._table = scored_classes(self.stored_classes, eval_classes)
-        self.truth = root / ('SegmentationClassAug' if split == 'trainaug' else 'SegmentationClass') if semseg else None
-        if self.truth is not None:
-            self.layers.insert(0, ('semseg', self.truth, self._read_truth))
         if self.masks is not None and skip_without_saliency:
-            missing = self._missing(self.masks, '.png') | self._missing(self.images, '.jpg')
-            self.left_out = len(missing)
-            listed = name_missing(root, missing.values())
-            if self.left_out == len(self.ids):
-                raise UserError(f'none of the {len(self.ids)} IDs of {split} has an image in {self.images} and a mask '
-                                f'in {self.masks}: there is no {listed}; check folders and list: {ONE_A_LINE}.')
-            if missing:
-                log.info('%d of %d IDs of %s %s are left out: there is no %s', len(missing), len(self.ids), root.name,
-                         split, listed)
-            self.ids = [name for name in self.ids if name not in missing]
-        for folder, suffix, what in ((self.images, '.jpg', 'image'), (self.truth, '.png', 'ground truth'),
-                                     (self.masks, '.png', 'saliency mask')):
-            missing = {} if folder is None else self._missing(folder, suffix)
-            if missing:
-                raise UserError(f'{len(missing)} of {len(self.ids)} IDs of {split} have no {what} in {folder}: there '
-                                f'is no {name_missing(root, missing.values())}; add or rename the files, or correct '
-                                f'the list: {ONE_A_LINE}.')
-        if self.truth is not None:
+            listed = len(self.ids)
+            self._keep('image or no saliency mask', self.images, self.masks, skip=True)
+            self.left_out = listed - len(self.ids)
+        self._keep('image', self.images)
+        if semseg:
+            self.truth = root / ('SegmentationClassAug' if split == 'trainaug' else 'SegmentationClass')
+            self.layers.insert(0, ('semseg', self.truth, self._read_truth))
+            self._keep('ground truth', self.truth)
             step = max(1, len(self.ids) // PALETTES)
             conflict = palette_conflict([self.truth / f'{name}.png' for name in self.ids[::step]])
             if conflict:
                 log.warning('the palettes of the ground truth in %s differ: %s; if the same ids do not mean the same '
                             'classes, save the files anew with one palette', self.truth, conflict)
+        if self.masks is not None:
+            self._keep('saliency mask', self.masks)
 
-    def _missing(self, folder: Path, suffix: str) -> dict[str, Path]:
-        """The IDs without a file in a folder, each with the path that was looked for below the root."""
-        if not folder.is_dir():
-            raise UserError(f'folder {folder} does not exist; the data set layout needs it.')
-        paths = {name: Path(folder.name, name + suffix) for name in self.ids}
-        missing = find_missing(self.root, paths.values())
-        return {name: path for name, path in paths.items() if path in missing}
+    def _keep(self, what: str, *folders: Path, skip: bool = False) -> None:
+        """Keep the IDs that have their files in these folders."""
+        for folder in folders:
+            if not folder.is_dir():
+                raise UserError(f'folder {folder} does not exist; the data set layout needs it.')
+        files = {name: [Path(folder.name, f'{name}{".jpg" if folder == self.images else ".png"}') for folder in folders]
+                 for name in self.ids}
+        self.ids = keep_complete(self.root, files, f'IDs of {self.split} have no {what} in {folders[-1]}',
+                                 f'add or rename the files, or correct the list: {ONE_A_LINE}', skip)
 
     def image_path(self, index: int) -> Path:
         return self.images / f'{self.ids[index]}.jpg'

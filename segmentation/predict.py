@@ -5,12 +5,12 @@
 
 --images is an image, a folder (subfolders count) or a video; --model is clusters.pth.tar of kmeans.py or
 best_model.pth.tar of linear_finetune.py. Label maps are palette PNGs of the images' own sizes, under the same
-names. Started again it goes on where it stopped. In Python: ``segmentation.segmenter.Segmenter``.
+names. Rerun to resume. In Python: ``segmentation.segmenter.Segmenter``.
 """
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
@@ -19,26 +19,24 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.files import mask_name, prepare_output
+from data.files import mask_name
 from data.frames import Frame, open_frames, predict_frames
-from data.images import ImageFileError, read_image
+from data.images import read_image
 from models.crf import Refine, crf_in_workers, require_crf
 from segmentation.segmenter import Output, Segmenter
-from utils.config.cli import ArgumentParser
+from utils.config.cli import ArgumentParser, at_least
 from utils.config.paths import find_file
 from utils.config.schema import DEVICES
-from utils.report.folder import check_settings, fingerprint, write_report
-from utils.report.pictures import legend, montage, overlay, thumbnail
+from utils.report.folder import FolderRun, fingerprint
+from utils.report.pictures import legend, overlay, thumbnail
 from utils.run.devices import pin
 from utils.run.errors import UserError, name_some
 from utils.run.files import save_image, save_label_map
-from utils.run.lock import lock_folder
-from utils.run.log import progress, warn_of_failure
+from utils.run.log import progress
 from utils.run.parallel import available_cores
 from utils.run.script import run_script
 
-MAPS, OVERLAYS, REMOVED, SHEET = 'predictions', 'overlays', 'removed', 'contact_sheet.png'
-SHOWN, COLUMNS, SIDE = 24, 6, 160  # of the contact sheet: overlays, overlays in a row, longer side in pixels
+MAPS, OVERLAYS, REMOVED = 'predictions', 'overlays', 'removed'
 LONGEST = 65_500  # side of a JPEG at most, pixels
 WHOLE = 0.9  # share of the frames that a video's header names, which need not be exact, that makes it whole
 
@@ -51,15 +49,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--weights', type=Path,
                         help='checkpoint of the pretraining that clusters.pth.tar was made with, if it was moved')
     parser.add_argument('--crf-postprocess', action='store_true', help='refine the label maps with a CRF')
-    parser.add_argument('--batch-size', type=int, default=8, help='images a forward pass (default: %(default)s)')
-    parser.add_argument('--workers', type=int, default=available_cores(),
+    parser.add_argument('--batch-size', type=at_least(1), default=8, help='images a forward pass')
+    parser.add_argument('--workers', type=at_least(1), default=available_cores(),
                         help='threads that read and write, and processes of the CRF (default: one a CPU core)')
     parser.add_argument('--device', choices=DEVICES, default='auto', help='where the network runs')
-    args = parser.parse_args(argv)
-    for name, value in (('--workers', args.workers), ('--batch-size', args.batch_size)):
-        if value < 1:
-            raise UserError(f'{name} {value} is too small; give at least 1.')
-    return args
+    return parser.parse_args(argv)
 
 
 def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_size: int, threads: int,
@@ -74,21 +68,6 @@ def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_s
 
     return predict_frames(frames, segmenter.prepare, lambda tensors: pin(torch.stack(tensors), segmenter.device),
                           lambda images: segmenter.run(images, refine is not None), write, batch_size, threads)
-
-
-def contact_sheet(output: Path, names: Sequence[Path], classes: Sequence[str]) -> None:
-    """Up to 24 overlays, drawn at random from ``names``, above the legend: contact_sheet.png."""
-    drawn = np.random.default_rng(0).choice(len(names), min(SHOWN, len(names)), replace=False)
-    pictures = []
-    for i in sorted(drawn):
-        with suppress(ImageFileError):  # removed or damaged since it was drawn
-            pictures.append(thumbnail(read_image(output / OVERLAYS / names[i].with_suffix('.jpg')), SIDE))
-    if pictures:
-        above, below = montage(pictures, COLUMNS), legend(classes)
-        sheet = Image.new('RGB', (max(above.width, below.width), above.height + below.height), 'white')
-        sheet.paste(above, (0, 0))
-        sheet.paste(below, (0, above.height))
-        save_image(sheet, output / SHEET)
 
 
 def move_stale(output: Path, names: Iterable[Path]) -> None:
@@ -108,57 +87,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     if args.crf_postprocess:
         require_crf()
-    total, doubles, frames = open_frames(args.images)
+    total, duplicates, frames = open_frames(args.images)
     model = find_file(args.model)
     segmenter = Segmenter.load(model, args.device, args.weights)
-    prepare_output(args.output, args.images)
-    lock_folder(args.output)
     classes = segmenter.classes
     merged = [f'{label} in {classes.index(name)}' for label, name in enumerate(classes) if classes.index(name) != label]
-    settings = {'images': str(args.images.resolve()), 'model': fingerprint(model),
-                'merged clusters': merged, 'crf': args.crf_postprocess}
-    check_settings(args.output, settings)
+    settings = {'model': fingerprint(model), 'merged clusters': merged, 'crf': args.crf_postprocess}
+    run = FolderRun(args.output, args.images, 'label map', **settings)
     save_image(legend(classes), args.output / 'legend.png')
 
-    done: list[Path] = []
-    written: list[Path] = []
-    failed: dict[str, str] = {}
-
-    def todo() -> Iterator[Frame]:
-        for frame in progress(frames, 'prediction', total):
-            if (args.output / MAPS / mask_name(frame[0])).is_file():
-                done.append(frame[0])
-            else:
-                yield frame
-
+    todo = run.todo(progress(frames, 'prediction', total), args.output / MAPS)
     # while one image is refined, the next waits
     threads = 2 * args.workers if args.crf_postprocess else args.workers
     with crf_in_workers({}, args.workers) if args.crf_postprocess else nullcontext() as refine:
-        for name, reason in segment(segmenter, todo(), args.output, args.batch_size, threads, refine):
-            if reason:
-                failed[name.as_posix()] = reason
-            else:
-                written.append(name)
+        run.collect(segment(segmenter, todo, args.output, args.batch_size, threads, refine))
 
-    count = len(done) + len(written) + len(failed)
-    cut = {args.images.name: f'it ends after {count} of {total} frames'} if count < WHOLE * total else {}
-    if not cut:
-        move_stale(args.output, [*done, *written, *map(Path, failed), *doubles])
-    left_out = failed | cut | {name.as_posix(): f'its label map would have the name of that of {owner.name}'
-                               for name, owner in doubles.items()}
-    if done or written:
-        with warn_of_failure(SHEET):
-            contact_sheet(args.output, sorted(done + written), classes)
-    text = write_report(args.output, settings, 'label maps', count + len(doubles), len(written), len(done), left_out,
-                        SHEET, classes)
+    failed = dict(run.left_out)
+    count = len(run.existing) + len(run.written) + len(failed)
+    cut = count < WHOLE * total
+    if cut:
+        run.left_out[args.images.name] = f'it ends after {count} of {total} frames'
+    else:
+        move_stale(args.output, [*run.existing, *run.written, *map(Path, failed), *duplicates])
+    summary = run.finish(duplicates, count + len(duplicates), 'contact_sheet.png', lambda name: [
+        read_image(args.output / OVERLAYS / name.with_suffix('.jpg'))], classes)
     if failed:
         raise UserError(f'{len(failed)} of {count} images cannot be read: '
                         f'{name_some([f"{name} ({reason})" for name, reason in failed.items()], 3)}; replace them and '
-                        f'start again, the label maps of the others are in {args.output / MAPS}.')
+                        f'rerun, the label maps of the others are in {args.output / MAPS}.')
     if cut:
-        raise UserError(f'video {args.images} ends after {count} of {total} frames; copy or convert it again and start '
-                        f'again, the label maps of these frames are in {args.output / MAPS}.')
-    print(text.partition('\n')[0] + f'; see {args.output}')
+        raise UserError(f'video {args.images} ends after {count} of {total} frames; copy or convert it anew and rerun, '
+                        f'the label maps of these frames are in {args.output / MAPS}.')
+    print(summary)
 
 
 if __name__ == '__main__':

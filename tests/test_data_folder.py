@@ -114,7 +114,7 @@ def test_damaged_files_are_named_and_left_out(root: Path, caplog) -> None:
     data = FolderDataset(root / 'images', root / 'saliency_masks')
     assert data.left_out == 3
     assert not {'a/04', 'b/05', 'a/06'} & set(data.ids)
-    assert '3 of 20 images cannot be used and are left out: a/04.jpg (' in caplog.text
+    assert f'3 of 20 images in {root}/images cannot be used and are left out: a/04.jpg (' in caplog.text
     assert 'b/05.jpg (its mask cannot be read (' in caplog.text
     assert 'a/06.jpg (its mask is 40 x 60, the image 60 x 40)' in caplog.text
     assert len(FolderDataset(root / 'images')) == 19  # without masks only the image matters
@@ -138,14 +138,14 @@ def test_masks_that_do_not_match(root: Path, caplog) -> None:
     write_mask(root, 'stray.png', np.zeros((4, 4), np.uint8))
     data = FolderDataset(root / 'images', root / 'saliency_masks')
     assert (len(data), data.left_out) == (13, 7)
-    assert '7 of 20 images have no mask' in caplog.text
-    assert 'there is no a/00.png, a/02.png, a/04.png, a/06.png, a/08.png and 2 more' in caplog.text
+    assert f'7 of 20 images in {root}/images have no mask in {root}/saliency_masks: there is no a/00.png' in caplog.text
+    assert 'a/02.png, a/04.png, a/06.png, a/08.png and 2 more; left out' in caplog.text
     assert '1 masks in' in caplog.text
     with pytest.raises(UserError, match=r'^folder \S+saliency_other does not exist; make the masks with saliency/pred'):
         FolderDataset(root / 'images', root / 'saliency_other')
     (root / 'saliency_masks').rename(root / 'saliency_moved')
     (root / 'saliency_masks').mkdir()
-    with pytest.raises(UserError, match=r'^none of the 20 images in \S+ has its mask in \S+: there is no a/00.png.* '
+    with pytest.raises(UserError, match=r'^20 of 20 images in \S+ have no mask in \S+: there is no a/00.png.* '
                                         'and 15 more; '):
         FolderDataset(root / 'images', root / 'saliency_masks')
 

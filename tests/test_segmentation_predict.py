@@ -293,7 +293,7 @@ def test_one_sentence_each(own: Path, tmp_path: Path, model: Path, linear: Path,
     assert 'holds no image' in fails(tmp_path / 'empty')
     assert 'does not exist' in fails(tmp_path / 'none')
     assert 'one inside the other' in fails(images, output=images / 'out')
-    assert 'is the folder of' in fails(images / 'a.jpg', output=images)
+    assert 'one inside the other' in fails(images / 'a.jpg', output=images)
     assert 'cannot write to --output' in fails(images, output=tmp_path / 'file' / 'out')
     assert '--batch-size' in fails(images, '--batch-size', '0')
     assert 'no file' in fails(images, file=tmp_path / 'none.pth.tar')
@@ -360,7 +360,7 @@ def test_label_maps_of_removed_images_are_moved_and_the_folder_is_locked(own: Pa
     images = tmp_path / 'images'
     shutil.copytree(own / 'photos' / 'images', images)
     locked: list[Path] = []
-    monkeypatch.setattr(predict, 'lock_folder', locked.append)
+    monkeypatch.setattr('utils.report.folder.lock_folder', locked.append)
     run(images, tmp_path / 'out', model)
     first = next(path for path in sorted(images.rglob('*')) if path.is_file())
     first.unlink()

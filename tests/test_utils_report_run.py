@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.report.folder import write_report
+from utils.report import folder
+from utils.report.folder import FolderRun
 from utils.report.history import read_history
 from utils.report.plots import class_bars, curve_of_clusters, to_svg
 from utils.report.results import save_results
@@ -124,14 +125,18 @@ def test_a_run_without_anything_has_its_config(tmp_path: Path) -> None:
     assert 'epochs' in Page(tmp_path / 'report.html').text
 
 
-def test_a_failing_report_is_a_warning(tmp_path: Path, caplog) -> None:
+def test_a_failing_report_is_a_warning(tmp_path: Path, caplog, monkeypatch) -> None:
     (tmp_path / 'broken.png').write_bytes(b'no picture')
     write_run_report({'output_dir': str(tmp_path), 'config_name': 'x'}, 'Run', {},
                      pictures={'Predictions': [('x', tmp_path / 'broken.png')]})
     assert re.fullmatch(r'report.html could not be made \(UnidentifiedImageError: cannot .*\); nothing else is missing',
                         caplog.messages[-1])
+    run = FolderRun(tmp_path, tmp_path / 'images', 'masks', {'method': 'x'})
+    run.collect([(Path('a'), ''), (Path('b'), ''), (Path('c'), 'damaged')])
     (tmp_path / 'sheet.png').write_bytes(b'no picture')
-    write_report(tmp_path, {'method': 'x'}, 'masks', 3, 2, 1, {}, 'sheet.png')
+    monkeypatch.setattr(folder, '_contact_sheet', lambda *_: None)
+    monkeypatch.setattr(folder, 'save_image', lambda *_: None)
+    assert run.finish({}, 3, 'sheet.png', lambda name: []).startswith('3 images: 2 masks written, 0 there already, 1')
     assert caplog.messages[-1].startswith('report.html could not be made')
     assert json.loads((tmp_path / 'report.json').read_text())['masks_written'] == 2
     assert not (tmp_path / 'report.html').exists()

@@ -2,6 +2,7 @@
 import argparse
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,16 @@ class ConfigParser(ArgumentParser):
         if processes:
             self.add_argument('--nproc', type=int, metavar='N',
                               help='processes to start (default: one for each visible GPU, or one on the CPU)')
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number of at least ``least``."""
+    def whole_number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f'{text} is too small; give at least {least}')
+        return int(text)
+
+    return whole_number
 
 
 def describe_keys(schema: type[Env]) -> str:

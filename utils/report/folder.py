@@ -1,17 +1,25 @@
-"""What came of a folder of images: report.json, report.txt and report.html beside the results."""
+"""One result for each image of a folder, in an output folder with a report; rerun to resume."""
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
 
 from utils.report import page
+from utils.report.pictures import legend, montage, thumbnail
 from utils.run.errors import UserError
-from utils.run.files import write_text
+from utils.run.files import save_image, write_text
+from utils.run.lock import lock_folder
 from utils.run.log import warn_of_failure
 
 REPORT = 'report.json'
 NAMED = 50  # images left out that the page names
+SHOWN, COLUMNS, SIDE = 24, 6, 160  # of the contact sheet: images, pictures in a row, longer side in pixels
+Item = TypeVar('Item')
 
 
 def fingerprint(path: Path | None) -> str | None:
@@ -19,58 +27,118 @@ def fingerprint(path: Path | None) -> str | None:
     return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def check_settings(output: Path, settings: dict[str, Any]) -> None:
-    """See that what is in the output folder, if anything, was made in the same way; note how, if nothing is.
-
-    Raises:
-        UserError: it was made of other images, with another method or other weights.
-    """
-    path = output / REPORT
-    try:
-        before = json.loads(path.read_text())['settings']
-    except FileNotFoundError:
-        write_text(path, json.dumps({'settings': settings}, indent=2) + '\n')
-        return
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f'{path} is not a report of this script; move it away or choose another --output.') from None
-    changed = [f'{name} {before.get(name)} then, {value} now' for name, value in settings.items()
-               if before.get(name) != value]
-    if changed:
-        raise UserError(f'--output {output} was made with other settings ({"; ".join(changed)}); choose another '
-                        'folder or delete this one.')
-
-
-def write_report(output: Path, settings: dict[str, Any], what: str, images: int, written: int, existing: int,
-                 left_out: dict[str, str], sheet: str, classes: Sequence[str] = ()) -> str:
-    """Write report.json, report.txt and report.html.
+class FolderRun:
+    """Keeps the output folder for this run, and which images are written, there already or left out.
 
     Args:
-        what: is made of each image: 'masks'.
-        images, written, existing: how many images were found, masks written now, masks there already.
-        left_out: {image: why it has no mask}.
-        sheet: name of the contact sheet in ``output``, shown if it is there.
-        classes: names of the labels whose colours it has.
+        images: the folder that the images are taken from, or a single file.
+        result: what is made of each image: 'mask'.
+        settings: how; results that are there already must have been made in the same way.
 
-    Returns:
-        the text of report.txt.
+    Raises:
+        UserError: the output folder lies inside or around that of the images, cannot be written, is in use, or holds
+            what was made with other settings.
     """
-    counts = {'images': images, f'{what}_written': written, f'{what}_existing': existing}
-    write_text(output / REPORT, json.dumps({'settings': settings, **counts, 'left_out': left_out}, indent=2) + '\n')
-    reasons = sorted(left_out.items())
-    lines = [f'{images} images: {written} {what} written, {existing} there already, {len(left_out)} left out',
-             *(f'left out: {name}: {reason}' for name, reason in reasons)]
-    text = '\n'.join('\\n'.join(line.splitlines()) for line in lines) + '\n'  # names may hold line breaks
-    write_text(output / 'report.txt', text)
-    with warn_of_failure(page.REPORT):
-        rows = [(name.replace('_', ' '), str(count)) for name, count in (*counts.items(), ('left out', len(left_out)))]
-        blocks = [page.table('Images', (), rows)]
-        if reasons:
-            note = f'The first {NAMED} of {len(reasons)}; report.txt names all.' if len(reasons) > NAMED else ''
-            blocks.append(page.table('Left out', ('image', 'why'), reasons[:NAMED], note))
-        if (output / sheet).is_file():
-            blocks.append(page.pictures('Contact sheet', [(sheet, output / sheet)],
-                                        colours=page.class_colours(classes)))
-        shown = [(name, json.dumps(value, ensure_ascii=False)) for name, value in settings.items()]
-        page.write_page(output, what.capitalize(), str(output), [*blocks, page.table('Settings', (), shown,
-                                                                                     folded=True)])
-    return text
+
+    def __init__(self, output: Path, images: Path, result: str, **settings: Any) -> None:
+        self.output, self.result = output, result
+        self.settings = {'images': str(images.resolve()), **settings}
+        self.written: list[Path] = []
+        self.existing: list[Path] = []
+        self.left_out: dict[str, str] = {}  # image: why it has no result
+        inside, around = output.resolve(), images.resolve()
+        nested = around.is_dir() and (around in inside.parents or inside in around.parents)
+        if nested or inside == (around.parent if around.is_file() else around):
+            raise UserError(f'--output {output} and --images {images} lie one inside the other, so that results would '
+                            'be taken for images; choose a folder elsewhere.')
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            lock_folder(output)
+        except OSError as error:
+            raise UserError(f'cannot write to --output {output} ({error.strerror}); choose another folder or change '
+                            'its permissions.') from error
+        path = output / REPORT
+        try:
+            before = json.loads(path.read_text())['settings'] if path.exists() else self.settings
+            changed = [f'{name} {before.get(name)} then, {value} now' for name, value in self.settings.items()
+                       if before.get(name) != value]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f'{path} is not a report of this script; move it or choose another --output.') from None
+        if changed:
+            raise UserError(f'--output {output} was made with other settings ({"; ".join(changed)}); choose another '
+                            'folder or delete this one.')
+        if before is self.settings:
+            self._write_json(settings=self.settings)
+
+    def _write_json(self, **content: Any) -> None:
+        write_text(self.output / REPORT, json.dumps(content, indent=2) + '\n')
+
+    def todo(self, frames: Iterable[tuple[Path, Item]], folder: Path) -> Iterator[tuple[Path, Item]]:
+        """The (name, ...) whose result, a PNG, is not in ``folder`` yet."""
+        for frame in frames:
+            if (folder / frame[0].with_suffix('.png')).is_file():
+                self.existing.append(frame[0])
+            else:
+                yield frame
+
+    def collect(self, results: Iterable[tuple[Path, str]]) -> None:
+        """Take note of each (name, why it has no result, '' if it has one)."""
+        for name, reason in results:
+            if reason:
+                self.left_out[name.as_posix()] = reason
+            else:
+                self.written.append(name)
+
+    def finish(self, duplicates: Mapping[Path, Path], images: int, sheet: str,
+               read: Callable[[Path], Sequence[np.ndarray]], classes: Sequence[str] = ()) -> str:
+        """Write the contact sheet, report.json, report.txt and report.html; returns what came of the images.
+
+        Args:
+            duplicates: image without a result -> the other one that has the name of its result.
+            images: how many were found.
+            sheet: name of the contact sheet, which shows what ``read`` gives of some images that have a result.
+            classes: names of the labels whose colours it has.
+        """
+        self.left_out |= {name.as_posix(): f'its {self.result} would have the name of that of {owner.name}'
+                          for name, owner in duplicates.items()}
+        made, reasons = sorted([*self.existing, *self.written]), sorted(self.left_out.items())
+        if made:
+            with warn_of_failure(sheet):
+                save_image(_contact_sheet(made, read, classes), self.output / sheet)
+        counts = {'images': images, f'{self.result}s_written': len(self.written),
+                  f'{self.result}s_existing': len(self.existing)}
+        self._write_json(settings=self.settings, **counts, left_out=self.left_out)
+        lines = [f'{images} images: {len(self.written)} {self.result}s written, {len(self.existing)} there already, '
+                 f'{len(reasons)} left out', *(f'left out: {name}: {reason}' for name, reason in reasons)]
+        lines = ['\\n'.join(line.splitlines()) for line in lines]  # names may hold line breaks
+        write_text(self.output / 'report.txt', '\n'.join(lines) + '\n')
+        with warn_of_failure(page.REPORT):
+            rows = [(name.replace('_', ' '), str(count)) for name, count in counts.items()]
+            blocks = [page.table('Images', (), [*rows, ('left out', str(len(reasons)))])]
+            if reasons:
+                note = f'The first {NAMED} of {len(reasons)}; report.txt names all.' if len(reasons) > NAMED else ''
+                blocks.append(page.table('Left out', ('image', 'why'), reasons[:NAMED], note))
+            if (self.output / sheet).is_file():
+                blocks.append(page.pictures('Contact sheet', [(sheet, self.output / sheet)],
+                                            colours=page.class_colours(classes)))
+            shown = [(name, json.dumps(value, ensure_ascii=False)) for name, value in self.settings.items()]
+            blocks.append(page.table('Settings', (), shown, folded=True))
+            page.write_page(self.output, f'{self.result}s'.capitalize(), str(self.output), blocks)
+        return f'{lines[0]}; see {self.output / "report.txt"}'
+
+
+def _contact_sheet(names: Sequence[Path], read: Callable[[Path], Sequence[np.ndarray]],
+                   classes: Sequence[str]) -> Image.Image:
+    """Pictures of images spread over the set, above the legend of their classes."""
+    cells: list[np.ndarray] = []
+    for index in np.unique(np.linspace(0, len(names) - 1, min(SHOWN, len(names))).astype(int)):
+        with suppress(UserError):  # removed or damaged since its result was made
+            cells += [thumbnail(picture, SIDE) for picture in read(names[index])]
+    grid = montage(cells, COLUMNS)
+    if not classes:
+        return grid
+    below = legend(classes)
+    sheet = Image.new('RGB', (max(grid.width, below.width), grid.height + below.height), 'white')
+    sheet.paste(grid, (0, 0))
+    sheet.paste(below, (0, grid.height))
+    return sheet

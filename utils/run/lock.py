@@ -17,24 +17,25 @@ else:
 log = logging.getLogger(__name__)
 
 
-def lock_file(handle: int, wait: bool = False) -> None:
+def lock_file(handle: int, waiting: str = '') -> None:
     """Hold the lock of an open file until it is closed or this process ends; child processes do not inherit it.
 
-    Raises:
-        BlockingIOError, PermissionError: another process holds it, and this one is not to wait.
-        OSError: the system or the file's disk has no locks.
+    If another process holds it, log ``waiting`` and wait; without such a text raise BlockingIOError or PermissionError.
+    Raises OSError where the system or the file's disk has no locks.
     """
     if fcntl is None:
         raise OSError(errno.ENOTSUP, 'this system has no file locks')
-    fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        if not waiting:
+            raise
+        log.info(waiting)
+        fcntl.lockf(handle, fcntl.LOCK_EX)
 
 
 def lock_folder(output_dir: Path) -> None:
-    """Keep other runs out of the output directory until this process ends.
-
-    Raises:
-        UserError: another run is at work there.
-    """
+    """Keep other runs out of the output directory until this process ends. Raises UserError for one at work there."""
     handle = os.open(output_dir / '.lock', os.O_RDWR | os.O_CREAT, 0o644)  # open, and locked, until the process ends
     try:
         lock_file(handle)
