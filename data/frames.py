@@ -13,58 +13,47 @@ from utils.run.errors import UserError
 from utils.run.parallel import batches, in_threads
 
 VIDEOS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm')
-Frame = tuple[Path, Callable[[], np.ndarray]]  # its name, and what reads it
+Frame = tuple[Path, Callable[[], np.ndarray]]  # relative name, and what reads the image, or raises ImageFileError
 
 
 class Frames(NamedTuple):
-    """Where images come from.
-
-    total: number of images; for a video as its header says, which may be wrong.
-    duplicates: image -> the other one that has the name of its label map.
-    frames: each (relative name, function that reads the image); the function raises ImageFileError for a
-        file that cannot be read.
-    """
-    total: int
-    duplicates: dict[Path, Path]
+    total: int  # of images; for a video as its header says, which may be wrong
+    duplicates: dict[Path, Path]  # image -> the other one that has the name of its label map
     frames: Iterator[Frame]
 
 
 def open_frames(path: Path) -> Frames:
     """An image, a folder of images at any depth, or a video, whose frames are called 000000.png, 000001.png, ...
 
-    Raises:
-        UserError: there is no such file or folder, it holds no image, or it is neither image nor video.
+    Raises UserError for what is not there, a folder without images, and a file that is neither image nor video.
     """
     if path.is_dir():
         names, duplicates = drop_duplicates(find_images(path))
         return Frames(len(names), duplicates, ((name, partial(read_image, path / name)) for name in names))
     if not path.is_file():
         raise UserError(f'{path} does not exist; give an image, a folder of images or a video.')
-    if path.suffix.lower() in VIDEOS:
-        return _video(path)
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() in SUFFIXES:
+        return Frames(1, {}, iter([(Path(path.name), partial(read_image, path))]))
+    if path.suffix.lower() not in VIDEOS:
         raise UserError(f'{path} is neither an image ({", ".join(SUFFIXES)}) nor a video ({", ".join(VIDEOS)}); '
                         'convert it to one of them.')
-    return Frames(1, {}, iter([(Path(path.name), partial(read_image, path))]))
-
-
-def _video(path: Path) -> Frames:
     capture = cv2.VideoCapture(str(path))
     if not capture.grab():
         raise UserError(f'video {path} cannot be read; convert it, e.g. to an .mp4 with H.264, or give a folder of its '
                         'frames.')
+    return Frames(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), {}, _video_frames(capture))
 
-    def frames() -> Iterator[Frame]:
-        index = 0
-        while index == 0 or capture.grab():
-            whole, image = capture.retrieve()
-            if not whole:
-                break
-            yield Path(f'{index:06}.png'), partial(cv2.cvtColor, image, cv2.COLOR_BGR2RGB)
-            index += 1
-        capture.release()
 
-    return Frames(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), {}, frames())
+def _video_frames(capture: cv2.VideoCapture) -> Iterator[Frame]:
+    """The frames from the one that is grabbed on."""
+    index = 0
+    while index == 0 or capture.grab():
+        whole, image = capture.retrieve()
+        if not whole:
+            break
+        yield Path(f'{index:06}.png'), partial(cv2.cvtColor, image, cv2.COLOR_BGR2RGB)
+        index += 1
+    capture.release()
 
 
 def predict_frames(frames: Iterable[Frame], prepare: Callable[[np.ndarray], Any], stack: Callable[[list], Any],
@@ -79,8 +68,7 @@ def predict_frames(frames: Iterable[Frame], prepare: Callable[[np.ndarray], Any]
         write: (name, image, output) -> why the image has no result: '' if it has one.
         threads: that read, and as many that write.
 
-    Returns:
-        the name of each image, and why it has no result, such as that it cannot be read.
+    Yields the name of each image, and why it has no result, such as that it cannot be read.
     """
     def read(frame: Frame) -> tuple[Path, np.ndarray | None, Any]:
         name, load = frame

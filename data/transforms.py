@@ -73,25 +73,20 @@ def split_mask(mask: np.ndarray, min_component: float | None = None) -> tuple[np
 
 
 class LinearTrainTransform:
-    """Training transform of the linear classifier: flip, one affine map about the centre, resize.
+    """Training transform of the linear classifier: flip, one affine map about the centre, resize; all in 8 bits.
 
-    Args:
-        size: side of the square result.
-        mean, std: of the network's input, RGB in 0..1.
-        border_label: ground truth of the border that the affine map leaves: 0 as published, or 255.
-
-    A sample's 'image' (H, W, 3) uint8 becomes (3, size, size) normalised, its 'semseg' (size, size) int64. Both the
-    affine map and the resize work on 8 bit images, see ``resize_image``.
+    A sample's 'image' (H, W, 3) uint8 becomes (3, size, size) normalised, its 'semseg' (size, size) int64. The border
+    that the affine map leaves has the ground truth ``border_label``: 0 as published, or 255.
     """
 
     def __init__(self, size: int, mean: Colour, std: Colour, border_label: int = 0, angle: float = 5,
-                 scale: tuple[float, float] = (0.75, 1.25), flip_probability: float = 0.5) -> None:
+                 scale: tuple[float, float] = (0.75, 1.25)) -> None:
         self.size, self.mean, self.std, self.border_label = size, mean, std, border_label
-        self.angle, self.scale, self.flip_probability = angle, scale, flip_probability
+        self.angle, self.scale = angle, scale
 
     def __call__(self, sample: Sample) -> Sample:
         image, semseg = sample['image'], sample['semseg']
-        if uniform(0, 1) < self.flip_probability:
+        if uniform(0, 1) < 0.5:
             image, semseg = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(semseg[:, ::-1])
         height, width = semseg.shape
         affine = cv2.getRotationMatrix2D((width / 2, height / 2), uniform(-self.angle, self.angle),

@@ -1,6 +1,6 @@
 """The random views of pretraining, drawn as torchvision draws them and made by OpenCV on 8 bit images."""
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -9,19 +9,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from data.transforms import Colour
+from data.transforms import Colour, uniform
 
 GREY_WEIGHTS = np.array([[0.2989, 0.587, 0.114]], np.float32)  # of ITU-R BT.601, as torchvision rounds them
 CUT_OFF = -0.49997  # OpenCV rounds to 8 bits; less almost a half, it cuts the fraction off, as torchvision does
-JITTER = ('brightness', 'contrast', 'saturation', 'hue')  # numbered as in ColorJitter's order
 Array = np.ndarray
 
 
-@dataclass(frozen=True)
-class Draw:
-    """What is random in a view: the crop (top, left, height, width), the colour changes in their order, grey, flip."""
-    crop: tuple[int, int, int, int]
-    jitter: tuple[tuple[str, float], ...]
+class Draw(NamedTuple):
+    """What is random in a view."""
+    crop: tuple[int, int, int, int]  # top, left, height, width
+    jitter: list[tuple[str, float]]  # the colour changes in their order
     grey: bool
     flip: bool
 
@@ -54,13 +52,13 @@ class ContrastiveView:
     def draw(self, mask: Array) -> Draw:
         """Draw a view of an image with this mask (H, W) from PyTorch's CPU generator."""
         crop = self.crop.make_params([torch.from_numpy(mask)])
-        jitter: tuple[tuple[str, float], ...] = ()
-        if _happens(self.jitter_probability):
+        jitter = []
+        if uniform(0, 1) < self.jitter_probability:
             drawn = self.jitter.make_params([])
-            factors = [(name, drawn[f'{name}_factor']) for name in (JITTER[i] for i in drawn['fn_idx'].tolist())]
-            jitter = tuple((name, factor) for name, factor in factors if factor is not None)
+            names = [list(COLOUR)[i] for i in drawn['fn_idx'].tolist()]
+            jitter = [(name, drawn[f'{name}_factor']) for name in names if drawn[f'{name}_factor'] is not None]
         return Draw((crop['top'], crop['left'], crop['height'], crop['width']), jitter,
-                    grey=_happens(self.grey_probability), flip=_happens(self.flip_probability))
+                    grey=uniform(0, 1) < self.grey_probability, flip=uniform(0, 1) < self.flip_probability)
 
     def make_mask(self, mask: Array, draw: Draw) -> Array:
         """The crop of a mask (H, W), resized (nearest) and flipped: (size, size).
@@ -75,13 +73,18 @@ class ContrastiveView:
     def make_image(self, image: Array, draw: Draw) -> Tensor:
         """The view of an image (H, W, 3) uint8: (3, size, size) float32, normalised.
 
-        The crop comes first and the normalisation last; all between works on the small 8 bit image.
+        The crop (bilinear, with antialiasing) comes first and the normalisation last; all between works on the small
+        8 bit image.
         """
-        view = _resized_crop(image, draw.crop, self.size)
+        top, left, height, width = draw.crop
+        part = torch.from_numpy(image[top:top + height, left:left + width])
+        batch = part[None].permute(0, 3, 1, 2)  # 1 x 3 x h x w, channels last: the kernel made for it is fast
+        small = F.interpolate(batch, (self.size, self.size), mode='bilinear', antialias=True)
+        view = np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())
         for name, factor in draw.jitter:
             view = COLOUR[name](view, factor)
         if draw.grey:
-            view = _three(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY))  # rounded, as Pillow does
+            view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)  # rounded, as Pillow does
         if draw.flip:
             view = cv2.flip(view, 1)
         planes = np.empty((3, self.size, self.size), np.uint8)
@@ -89,27 +92,9 @@ class ContrastiveView:
         return torch.from_numpy(planes).float().mul_(self.scale).add_(self.shift)
 
 
-def _happens(probability: float) -> bool:
-    return float(torch.rand(1)) < probability
-
-
-def _resized_crop(image: Array, crop: tuple[int, int, int, int], size: int) -> Array:
-    """Bilinear with antialiasing: (H, W, 3) uint8 -> (size, size, 3) uint8."""
-    top, left, height, width = crop
-    part = torch.from_numpy(image[top:top + height, left:left + width])
-    batch = part[None].permute(0, 3, 1, 2)  # 1 x 3 x h x w, channels last: the kernel made for it is fast
-    view = F.interpolate(batch, (size, size), mode='bilinear', antialias=True)
-    return np.ascontiguousarray(view[0].permute(1, 2, 0).numpy())
-
-
 def _grey(image: Array) -> Array:
     """(H, W, 3) uint8 -> (H, W) uint8."""
     return cv2.convertScaleAbs(cv2.transform(image.astype(np.float32), GREY_WEIGHTS), beta=CUT_OFF)
-
-
-def _three(grey: Array) -> Array:
-    """(H, W) -> (H, W, 3)"""
-    return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
 
 
 def _brightness(image: Array, factor: float) -> Array:
@@ -117,14 +102,12 @@ def _brightness(image: Array, factor: float) -> Array:
 
 
 def _contrast(image: Array, factor: float) -> Array:
-    """Blend with the mean of the grey image."""
-    mean = cv2.mean(_grey(image))[0]
-    return cv2.addWeighted(image, factor, image, 0, (1 - factor) * mean + CUT_OFF)
+    return cv2.addWeighted(image, factor, image, 0, (1 - factor) * cv2.mean(_grey(image))[0] + CUT_OFF)
 
 
 def _saturation(image: Array, factor: float) -> Array:
-    """Blend with the grey image."""
-    return cv2.addWeighted(image, factor, _three(_grey(image)), 1 - factor, CUT_OFF)
+    grey = cv2.cvtColor(_grey(image), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(image, factor, grey, 1 - factor, CUT_OFF)
 
 
 def _hue(image: Array, factor: float) -> Array:
@@ -135,4 +118,4 @@ def _hue(image: Array, factor: float) -> Array:
     return cv2.convertScaleAbs(rgb, alpha=255.999 / 255, beta=CUT_OFF)  # torchvision's way to 8 bits
 
 
-COLOUR = {'brightness': _brightness, 'contrast': _contrast, 'saturation': _saturation, 'hue': _hue}
+COLOUR = {'brightness': _brightness, 'contrast': _contrast, 'saturation': _saturation, 'hue': _hue}  # as ColorJitter's

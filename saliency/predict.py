@@ -18,8 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.files import drop_duplicates, find_images, mask_name, write_mask
-from data.frames import Frame, predict_frames
+from data.files import mask_name, write_mask
+from data.frames import Frame, open_frames, predict_frames
 from data.images import read_image
 from models.crf import Refine, crf_in_workers, require_crf
 from saliency.maps import binarise, crf_logits
@@ -27,7 +27,7 @@ from saliency.sources import METHODS, MaskSource, build_source
 from utils.config.cli import ArgumentParser, at_least
 from utils.config.schema import DEVICES
 from utils.report.folder import FolderRun, fingerprint
-from utils.run.errors import UserError, name_some
+from utils.run.errors import UserError
 from utils.run.log import progress
 from utils.run.parallel import available_cores, process_pool
 from utils.run.script import run_script
@@ -81,13 +81,14 @@ def write_unsupervised_mask(output: Path, frame: Frame) -> tuple[Path, str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    names = find_images(args.images)
+    if not args.images.is_dir():
+        raise UserError(f'{args.images} is not a folder; give the folder that holds the images.')
+    total, duplicates, frames = open_frames(args.images)
     source = build_source(args.method, args.weights, args.onnx_config, args.device, args.input_size)
     run = FolderRun(args.output, args.images, 'mask', method=args.method, weights=fingerprint(args.weights),
                     onnx_config=fingerprint(args.onnx_config), input_size=args.input_size,
                     crf_postprocess=args.crf_postprocess or None)  # None: as where it was not known yet
-    alone, duplicates = drop_duplicates(names)
-    todo = list(run.todo(((name, partial(read_image, args.images / name)) for name in alone), args.output))
+    todo = list(run.todo(frames, args.output))
 
     with ExitStack() as stack:
         if args.method == 'unsupervised' and args.workers > 0 and len(todo) > 1:
@@ -97,15 +98,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             refine = stack.enter_context(crf_in_workers({}, args.workers)) if args.crf_postprocess else None
             threads = max(1, args.workers) + 1  # while one image is refined, the next waits
             results = write_masks(source, todo, args.output, args.batch_size, threads, refine)
-        run.collect(progress(results, 'masks', len(names), len(names) - len(todo)))
+        run.collect(progress(results, 'masks', total, len(run.existing)))
 
-    strays = {path.relative_to(args.output) for path in args.output.rglob('*.png')} - set(map(mask_name, names))
-    run.left_out |= {name.as_posix(): 'a mask of an earlier run, whose image is no longer there' for name in strays}
-    summary = run.finish(duplicates, len(names), 'contact_sheet.jpg', lambda name: [
+    stale = dict.fromkeys(run.stale(args.output), 'a mask of an earlier run, whose image is no longer there')
+    summary = run.finish(duplicates, stale, 'contact_sheet.jpg', lambda name: [
         read_image(args.images / name), read_image(args.output / mask_name(name))])
     if not run.existing and not run.written:
-        said = name_some([f'{name} ({reason})' for name, reason in sorted(run.left_out.items())], 3)
-        raise UserError(f'none of the {len(names)} images has a mask: {said}; replace the images or take another '
+        raise UserError(f'none of the {total} images has a mask: {run.failures()}; replace the images or take another '
                         f'--method, and see {args.output / "report.txt"}.')
     print(summary)
 

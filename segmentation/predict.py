@@ -30,7 +30,7 @@ from utils.config.schema import DEVICES
 from utils.report.folder import FolderRun, fingerprint
 from utils.report.pictures import legend, overlay, thumbnail
 from utils.run.devices import pin
-from utils.run.errors import UserError, name_some
+from utils.run.errors import UserError
 from utils.run.files import save_image, save_label_map
 from utils.run.log import progress
 from utils.run.parallel import available_cores
@@ -70,17 +70,13 @@ def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_s
                           lambda images: segmenter.run(images, refine is not None), write, batch_size, threads)
 
 
-def move_stale(output: Path, names: Iterable[Path]) -> None:
-    """Move label maps of images that are no longer there to removed/, and delete their overlays."""
-    known = set(map(mask_name, names))
-    for path in list((output / MAPS).rglob('*.png')):
-        name = path.relative_to(output / MAPS)
-        if name not in known:
-            place = output / REMOVED / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(place)
-            (output / OVERLAYS / name.with_suffix('.jpg')).unlink(missing_ok=True)
-            print(f'{name.with_suffix("")} is no longer there: its label map is now {place}')
+def move_stale(output: Path, name: Path) -> None:
+    """Move the label map of an image that is no longer there to removed/, and delete its overlay."""
+    place = output / REMOVED / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    (output / MAPS / name).replace(place)
+    (output / OVERLAYS / name.with_suffix('.jpg')).unlink(missing_ok=True)
+    print(f'{name.with_suffix("")} is no longer there: its label map is now {place}')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -102,18 +98,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     with crf_in_workers({}, args.workers) if args.crf_postprocess else nullcontext() as refine:
         run.collect(segment(segmenter, todo, args.output, args.batch_size, threads, refine))
 
-    failed = dict(run.left_out)
-    count = len(run.existing) + len(run.written) + len(failed)
-    cut = count < WHOLE * total
-    if cut:
-        run.left_out[args.images.name] = f'it ends after {count} of {total} frames'
+    count, cut = len(run.existing) + len(run.written) + len(run.failed), {}
+    if count < WHOLE * total:
+        cut = {Path(args.images.name): f'it ends after {count} of {total} frames'}
     else:
-        move_stale(args.output, [*run.existing, *run.written, *map(Path, failed), *duplicates])
-    summary = run.finish(duplicates, count + len(duplicates), 'contact_sheet.png', lambda name: [
+        for name in run.stale(args.output / MAPS):
+            move_stale(args.output, name)
+    summary = run.finish(duplicates, cut, 'contact_sheet.png', lambda name: [
         read_image(args.output / OVERLAYS / name.with_suffix('.jpg'))], classes)
-    if failed:
-        raise UserError(f'{len(failed)} of {count} images cannot be read: '
-                        f'{name_some([f"{name} ({reason})" for name, reason in failed.items()], 3)}; replace them and '
+    if run.failed:
+        raise UserError(f'{len(run.failed)} of {count} images cannot be read: {run.failures()}; replace them and '
                         f'rerun, the label maps of the others are in {args.output / MAPS}.')
     if cut:
         raise UserError(f'video {args.images} ends after {count} of {total} frames; copy or convert it anew and rerun, '

@@ -191,7 +191,7 @@ def test_a_film_that_is_cut_off(tmp_path: Path, model: Path) -> None:
     write_video(tmp_path / 'film.avi', 40)
     whole = (tmp_path / 'film.avi').read_bytes()
     (tmp_path / 'film.avi').write_bytes(whole[:len(whole) * 8 // 10])
-    with pytest.raises(UserError, match=r'film.avi ends after \d+ of 40 frames; copy or convert it again and start'):
+    with pytest.raises(UserError, match=r'film.avi ends after \d+ of 40 frames; copy or convert it anew and rerun'):
         run(tmp_path / 'film.avi', tmp_path / 'out', model)
     report = json.loads((tmp_path / 'out' / 'report.json').read_text())
     assert 20 < report['images'] == report['label maps_written'] < 35

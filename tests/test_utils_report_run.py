@@ -136,7 +136,7 @@ def test_a_failing_report_is_a_warning(tmp_path: Path, caplog, monkeypatch) -> N
     (tmp_path / 'sheet.png').write_bytes(b'no picture')
     monkeypatch.setattr(folder, '_contact_sheet', lambda *_: None)
     monkeypatch.setattr(folder, 'save_image', lambda *_: None)
-    assert run.finish({}, 3, 'sheet.png', lambda name: []).startswith('3 images: 2 masks written, 0 there already, 1')
+    assert run.finish({}, {}, 'sheet.png', lambda name: []).startswith('3 images: 2 masks written, 0 there already, 1')
     assert caplog.messages[-1].startswith('report.html could not be made')
     assert json.loads((tmp_path / 'report.json').read_text())['masks_written'] == 2
     assert not (tmp_path / 'report.html').exists()

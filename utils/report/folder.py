@@ -11,7 +11,7 @@ from PIL import Image
 
 from utils.report import page
 from utils.report.pictures import legend, montage, thumbnail
-from utils.run.errors import UserError
+from utils.run.errors import UserError, name_some
 from utils.run.files import save_image, write_text
 from utils.run.lock import lock_folder
 from utils.run.log import warn_of_failure
@@ -28,16 +28,11 @@ def fingerprint(path: Path | None) -> str | None:
 
 
 class FolderRun:
-    """Keeps the output folder for this run, and which images are written, there already or left out.
+    """Keeps the output folder for this run, and which images are written, there already or have no result.
 
-    Args:
-        images: the folder that the images are taken from, or a single file.
-        result: what is made of each image: 'mask'.
-        settings: how; results that are there already must have been made in the same way.
-
-    Raises:
-        UserError: the output folder lies inside or around that of the images, cannot be written, is in use, or holds
-            what was made with other settings.
+    ``images`` is their folder, or a single file; ``result`` what is made of each: 'mask'; ``settings`` how. Raises
+    UserError for an output folder that lies inside or around that of the images, cannot be written, is in use, or holds
+    what was made with other settings.
     """
 
     def __init__(self, output: Path, images: Path, result: str, **settings: Any) -> None:
@@ -45,7 +40,7 @@ class FolderRun:
         self.settings = {'images': str(images.resolve()), **settings}
         self.written: list[Path] = []
         self.existing: list[Path] = []
-        self.left_out: dict[str, str] = {}  # image: why it has no result
+        self.failed: dict[Path, str] = {}  # image: why it has no result
         inside, around = output.resolve(), images.resolve()
         nested = around.is_dir() and (around in inside.parents or inside in around.parents)
         if nested or inside == (around.parent if around.is_file() else around):
@@ -85,29 +80,39 @@ class FolderRun:
         """Take note of each (name, why it has no result, '' if it has one)."""
         for name, reason in results:
             if reason:
-                self.left_out[name.as_posix()] = reason
+                self.failed[name] = reason
             else:
                 self.written.append(name)
 
-    def finish(self, duplicates: Mapping[Path, Path], images: int, sheet: str,
+    def failures(self) -> str:
+        return name_some([f'{name} ({reason})' for name, reason in sorted(self.failed.items())], 3)
+
+    def stale(self, folder: Path) -> list[Path]:
+        """The results in ``folder`` of images that are no longer there."""
+        known = {name.with_suffix('.png') for name in (*self.existing, *self.written, *self.failed)}
+        return [name for name in (path.relative_to(folder) for path in folder.rglob('*.png')) if name not in known]
+
+    def finish(self, duplicates: Mapping[Path, Path], others: Mapping[Path, str], sheet: str,
                read: Callable[[Path], Sequence[np.ndarray]], classes: Sequence[str] = ()) -> str:
         """Write the contact sheet, report.json, report.txt and report.html; returns what came of the images.
 
         Args:
             duplicates: image without a result -> the other one that has the name of its result.
-            images: how many were found.
+            others: what else is left out, and why.
             sheet: name of the contact sheet, which shows what ``read`` gives of some images that have a result.
             classes: names of the labels whose colours it has.
         """
-        self.left_out |= {name.as_posix(): f'its {self.result} would have the name of that of {owner.name}'
-                          for name, owner in duplicates.items()}
-        made, reasons = sorted([*self.existing, *self.written]), sorted(self.left_out.items())
+        why = self.failed | {name: f'its {self.result} would have the name of that of {owner.name}'
+                             for name, owner in duplicates.items()}
+        made, images = sorted([*self.existing, *self.written]), len(self.existing) + len(self.written) + len(why)
+        left_out = {name.as_posix(): reason for name, reason in (why | dict(others)).items()}
+        reasons = sorted(left_out.items())
         if made:
             with warn_of_failure(sheet):
                 save_image(_contact_sheet(made, read, classes), self.output / sheet)
         counts = {'images': images, f'{self.result}s_written': len(self.written),
                   f'{self.result}s_existing': len(self.existing)}
-        self._write_json(settings=self.settings, **counts, left_out=self.left_out)
+        self._write_json(settings=self.settings, **counts, left_out=left_out)
         lines = [f'{images} images: {len(self.written)} {self.result}s written, {len(self.existing)} there already, '
                  f'{len(reasons)} left out', *(f'left out: {name}: {reason}' for name, reason in reasons)]
         lines = ['\\n'.join(line.splitlines()) for line in lines]  # names may hold line breaks

@@ -3,16 +3,13 @@ import errno
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 from utils.run.errors import UserError
 
 try:
-    import fcntl as _fcntl
+    import fcntl
 except ImportError:  # Windows
-    fcntl: Any = None
-else:
-    fcntl = _fcntl
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
