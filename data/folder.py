@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data.files import drop_duplicates, find_files, find_images, keep_complete, mask_name
 from data.image_set import ImageSet, random_rank
-from data.images import EXCHANGED, ImageFileError, probe_image, read_mask, read_orientation, same_shape
+from data.images import EXCHANGED, ImageFileError, probe_image, read_mask, same_shape
 from data.voc import check_layout
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
@@ -103,7 +103,7 @@ class FolderDataset(ImageSet):
     def _problem(self, name: Path) -> str | None:
         """Why an image cannot be used; '' if it can, None if its mask is empty or full."""
         try:
-            height, width = size = probe_image(self.images / name)
+            (height, width), orientation = probe_image(self.images / name)
         except ImageFileError as error:
             return error.reason
         if self.masks is None:
@@ -112,7 +112,7 @@ class FolderDataset(ImageSet):
             mask = read_mask(self.masks / mask_name(name)).values
         except ImageFileError as error:
             return f'its mask {error.reason}'
-        if same_shape(mask.shape, size) or (same_shape(mask.shape, size[::-1])
-                                            and read_orientation(self.images / name) in EXCHANGED):
+        if same_shape(mask.shape, (height, width)) or (orientation in EXCHANGED
+                                                       and same_shape(mask.shape, (width, height))):
             return '' if mask.any() and not mask.all() else None
         return f'its mask is {mask.shape[1]} x {mask.shape[0]}, the image {width} x {height}'

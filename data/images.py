@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from data.transforms import resize_mask
-from utils.run.errors import UserError, cannot_read
+from utils.run.errors import UserError
 from utils.run.files import DRAWN_UPRIGHT, PALETTE
 
 ORIENTATION = 0x0112  # the EXIF tag, and what makes an array of pixels upright for each of its values
@@ -55,7 +55,7 @@ def _reading(path: Path, what: str) -> Iterator[None]:
     except FileNotFoundError as reason:
         raise error('does not exist', 'restore it or take its ID out of the list') from reason
     except PermissionError as reason:
-        raise ImageFileError(str(cannot_read(path)), 'cannot be read (permission denied)') from reason
+        raise error('cannot be read (permission denied)', 'change its permissions') from reason
     except UnidentifiedImageError as reason:
         raise error('cannot be read (it is no image, or its start is damaged)') from reason
     except Image.DecompressionBombError as reason:
@@ -90,20 +90,18 @@ def read_image(path: Path) -> np.ndarray:
     return read_photograph(path).pixels
 
 
-def read_orientation(path: Path) -> int:
-    """The EXIF orientation of a photograph. Raises ImageFileError as ``read_photograph``."""
-    with _reading(path, 'image file'), Image.open(path) as file:
-        return _orientation(file)
+def probe_image(path: Path) -> tuple[tuple[int, int], int]:
+    """(height, width) of a photograph as it is seen, and its EXIF orientation; all of the file is decoded once.
 
-
-def probe_image(path: Path) -> tuple[int, int]:
-    """(height, width) of a photograph as it is seen; all of the file is decoded once. Errors as ``read_photograph``."""
+    Raises ImageFileError as ``read_photograph``.
+    """
     with _reading(path, 'image file'), path.open('rb') as stream, Image.open(stream) as image:  # not mapped
         size = image.size
         reduced = image.draft('L', (1, 1))  # JPEG: an eighth of the size, which is quicker and needs the whole file too
         image.load()
         width, height = size if reduced else image.size
-        return (width, height) if _orientation(image) in EXCHANGED else (height, width)
+        orientation = _orientation(image)
+        return (width, height) if orientation in EXCHANGED else (height, width), orientation
 
 
 def _orientation(file: Image.Image) -> int:
@@ -142,7 +140,7 @@ def read_labels(path: Path) -> Drawn:
     with _reading(path, 'label map'), Image.open(path) as image:
         values = np.array(image)
         if values.ndim != 2:
-            raise ImageFileError(f'label map {path} has {len(image.getbands())} channels; store class ids in one.')
+            raise ValueError(f'it has {len(image.getbands())} channels, and class ids lie in one')
         return Drawn(values, _is_upright(image))
 
 

@@ -12,8 +12,7 @@ from data.views import ContrastiveView
 from utils.run.errors import UserError
 
 MIN_FOREGROUND, MAX_FOREGROUND = 0.01, 0.99
-DRAWS = 3
-IMAGES = 50
+DRAWS, IMAGES = 3, 50  # of views for an image, and of images for a sample
 SEED_RANGE = 2 ** 62
 
 
@@ -21,35 +20,29 @@ class SeededSampler(Sampler):
     """Indices in a new random order every epoch, each with the seed of its sample's randomness.
 
     A sample depends on (seed, epoch, position) alone, so a run gives the same batches with any number of loader
-    workers, and can be taken up in the middle of an epoch. Before iterating set ``epoch``, and ``start``: the number of
-    samples, of all processes, to pass over.
+    workers, and can be taken up in the middle of an epoch: set ``epoch`` and ``start``, the samples to pass over.
 
     Args:
         length: number of samples.
-        batch: images a step, over all processes together.
-        rank, world_size: this process takes its share of each batch, so that all of them together see what one
-            process would see; the last incomplete batch is left out then.
+        batch: images a step, over all processes together; the last incomplete batch is left out.
+        rank, world_size: this process takes its share of each batch, so that all of them together see what one would.
     """
 
     def __init__(self, length: int, seed: int, batch: int = 1, rank: int = 0, world_size: int = 1) -> None:
-        self.length, self.seed = length, seed
-        self.batch, self.rank, self.world_size = batch, rank, world_size
+        self.length, self.seed, self.batch, self.rank = length, seed, batch, rank
+        self.share = batch // world_size
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
-        left = self.length - self.start
-        return left if self.world_size == 1 else left // self.batch * (self.batch // self.world_size)
+        return (self.length - self.start) // self.batch * self.share
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        order = torch.randperm(self.length, generator=generator)
-        seeds = torch.randint(SEED_RANGE, (self.length,), generator=generator)
-        items = list(zip(order.tolist(), seeds.tolist(), strict=True))[self.start:]
-        if self.world_size == 1:
-            return iter(items)
-        share = self.batch // self.world_size
-        batches = len(items) // self.batch
-        return (items[step * self.batch + self.rank * share + i] for step in range(batches) for i in range(share))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        seeds = torch.randint(SEED_RANGE, (self.length,), generator=generator).tolist()
+        items = list(zip(order, seeds, strict=True))[self.start:]
+        whole = len(items) // self.batch * self.batch
+        return (item for i, item in enumerate(items[:whole]) if i % self.batch // self.share == self.rank)
 
 
 class SeededDataset(Dataset):
@@ -73,9 +66,9 @@ class SeededDataset(Dataset):
 class PairDataset(SeededDataset):
     """Two views of each image with their masks, both with a foreground share in (0.01, 0.99).
 
-    Views are drawn at most three times for an image, then another random image takes its place. A sample holds 'query'
-    and 'key', (3, size, size) float32, with 'query_mask' and 'key_mask', (size, size) uint8 in {0, 1}, and 'id'. Raises
-    UserError if 50 images in a row gave no such views.
+    Views are drawn at most three times for an image, then another random image takes its place: 50 in a row raise
+    UserError. A sample holds 'query' and 'key', (3, size, size) float32, with 'query_mask' and 'key_mask', (size, size)
+    uint8 in {0, 1}, and 'id'.
     """
 
     def __init__(self, base: ImageSet, view: ContrastiveView) -> None:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 import numpy as np
 
 from data.image_set import ImageSet
-from data.images import read_labels, read_orientation, turn_upright
+from data.images import probe_image, read_labels, turn_upright
 from data.loaders import open_images
 from segmentation.metrics import confusion_matrix
 from segmentation.scoring import keep_results
@@ -51,7 +51,7 @@ def offline_confusion(dataset: ImageSet, folder: Path) -> np.ndarray:
     def score(index: int) -> np.ndarray:
         path = folder / f'{dataset.ids[index]}.png'
         truth, drawn = dataset.load(index)['semseg'], read_labels(path)
-        prediction = turn_upright(drawn, truth.shape, read_orientation(dataset.image_path(index)), stored=True)
+        prediction = turn_upright(drawn, *probe_image(dataset.image_path(index)), stored=True)
         if prediction.shape != truth.shape:
             raise UserError(f'prediction {path} has shape {prediction.shape}, its ground truth {truth.shape}; store '
                             'class ids in one channel at the size of the image.')

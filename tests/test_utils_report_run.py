@@ -131,7 +131,7 @@ def test_a_failing_report_is_a_warning(tmp_path: Path, caplog, monkeypatch) -> N
                      pictures={'Predictions': [('x', tmp_path / 'broken.png')]})
     assert re.fullmatch(r'report.html could not be made \(UnidentifiedImageError: cannot .*\); nothing else is missing',
                         caplog.messages[-1])
-    run = FolderRun(tmp_path, tmp_path / 'images', 'masks', {'method': 'x'})
+    run = FolderRun(tmp_path, tmp_path / 'images', 'mask', method='x')
     run.collect([(Path('a'), ''), (Path('b'), ''), (Path('c'), 'damaged')])
     (tmp_path / 'sheet.png').write_bytes(b'no picture')
     monkeypatch.setattr(folder, '_contact_sheet', lambda *_: None)
