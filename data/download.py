@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class _ArchiveError(Exception):
-    """The archive cannot be used; the text says why."""
+    """Why the archive cannot be used."""
 
 
 def ensure_dataset(root: Path, url: str = GOOGLE_DRIVE) -> Path:
@@ -103,9 +103,7 @@ def _fetch(source: str, archive: Path) -> None:
 def _unpack(archive: Path, root: Path) -> None:
     """Unpack beside `root`, check, and rename: a folder called `root` is always a complete one."""
     staging = root.parent / f'.unpacking-{root.name}'
-    if staging.exists():
-        log.info('removing %s, left by an interrupted unpacking', staging)
-        shutil.rmtree(staging)
+    shutil.rmtree(staging, ignore_errors=True)  # left by an interrupted unpacking
     log.info('unpacking %s', archive)
     (staging / FOLDER).mkdir(parents=True)
     try:

@@ -41,11 +41,7 @@ def find_files(folder: Path) -> list[Path]:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The images among ``find_files``; a warning counts the other files by kind.
-
-    Raises:
-        UserError: the folder is missing or holds no image, or one below it cannot be listed.
-    """
+    """The images among ``find_files``; a warning counts the other files by kind. Raises UserError if there are none."""
     if not folder.is_dir():
         raise UserError(f'{folder} is not a folder; give the folder that holds the images.')
     files = find_files(folder)
@@ -62,13 +58,10 @@ def find_images(folder: Path) -> list[Path]:
 
 def keep_complete(root: Path, files: Mapping[Name, Sequence[Path]], what: str, hint: str,
                   skip: bool = True) -> list[Name]:
-    """The names whose files are all there; the log names the first few missing ones, with what lies there instead.
+    """The names whose ``files`` below ``root`` are all there.
 
-    Args:
-        files: of each name, below ``root``.
-        what: 'images have no mask', said of those that are left out.
-        hint: what to do, for the error.
-        skip: leave names out; if not, or if no name is left, it is an error.
+    Of the others, ``what`` ('images have no mask'), the log names the first few files, with what lies there instead.
+    Raises UserError, with a ``hint`` what to do, if no name is left, or any is missing and none to ``skip``.
     """
     present: dict[Path, set[str]] = {}
     missing: dict[Name, Path] = {}

@@ -6,7 +6,6 @@ from pathlib import Path
 from data.files import drop_duplicates, find_files, find_images, keep_complete, mask_name
 from data.image_set import ImageSet, random_rank
 from data.images import EXCHANGED, ImageFileError, probe_image, read_mask, same_shape
-from data.voc import check_layout
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
 from utils.run.parallel import available_cores, in_threads
@@ -43,11 +42,9 @@ class FolderDataset(ImageSet):
     """Photographs in a folder at any depth, with masks (PNG) in another at the same place if these are to be read.
 
     Every file is decoded once at the start: damaged ones are named in the log and left out, as are images without a
-    mask. ``split`` and ``seed`` are those of ``choose_split``.
-
-    Raises:
-        UserError: a folder is missing, no image has a mask, or more than a tenth of the files (and more than
-            10) are damaged or are masks of another shape than their image's; all masks are empty or full.
+    mask. ``split`` and ``seed`` are those of ``choose_split``. Raises UserError if a folder is missing, no image has a
+    mask, all masks are empty or full, or more than a tenth of the files (and more than 10) are damaged or are masks of
+    another shape than their image's.
     """
 
     drawn_on_stored = False
@@ -55,7 +52,6 @@ class FolderDataset(ImageSet):
     def __init__(self, images: Path, masks: Path | None = None, split: str = 'all', seed: int = 0) -> None:
         super().__init__(images, split, masks)
         if not images.is_dir():
-            check_layout(images.parent)
             raise UserError(f'folder {images} does not exist; put the images there, or correct the path.')
         names, duplicates = drop_duplicates(find_images(images))
         if duplicates:

@@ -13,7 +13,7 @@ from data.transforms import Sample
 
 
 def random_rank(text: str) -> bytes:
-    """SHA-256, for draws that depend on the text alone: those of lowest rank are drawn."""
+    """SHA-256: a draw of those of lowest rank depends on their texts alone."""
     return hashlib.sha256(os.fsencode(text)).digest()
 
 

@@ -32,10 +32,7 @@ def _read_text(path: Path) -> str:
 
 
 def read_classes(root: Path) -> tuple[str, ...]:
-    """Class names of a data set: ``classes`` of its dataset.yml, or VOC's 21 when it has none.
-
-    Raises UserError for a dataset.yml that is not in UTF-8, or has no list of distinct names.
-    """
+    """``classes`` of a data set's dataset.yml, or VOC's 21 when it has none. Raises UserError for another content."""
     path = root / 'dataset.yml'
     if not path.is_file():
         return VOC_CLASSES
@@ -59,10 +56,9 @@ def check_names(names: Sequence[str], classes: Sequence[str], key: str) -> None:
 
 
 def scored_classes(classes: Sequence[str], names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The classes that are left when only ``names`` and the background, class 0, are scored; of no names all classes.
+    """The classes, in their order, when only ``names`` and the background, class 0, are scored (no names: all).
 
-    Returns their names, in the data set's order, and a lookup table (256,) uint8 from stored id to id: 255 for all
-    others. Raises UserError for a name that is no class.
+    Also a lookup table (256,) uint8 from stored id to id: 255 for all others. Raises UserError for an unknown name.
     """
     check_names(names, classes, 'eval_classes')
     kept = [i for i, name in enumerate(classes) if i == 0 or name in names or not names]
@@ -81,13 +77,14 @@ def read_list(path: Path) -> list[str]:
 def read_ids(root: Path, split: str) -> list[str]:
     """The image IDs of sets/<split>.txt: one a line, blanks within it kept; a line that begins with # is a comment.
 
-    Raises UserError for a folder or list that is missing, and for a list that is empty, not in UTF-8, names an image
-    twice or holds what is no path below images/.
+    Raises UserError for a list that is missing, empty, names an image twice or holds what is no path below images/.
     """
     if not root.is_dir():
         raise UserError(f'data set folder {root} does not exist; set db_root in the env config to the folder that '
                         f'holds {root.name}/.')
-    check_layout(root)
+    if not (root / 'images').exists() and any((root / name).is_dir() for name in DEVKIT):
+        raise UserError(f'{root} has the layout of the VOC devkit ({" and ".join(DEVKIT)}); rename or link JPEGImages/ '
+                        'as images/ and ImageSets/Segmentation/ as sets/.')
     path = root / 'sets' / f'{split}.txt'
     what = f'list of image IDs {path}'
     if not path.is_file():
@@ -105,18 +102,10 @@ def read_ids(root: Path, split: str) -> list[str]:
     return ids
 
 
-def check_layout(root: Path) -> None:
-    """Raises UserError for a folder that has the layout of the VOC devkit."""
-    if not (root / 'images').exists() and any((root / name).is_dir() for name in DEVKIT):
-        raise UserError(f'{root} has the layout of the VOC devkit ({" and ".join(DEVKIT)}); rename or link JPEGImages/ '
-                        'as images/ and ImageSets/Segmentation/ as sets/.')
-
-
 def random_share(ids: Sequence[str], share: float, seed: int) -> list[str]:
-    """round(share * number of IDs) random image IDs, in their order; share in (0, 1].
+    """round(share * number of IDs) random image IDs, in their order; share in (0, 1]. Raises UserError for none.
 
-    The same ones on every machine, whatever the order of the list, and a smaller share is part of a larger one. Raises
-    UserError for less than one image.
+    The same ones on every machine, whatever the order of the list, and a smaller share is part of a larger one.
     """
     count = round(share * len(ids))
     if count == 0:
@@ -129,15 +118,12 @@ class VOCSegmentation(ImageSet):
     """Photographs with masks: ``root/{images,SegmentationClass,SegmentationClassAug,saliency_*,sets}``.
 
     Args:
-        split: list of IDs, sets/<split>.txt.
         semseg: also read the ground truth (SegmentationClassAug for trainaug, else SegmentationClass): 'semseg' of a
             sample, (H, W) uint8 with class ids, 255 = ignore.
         saliency: also read masks from saliency_<saliency>/.
-        skip_without_saliency: leave out IDs without image or mask; otherwise they are an error.
-        share, seed: keep this share of the IDs, see ``random_share``; the others need no files.
-        eval_classes: the classes of the ground truth besides background, others are ignored, see ``scored_classes``.
-
-    Raises UserError for a folder, list, image or mask that is missing.
+        skip_without_saliency: leave out IDs without image or mask; otherwise a missing file is a UserError.
+        share, seed: of ``random_share``; the other IDs need no files.
+        eval_classes: of ``scored_classes``.
     """
 
     drawn_on_stored = True
