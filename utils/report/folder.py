@@ -118,8 +118,7 @@ class FolderRun:
         lines = ['\\n'.join(line.splitlines()) for line in lines]  # names may hold line breaks
         write_text(self.output / 'report.txt', '\n'.join(lines) + '\n')
         with warn_of_failure(page.REPORT):
-            rows = [(name.replace('_', ' '), str(count)) for name, count in counts.items()]
-            blocks = [page.table('Images', (), [*rows, ('left out', str(len(reasons)))])]
+            blocks = []
             if reasons:
                 note = f'The first {NAMED} of {len(reasons)}; report.txt names all.' if len(reasons) > NAMED else ''
                 blocks.append(page.table('Left out', ('image', 'why'), reasons[:NAMED], note))
@@ -128,7 +127,7 @@ class FolderRun:
                                             colours=page.class_colours(classes)))
             shown = [(name, json.dumps(value, ensure_ascii=False)) for name, value in self.settings.items()]
             blocks.append(page.table('Settings', (), shown, folded=True))
-            page.write_page(self.output, f'{self.result}s'.capitalize(), str(self.output), blocks)
+            page.write_page(self.output, f'{self.result}s'.capitalize(), f'{self.output}: {lines[0]}', blocks)
         return f'{lines[0]}; see {self.output / "report.txt"}'
 
 
