@@ -6,6 +6,7 @@ from pathlib import Path
 from data.files import drop_duplicates, find_files, find_images, keep_complete, mask_name
 from data.image_set import ImageSet, random_rank
 from data.images import EXCHANGED, ImageFileError, probe_image, read_mask, same_shape
+from data.voc import check_layout
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
 from utils.run.parallel import available_cores, in_threads
@@ -52,6 +53,7 @@ class FolderDataset(ImageSet):
     def __init__(self, images: Path, masks: Path | None = None, split: str = 'all', seed: int = 0) -> None:
         super().__init__(images, split, masks)
         if not images.is_dir():
+            check_layout(images.parent)
             raise UserError(f'folder {images} does not exist; put the images there, or correct the path.')
         names, duplicates = drop_duplicates(find_images(images))
         if duplicates:

@@ -42,7 +42,7 @@ class ImageSet(Dataset, ABC):
     def image_path(self, index: int) -> Path: ...
 
     def transformed(self, transform: Callable[[Sample], Sample]) -> 'ImageSet':
-        """The same images; each sample taken by index goes through the transform, those of ``load`` do not."""
+        """The same images with a transform, which samples taken by index go through, and those of ``load`` do not."""
         other = copy(self)
         other.transform = transform
         return other

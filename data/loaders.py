@@ -25,7 +25,7 @@ DOWNLOADABLE = 'VOCSegmentation'
 
 
 def identity(p: Env, *names: str) -> tuple[str, ...]:
-    """The keys that say which images a run is made of, if one of its data sets is an unlabelled image folder: db_root.
+    """The keys that say which images a run is made of: db_root for an unlabelled image folder.
 
     A data set in the VOC layout is told by its name and may move.
     """

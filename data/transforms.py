@@ -14,10 +14,7 @@ Colour = tuple[float, float, float]
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run a block with PyTorch's CPU generator at ``seed``, and leave the generator as it was.
-
-    A sample's randomness then depends on its seed alone: not on loader workers, nor on what was drawn before.
-    """
+    """Run a block with PyTorch's CPU generator at ``seed``, and leave the generator as it was."""
     generator = torch.default_generator  # torch.manual_seed reaches for the GPUs too, and takes a hundred times as long
     state = generator.get_state()
     generator.manual_seed(seed)
@@ -46,8 +43,7 @@ def denormalize(image: Tensor, mean: Colour, std: Colour) -> np.ndarray:
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
     """(H, W, 3) uint8 -> (size, size, 3) uint8, cubic, not keeping the aspect.
 
-    The cubic kernel overshoots at edges: in 8 bits OpenCV rounds and cuts its result to 0..255, which in float32 would
-    reach from -60 to 300.
+    The cubic kernel overshoots at edges; 8 bits cut what in float32 would reach from -60 to 300 to 0..255.
     """
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
 

@@ -31,11 +31,9 @@ class ContrastiveView:
     The same draws give what torchvision's v2 transforms on tensors give, to one grey level.
 
     Args:
-        mean, std: of the network's input, RGB in 0..1.
         size: side of the square result, pixels.
         scale, ratio: ranges of the crop's share of the area and of its aspect ratio.
         jitter: how far brightness, contrast, saturation and hue may change.
-        jitter_probability, grey_probability, flip_probability: how often each happens.
     """
 
     def __init__(self, mean: Colour, std: Colour, size: int = 224, scale: Sequence[float] = (0.2, 1.0),
@@ -61,21 +59,14 @@ class ContrastiveView:
                     grey=uniform(0, 1) < self.grey_probability, flip=uniform(0, 1) < self.flip_probability)
 
     def make_mask(self, mask: Array, draw: Draw) -> Array:
-        """The crop of a mask (H, W), resized (nearest) and flipped: (size, size).
-
-        An output pixel reads the input pixel at its centre, so that the mask does not shift against its image.
-        """
+        """(H, W) -> (size, size), nearest at pixel centres: the mask does not shift against its image."""
         top, left, height, width = draw.crop
         centres = 2 * np.arange(self.size) + 1  # in halves of an output pixel
         columns = left + (centres[::-1] if draw.flip else centres) * width // (2 * self.size)
         return mask[top + centres * height // (2 * self.size)].take(columns, axis=1)
 
     def make_image(self, image: Array, draw: Draw) -> Tensor:
-        """The view of an image (H, W, 3) uint8: (3, size, size) float32, normalised.
-
-        The crop (bilinear, with antialiasing) comes first and the normalisation last; all between works on the small
-        8 bit image.
-        """
+        """(H, W, 3) uint8 -> (3, size, size) float32, normalised; the crop is bilinear with antialiasing."""
         top, left, height, width = draw.crop
         part = torch.from_numpy(image[top:top + height, left:left + width])
         batch = part[None].permute(0, 3, 1, 2)  # 1 x 3 x h x w, channels last: the kernel made for it is fast

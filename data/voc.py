@@ -82,9 +82,7 @@ def read_ids(root: Path, split: str) -> list[str]:
     if not root.is_dir():
         raise UserError(f'data set folder {root} does not exist; set db_root in the env config to the folder that '
                         f'holds {root.name}/.')
-    if not (root / 'images').exists() and any((root / name).is_dir() for name in DEVKIT):
-        raise UserError(f'{root} has the layout of the VOC devkit ({" and ".join(DEVKIT)}); rename or link JPEGImages/ '
-                        'as images/ and ImageSets/Segmentation/ as sets/.')
+    check_layout(root)
     path = root / 'sets' / f'{split}.txt'
     what = f'list of image IDs {path}'
     if not path.is_file():
@@ -100,6 +98,13 @@ def read_ids(root: Path, split: str) -> list[str]:
         if Path(name).is_absolute() or '..' in Path(name).parts:
             raise UserError(f'{what} holds "{name}", which is no image below images/; {ONE_A_LINE}.')
     return ids
+
+
+def check_layout(root: Path) -> None:
+    """Raises UserError for a folder that has the layout of the VOC devkit."""
+    if not (root / 'images').exists() and any((root / name).is_dir() for name in DEVKIT):
+        raise UserError(f'{root} has the layout of the VOC devkit ({" and ".join(DEVKIT)}); rename or link JPEGImages/ '
+                        'as images/ and ImageSets/Segmentation/ as sets/.')
 
 
 def random_share(ids: Sequence[str], share: float, seed: int) -> list[str]:
