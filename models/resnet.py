@@ -43,13 +43,6 @@ class DilatedResNet(nn.Sequential):
         return [[p for name in names for p in self.get_submodule(name).parameters()] for names in STAGES]
 
 
-def freeze(module: nn.Module) -> None:
-    """No gradient, and eval mode that a later ``train()`` of the parent does not lift."""
-    module.requires_grad_(False)
-    module.eval()
-    module.train = lambda mode=True: module  # type: ignore[method-assign]
-
-
 def freeze_layers(backbone: nn.Module, stages: int = FROZEN) -> None:
     """Freeze the stem and the first stages of a backbone; 0: the stem alone. Raises UserError if it has fewer."""
     groups = backbone.stages()  # type: ignore[operator]
@@ -61,5 +54,5 @@ def freeze_layers(backbone: nn.Module, stages: int = FROZEN) -> None:
         parameter.requires_grad_(False)
     for module in backbone.modules():
         own = set(module.parameters())
-        if own and own <= frozen:
-            freeze(module)
+        if own and own <= frozen:  # eval mode, which a later train() of the parent does not lift
+            module.eval().train = lambda mode=True, module=module: module  # type: ignore[method-assign, misc]

@@ -20,7 +20,7 @@ _patient: Any = None  # the group that waits for a download
 def join(use_cuda: bool) -> None:
     """Join the job that torchrun, or ``utils.run.launch``, has started this process for, if any."""
     global _patient
-    if not is_launched() or is_initialized():
+    if not is_launched() or world_size() > 1:
         return
     if use_cuda:
         torch.cuda.set_device(local_rank())
@@ -32,7 +32,7 @@ def join(use_cuda: bool) -> None:
 def leave() -> bool:
     """Leave the job, all together; whether this is the main process, which does alone what comes after."""
     main = is_main()
-    if is_initialized():
+    if world_size() > 1:
         dist.destroy_process_group()
     return main
 
@@ -48,7 +48,7 @@ def local_rank() -> int:
 
 def first_to_fail() -> bool:
     """Whether this process is the one that tells the user why the job ends; the others end silently."""
-    if not is_initialized():
+    if world_size() == 1:
         return os.environ.get('RANK', '0') == '0'
     try:
         return dist.distributed_c10d._get_default_store().add('failed', 1) == 1
@@ -56,16 +56,13 @@ def first_to_fail() -> bool:
         return False
 
 
-def is_initialized() -> bool:
-    return dist.is_available() and dist.is_initialized()  # some builds of PyTorch have no processes
-
-
 def world_size() -> int:
-    return dist.get_world_size() if is_initialized() else 1
+    """The processes that have joined, 1 for one alone; some builds of PyTorch have no others."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    return dist.get_rank() if is_initialized() else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_main() -> bool:
