@@ -1,6 +1,7 @@
 """What is to be predicted, an image, a folder or the frames of a video, and its way through a network."""
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from data.files import SUFFIXES, drop_duplicates, find_images
 from data.images import ImageFileError, read_image
 from utils.run.errors import UserError
-from utils.run.parallel import batches, in_threads
+from utils.run.parallel import in_threads
 
 VIDEOS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm')
 Frame = tuple[Path, Callable[[], np.ndarray]]  # relative name, and what reads the image, or raises ImageFileError
@@ -84,7 +85,8 @@ def predict_frames(frames: Iterable[Frame], prepare: Callable[[np.ndarray], Any]
 
     def predicted() -> Iterator[tuple[Path, np.ndarray | None, Any]]:
         ready = in_threads(read, frames, threads, threads + 2 * batch_size)
-        for batch, inputs in in_threads(join, batches(ready, batch_size), 1, 2):
+        batches = iter(lambda: list(islice(ready, batch_size)), [])
+        for batch, inputs in in_threads(join, batches, 1, 2):
             outputs = iter([] if inputs is None else predict(inputs))
             yield from [(name, image, reason if image is None else next(outputs)) for name, image, reason in batch]
 

@@ -22,7 +22,6 @@ from utils.report.pictures import montage, outline, pca_colours
 from utils.run import distributed
 from utils.run.errors import UserError
 from utils.run.log import MetricsWriter
-from utils.run.parallel import batches
 from utils.run.precision import Precision
 
 log = logging.getLogger(__name__)
@@ -120,7 +119,8 @@ class OnlineKmeans:
         """Log the mIoU, in percent, after so many epochs; in the main process alone."""
         if not distributed.is_main():
             return
-        loader = (collate([self.dataset[i] for i in chosen]) for chosen in batches(self.chosen, BATCH))
+        loader = (collate([self.dataset[i] for i in self.chosen[start:start + BATCH]])
+                  for start in range(0, len(self.chosen), BATCH))
         with observed(self.model, self.compiled):
             split = embed_split(self.model, loader, self.precision.device, self.clusters + 1, shared=False)
         _, runs = cluster(split.prototypes, [self.clusters], 1, self.seed)
