@@ -6,13 +6,23 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.backbone import build_backbone
 from models.deeplab import CHANNELS, build_decoder
+from models.resnet import DilatedResNet
+from models.timm_backbone import TIMM, TimmBackbone
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resize of (B, C, h, w) to (B, C, *size), align_corners=False."""
     return F.interpolate(x, size=tuple(size), mode='bilinear', align_corners=False)
+
+
+def build_backbone(name: str) -> DilatedResNet | TimmBackbone:
+    """A backbone with random weights: resnet18, resnet50 or timm/<name>.
+
+    It has ``name``, ``out_channels``, ``stride`` (input pixels a side of a feature), ``stages()`` (parameters of the
+    stem and of each stage), ``mean`` and ``std`` ((x - mean) / std of RGB in 0..1 is the input that its weights want).
+    """
+    return TimmBackbone(name) if name.startswith(TIMM) else DilatedResNet(name)
 
 
 class ContrastiveSegmentationModel(nn.Module):
