@@ -63,9 +63,12 @@ def _flatten(nested: Mapping, prefix: str = '', depth: int = 0) -> State:
 
 def _prefixes(names: Collection[str], *parts: str) -> list[str]:
     """What stands before all of these parts of dotted names, '' or 'a.b.', in the order of the file."""
-    before = [{f'{head}.'[1:]: None for head, found, _ in (f'.{name}'.partition(f'.{part}') for name in names) if found}
-              for part in parts]
-    return [prefix for prefix in before[0] if all(prefix in others for others in before)]
+    def before(part: str) -> dict[str, None]:
+        split = [f'.{name}'.partition(f'.{part}') for name in names]
+        return dict.fromkeys(f'{head}.'[1:] for head, found, _ in split if found)
+
+    first, *others = map(before, parts)
+    return [prefix for prefix in first if all(prefix in other for other in others)]
 
 
 def leaders(prefixes: Collection[str]) -> list[str]:
