@@ -23,10 +23,6 @@ RETRIES = 3  # within one call; a later call continues as well
 log = logging.getLogger(__name__)
 
 
-class _ArchiveError(Exception):
-    """Why the archive cannot be used."""
-
-
 def ensure_dataset(root: Path, url: str = GOOGLE_DRIVE) -> Path:
     """db_root/VOCSegmentation, as it is; or fetched and unpacked, if db_root is there and holds no data set.
 
@@ -68,13 +64,14 @@ def ensure_dataset(root: Path, url: str = GOOGLE_DRIVE) -> Path:
             _fetch(url, archive)
         try:
             _unpack(archive, root)
-        except _ArchiveError as error:
+        except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:  # other OSErrors, a full disk, pass
+            why = f'{"unsafe" if isinstance(error, tarfile.FilterError) else "broken or cut short"}: {error}'
             if not fetched:
-                raise UserError(f'{archive} cannot be used ({error}) and was left as it is; '
-                                'delete it to have it fetched anew.') from error
+                raise UserError(f'{archive} cannot be used ({why}) and was left as it is; delete it to have it fetched '
+                                'anew.') from error
             archive.unlink()  # all its bytes had come, so that continuing would not help
-            raise UserError(f'the archive from {url} cannot be used ({error}) and was deleted; start again, '
-                            f'or fetch it by hand and put it to {archive}.') from error
+            raise UserError(f'the archive from {url} cannot be used ({why}) and was deleted; rerun, or fetch it by '
+                            f'hand and put it to {archive}.') from error
         archive.unlink()
     log.info('the data set is ready in %s', root)
     return root
@@ -86,8 +83,7 @@ def _fetch(source: str, archive: Path) -> None:
         import gdown
         import requests
     except ImportError as error:
-        raise UserError('the data set is absent and gdown, which fetches it, is not installed: '
-                        'pip install gdown') from error
+        raise UserError('gdown, which fetches the data set, is not installed: pip install gdown') from error
     log.info('fetching %s to %s', source, archive)
     try:
         gdown.download(url=source, output=str(archive), resume=True, quiet=not sys.stderr.isatty(),
@@ -114,13 +110,9 @@ def _unpack(archive: Path, root: Path) -> None:
                 pass
         missing = [name for name in REQUIRED if not (staging / FOLDER / name).is_dir()]
         if missing:
-            raise _ArchiveError(f'it holds no {FOLDER}/{missing[0]}/')
+            raise tarfile.ReadError(f'it holds no {FOLDER}/{missing[0]}/')
         os.sync()  # the files reach the disk before the name does
         (staging / FOLDER).rename(root)
-    except tarfile.FilterError as error:
-        raise _ArchiveError(f'unsafe: {error}') from error
-    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:  # other OSErrors, a full disk, pass
-        raise _ArchiveError(f'broken or cut short: {error}') from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

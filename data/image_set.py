@@ -13,7 +13,7 @@ from data.transforms import Sample
 
 
 def random_rank(text: str) -> bytes:
-    """SHA-256: a draw of those of lowest rank depends on their texts alone."""
+    """For draws, of those of lowest rank, that depend on a seed and each name alone."""
     return hashlib.sha256(os.fsencode(text)).digest()
 
 

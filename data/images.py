@@ -91,10 +91,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def probe_image(path: Path) -> tuple[tuple[int, int], int]:
-    """(height, width) of a photograph as it is seen, and its EXIF orientation; all of the file is decoded once.
-
-    Raises ImageFileError as ``read_photograph``.
-    """
+    """(height, width) of a photograph as it is seen, and its orientation; decodes it. Errors as ``read_photograph``."""
     with _reading(path, 'image file'), path.open('rb') as stream, Image.open(stream) as image:  # not mapped
         size = image.size
         reduced = image.draft('L', (1, 1))  # JPEG: an eighth of the size, which is quicker and needs the whole file too
@@ -133,15 +130,12 @@ def _to_rgb(file: Image.Image) -> np.ndarray:
 
 
 def read_labels(path: Path) -> Drawn:
-    """Stored values of one channel, such as class ids; of a palette its indices.
-
-    Raises ImageFileError as ``read_photograph``, and for several channels.
-    """
+    """Stored values of one channel, such as class ids; of a palette its indices. Errors as ``read_photograph``."""
     with _reading(path, 'label map'), Image.open(path) as image:
         values = np.array(image)
         if values.ndim != 2:
             raise ValueError(f'it has {len(image.getbands())} channels, and class ids lie in one')
-        return Drawn(values, _is_upright(image))
+        return Drawn(values, image.info.get(DRAWN_UPRIGHT[0]) == DRAWN_UPRIGHT[1])
 
 
 def palette_conflict(paths: Sequence[Path]) -> str:
@@ -170,12 +164,7 @@ def read_mask(path: Path) -> Drawn:
     """
     with _reading(path, 'mask'), Image.open(path) as image:
         image.load()
-        return Drawn(_objects(image).view(np.uint8), _is_upright(image))
-
-
-def _is_upright(image: Image.Image) -> bool:
-    name, text = DRAWN_UPRIGHT
-    return image.info.get(name) == text
+        return Drawn(_objects(image).view(np.uint8), image.info.get(DRAWN_UPRIGHT[0]) == DRAWN_UPRIGHT[1])
 
 
 def _objects(image: Image.Image) -> np.ndarray:

@@ -104,31 +104,28 @@ class FolderRun:
         """
         why = self.failed | {name: f'its {self.result} would have the name of that of {owner.name}'
                              for name, owner in duplicates.items()}
-        made, images = sorted([*self.existing, *self.written]), len(self.existing) + len(self.written) + len(why)
+        made = sorted([*self.existing, *self.written])
         left_out = {name.as_posix(): reason for name, reason in (why | dict(others)).items()}
         reasons = sorted(left_out.items())
         if made:
             with warn_of_failure(sheet):
                 save_image(_contact_sheet(made, read, classes), self.output / sheet)
-        counts = {'images': images, f'{self.result}s_written': len(self.written),
-                  f'{self.result}s_existing': len(self.existing)}
+        images, new, existing = len(made) + len(why), len(self.written), len(self.existing)
+        counts = {'images': images, f'{self.result}s_written': new, f'{self.result}s_existing': existing}
         self._write_json(settings=self.settings, **counts, left_out=left_out)
-        lines = [f'{images} images: {len(self.written)} {self.result}s written, {len(self.existing)} there already, '
-                 f'{len(reasons)} left out', *(f'left out: {name}: {reason}' for name, reason in reasons)]
+        summary = f'{images} images: {new} {self.result}s written, {existing} there already, {len(reasons)} left out'
+        lines = [summary, *(f'left out: {name}: {reason}' for name, reason in reasons)]
         lines = ['\\n'.join(line.splitlines()) for line in lines]  # names may hold line breaks
         write_text(self.output / 'report.txt', '\n'.join(lines) + '\n')
         with warn_of_failure(page.REPORT):
-            blocks = []
-            if reasons:
-                note = f'The first {NAMED} of {len(reasons)}; report.txt names all.' if len(reasons) > NAMED else ''
-                blocks.append(page.table('Left out', ('image', 'why'), reasons[:NAMED], note))
-            if (self.output / sheet).is_file():
-                blocks.append(page.pictures('Contact sheet', [(sheet, self.output / sheet)],
-                                            colours=page.class_colours(classes)))
-            shown = [(name, json.dumps(value, ensure_ascii=False)) for name, value in self.settings.items()]
-            blocks.append(page.table('Settings', (), shown, folded=True))
-            page.write_page(self.output, f'{self.result}s'.capitalize(), f'{self.output}: {lines[0]}', blocks)
-        return f'{lines[0]}; see {self.output / "report.txt"}'
+            note = f'The first {NAMED} of {len(reasons)}; report.txt names all.' if len(reasons) > NAMED else ''
+            drawn = [(sheet, self.output / sheet)] if (self.output / sheet).is_file() else []
+            settings = [(name, json.dumps(value, ensure_ascii=False)) for name, value in self.settings.items()]
+            page.write_page(self.output, f'{self.result}s'.capitalize(), f'{self.output}: {summary}', [
+                page.table('Left out', ('image', 'why'), reasons[:NAMED], note),
+                page.pictures('Contact sheet', drawn, colours=page.class_colours(classes)),
+                page.table('Settings', (), settings, folded=True)])
+        return f'{summary}; see {self.output / "report.txt"}'
 
 
 def _contact_sheet(names: Sequence[Path], read: Callable[[Path], Sequence[np.ndarray]],
