@@ -32,7 +32,7 @@ from models.build import build_prototype_model
 from segmentation.feature_index import search
 from segmentation.figures import METHODS, POINTS, crop_object, draw_map, draw_rows, evenly, fit, project, spread
 from segmentation.objects import DAMAGED, KEPT, MASKS, read_masks, unpack
-from utils.config.cli import ArgumentParser
+from utils.config.cli import ArgumentParser, at_least
 from utils.config.load import Config
 from utils.config.saved import read_config
 from utils.config.schema import DEVICES, Prototypes
@@ -59,14 +59,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--run', type=Path, required=True, help='output directory of kmeans.py or retrieval.py')
     parser.add_argument('--output', type=Path, help='folder for the pictures (default: visualize/ in that of the run)')
     parser.add_argument('--method', choices=METHODS, default='pca', help='how the map lays prototypes out')
-    parser.add_argument('--images', type=int, default=12, help='images in embedding.png')
-    parser.add_argument('--thumbnails', type=int, default=120, help='objects drawn in the map, at most')
+    parser.add_argument('--images', type=at_least(1), default=12, help='images in embedding.png')
+    parser.add_argument('--thumbnails', type=at_least(1), default=120, help='objects drawn in the map, at most')
     parser.add_argument('--seed', type=int, default=0, help='of t-SNE and of the choice of thumbnails')
     parser.add_argument('--device', choices=DEVICES, default='auto', help='where the network runs')
-    args = parser.parse_args(argv)
-    if min(args.images, args.thumbnails) < 1:
-        raise UserError('--images and --thumbnails must be 1 or more.')
-    return args
+    return parser.parse_args(argv)
 
 
 class SavedObjects(NamedTuple):
