@@ -36,12 +36,11 @@ SHOWN = [metric for metric in METRICS if 'CRF' not in metric]
 
 
 def variant(name: str, *overrides: str) -> Model:
-    """What a pretraining with overrides '[task.]key=value' learns; its folder and rows have the same name."""
+    """A pretraining with overrides '[task.]key=value'."""
     return Model(name, name, 'supervised', overrides, EMBEDDING, crf=False)
 
 
 def sweep(name: str, key: str, values: Sequence[float]) -> dict[str, Model]:
-    """A variant for each value of a key."""
     return {str(value): variant(f'{name}_{value}', f'{key}={value}') for value in values}
 
 
@@ -67,10 +66,7 @@ GROUPS: dict[str, dict[str, Model]] = {
 
 
 def groups_of(start: str, chosen: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, Model]]:
-    """The chosen groups; a variant that changes nothing in the config of a start, with the overrides given, is FULL.
-
-    Raises UserError if they compare random with ImageNet weights, and the start has none.
-    """
+    """The chosen groups; a variant that changes nothing in the config of a start, with the overrides given, is FULL."""
     if not start.startswith('imagenet') and FROM_IMAGENET in chosen:
         raise UserError(f'--start {start} has no ImageNet weights for the group "{FROM_IMAGENET}"; choose another '
                         'start, or --groups without it.')
@@ -84,16 +80,13 @@ def groups_of(start: str, chosen: Sequence[str], given: Sequence[str]) -> dict[s
 
 
 def write(root: Path, rows: Mapping[tuple[str, str], Row], scores: Scores) -> str:
-    """Write the table, which it gives, in Markdown and as CSV, and the plot, of what is finished.
-
-    ``rows`` are those of (group, label), the baselines among them.
-    """
+    """Write the table, which it gives, in Markdown and as CSV, and the plot, of {(group, label): row}."""
     cells = {(place, metric): scores[row, metric, 'mIoU'] for place, row in rows.items() for metric in SHOWN
              if (row, metric, 'mIoU') in scores}
     labels = {group: list(dict.fromkeys(label for (of, label), _ in cells if of == group)) for group, _ in rows}
     compared = {group: of for group, of in labels.items() if group != INITIAL.name and len(of) > 1}
     cells = {place: score for place, score in cells.items() if place[0][0] in (INITIAL.name, *compared)}
-    text = voc_animals.pivot(cells, SHOWN, ('ablation', 'variant'))
+    text = voc_animals.table(cells, SHOWN, ('ablation', 'variant'))
     write_text(root / 'ablations.md', text)
     write_text(root / 'ablations.csv', csv_text(['ablation', 'variant', 'metric', 'mean', 'std', 'count'],
                                                 [[*place, metric, *score] for (place, metric), score in cells.items()]))

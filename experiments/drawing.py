@@ -4,7 +4,6 @@ The kinds differ in outline and surface pattern, never in colour: colours, pose 
 distributions for all of them. What is to be found without labels is therefore shape and pattern.
 """
 from collections.abc import Callable
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -40,22 +39,15 @@ def bricks(x: Array, y: Array) -> Array:
     return ((y / 0.3) % 1 < 0.26) | (((x + row % 2 * 0.28) / 0.56) % 1 < 0.14)
 
 
-class Kind(NamedTuple):
-    """An object class: its outline (N, 2) within the square -1..1, and its pattern, (x, y) -> where it is dark."""
-    outline: Array
-    pattern: Callable[[Array, Array], Array]
-
-
-KINDS = {
-    'star': Kind(regular([1.0, 0.52] * 5), lambda x, y: np.cos(2 * np.pi * 2.2 * x) > 0),  # stripes
-    'ball': Kind(regular([0.88] * 60), lambda x, y: np.sin(2 * np.pi * 1.25 * x) * np.sin(2 * np.pi * 1.25 * y) > 0),
-    'cross': Kind(CROSS, lambda x, y: np.hypot((x + 0.19) % 0.38 - 0.19, (y + 0.19) % 0.38 - 0.19) < 0.12),  # dots
-    'pear': Kind(PEAR, lambda x, y: np.cos(2 * np.pi * 2.4 * np.hypot(x, y - 0.3)) > 0),  # rings
-    'gear': Kind(regular(([1.0] * 2 + [0.8] * 2) * 10),  # spokes
-                 lambda x, y: (np.cos(8 * np.arctan2(y, x)) > 0) & (np.hypot(x, y) > 0.22)),
-    'fish': Kind(FISH, scales),
-    'house': Kind(HOUSE, bricks),
-}
+# class: outline (N, 2) within the square -1..1, and pattern, (x, y) -> where it is dark
+KINDS: dict[str, tuple[Array, Callable[[Array, Array], Array]]] = {
+    'star': (regular([1.0, 0.52] * 5), lambda x, y: np.cos(2 * np.pi * 2.2 * x) > 0),  # stripes
+    'ball': (regular([0.88] * 60), lambda x, y: np.sin(2 * np.pi * 1.25 * x) * np.sin(2 * np.pi * 1.25 * y) > 0),
+    'cross': (CROSS, lambda x, y: np.hypot((x + 0.19) % 0.38 - 0.19, (y + 0.19) % 0.38 - 0.19) < 0.12),  # dots
+    'pear': (PEAR, lambda x, y: np.cos(2 * np.pi * 2.4 * np.hypot(x, y - 0.3)) > 0),  # rings
+    'gear': (regular(([1.0] * 2 + [0.8] * 2) * 10),  # spokes
+             lambda x, y: (np.cos(8 * np.arctan2(y, x)) > 0) & (np.hypot(x, y) > 0.22)),
+    'fish': (FISH, scales), 'house': (HOUSE, bricks)}
 CLASSES = ['background', *KINDS]
 
 
@@ -130,11 +122,11 @@ def _pose(rng: Generator, height: int, width: int, low: float, high: float) -> A
     return np.array([[radius, 0, x], [0, radius, y], [0, 0, 1]]) @ turn @ form
 
 
-def _object(rng: Generator, canvas: Array, kind: Kind, pose: Array) -> Array:
+def _object(rng: Generator, canvas: Array, kind: str, pose: Array) -> Array:
     """Draw an object and its shadow on the canvas (H, W, 3), 0..1, in place; gives its cover, (H, W), 0..1."""
     height, width = canvas.shape[:2]
-    size = min(height, width)
-    outline = cv2.perspectiveTransform(kind.outline[None].astype(np.float64), pose)[0]
+    size, (outline, pattern) = min(height, width), KINDS[kind]
+    outline = cv2.perspectiveTransform(outline[None].astype(np.float64), pose)[0]
     left, top = np.clip(np.floor(outline.min(0)).astype(int) - 2, 0, (width - 1, height - 1))
     right, bottom = np.clip(np.ceil(outline.max(0)).astype(int) + 2, (left + 1, top + 1), (width, height))
     box, small = (slice(top, bottom), slice(left, right)), (right - left, bottom - top)
@@ -147,7 +139,7 @@ def _object(rng: Generator, canvas: Array, kind: Kind, pose: Array) -> Array:
     x, y = x / depth, y / depth
 
     dark, light = _patchwork(rng, h, w, 0.1, 0.25), _patchwork(rng, h, w, 0.75, 0.95)
-    surface = np.where(kind.pattern(x, y)[..., None], dark, light)
+    surface = np.where(pattern(x, y)[..., None], dark, light)
     lamp = rng.uniform(-0.7, 0.7, 2).astype(np.float32)
     surface *= np.clip(1.12 - 0.22 * np.hypot(x - lamp[0], y - lamp[1]), 0.6, 1.15)[..., None]
     rim = np.zeros((h, w), np.float32)
@@ -168,9 +160,8 @@ def _object(rng: Generator, canvas: Array, kind: Kind, pose: Array) -> Array:
 def draw(rng: Generator, size: int, kind: int) -> tuple[Array, Array]:
     """One image, (H, W, 3) uint8, and its exact label map, (H, W) uint8 with 0 = background.
 
-    Args:
-        size: longest side in pixels; the shorter one is 70 to 100 % of it.
-        kind: class (1..) of the main object. One image in twenty-five has a second object, of any class.
+    ``size`` is the longest side in pixels, ``kind`` the class (1..) of the main object. One image in twenty-five has a
+    second object, of any class.
     """
     short = round(size * rng.uniform(0.7, 1.0))
     height, width = (size, short) if rng.random() < 0.3 else (short, size)
@@ -182,7 +173,7 @@ def draw(rng: Generator, size: int, kind: int) -> tuple[Array, Array]:
         far = max(poses, key=lambda pose: np.hypot(*(pose - objects[0][1])[:2, 2]))
         objects.insert(0, (int(rng.integers(1, len(CLASSES))), far))
     for number, pose in objects:
-        labels[_object(rng, canvas, KINDS[CLASSES[number]], pose) > 0.5] = number
+        labels[_object(rng, canvas, CLASSES[number], pose) > 0.5] = number
     canvas *= 1 + 0.2 * smooth_noise(rng, height, width, 2)  # light across the whole image
     canvas += rng.normal(0, 0.012, canvas.shape)
     return (np.clip(canvas, 0, 1) * 255).round().astype(np.uint8), labels

@@ -80,10 +80,7 @@ def start(step: Step, root: Path, jobs: int) -> subprocess.Popen:
 
 
 class Chain:
-    """Steps whose results stand below one folder.
-
-    ``given`` are overrides '[task.]key=value' of all steps. Raises UserError for a key that no script has.
-    """
+    """Steps whose results stand below one folder; ``given`` are overrides '[task.]key=value' of all of them."""
 
     def __init__(self, root: Path, db_root: Path, given: Sequence[str] = (), env: str = 'configs/env.yml') -> None:
         self.root, self.db_root, self.given, self.env = root.resolve(), db_root.resolve(), given, env
@@ -113,8 +110,8 @@ class Chain:
     def run(self, steps: Sequence[Step], jobs: int = 1, list_only: bool = False) -> None:
         """Run each step that is not finished, ``jobs`` at a time; a signal goes to all: a training saves its step.
 
-        Raises UserError if a folder holds a run with other settings, and SystemExit with the exit code of a step that
-        failed or was stopped, when the others have ended. Rerun to resume.
+        Raises UserError if a folder holds a run with other settings, and SystemExit when a step failed or a signal
+        came, and all have ended. Rerun to resume.
         """
         left = [step for step in dict.fromkeys(steps) if not self.finished(step)]
         total = len(left)

@@ -22,28 +22,23 @@ from utils.run.files import save_image, save_label_map, write_text
 from utils.run.script import run_script
 
 VERSION = 2  # raise it when the same parameters draw other images
-Array = np.ndarray
 
-
-def with_void(labels: Array, width: int = 1) -> Array:
+def with_void(labels: np.ndarray, width: int = 1) -> np.ndarray:
     """A label map (H, W) uint8 with the ignore label (255) along the borders, about 2 * width pixels wide."""
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
     return np.where(cv2.dilate(labels, disc) != cv2.erode(labels, disc), VOID, labels).astype(np.uint8)
 
 
-def rough_mask(rng: np.random.Generator, mask: Array) -> Array:
-    """An exact mask, (H, W) bool, as an unsupervised method would give it: rough border, holes, leaks, missing parts.
-
-    Three in a hundred are empty.
-    """
+def rough_mask(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
+    """A mask (H, W) bool as an unsupervised method would give it: rough, with holes, leaks, missing parts, or empty."""
     height, width = mask.shape
     if rng.random() < 0.03 or not mask.any():
         return np.zeros_like(mask)
-    soft: Array = mask.astype(np.float32)
+    soft: np.ndarray = mask.astype(np.float32)
     rows, columns = np.nonzero(mask)
     extent = np.sqrt(len(rows))  # about the side of the object
 
-    def spread(low: float, high: float, where: Array) -> Array:  # an ellipse around a random pixel of `where`
+    def spread(low: float, high: float, where: np.ndarray) -> np.ndarray:  # an ellipse around a random pixel of `where`
         y, x = where[rng.integers(len(where))]
         axes = np.maximum(1, extent * rng.uniform(low, high, 2)).astype(int)
         canvas = np.zeros(mask.shape, np.float32)
@@ -71,11 +66,8 @@ def generate(root: Path, train: int, val: int, size: int = 128, seed: int = 0) -
     saliency_unsupervised_model/ID.png (see ``rough_mask``), sets/{train,trainaug,val}.txt (trainaug equals train) and
     dataset.yml (class names, and the parameters under ``synthetic``).
 
-    Args:
-        train, val: how many images; the classes take turns, so that each has its equal share.
-        size: longest side of an image in pixels, at least 32.
-        seed: an image depends on the seed, its split and its number only, so a smaller set is a part of a larger one.
-
+    The classes take turns, so that each has its equal share of the ``train`` and ``val`` images, whose longest side has
+    ``size`` pixels. An image depends on the seed, its split and its number only: a smaller set is part of a larger one.
     Raises UserError if a parameter is out of range, or ``root`` holds anything else.
     """
     root = Path(root).resolve()

@@ -28,7 +28,7 @@ from utils.run.script import run_script
 
 
 def copy(name: str, voc: Path, output: Path, size: int) -> None:
-    """Image, ground truths and masks of an ID; what VOC has none of is left out, but for the image."""
+    """Image, ground truths and masks of an ID, as far as VOC has them."""
     photograph = read_photograph(voc / 'images' / f'{name}.jpg')
     image = thumbnail(photograph.pixels, size)
     save_image(Image.fromarray(image), output / 'images' / f'{name}.jpg', quality=95)

@@ -26,7 +26,7 @@ from experiments.runner import SCRIPTS, Chain, Step, crf_flags, overrides_of
 from segmentation.metrics import standard_deviation
 from utils.config.cli import ArgumentParser
 from utils.config.paths import REPOSITORY
-from utils.report.tables import csv_text, markdown, with_spread
+from utils.report.tables import csv_text, markdown, pivot, with_spread
 from utils.run.errors import UserError
 from utils.run.files import write_text
 from utils.run.script import run_script
@@ -65,7 +65,7 @@ class Row(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Mean and sample standard deviation (None of one value) over seeds, in percent."""
+    """In percent, with the sample standard deviation (None of one value) over seeds."""
     mean: float
     std: float | None
     seeds: int
@@ -127,17 +127,16 @@ class Experiment(Chain):
 
 def stronger(scores: Scores, row: Row, metric: str) -> Score | None:
     """mIoU of the stronger of the two baselines of a row; None if neither is there yet."""
-    places = [(row._replace(model=INITIAL.name, features=features, masks=masks), metric, 'mIoU')
-              for features, masks in INITIAL.protocols]
-    return max((scores[place] for place in places if place in scores), key=lambda score: score.mean, default=None)
+    before = (Row(row.start, INITIAL.name, *read, row.classes) for read in INITIAL.protocols)
+    found = [scores[one, metric, 'mIoU'] for one in before if (one, metric, 'mIoU') in scores]
+    return max(found, key=lambda score: score.mean, default=None)
 
 
-def pivot(cells: Mapping[Any, Score | str], columns: Sequence[str],
+def table(cells: Mapping[Any, Score | str], columns: Sequence[str] = tuple(METRICS),
           head: Sequence[str] = Row._fields) -> str:
-    """A table of {(row, column): cell}; '-' where there is none."""
+    """{(row, column): score or text} in Markdown."""
     texts = {place: cell if isinstance(cell, str) else with_spread(*cell, 1) for place, cell in cells.items()}
-    return markdown([*head, *columns], [[*row, *(texts.get((row, name), '-') for name in columns)]
-                                        for row in dict.fromkeys(row for row, _ in texts)])
+    return markdown([*head, *columns], pivot(texts, columns))
 
 
 def gains(scores: Scores) -> dict[tuple[Row, str], str]:
@@ -152,14 +151,13 @@ def gains(scores: Scores) -> dict[tuple[Row, str], str]:
 
 
 def class_tables(scores: Scores) -> str:
-    """A table of the IoU of each class for each metric, of the animals and of all."""
     parts = []
     for metric, classes in product(METRICS, dict.fromkeys(row.classes for row, *_ in scores)):
         cells = {(row, label): score for (row, of_metric, label), score in scores.items()
                  if (of_metric, row.classes) == (metric, classes) and label != 'mIoU'}
         if cells:
             labels = list(dict.fromkeys(label for _, label in cells))
-            parts.append(f'{metric}, {classes}: IoU in percent\n\n{pivot(cells, labels)}')
+            parts.append(f'{metric}, {classes}: IoU in percent\n\n{table(cells, labels)}')
     return '\n'.join(parts)
 
 
@@ -197,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         experiment.run(experiment.steps, list_only=args.list)
         scores = experiment.scores()
         mious = {(row, metric): score for (row, metric, label), score in scores.items() if label == 'mIoU'}
-        texts = {'table.md': pivot(mious, list(METRICS)), 'gains.md': pivot(gains(scores), list(METRICS)),
+        texts = {'table.md': table(mious), 'gains.md': table(gains(scores)),
                  'classes.md': class_tables(scores), 'figures.csv': csv_text(
                      [*Row._fields, 'metric', 'class', 'mean', 'std', 'count'],
                      [[*row, metric, label, *score] for (row, metric, label), score in scores.items()])}

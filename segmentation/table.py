@@ -10,6 +10,7 @@ pictures of the runs and, with --pretraining, the curves of the training that th
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,13 +35,15 @@ from utils.report.run import (
     plot_blocks,
     training_blocks,
 )
-from utils.report.tables import csv_text, markdown, with_spread
+from utils.report.tables import csv_text, markdown, pivot, with_spread
 from utils.run.errors import UserError, name_some
 from utils.run.files import save_image, write_text
 from utils.run.script import run_script
 
 SHOWN = 4  # images of a protocol in the report
-Cell = tuple[float | None, float | None, int | None]  # mean in percent, standard deviation, number of runs
+KINDS = ('', ' std', ' n')  # ends of the names of the columns of a CSV
+# {((protocol, metric), column): mean in percent, standard deviation, number of runs}
+Cells = dict[tuple[tuple[str, str], str], tuple[float, float | None, int | None]]
 
 
 class Result(NamedTuple):
@@ -85,34 +88,17 @@ def read_columns(columns: Sequence[Sequence[str]]) -> Results:
     return {task: of_task for task, of_task in results.items() if of_task}
 
 
-def cell(entry: Mapping[str, Any], name: str | None = None) -> Cell:
-    """The mIoU of an entry, or the IoU of a class."""
-    mean, std = (entry.get('mIoU'), entry.get('std')) if name is None else (
-        entry.get('IoU', {}).get(name), (entry.get('IoU_std') or {}).get(name))
-    runs = entry.get('num_runs')  # of an earlier version without it: its deviation was another
-    return (None, None, None) if mean is None else (mean, None if runs is None else std, runs)
-
-
-def rows_of(entries: Mapping[str, Mapping[str, Any]], curves: Mapping[str, Any], names: Sequence[str],
-            per_class: bool) -> Iterator[tuple[str, str, list[Cell]]]:
-    """(Protocol, metric, cells of the named columns); those of over-clustering last.
-
-    Args:
-        entries: {protocol: {column: entry}}.
-        curves: {column: points of its curve of over-clustering}.
-    """
-    for protocol, columns in entries.items():
-        classes = dict.fromkeys(name for entry in columns.values() for name in entry.get('IoU', {}))
-        for name in (None, *classes) if per_class else (None,):
-            yield (protocol, f'IoU {name}' if name else 'mIoU', [cell(columns.get(one, {}), name) for one in names])
-    points = {(name, point['num_clusters']): point for name, curve in curves.items() for point in curve}
-    for count in sorted({count for _, count in points}):
-        yield (f'{TASKS["kmeans"]}, {count} clusters', 'mIoU', [cell(points.get((one, count), {})) for one in names])
-
-
-def texts_of(rows: Sequence[tuple[str, str, list[Cell]]]) -> list[list[str]]:
-    return [[protocol, metric, *('-' if mean is None else with_spread(mean, std, runs) for mean, std, runs in cells)]
-            for protocol, metric, cells in rows]
+def cells_of(protocols: Mapping[str, Mapping[str, Mapping[str, Any]]], per_class: bool) -> Cells:
+    """Of {protocol: {column: entry}}, where an entry holds 'mIoU' and may hold its spread and the same of classes."""
+    cells: Cells = {}
+    for protocol, columns in protocols.items():
+        for column, entry in columns.items():
+            runs = entry.get('num_runs')  # of an earlier version without it: its deviation was another
+            cells[(protocol, 'mIoU'), column] = entry['mIoU'], entry.get('std') if runs else None, runs
+            for name, iou in entry.get('IoU', {}).items() if per_class else ():
+                std = (entry.get('IoU_std') or {}).get(name) if runs else None
+                cells[(protocol, f'IoU {name}'), column] = iou, std, runs
+    return cells
 
 
 def picture_blocks(results: Results, classes: Sequence[str]) -> Iterator[page.Block]:
@@ -147,17 +133,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--pictures', type=Path, help='folder of PNGs to join into pictures.png')
     args = parser.parse_args(argv)
     results, names = read_columns(args.column), [name for name, *_ in args.column]
-    entries = {TASKS.get(task, task): {name: result.entry for name, result in columns.items()}
-               for task, columns in results.items()}
-    curves = entries.pop(CURVE, {})
-    bars = {protocol: with_classes for protocol, columns in entries.items() if (
+    protocols = {TASKS.get(task, task): {name: result.entry for name, result in columns.items()}
+                 for task, columns in results.items()}
+    curves = protocols.pop(CURVE, {})
+    bars = {protocol: with_classes for protocol, columns in protocols.items() if (
         with_classes := {name: entry for name, entry in columns.items() if 'IoU' in entry})}
-    rows = list(rows_of(entries, curves, names, args.per_class))
-    table = markdown(['%', 'metric', *names], texts_of(rows), len(names))
+    for count in sorted({point['num_clusters'] for curve in curves.values() for point in curve}):
+        protocols[f'{TASKS["kmeans"]}, {count} clusters'] = {
+            name: {**point, 'IoU': {}} for name, curve in curves.items() for point in curve
+            if point['num_clusters'] == count}
+    cells = cells_of(protocols, args.per_class)
+    texts = pivot({place: with_spread(*cell) for place, cell in cells.items()}, names)
+    table = markdown(['%', 'metric', *names], texts, len(names))
     write_text(args.output / 'table.md', table)
+    values = pivot({(row, (name, kind)): value for (row, name), cell in cells.items()
+                    for kind, value in zip(KINDS, cell, strict=True)}, [*product(names, KINDS)], None)
     write_text(args.output / 'table.csv', csv_text(
-        ['protocol', 'metric', *(name + suffix for name in names for suffix in ('', ' std', ' n'))],
-        [[protocol, metric, *(value for cell in cells for value in cell)] for protocol, metric, cells in rows]))
+        ['protocol', 'metric', *(f'{name}{kind}' for name, kind in product(names, KINDS))], values))
     print(table)
     pictures = {'classes.png': to_image(partial(class_bars, bars))} if bars else {}
     if curves:
@@ -170,10 +162,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, picture in pictures.items():
         save_image(picture, args.output / name)
     classes = max((list(entry['IoU']) for columns in bars.values() for entry in columns.values()), key=len, default=[])
-    texts = texts_of([row for row in rows if row[1] == 'mIoU'])
     page.write_page(args.output, f'Results: {" · ".join(names)}', args.note or 'What each model knows, side by side' + (
         ', and how it was trained without labels' if args.pretraining else ''), [
-        page.table('Results', ('protocol', 'metric', *names), texts, f'In percent; {SPREAD}.'),
+        page.table('Results', ('protocol', 'metric', *names), [row for row in texts if row[1] == 'mIoU'],
+                   f'In percent; {SPREAD}.'),
         *plot_blocks(bars, curves), *picture_blocks(results, classes),
         *(block for folder in args.pretraining for block in training_blocks(folder, f': {folder.name}'))])
     print(f'Written to {args.output}: {", ".join(["table.md", "table.csv", *pictures, page.REPORT])}')

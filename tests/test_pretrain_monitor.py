@@ -43,12 +43,12 @@ def test_grids_and_online_kmeans_leave_the_bits_of_training_alone(run: Runner, c
         assert len(ours) == len(theirs) > 1
         assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
                    for a, b in zip(ours, theirs, strict=True))
-    history = read_history(run.root_dir / 'with')
-    assert {name: [step for step, _ in taken] for name, taken in history.pictures.items()} == {
+    scalars, pictures = read_history(run.root_dir / 'with')
+    assert {name: [step for step, _ in taken] for name, taken in pictures.items()} == {
         'views': [1, 3], 'embedding': [0, 2, 3]}
-    assert [epoch for epoch, _ in history.scalars['probe/mIoU']] == [1, 2, 3]
-    assert read_history(run.root_dir / 'without').pictures == {}
-    views = Image.open(history.pictures['views'][0][1])
+    assert [epoch for epoch, _ in scalars['probe/mIoU']] == [1, 2, 3]
+    assert read_history(run.root_dir / 'without')[1] == {}
+    views = Image.open(pictures['views'][0][1])
     assert views.size == (4 * SIDE + 3 * 8, 2 * SIDE + 8)  # four pairs, query above key
     assert (np.asarray(views) == (255, 255, 0)).all(2).any()  # the outlines
 
@@ -56,7 +56,7 @@ def test_grids_and_online_kmeans_leave_the_bits_of_training_alone(run: Runner, c
 def test_online_kmeans_is_kmeans_of_the_same_images(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segmentation.objects, 'THRESHOLD', 0.0)  # so short a training reaches no high scores
     run('pretrain.main', 'epochs=1', 'output_dir=probed', 'probe_every=1', 'device=cpu')
-    probed = read_history(run.root_dir / 'probed').scalars['probe/mIoU'][-1][1]
+    probed = read_history(run.root_dir / 'probed')[0]['probe/mIoU'][-1][1]
     run('segmentation.kmeans', f'pretraining={run.root_dir / "probed" / "checkpoint.pth.tar"}', 'num_clusters=7',
         'num_seeds=1', 'saliency=network', 'device=cpu')
     entry = json.loads((run.root_dir / 'kmeans' / 'results.json').read_text())['kmeans']

@@ -117,7 +117,7 @@ def test_training_goes_on_in_the_same_bits(db_root, tmp_path, monkeypatch, thin,
     assert all(torch.equal(first[name], second[name]) for name in first)
     first, second = ((folder / 'results.json').read_text() for folder in folders)
     assert first == second
-    record, resumed = (read_history(folder).scalars for folder in folders)
+    record, resumed = (read_history(folder)[0] for folder in folders)
     assert {'train/loss', 'train/lr', 'val/MAE'} <= record.keys()
     assert record == resumed
     assert all('mean absolute error' in Page(folder / 'report.html').text for folder in folders)

@@ -76,7 +76,7 @@ def test_pretraining_leaves_a_released_checkpoint(run: Runner) -> None:
     assert state['config']['moco_kwargs']['K'] == 40
     assert {name.split('.')[1] for name in state['model']} == {'model_q', 'model_k', 'queue', 'queue_ptr'}
     assert state['model']['module.queue_ptr'].item() == 24
-    assert {'train/loss', 'train/lr', 'bank/cosine', 'bank/rank'} <= read_history(folder).scalars.keys()
+    assert {'train/loss', 'train/lr', 'bank/cosine', 'bank/rank'} <= read_history(folder)[0].keys()
     assert 'Training' in Page(folder / 'report.html').text
     assert 'saliency_supervised_model, 0 left out' in (folder / 'log.txt').read_text()
 

@@ -159,9 +159,9 @@ def test_steps_that_were_done_again_count_once_and_the_latest_time(tmp_path: Pat
         writer.close()
         path.write_bytes(path.read_bytes()[:-3])
         expected |= dict.fromkeys(range(first, last - 1), value)
-        history = read_history(tmp_path)
-        assert dict(history.scalars['train/loss']) == expected
-    assert [Image.open(picture).getpixel((0, 0))[0] for _, picture in history.pictures['views']] == [1] * 4 + [2] * 5
+        scalars, pictures = read_history(tmp_path)
+        assert dict(scalars['train/loss']) == expected
+    assert [Image.open(picture).getpixel((0, 0))[0] for _, picture in pictures['views']] == [1] * 4 + [2] * 5
     assert not caplog.messages
 
 
@@ -169,10 +169,10 @@ def test_steps_that_were_done_again_count_once_and_the_latest_time(tmp_path: Pat
 def test_a_damaged_line_of_metrics_is_told_unless_a_kill_left_it(tmp_path: Path, caplog, line: str) -> None:
     path, good = tmp_path / 'metrics.jsonl', '{"step": 7, "epoch": 1, "train/loss": 0.5}\n'
     path.write_text(f'{good}{line}\n')
-    assert read_history(tmp_path).scalars == {'train/loss': [(7, 0.5)]}
+    assert read_history(tmp_path)[0] == {'train/loss': [(7, 0.5)]}
     assert not caplog.messages
     path.write_text(f'{good}{line}\n{good}')
-    assert read_history(tmp_path).scalars == {'train/loss': [(7, 0.5)]}
+    assert read_history(tmp_path)[0] == {'train/loss': [(7, 0.5)]}
     assert [message.partition('metrics.jsonl')[2] for message in caplog.messages] == [
         ': line 2 is damaged, and its values are missing in the curves']
 

@@ -2,21 +2,14 @@
 import json
 import logging
 from pathlib import Path
-from typing import NamedTuple
 
 from utils.run.log import METRICS, PICTURES
 
 log = logging.getLogger(__name__)
 
 
-class History(NamedTuple):
-    """scalars: {name: (step or epoch, value) points}; pictures: {name: (epoch, PNG)}; each in order."""
-    scalars: dict[str, list[tuple[int, float]]]
-    pictures: dict[str, list[tuple[int, Path]]]
-
-
-def read_history(output_dir: Path) -> History:
-    """Read metrics.jsonl and pictures/ of a run; one that wrote none has an empty history.
+def read_history(output_dir: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[tuple[int, Path]]]]:
+    """{name: (step or epoch, value) points} of metrics.jsonl, and {name: (epoch, PNG)} of pictures/, each in order.
 
     Of a step logged twice, by a run that was killed and resumed, the later line counts. A damaged last line, which a
     kill leaves, is passed over; any other is told in the log.
@@ -44,5 +37,5 @@ def read_history(output_dir: Path) -> History:
     if not path.is_file() and (output_dir / 'tensorboard').is_dir():
         log.info('%s has no %s, of a training by an earlier version: its curves are in tensorboard/ alone', output_dir,
                  METRICS)
-    return History({name: sorted(points.items()) for name, points in scalars.items()},
-                   {name: sorted(taken) for name, taken in pictures.items()})
+    return ({name: sorted(points.items()) for name, points in scalars.items()},
+            {name: sorted(taken) for name, taken in pictures.items()})

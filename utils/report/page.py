@@ -69,22 +69,19 @@ def plots(title: str, draws: Sequence[Callable[[], 'Figure']]) -> Block:
 
 def pictures(title: str, shown: Sequence[tuple[str, Path | Image.Image]], note: str = '',
              colours: Mapping[str, str] | None = None, columns: int = 0) -> Block:
-    """(Caption, picture or its file) of each, in their own size, so that letters in them stay legible.
+    """(Caption, picture or its file) of each, in their own size; ``colours`` {name: '#rrggbb'} are a legend.
 
-    ``colours`` {name: '#rrggbb'} are a legend; ``columns`` stand in a row of a wide screen, or as many as fit.
+    ``columns`` stand in a row of a wide screen; 0: as many as fit.
     """
     return {'kind': 'pictures', 'title': title, 'note': note, 'colours': dict(colours or {}), 'columns': columns,
             'pictures': [{'caption': caption, 'uri': picture_uri(picture)} for caption, picture in shown]}
 
 
 def write_page(folder: Path, title: str, lead: str, blocks: Sequence[Block]) -> Path:
-    """Write report.html, whole or not at all, with a line below its title; gives its path.
-
-    All text is escaped. Blocks that show nothing are left out.
-    """
+    """Write report.html, whole or not at all, with a line below its title; blocks that show nothing are left out."""
     shown = [block for block in blocks if any(block.get(key) for key in ('rows', 'plots', 'pictures'))]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True, undefined=StrictUndefined)
-    page = environment.get_template('page.html').render(title=title, lead=lead, blocks=shown)
+    page = environment.get_template('page.html').render(title=title, lead=lead, blocks=shown)  # all text is escaped
     write_text(folder / REPORT, page.lstrip())
     return folder / REPORT

@@ -12,10 +12,7 @@ PART = 200  # longer side of an image in a panel at most, pixels: four and their
 
 
 def panel(images: Sequence[np.ndarray], captions: Sequence[str]) -> Image.Image:
-    """Images of one size side by side under their captions, large ones made smaller.
-
-    Each is (H, W, 3) uint8, or (H, W) uint8 class ids, drawn in the VOC palette.
-    """
+    """(H, W, 3) uint8 images or (H, W) uint8 class ids of one size side by side under captions, large ones smaller."""
     small = [thumbnail(image, PART) for image in images]
     row = montage([PALETTE[image] if image.ndim == 2 else image for image in small], len(small), gap=4)
     canvas = Image.new('RGB', (row.width, row.height + CAPTION), 'white')
@@ -28,8 +25,7 @@ def panel(images: Sequence[np.ndarray], captions: Sequence[str]) -> Image.Image:
 def montage(images: Sequence[np.ndarray], columns: int, gap: int = 8) -> Image.Image:
     """(H, W, 3) uint8 images of any size in rows of ``columns``, on white."""
     height, width = (max(image.shape[axis] for image in images) + gap for axis in (0, 1))
-    rows = -(-len(images) // columns)
-    canvas = Image.new('RGB', (columns * width - gap, rows * height - gap), 'white')
+    canvas = Image.new('RGB', (columns * width - gap, -(-len(images) // columns) * height - gap), 'white')
     for index, image in enumerate(images):
         canvas.paste(Image.fromarray(image), (index % columns * width, index // columns * height))
     return canvas

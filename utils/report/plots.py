@@ -15,16 +15,14 @@ COLOURS = {'light': ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D5
            'dark': ('#56B4E9', '#E69F00', '#2CC295', '#CC79A7', '#F0E442', '#D55E00')}
 TEXT = {'light': '#1f2328', 'dark': '#e6e9ee'}
 MARKERS, HATCHES = 'osD^vPX*', ('', '//', '..', 'xx')
-MARKED = 30  # points of a line that are marked, at most
+MARKED = 30  # points of a line, at most
 Point = tuple[float, float] | tuple[float, float, float | None]  # x, y, standard deviation
 
 
 def class_bars(protocols: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 'Figure':
-    """Bars of the IoU of each class, a panel a protocol.
+    """Bars of the IoU of each class, a panel a protocol, of {title: {column: entry}}.
 
-    Args:
-        protocols: {title: {column: entry}}; an entry holds 'IoU' {class: percent} and may hold 'IoU_std'.
-            A class that a column lacks has no bar.
+    An entry holds 'IoU' {class: percent} and may hold 'IoU_std'. A class that a column lacks has no bar.
     """
     columns = list(dict.fromkeys(name for entries in protocols.values() for name in entries))
     classes = {title: list(dict.fromkeys(name for entry in entries.values() for name in entry['IoU']))

@@ -14,10 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def iou_entry(iou: np.ndarray, classes: Sequence[str], present: np.ndarray) -> dict[str, Any]:
-    """A JSON entry in percent of IoU (classes,), 0..1, and of the classes (bool) with a pixel in the ground truth.
-
-    Raises UserError if none has.
-    """
+    """A JSON entry in percent. iou: (classes,), 0..1; present: (classes,) bool, in the ground truth, not all False."""
     if not present.any():
         raise UserError(f'none of the classes {", ".join(classes)} has a pixel in the ground truth; check val_split, '
                         'eval_classes and ignore_classes.')

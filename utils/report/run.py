@@ -60,10 +60,8 @@ def write_run_report(config: Mapping[str, Any], title: str, results: Mapping[str
     """Write report.html into the run's output directory; in the main process alone. A failure is a warning.
 
     Args:
-        config: with 'output_dir' and 'config_name'.
         title: what the run was.
         results: {task: entry of results.json}.
-        classes: names of the data set's classes.
         confusions: {task: (classes, classes) true x predicted pixels}.
         pictures: {a key of NOTES: (caption, picture or its file) of each}.
     """
@@ -103,18 +101,17 @@ def result_blocks(results: Mapping[str, Any]) -> list[page.Block]:
                              if isinstance(value, float) else str(value)))
         made += [(protocol, WORDS.get(name, name), 'masks stay whole' if value is None else str(value))
                  for name, value in entry.get('made_with', {}).items()]
-        # of clusters that were found without ground truth
         values = sorted((int(k), value) for k, value in entry.get('silhouette', {}).items() if value is not None)
         draw = partial(line_panels, {'Silhouette': {'silhouette': values}}, 'number of clusters',
                        'mean silhouette, -1 to 1')
         found += [page.plots('Silhouette', [draw] if values else []),
                   page.table('Objects in each cluster', ('cluster', 'objects'), [
                       (str(k), str(size)) for k, size in enumerate(entry.get('sizes', ()), 1)])]
+    bars = {title: {'': entry} for title, entry in entries.items() if 'IoU' in entry}
     curves = {TASKS['kmeans']: results[CURVE]} if CURVE in results else {}
     return [page.table('Results', ('protocol', 'metric', 'value'), rows,
                        f'mIoU, accuracy, NMI and ARI in percent; {SPREAD}.'),
-            *plot_blocks({title: {'': entry} for title, entry in entries.items() if 'IoU' in entry}, curves), *found,
-            page.table('Made with', ('protocol', 'what', 'value'), made)]
+            *plot_blocks(bars, curves), *found, page.table('Made with', ('protocol', 'what', 'value'), made)]
 
 
 def plot_blocks(bars: Mapping[str, Mapping[str, Any]], curves: Mapping[str, Any]) -> list[page.Block]:
@@ -124,17 +121,14 @@ def plot_blocks(bars: Mapping[str, Mapping[str, Any]], curves: Mapping[str, Any]
 
 
 def training_blocks(folder: Path, suffix: str = '') -> list[page.Block]:
-    """The curves of the training in an output directory, and the first, middle and last of the pictures it took.
-
-    ``suffix`` ends each title.
-    """
-    history, draws = read_history(folder), []
+    """The curves of the training in an output directory, and the first, middle and last of the pictures it took."""
+    (scalars, pictures), draws = read_history(folder), []
     for title, x, y, names in PLOTS:
-        if curves := {name.rpartition('/')[2]: history.scalars[name] for name in names if name in history.scalars}:
+        if curves := {name.rpartition('/')[2]: scalars[name] for name in names if name in scalars}:
             draws.append(partial(line_panels, {title: curves}, x, y))
     blocks = [page.plots(f'Training{suffix}', draws)]
     for name, (title, caption, note) in TAKEN.items():
-        taken = history.pictures.get(name, [])
+        taken = pictures.get(name, [])
         chosen = [taken[i] for i in sorted({0, (len(taken) - 1) // 2, len(taken) - 1})] if taken else []
         blocks.append(page.pictures(f'{title}{suffix}', [(f'{caption} {epoch}', path) for epoch, path in chosen], note))
     return blocks

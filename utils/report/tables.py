@@ -1,7 +1,7 @@
 """Tables of results as Markdown and as CSV."""
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -16,6 +16,12 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return ''.join('| ' + ' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + ' |\n'
                    for line in lines)
+
+
+def pivot(cells: Mapping[Any, Any], columns: Sequence[Any], missing: Any = '-') -> list[list[Any]]:
+    """The rows of {(row, column): cell}, where a row is the texts that begin it."""
+    return [[*row, *(cells.get((row, column), missing) for column in columns)]
+            for row in dict.fromkeys(row for row, _ in cells)]
 
 
 def csv_text(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
