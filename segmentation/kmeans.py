@@ -84,9 +84,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def write_predictions(output_dir: Path, ids: Sequence[str], split: EmbeddedSplit, labels: np.ndarray,
                       background: int) -> dict[str, Path]:
-    """Write predictions/ID.png, and visualizations/ID.png of the labelled images that came with their batch.
+    """Write predictions/ID.png, and visualizations/ID.png of labelled images that came with their batch: {ID: path}.
 
-    (N,) label of each object, and that of all other pixels -> {ID: picture}.
+    ``labels`` (N,) are those of the objects, ``background`` is that of all other pixels.
     """
     pictures = dict(zip(ids, split.pictures, strict=True))
     drawn = {name: output_dir / 'visualizations' / f'{name}.png' for name in ids if len(pictures[name]) == 2}
@@ -143,18 +143,17 @@ def evaluate(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray
              network: Mapping[str, Any]) -> Found:
     """Match clusters to classes and score them, over all runs and numbers of clusters.
 
-    ``fit`` (M, D) are the prototypes that K-means is fitted on, None for those of the split; ``network`` is as of
-    ``prototype_network``.
+    ``fit`` (M, D) are the prototypes to fit on, by default those of the split; ``network``: see ``prototype_network``.
     """
     whitening, found = cluster(split.prototypes, [p.num_clusters, *p.overclustering], p.num_seeds, p.seed, fit,
                                'objects' if p.components else 'images')
-    labels: dict[int, list[np.ndarray]] = {}
-    merged: dict[int, list[np.ndarray]] = {}
-    for count, runs in found.items():
-        confusions = [cluster_confusion(split.inside, split.outside, run.ids, count) for run in runs]
-        labels[count] = [match_clusters(confusion, p.matching) for confusion in confusions]
-        merged[count] = [*map(merge_clusters, confusions, labels[count])]
-    entries = {count: summary(runs, count, dataset.classes) for count, runs in merged.items()}
+    def match(ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        confusion = cluster_confusion(split.inside, split.outside, ids, count)
+        labels = match_clusters(confusion, p.matching)
+        return labels, merge_clusters(confusion, labels)
+
+    matched = {k: [match(run.ids, k) for run in runs] for k, runs in found.items()}
+    entries = {k: summary([merged for _, merged in runs], k, dataset.classes) for k, runs in matched.items()}
     entry = entries[p.num_clusters]
     for number, run in enumerate(entry['runs']):
         log.info('Run %d of %d (random_state %d):', number + 1, p.num_seeds, p.seed + number)
@@ -169,10 +168,9 @@ def evaluate(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray
     for point in curve:
         log.info('%d clusters: mIoU %.2f%s, pixel accuracy %.2f, NMI %.2f, ARI %.2f', point['num_clusters'],
                  point['mIoU'], _spread(point['std']), point['accuracy'], point['NMI'], point['ARI'])
-    first = found[p.num_clusters][0]
-    return Found(ClusterModel(whitening, first.centres, labels[p.num_clusters][0], dataset.classes, network), first.ids,
-                 {'kmeans': entry, **({'overclustering': curve} if curve else {})},
-                 {'kmeans': merged[p.num_clusters][0]}, [])
+    first, (labels, merged) = found[p.num_clusters][0], matched[p.num_clusters][0]
+    return Found(ClusterModel(whitening, first.centres, labels, dataset.classes, network), first.ids,
+                 {'kmeans': entry, **({'overclustering': curve} if curve else {})}, {'kmeans': merged}, [])
 
 
 def explore(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None,
@@ -201,9 +199,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = start(p, args.nproc, __file__, argv, identity(p, p.val_db_name))
 
     masks = None if p.saliency == 'network' else p.saliency
-    model = build_prototype_model(p)
+    model = to_device(build_prototype_model(p), device)
     dataset = open_images(p, p.val_db_name, p.val_split, None, masks)
-    to_device(model, device)
 
     def embed(images: ImageSet, originals: int, keep_masks: bool) -> EmbeddedSplit:
         loader = evaluation_loader(p, images, model.backbone.mean, model.backbone.std, originals)

@@ -102,11 +102,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = start(p, args.nproc, __file__, argv)
 
     masks = None if p.saliency == 'network' else p.saliency
-    model = build_prototype_model(p)
+    model = to_device(build_prototype_model(p), device)
     val_set = open_images(p, p.val_db_name, p.val_split, True, masks)
     classes, protocols = val_set.classes, protocols_of(val_set.classes, p.ignore_classes)
     network = prototype_network(p, model)
-    to_device(model, device)
 
     def embed(images: ImageSet, keep_masks: bool) -> EmbeddedSplit:
         loader = evaluation_loader(p, images, model.backbone.mean, model.backbone.std)

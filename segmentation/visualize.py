@@ -166,10 +166,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = args.output or args.run / 'visualize'
     device = pick_device(args.device)
     allow_tf32(p.get('val_tf32', False))
-    model = build_prototype_model(p)
+    model = to_device(build_prototype_model(p), device)
     name, split = (p.memory_db_name, p.memory_split) if saved.clusters is None else (p.val_db_name, p.val_split)
     dataset = open_images(p, name, split, None)
-    to_device(model, device)
 
     points = np.arange(count)
     if args.method == 'tsne' and count > POINTS:

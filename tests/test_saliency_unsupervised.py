@@ -2,8 +2,14 @@ import numpy as np
 import pytest
 
 from saliency.maps import binarise
-from saliency.superpixels import adjacency, cluster_means, on_border, slic
-from saliency.unsupervised import UnsupervisedSaliency, background_weight
+from saliency.unsupervised import (
+    UnsupervisedSaliency,
+    adjacency,
+    background_weight,
+    cluster_means,
+    on_border,
+    slic,
+)
 from tests.golden_inputs import photo
 
 
