@@ -193,9 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     truth = {} if dataset.truth is None else page.class_colours(dataset.classes) | page.IGNORED
     blocks = [page.pictures(title, [(f'{name}.png', pictures[name])], text, truth if name == 'embedding' else {})
               for name, title, text in TEXTS]
-    if sheets:
-        blocks.append(page.pictures('Clusters, the most typical objects first', [
-            (cluster_caption(saved, members[k], k), sheet) for k, sheet in sheets.items()]))
+    blocks.append(page.pictures('Clusters, the most typical objects first', [
+        (cluster_caption(saved, members[k], k), sheet) for k, sheet in sheets.items()]))
     page.write_page(output, 'What the embedding knows', str(args.run), blocks)
     print(f'Written to {output}: report.html and {len(pictures) + len(sheets)} pictures')
 
