@@ -93,12 +93,12 @@ def read_image(path: Path) -> np.ndarray:
 def probe_image(path: Path) -> tuple[tuple[int, int], int]:
     """(height, width) of a photograph as it is seen, and its orientation; decodes it. Errors as ``read_photograph``."""
     with _reading(path, 'image file'), path.open('rb') as stream, Image.open(stream) as image:  # not mapped
-        size = image.size
+        size, stored = image.size, _orientation(image)
         reduced = image.draft('L', (1, 1))  # JPEG: an eighth of the size, which is quicker and needs the whole file too
         image.load()
         width, height = size if reduced else image.size
-        orientation = _orientation(image)
-        return (width, height) if orientation in EXCHANGED else (height, width), orientation
+        turned = _orientation(image)
+        return (width, height) if turned in EXCHANGED else (height, width), stored if stored in UPRIGHT else turned
 
 
 def _orientation(file: Image.Image) -> int:
