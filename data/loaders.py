@@ -88,7 +88,7 @@ def _loader(p: Run, dataset: Dataset, batch_size: int, **kwargs: Any) -> DataLoa
                       worker_init_fn=_start_worker, generator=torch.Generator(), **kwargs)
 
 
-def train_loader(p: Training, dataset: SeededDataset) -> tuple[DataLoader, SeededSampler]:
+def train_loader(p: Training, dataset: SeededDataset) -> DataLoader:
     """This process's share of random batches. Raises UserError for a batch that cannot be filled or split."""
     images, processes = dataset.base, distributed.world_size()
     log.info('Training on %s', images)
@@ -101,7 +101,7 @@ def train_loader(p: Training, dataset: SeededDataset) -> tuple[DataLoader, Seede
     if p.cache == 'ram':
         log.info('cache: ram has no effect: images are read anew each time, in num_workers processes')
     sampler = SeededSampler(len(images), p.seed, p.train_batch_size, distributed.rank(), processes)
-    return _loader(p, dataset, p.train_batch_size // processes, sampler=sampler, drop_last=True), sampler
+    return _loader(p, dataset, p.train_batch_size // processes, sampler=sampler, drop_last=True)
 
 
 def loader_in_order(p: Evaluation | TrainSaliency, images: ImageSet) -> DataLoader:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset
 
 from data.image_set import ImageSet
 from data.loaders import collate
@@ -21,8 +22,7 @@ from segmentation.objects import THRESHOLD, embed_split
 from utils.report.pictures import montage, outline, pca_colours
 from utils.run import distributed
 from utils.run.errors import UserError
-from utils.run.log import MetricsWriter
-from utils.run.precision import Precision
+from utils.run.trainer import Trainer
 
 log = logging.getLogger(__name__)
 VIEWS, IMAGES, COLUMNS = 8, 6, 3  # pairs of views; images with embeddings; of these in a row
@@ -32,10 +32,7 @@ BATCH = 8  # images a forward pass of online K-means
 
 @contextmanager
 def observed(model: nn.Module, compiled: bool = False) -> Iterator[None]:
-    """A block with the model in eval mode, without gradients or compilation; after it every mode is as before.
-
-    BatchNorm keeps its statistics and dropout draws nothing, so that training does not notice.
-    """
+    """A block with the model in eval mode, without gradients or compilation, which training does not notice."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -46,85 +43,76 @@ def observed(model: nn.Module, compiled: bool = False) -> Iterator[None]:
             module.training = mode
 
 
-class ImageGrids:
-    """Views with masks, and what the network makes of a few images, every few epochs, in the main process.
+def probe_of(dataset: ImageSet, count: int) -> Subset:
+    """``count`` images, spread over all, for ``Monitor.measure``. Raises UserError if they are fewer than clusters."""
+    chosen, clusters = evenly(np.arange(len(dataset)), count), len(dataset.classes) - 1
+    if len(chosen) < clusters:
+        raise UserError(f'online K-means has {len(chosen)} images for {clusters} clusters; raise probe_images, or '
+                        'choose a larger probe_split.')
+    return Subset(dataset, chosen.tolist())
+
+
+class Monitor:
+    """Views with masks, what the network makes of a few images, and online K-means; in the main process alone.
 
     Args:
-        model: the query encoder.
+        trainer: whose state and writer it is for; ``model`` is the query encoder that it trains.
         dataset: images, of which some spread over all of them are drawn, resized to ``size`` pixels.
-        every: epochs between two grids; 0 draws none.
+        every: epochs between two image grids; 0 draws none.
     """
 
-    def __init__(self, writer: MetricsWriter, model: ContrastiveSegmentationModel, precision: Precision,
-                 dataset: ImageSet, size: int, every: int, compiled: bool = False) -> None:
-        self.writer, self.model, self.precision, self.dataset = writer, model, precision, dataset
-        self.size, self.every, self.compiled = size, every if distributed.is_main() else 0, compiled
-        self.mean, self.std = model.backbone.mean, model.backbone.std
+    def __init__(self, trainer: Trainer, model: ContrastiveSegmentationModel, dataset: ImageSet, size: int, every: int,
+                 compiled: bool = False) -> None:
+        self.trainer, self.model, self.dataset, self.size, self.compiled = trainer, model, dataset, size, compiled
+        self.every = every if distributed.is_main() else 0
+        self.colours = model.backbone.mean, model.backbone.std
 
-    def draw_views(self, epoch: int, batch: dict[str, Any]) -> None:
+    def _begins(self) -> bool:
+        """Whether an epoch begins that has image grids."""
+        return bool(self.every) and self.trainer.step == 0 and self.trainer.epoch % self.every == 0
+
+    def draw_views(self, batch: dict[str, Any]) -> None:
         """The first pairs of views of a batch, query above key, with the outlines of their masks."""
-        if self.every and epoch % self.every == 0:
-            views = [_resized(outline(denormalize(image, self.mean, self.std), mask.numpy()))
-                     for view in ('query', 'key')
+        if self._begins():
+            views = [_resized(outline(denormalize(image, *self.colours), mask.numpy())) for view in ('query', 'key')
                      for image, mask in zip(batch[view][:VIEWS], batch[f'{view}_mask'][:VIEWS], strict=True)]
-            self.writer.add_picture('views', montage(views, len(views) // 2), epoch + 1)
+            self.trainer.writer.add_picture('views', montage(views, len(views) // 2), self.trainer.epoch + 1)
 
-    def draw_embedding(self, epochs: int, last: bool = False) -> None:
-        """Images with the outlines of the predicted masks, each beside the PCA of its pixel embeddings.
-
-        ``epochs`` are done; ``last`` draws them whatever their number, unless there are to be none.
-        """
-        if not self.every or (epochs % self.every and not last):
+    def draw_embedding(self, last: bool = False) -> None:
+        """Images with the outlines of predicted masks, each beside the PCA of its embeddings; ``last``: in any case."""
+        if not (self._begins() or (last and self.every)):
             return
-        prepare = EvaluationTransform(self.size, self.mean, self.std)
+        prepare = EvaluationTransform(self.size, *self.colours)
         images = [prepare(self.dataset.load(i))['image'] for i in evenly(np.arange(len(self.dataset)), IMAGES)]
         with observed(self.model, self.compiled):
-            maps = self.model.maps(self.precision.to_device(torch.stack(images)))
+            maps = self.model.maps(self.trainer.precision.to_device(torch.stack(images)))
         embedding, scores = F.normalize(maps['embedding'].float(), dim=1).cpu().numpy(), maps.get('saliency')
         rows = []
         for i, (image, colours) in enumerate(zip(images, pca_colours(embedding), strict=True)):
-            picture = denormalize(image, self.mean, self.std)
+            picture = denormalize(image, *self.colours)
             if scores is not None:
                 score = cv2.resize(scores[i, 0].float().cpu().numpy(), (self.size, self.size))
                 picture = outline(picture, score > THRESHOLD)
             rows.append(np.hstack([_resized(picture), _resized(cv2.resize(colours, (self.size, self.size)))]))
-        self.writer.add_picture('embedding', montage(rows, COLUMNS), epochs)
+        self.trainer.writer.add_picture('embedding', montage(rows, COLUMNS), self.trainer.epoch)
+
+    def measure(self, probe: Subset, seed: int) -> None:
+        """Log the mIoU of labelled images at the end of an epoch, in percent: the protocol of segmentation/kmeans.py.
+
+        One run, with as many clusters as classes without background; ``seed`` is of PCA and K-means.
+        """
+        if not distributed.is_main():
+            return
+        clusters = len(probe.dataset.classes) - 1  # type: ignore[attr-defined]
+        loader = DataLoader(probe, BATCH, collate_fn=collate, generator=torch.Generator())  # no number of training's
+        with observed(self.model, self.compiled):
+            split = embed_split(self.model, loader, self.trainer.precision.device, clusters + 1, shared=False)
+        _, runs = cluster(split.prototypes, [clusters], 1, seed)
+        confusion = cluster_confusion(split.inside, split.outside, runs[clusters][0].ids, clusters)
+        miou = 100 * float(iou_of(merge_clusters(confusion, match_clusters(confusion))).mean())
+        self.trainer.writer.add_scalars({'probe/mIoU': miou}, self.trainer.epoch + 1)
+        log.info('Online K-means: mIoU of %d images is %.2f', len(probe), miou)
 
 
 def _resized(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA if len(image) > SIDE else cv2.INTER_NEAREST)
-
-
-class OnlineKmeans:
-    """The protocol of segmentation/kmeans.py on a subset: one run, as many clusters as classes without background.
-
-    Args:
-        dataset: images with ground truth, resized for the network, of which ``count`` spread over all are taken.
-        seed: of PCA and K-means.
-
-    Raises:
-        UserError: there are fewer images than clusters.
-    """
-
-    def __init__(self, writer: MetricsWriter, model: ContrastiveSegmentationModel, precision: Precision,
-                 dataset: ImageSet, count: int, seed: int, compiled: bool = False) -> None:
-        self.writer, self.model, self.precision, self.dataset = writer, model, precision, dataset
-        self.seed, self.compiled = seed, compiled
-        self.chosen, self.clusters = evenly(np.arange(len(dataset)), count), len(dataset.classes) - 1
-        if len(self.chosen) < self.clusters:
-            raise UserError(f'online K-means has {len(self.chosen)} images for {self.clusters} clusters; raise '
-                            'probe_images, or choose a larger probe_split.')
-
-    def measure(self, epochs: int) -> None:
-        """Log the mIoU, in percent, after so many epochs; in the main process alone."""
-        if not distributed.is_main():
-            return
-        loader = (collate([self.dataset[i] for i in self.chosen[start:start + BATCH]])
-                  for start in range(0, len(self.chosen), BATCH))
-        with observed(self.model, self.compiled):
-            split = embed_split(self.model, loader, self.precision.device, self.clusters + 1, shared=False)
-        _, runs = cluster(split.prototypes, [self.clusters], 1, self.seed)
-        confusion = cluster_confusion(split.inside, split.outside, runs[self.clusters][0].ids, self.clusters)
-        miou = 100 * float(iou_of(merge_clusters(confusion, match_clusters(confusion))).mean())
-        self.writer.add_scalars({'probe/mIoU': miou}, epochs)
-        log.info('Online K-means: mIoU of %d images is %.2f', len(self.chosen), miou)

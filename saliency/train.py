@@ -8,13 +8,12 @@ Leaves basnet.pth, which predict.py --method basnet takes as --weights.
 """
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
-
-import logging
 
 from data.loaders import identity, loader_in_order, open_masks, train_loader
 from data.pairs import SeededDataset
@@ -22,17 +21,15 @@ from models.build import initial_weights
 from saliency.basnet import BASNet, BASNetSaliency
 from saliency.basnet_training import TrainingView, compute_losses, load_initial_weights, validate
 from utils.config.cli import ConfigParser
-from utils.config.load import as_dict, load_config
+from utils.config.load import load_config
 from utils.config.schema import TrainSaliency
 from utils.report.results import save_results
 from utils.report.run import write_run_report
 from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
 from utils.run.errors import UserError
-from utils.run.optim import build_optimizer
-from utils.run.precision import Precision
 from utils.run.script import run_script
-from utils.run.setup import seed_process, start
+from utils.run.setup import start
 from utils.run.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -44,8 +41,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--masks', '--pseudo-labels', type=Path, dest='masks',
                         help='folder of their masks, instead of the key masks')
     args = parser.parse_args(argv)
-    given = {name: folder for name, folder in (('images', args.images), ('masks', args.masks)) if folder is not None}
-    args.overrides = [*args.overrides, *(f'{name}={json.dumps(str(path.resolve()))}' for name, path in given.items())]
+    args.overrides += [f'{name}={json.dumps(str(folder.resolve()))}'
+                       for name, folder in (('images', args.images), ('masks', args.masks)) if folder is not None]
     return args
 
 
@@ -58,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output_dir = Path(p.output_dir)
 
     images = open_masks(p, p.images, p.masks).transformed(TrainingView(p.resize, p.crop, p.flip_probability))
-    loader, sampler = train_loader(p, SeededDataset(images))
+    loader = train_loader(p, SeededDataset(images))
     val_loader = None if p.val_images is None else loader_in_order(p, open_masks(p, p.val_images, p['val_masks']))
     if p.pretraining == 'imagenet_moco':
         raise UserError('pretraining: imagenet_moco is a ResNet-50 and BASNet is built on a ResNet-34; choose none, '
@@ -66,21 +63,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     network, weights = BASNet(), initial_weights(p, 'resnet34')
     if weights is not None:
         load_initial_weights(network, weights)
-    precision = Precision(device, p.precision, p.channels_last, p.tf32)
-    precision.to_device(network)
     if p.compile:
         network.compile()
-    trained = distributed.parallel(network)
-    seed_process(p.seed)
+    trainer = Trainer(p, network, device, loader, images.ids)
     source = BASNetSaliency(network, device, p.resize, p.val_tf32)
-    optimizer = build_optimizer(p.optimizer, network.parameters(), **p.optimizer_kwargs)
-    trainer = Trainer(output_dir / 'checkpoint.pth.tar', network, optimizer, precision, loader, sampler,
-                      images.ids, p, p.log_every, p.checkpoint_every)
 
-    with trainer:
-        for epoch in trainer.epochs(p.epochs, p.scheduler, p.optimizer_kwargs.lr, **p.scheduler_kwargs):
+    with trainer.stoppable():
+        for epoch in trainer.epochs():
             network.train()
-            trainer.train_one_epoch(lambda batch: compute_losses(trained, batch, precision))
+            trainer.train_one_epoch(compute_losses)
             scores: dict[str, float] = {}
             if val_loader is not None:
                 with trainer.at_once():
@@ -93,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_checkpoint(network.state_dict(), output_dir / 'basnet.pth')
         if trainer.extra.get('figures'):
             results = save_results({'saliency': trainer.extra['figures']}, output_dir)
-    write_run_report(as_dict(p), 'Training of BASNet', results)
+    write_run_report(p, 'Training of BASNet', results)
     log.info('Training is complete: %s', output_dir / 'basnet.pth')
 
 

@@ -1,5 +1,9 @@
-"""Training loss, validation and prediction of the linear model."""
-from collections.abc import Iterator
+"""The linear model in training and in evaluation: its loss, validation, label maps and their results."""
+import logging
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,14 +12,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from data.image_set import ImageSet
 from data.transforms import resize_mask
 from data.voc import VOID
+from models.crf import Refine, crf_in_workers
 from models.segmentation import LinearSegmentationModel
-from segmentation.metrics import confusion_matrix
+from segmentation.metrics import confusion_matrix, iou_of
+from utils.report.pictures import panel
+from utils.report.results import iou_entry, log_iou, remove_stale, save_results
+from utils.report.run import PREDICTIONS, write_run_report
 from utils.run import distributed
 from utils.run.devices import to_device
+from utils.run.files import save_image, save_label_map
 from utils.run.log import progress
+from utils.run.parallel import available_cores, in_threads
 from utils.run.precision import Precision, to_float32
+
+log = logging.getLogger(__name__)
+MAPS, PICTURES = ('predictions', 'predictions_crf'), 'visualizations'  # label maps of the network, and refined ones
+CAPTIONS = 'image', 'ground truth', 'prediction', 'after CRF'
 
 
 def segmentation_loss(logits: Tensor, semseg: Tensor) -> Tensor:
@@ -24,48 +39,118 @@ def segmentation_loss(logits: Tensor, semseg: Tensor) -> Tensor:
 
 
 def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision) -> dict[str, Tensor]:
-    """The 'loss' of one batch of the training split, with gradient.
-
-    Args:
-        model: LinearSegmentationModel, or what ``distributed.parallel`` made of it.
-    """
+    """The 'loss' of one batch of the training split, with gradient."""
     with precision.autocast():
         logits = model(precision.to_device(batch['image']))
     return {'loss': segmentation_loss(to_float32(logits), precision.to_device(batch['semseg']))}
 
 
-@torch.inference_mode()
-def validate(model: LinearSegmentationModel, loader: DataLoader, device: torch.device, num_classes: int) -> np.ndarray:
-    """Confusion matrix at the network's input size; the ground truth is resized to it (nearest).
-
-    Each process counts the images of its own loader; the counts are added up.
-    """
-    model.eval()
-    confusion = np.zeros((num_classes, num_classes), np.int64)
-    for batch in progress(loader, 'validation'):
-        predictions = model(to_device(batch['image'], device)).argmax(1).to(torch.uint8).cpu().numpy()
-        for prediction, semseg in zip(predictions, batch['semseg'], strict=True):
-            small = resize_mask(semseg, prediction.shape[1], prediction.shape[0])
-            confusion += confusion_matrix(small, prediction, num_classes)
-    return np.sum(distributed.gather_objects(confusion), axis=0)
-
-
 class Output(NamedTuple):
     """An image of the loader, and what the network says of it at its own size S."""
     name: str  # the image's ID
-    image: np.ndarray | None  # (H, W, 3) uint8, if it travelled with the batch
+    image: Any  # (H, W, 3) uint8; None if it did not travel with the batch
     semseg: np.ndarray  # (H, W) uint8
     labels: np.ndarray  # (S, S) uint8
-    logits: np.ndarray | None  # (classes, S, S) float32, if they are to be refined
+    logits: Any  # (classes, S, S) float32; None if they are not kept
 
 
 @torch.inference_mode()
 def run_network(model: LinearSegmentationModel, loader: DataLoader, device: torch.device,
-                keep_logits: bool) -> Iterator[Output]:
+                keep_logits: bool = False) -> Iterator[Output]:
     """The network's outputs, image by image."""
     model.eval()
-    for batch in progress(loader, 'prediction'):
+    for batch in progress(loader, 'evaluation'):
         logits = model(to_device(batch['image'], device))
         labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
-        for i, sample in enumerate(zip(batch['id'], batch['original'], batch['semseg'], strict=True)):
-            yield Output(*sample, labels[i], logits[i].float().cpu().contiguous().numpy() if keep_logits else None)
+        kept = logits.cpu().contiguous().numpy() if keep_logits else [None] * len(labels)
+        yield from map(Output, batch['id'], batch['original'], batch['semseg'], labels, kept)
+
+
+def validate(model: LinearSegmentationModel, loader: DataLoader, device: torch.device, num_classes: int) -> np.ndarray:
+    """Confusion matrix of all processes at the network's input size, to which the ground truth is resized (nearest)."""
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    for output in run_network(model, loader, device):
+        small = resize_mask(output.semseg, *output.labels.shape[::-1])
+        confusion += confusion_matrix(small, output.labels, num_classes)
+    return np.sum(distributed.gather_objects(confusion), axis=0)
+
+
+def predict(model: LinearSegmentationModel, loader: DataLoader, device: torch.device, output_dir: Path,
+            num_classes: int, drawn: Collection[str], refine: Refine | None, threads: int) -> np.ndarray:
+    """Write the label map of every image at its own size, and pictures of those that are ``drawn``.
+
+    Argmax maps are resized (nearest) to the image. All that is after the network runs in threads beside it.
+
+    Args:
+        loader: its batches bring the images as decoded, those of ``drawn``, with ``refine`` all.
+        refine: makes a label map of an image and its logits, e.g. the CRF; called in the threads.
+
+    Returns:
+        (1 or 2, classes, classes) confusion matrices of all processes, of the network and of the refined maps.
+    """
+    def finish(output: Output) -> np.ndarray:
+        maps = [resize_mask(output.labels, *output.semseg.shape[::-1])]
+        if refine is not None:
+            maps.append(refine(output.image, output.logits))
+        for folder, labels in zip(MAPS, maps, strict=False):
+            save_label_map(labels, output_dir / folder / f'{output.name}.png')
+        if output.name in drawn:
+            picture = panel([output.image, output.semseg, *maps], CAPTIONS[:2 + len(maps)])
+            save_image(picture, output_dir / PICTURES / f'{output.name}.png')
+        return np.stack([confusion_matrix(output.semseg, labels, num_classes) for labels in maps])
+
+    confusions = np.zeros((1 if refine is None else 2, num_classes, num_classes), np.int64)
+    outputs = run_network(model, loader, device, refine is not None)
+    for counts in in_threads(finish, outputs, threads, threads + (loader.batch_size or 1)):
+        confusions += counts
+    return np.sum(distributed.gather_objects(confusions), axis=0)
+
+
+def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet, device: torch.device,
+          config: Mapping[str, Any], title: str, task: str, made: Mapping[str, Any], num_visualizations: int,
+          crf: Mapping[str, Any] | None, crf_workers: int | None) -> None:
+    """Predict the split, print the results, and write them with label maps, pictures and report.
+
+    Results and label maps that an earlier CRF left are replaced; without a CRF they are removed if they were made with
+    something else.
+
+    Args:
+        loader: of ``dataset``, see ``predict``.
+        task: name of the entry in results.json, 'made_with' ``made``; that after the CRF is <task>_crf.
+        crf: keyword arguments of ``dense_crf``, or None. The printed result is that after the CRF; the one before it
+            is logged and kept too.
+        crf_workers: processes of the CRF, 0 for none of its own, None for one a CPU core.
+
+    Raises:
+        UserError: pydensecrf is not installed, or a process of the CRF was killed.
+    """
+    workers, output_dir = available_cores() if crf_workers is None else crf_workers, Path(config['output_dir'])
+    ids, drawn = dataset.ids, dataset.ids[:num_visualizations]
+    with nullcontext() if crf is None else crf_in_workers(crf, workers) as refine:
+        threads = 2 if crf is None else max(2, 2 * workers)  # while one image is refined, the next waits
+        matrices = predict(model, loader, device, output_dir, len(dataset.classes), drawn, refine, threads)
+    if not distributed.is_main():
+        return
+    if crf is not None:
+        log.info('Without the CRF: mIoU %.2f; with it:', 100 * iou_of(matrices[0]).mean())
+    for folder, names in zip((*MAPS, PICTURES), (ids, ids, drawn), strict=True):
+        remove_stale(output_dir / folder, names)
+    log.info('Label maps: %s; pictures: %s', output_dir / MAPS[0], output_dir / PICTURES)
+    refined = f'{task}_crf'
+    results = report_scores(config, title, dict(zip((task, refined), matrices, strict=False)), dataset.classes, made,
+                            [refined], [(name, output_dir / PICTURES / f'{name}.png') for name in drawn])
+    if refined not in results:
+        shutil.rmtree(output_dir / MAPS[1], ignore_errors=True)
+
+
+def report_scores(config: Mapping[str, Any], title: str, confusions: Mapping[str, np.ndarray], classes: Sequence[str],
+                  made: Mapping[str, Any], companions: Sequence[str] = (),
+                  pictures: Sequence[tuple[str, Path]] = ()) -> dict[str, Any]:
+    """Print the IoU of the last of the matrices, {task: matrix}, save all (see ``save_results``), write the report."""
+    present = next(iter(confusions.values())).sum(1) > 0
+    entries = {task: iou_entry(iou_of(confusion), classes, present) for task, confusion in confusions.items()}
+    log_iou(list(entries.values())[-1])
+    results = save_results({task: {**entry, 'made_with': dict(made)} for task, entry in entries.items()},
+                           Path(config['output_dir']), companions)
+    write_run_report(config, title, results, classes, confusions, {PREDICTIONS: pictures})
+    return results

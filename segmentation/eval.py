@@ -19,14 +19,13 @@ from data.loaders import evaluation_loader, open_images
 from models.build import build_linear_model
 from models.crf import require_crf
 from models.weights import fingerprint
+from segmentation.engine import score
 from segmentation.linear import BEST, check_free, read_trained, stem
 from segmentation.provenance import made_with
-from segmentation.scoring import score
 from utils.config.cli import ConfigParser
-from utils.config.load import as_dict, load_config
+from utils.config.load import load_config
 from utils.config.paths import find_file
 from utils.config.schema import LinearFinetune
-from utils.report.run import PREDICTIONS, write_run_report
 from utils.run.devices import to_device
 from utils.run.script import run_script
 from utils.run.setup import start
@@ -42,40 +41,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def output_dir_of(p: LinearFinetune, weights: Path, overrides: Sequence[str]) -> str:
-    """Where the results of the weights go."""
-    best = Path(p.output_dir) / BEST
-    given = any(text.partition('=')[0].strip() == 'output_dir' for text in overrides)
-    own = best.is_file() and best.samefile(weights)
-    return p.output_dir if given or own else f'{p.output_dir}-eval-{stem(weights)}'
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
-    weights = find_file(args.state_dict, p.root_dir)
-    overrides = [*args.overrides, f'output_dir={output_dir_of(p, weights, args.overrides)}']
-    p = load_config(args.config_env, args.config_exp, LinearFinetune, overrides)
+    weights, best = find_file(args.state_dict, p.root_dir), Path(p.output_dir) / BEST
+    given = any(text.partition('=')[0].strip() == 'output_dir' for text in args.overrides)
+    if not given and not (best.is_file() and best.samefile(weights)):
+        elsewhere = f'output_dir={p.output_dir}-eval-{stem(weights)}'
+        p = load_config(args.config_env, args.config_exp, LinearFinetune, [*args.overrides, elsewhere])
     if args.crf_postprocess:
         require_crf()
     device = start(p, args.nproc, __file__, argv)
 
     dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
-    trained = read_trained(weights, dataset.classes)
+    task, trained = read_trained(weights, dataset.classes)
     model = build_linear_model(p, len(dataset.classes), str(weights))
-    if trained.classes is None:
+    if trained is None:
         log.info('Nothing beside %s names its classes: they are taken for those of %s', weights, p.val_db_name)
     digest = fingerprint(model)
     log.info('Weights: %s (fingerprint %s)', weights, digest)
+    check_free(Path(p.output_dir), task, weights, digest)
     crf = p.crf_kwargs if args.crf_postprocess else None
     loader = evaluation_loader(p, dataset, model.backbone.mean, model.backbone.std,
                                p.num_visualizations if crf is None else None)
-    check_free(Path(p.output_dir), (trained.task, f'{trained.task}_crf'), weights, digest)
     to_device(model, device)
-    scored = score(model, loader, dataset, device, Path(p.output_dir), p.num_visualizations, crf, p.crf_workers,
-                   trained.task, made_with(weights, digest, dataset, p.val_size))
-    write_run_report(as_dict(p), 'Evaluation', scored.results, dataset.classes, scored.confusions,
-                     {PREDICTIONS: scored.pictures})
+    score(model, loader, dataset, device, p, 'Evaluation', task,
+          made_with(weights, digest, dataset, p.val_size), p.num_visualizations, crf, p.crf_workers)
 
 
 if __name__ == '__main__':

@@ -6,13 +6,13 @@
 Configs in configs/finetune train the whole network on a share of the labels.
 """
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
-
-import logging
 
 from data.loaders import evaluation_loader, open_images, train_loader
 from data.pairs import SeededDataset
@@ -20,22 +20,18 @@ from data.transforms import LinearTrainTransform
 from models.build import build_linear_model
 from models.crf import require_crf
 from models.weights import fingerprint, load_strict, read_weights
-from segmentation.engine import compute_losses, validate
-from segmentation.linear import BEST, Trained, read_trained, write_trained
+from segmentation.engine import compute_losses, score, validate
+from segmentation.linear import BEST, read_trained, write_trained
 from segmentation.metrics import iou_of
 from segmentation.provenance import made_with, warn_of_shared
-from segmentation.scoring import score
 from utils.config.cli import ConfigParser
-from utils.config.load import as_dict, load_config
+from utils.config.load import load_config
 from utils.config.schema import LinearFinetune
-from utils.report.run import PREDICTIONS, write_run_report
 from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
 from utils.run.files import write_text
-from utils.run.optim import build_optimizer
-from utils.run.precision import Precision
 from utils.run.script import run_script
-from utils.run.setup import seed_process, start
+from utils.run.setup import start
 from utils.run.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -63,36 +59,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = build_linear_model(p, len(classes))
     mean, std = model.backbone.mean, model.backbone.std
     transform = LinearTrainTransform(p.train_size, mean, std, p.border_label)
-    loader, sampler = train_loader(p, SeededDataset(train_set.transformed(transform)))
-    val_loader = evaluation_loader(p, dataset, mean, std)
+    loader = train_loader(p, SeededDataset(train_set.transformed(transform)))
+    crf = p.crf_kwargs if args.crf_postprocess else None
+    val_loader = evaluation_loader(p, dataset, mean, std, p.num_visualizations if crf is None else None)
     if p.train_db_name == p.val_db_name:
         warn_of_shared(dataset.ids, labelled, f'{p.val_db_name} {p.val_split}', f'{p.train_split}, which is trained on')
-    precision = Precision(device, p.precision, p.channels_last, p.tf32)
-    precision.to_device(model)
-    if p.compile:
-        model.compile()
-    optimizer = build_optimizer(p.optimizer, model.classifier.parameters(), **p.optimizer_kwargs)
+    groups: Any = None
     if p.network_lr_factor == 0:
         model.freeze_all_but_classifier()
     else:
-        optimizer.add_param_group({'params': model.network_parameters(), 'lr_factor': p.network_lr_factor})
-    trained = distributed.parallel(model)
-    seed_process(p.seed)
-    trainer = Trainer(output_dir / 'checkpoint.pth.tar', model, optimizer, precision, loader, sampler, labelled,
-                      p, p.log_every, p.checkpoint_every)
+        groups = [{'params': model.classifier.parameters()},
+                  {'params': model.network_parameters(), 'lr_factor': p.network_lr_factor}]
+    if p.compile:
+        model.compile()
+    trainer = Trainer(p, model, device, loader, labelled, groups)
     best = trainer.extra.get('best_miou', -1.0)
 
     if trainer.epoch or trainer.step:
         read_trained(best_path, classes)
     if distributed.is_main():
         write_text(output_dir / 'labelled.txt', '\n'.join(labelled) + '\n')
-        write_trained(best_path, Trained(task, classes))
+        write_trained(best_path, task, classes)
     if p.epochs == 0 and distributed.is_main():
         save_checkpoint(model.state_dict(), best_path)
-    with trainer:
-        for epoch in trainer.epochs(p.epochs, p.scheduler, p.optimizer_kwargs.lr, **p.scheduler_kwargs):
+    with trainer.stoppable():
+        for epoch in trainer.epochs():
             model.set_train_mode(p.freeze_batchnorm)
-            trainer.train_one_epoch(lambda batch: compute_losses(trained, batch, precision))
+            trainer.train_one_epoch(compute_losses)
             with trainer.at_once():
                 miou = float(iou_of(validate(model, val_loader, device, len(classes))).mean())
             if miou > best:
@@ -104,12 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     distributed.barrier()  # the best model is written
     load_strict(model, read_weights(best_path))
-    crf = p.crf_kwargs if args.crf_postprocess else None
-    val_loader = evaluation_loader(p, dataset, mean, std, p.num_visualizations if crf is None else None)
-    scored = score(model, val_loader, dataset, device, output_dir, p.num_visualizations, crf, p.crf_workers, task,
-                   made_with(best_path, fingerprint(model), dataset, p.val_size))
-    write_run_report(as_dict(p), 'Fine-tuning' if p.network_lr_factor else 'Linear classifier', scored.results, classes,
-                     scored.confusions, {PREDICTIONS: scored.pictures})
+    score(model, val_loader, dataset, device, p, 'Fine-tuning' if p.network_lr_factor else 'Linear classifier',
+          task, made_with(best_path, fingerprint(model), dataset, p.val_size), p.num_visualizations, crf, p.crf_workers)
 
 
 if __name__ == '__main__':

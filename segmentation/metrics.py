@@ -8,17 +8,13 @@ from utils.run.errors import UserError
 
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_truth: int,
                      num_predicted: int | None = None) -> np.ndarray:
-    """Count pixels by (true class, predicted class).
+    """(num_truth, num_predicted) int64 counts of pixels by true and predicted class.
 
-    Args:
-        truth: class ids; pixels outside 0..num_truth-1 (255 = void) do not count.
-        prediction: same shape, 0..num_predicted-1.
-
-    Returns:
-        (num_truth, num_predicted) int64.
+    Pixels whose true class is outside 0..num_truth-1 (255, the ignore label) do not count; a prediction outside
+    0..num_predicted-1 is a ValueError.
     """
     columns = num_truth if num_predicted is None else num_predicted
-    if truth.dtype == prediction.dtype == np.uint8:  # label maps: all pairs of bytes in one pass, void included
+    if truth.dtype == prediction.dtype == np.uint8:  # label maps: all pairs of bytes in one pass, ignored ones included
         pairs = truth.astype(np.uint16) << 8 | prediction
         counts = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)[:num_truth]
         if counts[:, columns:].any():
@@ -30,10 +26,9 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_truth: int,
 
 
 def iou_of(confusion: np.ndarray) -> np.ndarray:
-    """TP / (TP + FP + FN) of each class, 0..1, from a square confusion matrix; 0 for a class in neither.
+    """TP / (TP + FP + FN) of each class, 0..1, of a square confusion matrix; 0 for a class in neither.
 
-    Raises:
-        UserError: no pixel counts.
+    Raises UserError if no pixel counts.
     """
     if not confusion.any():
         raise UserError('the ground truth has no pixel to score: all carry the ignore label (255) or ignored classes; '

@@ -12,12 +12,11 @@ DECIDES = ('fingerprint', 'backbone', 'features', 'masks', 'min_component', 'siz
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """'features embedding then, backbone now' for each thing that decides prototypes and is not the same."""
-    return [f'{name} {_short(before.get(name))} then, {_short(now[name])} now' for name in DECIDES
+    def short(value: Any) -> str:
+        return f'{value[:12]}...' if isinstance(value, str) and len(value) == 64 else str(value)
+
+    return [f'{name} {short(before.get(name))} then, {short(now[name])} now' for name in DECIDES
             if before.get(name) != now[name]]
-
-
-def _short(value: Any) -> str:
-    return f'{value[:12]}...' if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def warn_of_shared(val_ids: Sequence[str], others: Sequence[str] | np.ndarray, val: str, where: str) -> None:
@@ -35,5 +34,5 @@ def made_with(weights: str | Path, digest: str, dataset: Any, size: int) -> dict
 
 def made_with_network(network: Mapping[str, Any], dataset: Any) -> dict[str, Any]:
     """The same of a result on prototypes, with what ``prototype_network`` says of them."""
-    return {**made_with(network['pretraining'], network['fingerprint'], dataset, network['size']),
-            **{name: network[name] for name in ('features', 'masks', 'min_component')}}
+    return made_with(network['pretraining'], network['fingerprint'], dataset, network['size']) | {
+        name: network[name] for name in ('features', 'masks', 'min_component')}

@@ -18,12 +18,11 @@ import numpy as np
 from data.image_set import ImageSet
 from data.images import probe_image, read_labels, turn_upright
 from data.loaders import open_images
+from segmentation.engine import report_scores
 from segmentation.metrics import confusion_matrix
-from segmentation.scoring import keep_results
 from utils.config.cli import ConfigParser
-from utils.config.load import as_dict, load_config
+from utils.config.load import load_config
 from utils.config.schema import LinearFinetune
-from utils.report.run import write_run_report
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
 from utils.run.parallel import available_cores, in_threads
@@ -36,22 +35,17 @@ log = logging.getLogger(__name__)
 def offline_confusion(dataset: ImageSet, folder: Path) -> np.ndarray:
     """(classes, classes) confusion matrix of the label maps of a folder.
 
-    Raises:
-        UserError: the folder lacks maps, or one is unreadable, of another size, or holds a wrong class id.
+    Raises UserError if one is missing, unreadable or of another size, or holds a wrong class id.
     """
-    if not folder.is_dir():
-        raise UserError(f'prediction folder {folder} does not exist; give it with --predictions.')
-    present = {path.name for path in folder.iterdir()}
-    missing = [name for name in dataset.ids if f'{name}.png' not in present]
+    missing = [name for name in dataset.ids if not (folder / f'{name}.png').is_file()]
     if missing:
         raise UserError(f'{len(missing)} of {len(dataset)} images of {dataset.split} have no prediction in {folder}: '
-                        f'{name_some(missing)}; predict them too.')
+                        f'{name_some(missing)}; predict them too, or give another folder with --predictions.')
     num_classes = len(dataset.classes)
 
-    def score(index: int) -> np.ndarray:
-        path = folder / f'{dataset.ids[index]}.png'
-        truth, drawn = dataset.load(index)['semseg'], read_labels(path)
-        prediction = turn_upright(drawn, *probe_image(dataset.image_path(index)), stored=True)
+    def count(index: int) -> np.ndarray:
+        path, truth = folder / f'{dataset.ids[index]}.png', dataset.load(index)['semseg']
+        prediction = turn_upright(read_labels(path), *probe_image(dataset.image_path(index)), stored=True)
         if prediction.shape != truth.shape:
             raise UserError(f'prediction {path} has shape {prediction.shape}, its ground truth {truth.shape}; store '
                             'class ids in one channel at the size of the image.')
@@ -60,11 +54,9 @@ def offline_confusion(dataset: ImageSet, folder: Path) -> np.ndarray:
                             'predict every pixel as one of the classes.')
         return confusion_matrix(truth, prediction.astype(np.uint8), num_classes)
 
-    total = np.zeros((num_classes, num_classes), np.int64)
     threads = available_cores()
-    for confusion in in_threads(score, progress(range(len(dataset)), 'scoring'), threads, 2 * threads):
-        total += confusion
-    return total
+    return sum(in_threads(count, progress(range(len(dataset)), 'scoring'), threads, 2 * threads),
+               np.zeros((num_classes, num_classes), np.int64))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,11 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     prepare(p)
     dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
     folder = args.predictions or Path(p.output_dir) / 'predictions'
-    confusions = {'offline': offline_confusion(dataset, folder)}
+    confusion = offline_confusion(dataset, folder)
     log.info('%d label maps of %s against %s %s', len(dataset), folder, p.val_db_name, p.val_split)
     made = {'label_maps': str(folder.resolve()), 'data': f'{p.val_db_name} {p.val_split}', 'images': len(dataset)}
-    results = keep_results(confusions, dataset.classes, Path(p.output_dir), made)
-    write_run_report(as_dict(p), 'Label maps on disk', results, dataset.classes, confusions)
+    report_scores(p, 'Label maps on disk', {'offline': confusion}, dataset.classes, made)
 
 
 if __name__ == '__main__':

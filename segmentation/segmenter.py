@@ -157,7 +157,7 @@ def load_network(network: Mapping[str, Any], clusters: Path, weights: str | Path
 
 def _classes_of(path: Path, run: Mapping[str, Any], count: int) -> tuple[str, ...]:
     """Names of a linear model's classes: those beside it, of the data set that it was scored on, or VOC's."""
-    classes = read_trained(path).classes
+    classes = read_trained(path)[1]
     if classes is not None and len(classes) != count:
         raise UserError(f'{path} has {count} classes, and {name_some(classes, 21)} stand beside it; restore the file '
                         'that was trained for these.')

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -35,10 +36,9 @@ from saliency.basnet import BASNet, BASNetSaliency
 from segmentation import engine as segmentation_engine
 from segmentation import objects as embedding
 from tests.fake_gpu import ROOT, Watch, build, fictitious_gpu
-from utils.run import distributed
-from utils.run.optim import build_optimizer
+from tests.test_utils_run_trainer import settings
+from utils.run import distributed, trainer
 from utils.run.precision import Precision
-from utils.run.trainer import Trainer
 
 all_gather, randperm = dist.all_gather, torch.randperm
 GPU = torch.device('cuda', 0)
@@ -51,6 +51,7 @@ class Loader(list):
     def __init__(self, batch: dict[str, Any], count: int = 1) -> None:
         self.batch_size = len(batch['image' if 'image' in batch else 'query'])
         batch['id'] = ['an image'] * self.batch_size
+        self.sampler = SimpleNamespace()
         super().__init__([batch] * count)
 
 
@@ -78,8 +79,8 @@ def processes(count: int) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def train(watch: Watch, model: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision,
-          batch: dict[str, Any], losses: Callable, statistics: Callable = dict, steps: int = 2) -> Record:
+def train(watch: Watch, model: nn.Module, batch: dict[str, Any], losses: Callable, statistics: Callable = dict,
+          steps: int = 2, groups: list[dict[str, Any]] | None = None, **keys: Any) -> Record:
     """Steps of ``Trainer``: the records of the last, of the 'first', and of the line in the 'log' that ends them."""
     records: list[Record] = []
 
@@ -87,35 +88,34 @@ def train(watch: Watch, model: nn.Module, optimizer: torch.optim.Optimizer, prec
         records.append(watch.record())
         watch.reset()
 
-    class Watched(Trainer):
+    class Watched(trainer.Trainer):
         def _log(self, *args: Any) -> None:
             note()
             super()._log(*args)
 
-    def step(batch: dict[str, Any]) -> dict[str, Tensor]:
+    def step(*parts: Any) -> dict[str, Tensor]:
         note()
-        return losses(batch)
+        return losses(*parts)
 
     writer = type('Writer', (), {'add_scalars': lambda *args: None})()
     with tempfile.TemporaryDirectory() as folder, patch('utils.run.trainer.MetricsWriter', lambda _: writer):
-        trainer = Watched(Path(folder) / 'checkpoint.pth.tar', model, optimizer, precision, Loader(batch, steps),
-                          type('Sampler', (), {})(), ids=[], config={}, log_every=steps, checkpoint_every=0)
-        trainer.train_one_epoch(step, statistics)
+        watched = Watched(settings(Path(folder), log_every=steps, **keys), model, GPU, Loader(batch, steps), [], groups)
+        watched.train_one_epoch(step, statistics)
     return {**records[-1], 'first': records[1], 'log': watch.record()}
 
 
 @contextmanager
-def placed(build: Callable[[], nn.Module], precision: str = 'fp32') -> Iterator[tuple[Watch, Any, Precision]]:
+def placed(build: Callable[[], nn.Module]) -> Iterator[tuple[Watch, Any]]:
     """A fictitious GPU with a network on it, and nothing counted yet."""
     with torch.device('meta'):
         network = build()  # without spending time on random weights
     network.to_empty(device='cpu')
     with fictitious_gpu() as watch:
-        computing = Precision(GPU, precision)
-        computing.to_device(network)
+        Precision(GPU).to_device(network)
+        network.to = lambda *_, **__: network  # which is there, and cannot be moved while it is held
         watch.hold([*network.parameters(), *network.buffers()])
         watch.reset()
-        yield watch, network, computing
+        yield watch, network
 
 
 def pretraining(precision: str = 'fp32', world: int = 1, backbone: str = 'resnet18', batch: int = 4, size: int = 64,
@@ -133,36 +133,32 @@ def pretraining(precision: str = 'fp32', world: int = 1, backbone: str = 'resnet
             freeze_layers(model.model_k.backbone, FROZEN)
         return model.train()
 
-    with processes(world), placed(build, precision) as (watch, model, computing):
-        trained = distributed.parallel(model)
+    with processes(world), placed(build) as (watch, model):
         views = {f'{view}{kind}': torch.empty(batch, *shape, dtype=dtype).pin_memory() for view in ('query', 'key')
                  for kind, shape, dtype in (('', (3, size, size), torch.float32), ('_mask', (size, size), torch.uint8))}
-        return train(watch, model, build_optimizer(optimizer, model.parameters(), 0.004), computing, views,
-                     lambda images: pretrain_engine.compute_losses(trained, images, computing, chunk),
-                     model.bank_statistics, steps)
+        return train(watch, model, views, partial(pretrain_engine.compute_losses, chunk=chunk), model.bank_statistics,
+                     steps, precision=precision, optimizer=optimizer)
 
 
 def linear(precision: str = 'fp32', whole: bool = False) -> Record:
     """A step of the linear classifier, or of the whole network."""
-    with placed(lambda: LinearSegmentationModel('resnet18'), precision) as (watch, model, computing):
-        optimizer = build_optimizer('sgd', model.classifier.parameters(), 0.1)
+    with placed(lambda: LinearSegmentationModel('resnet18')) as (watch, model):
+        groups = [{'params': model.classifier.parameters()}]
         if whole:
-            optimizer.add_param_group({'params': model.network_parameters(), 'lr_factor': 0.1})
+            groups.append({'params': model.network_parameters(), 'lr_factor': 0.1})
         else:
             model.freeze_all_but_classifier()
         model.set_train_mode('backbone')
         batch = {'image': torch.empty(4, 3, 64, 64).pin_memory(),
                  'semseg': torch.empty(4, 64, 64, dtype=torch.long).pin_memory()}
-        return train(watch, model, optimizer, computing, batch,
-                     lambda batch: segmentation_engine.compute_losses(model, batch, computing))
+        return train(watch, model, batch, segmentation_engine.compute_losses, groups=groups, precision=precision)
 
 
 def basnet(precision: str = 'fp32') -> Record:
     """A step of BASNet."""
-    with placed(BASNet, precision) as (watch, network, computing):
+    with placed(BASNet) as (watch, network):
         batch = {'image': torch.empty(2, 3, 64, 64).pin_memory(), 'sal': torch.empty(2, 1, 64, 64).pin_memory()}
-        return train(watch, network, build_optimizer('adam', network.parameters(), 0.001), computing, batch,
-                     lambda batch: basnet_training.compute_losses(network, batch, computing))
+        return train(watch, network, batch, basnet_training.compute_losses, precision=precision, optimizer='adam')
 
 
 def evaluation_batch() -> Loader:
@@ -172,14 +168,14 @@ def evaluation_batch() -> Loader:
 
 def validation() -> Record:
     """Validation of the linear model, one batch."""
-    with placed(lambda: LinearSegmentationModel('resnet18')) as (watch, model, _):
+    with placed(lambda: LinearSegmentationModel('resnet18')) as (watch, model):
         assert segmentation_engine.validate(model, evaluation_batch(), GPU, 21).sum() == 3 * 64 * 64
         return watch.record()
 
 
 def prediction() -> Record:
     """Prediction of the linear model with its logits, one batch."""
-    with placed(lambda: LinearSegmentationModel('resnet18')) as (watch, model, _):
+    with placed(lambda: LinearSegmentationModel('resnet18')) as (watch, model):
         assert len(list(segmentation_engine.run_network(model, evaluation_batch(), GPU, True))) == 3
         return watch.record()
 
@@ -187,14 +183,14 @@ def prediction() -> Record:
 def prototypes(**options: Any) -> Record:
     """Objects and prototypes of one batch, see ``embed_split``."""
     network = BackboneModel if options.get('features') == 'backbone' else ContrastiveSegmentationModel
-    with placed(lambda: network('resnet18').eval()) as (watch, model, _):
+    with placed(lambda: network('resnet18').eval()) as (watch, model):
         assert len(embedding.embed_split(model, evaluation_batch(), GPU, 21, keep_masks=True, **options)) == 3
         return watch.record()
 
 
 def basnet_prediction() -> Record:
     """Masks of BASNet for two images."""
-    with placed(BASNet) as (watch, network, _):
+    with placed(BASNet) as (watch, network):
         BASNetSaliency(network, GPU, 64).predict([np.zeros((50, 60, 3), np.uint8)] * 2)
         return watch.record()
 
@@ -249,7 +245,7 @@ def order_on_the_cpu(count: int, device: torch.device) -> Tensor:
     return randperm(count)
 
 
-def unfused(name: str, parameters: Any, lr: float) -> torch.optim.Optimizer:
+def unfused(name: str, parameters: Any, lr: float, **options: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr, momentum=0.9)
 
 
@@ -260,7 +256,7 @@ PLANTS = {
     'boolean index': (pretrain_engine, 'saliency_loss', with_boolean_index, {}),
     'unpinned copy': (Precision, 'to_device', unpinned, {}),
     'blocking copy': (Precision, 'to_device', blocking, {}),
-    'unfused optimiser': (sys.modules[__name__], 'build_optimizer', unfused, {'precision': 'fp16'}),
+    'unfused optimiser': (trainer, 'build_optimizer', unfused, {'precision': 'fp16'}),
     'index on the CPU': (torch, 'randperm', order_on_the_cpu, {'world': 4}),
     'strided collective': (dist, 'all_gather', strided, {'world': 4})}
 

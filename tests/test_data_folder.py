@@ -174,8 +174,8 @@ def test_pairs_and_loaders(root: Path, shapes: Path, caplog) -> None:
                  cache='none', device='cpu', train_batch_size=4, augmentation_kwargs={'size': 32},
                  model_kwargs={'upsample': True}, val_size=24, val_batch_size=8, output_dir=str(root / 'results'))
     images = build.open_images(p, '.', 'all', saliency='masks', skip=True)
-    loader, sampler = build.train_loader(p, PairDataset(images, ContrastiveView(*IMAGENET, 32)))
-    assert len(sampler) == 16
+    loader = build.train_loader(p, PairDataset(images, ContrastiveView(*IMAGENET, 32)))
+    assert len(loader.sampler) == 16
     assert torch.stack([batch['query'] for batch in loader]).shape == (4, 4, 3, 32, 32)
     said = f'Training on split all, 19 images of {images.images} with masks of {images.masks}, 1 left out'
     assert said in caplog.text

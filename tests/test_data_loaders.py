@@ -20,7 +20,7 @@ def loader(folder: Path, *overrides: str):
     p = load_config('configs/demo/env.yml', 'configs/demo/pretrain.yml', Pretrain, [
         f'db_root={folder}', 'train_batch_size=4', 'moco_kwargs.K=8', 'device=cpu', *overrides])
     images = open_images(p, p.train_db_name, p.train_split, saliency=p.saliency, skip=True)
-    return train_loader(p, PairDataset(images, ContrastiveView(*IMAGENET, **p.augmentation_kwargs)))[0]
+    return train_loader(p, PairDataset(images, ContrastiveView(*IMAGENET, **p.augmentation_kwargs)))
 
 
 def test_workers_give_the_same_pairs_and_the_key_cache_has_no_effect(shapes: Path, caplog) -> None:

@@ -196,9 +196,9 @@ def test_every_loader_normalises_as_the_weights_want(db_root: Path) -> None:
                label_seed=0, border_label=0, eval_classes=(), saliency='supervised_model',
                augmentation_kwargs=view, output_dir='out')
     data = open_images(p, 'Shapes', 'train', truth=True, saliency='supervised_model')
-    loaders = (('query', lambda *colours: train_loader(p, PairDataset(data, ContrastiveView(*colours, **view)))[0]),
+    loaders = (('query', lambda *colours: train_loader(p, PairDataset(data, ContrastiveView(*colours, **view)))),
                ('image', lambda *colours: train_loader(p, SeededDataset(data.transformed(
-                   LinearTrainTransform(32, *colours))))[0]),
+                   LinearTrainTransform(32, *colours))))),
                ('image', partial(evaluation_loader, p, data)))
     for key, loader in loaders:
         levels = []

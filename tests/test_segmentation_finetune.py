@@ -109,8 +109,8 @@ def test_one_sentence_each(run, tmp_path: Path) -> None:
 
 def test_the_network_learns_at_its_multiple_of_the_rate() -> None:
     model = GreyModel()
-    optimizer = build_optimizer('sgd', model.classifier.parameters(), lr=1)
-    optimizer.add_param_group({'params': model.network_parameters(), 'lr_factor': 0.1})
+    optimizer = build_optimizer('sgd', [{'params': model.classifier.parameters()},
+                                        {'params': model.network_parameters(), 'lr_factor': 0.1}], lr=1)
     set_learning_rate(optimizer, 0.5)
     assert [(group['lr'], len(group['params'])) for group in optimizer.param_groups] == [(0.5, 2), (0.05, 2)]
     assert {id(q) for group in optimizer.param_groups for q in group['params']} == set(map(id, model.parameters()))

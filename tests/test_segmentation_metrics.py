@@ -37,9 +37,9 @@ def test_running_means() -> None:
     mean = Mean()
     assert mean.read() == {}
     for value in (1.0, 3.0):
-        mean.update(loss=torch.tensor(value, requires_grad=True), accuracy=torch.tensor(value / 2))
+        mean.add({'loss': torch.tensor(value), 'accuracy': torch.tensor(value / 2)})
     assert mean.read() == {'loss': 2.0, 'accuracy': 1.0}
-    mean.add(Mean({'loss': torch.tensor(5.0), 'accuracy': torch.tensor(4.0)}, 1))
+    mean.add({'loss': torch.tensor(8.0), 'accuracy': torch.tensor(6.0)}, 2)
     assert mean.read() == {'loss': 3.0, 'accuracy': 2.0}
 
 

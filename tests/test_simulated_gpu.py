@@ -18,8 +18,8 @@ WAITS_OF_STEP = {'four processes with all options': {'boolean index, models/segm
                                                      'boolean index, models/segmentation.py:embed'}}
 # waits of a batch, and its copies from memory that is not pinned
 EVALUATIONS = {
-    'validation': ({'copy to the CPU, segmentation/engine.py:validate': 1}, {}),
-    'prediction': ({'copy to the CPU, segmentation/engine.py:run_network': 4}, {}),
+    'validation': ({'copy to the CPU, segmentation/engine.py:run_network': 1}, {}),
+    'prediction': ({'copy to the CPU, segmentation/engine.py:run_network': 2}, {}),
     'prototypes': ({'copy to the CPU, segmentation/objects.py:find_objects': 2},
                    {'(64, 64), segmentation/objects.py:find_objects': 3}),
     'prototypes of components': ({'copy to the CPU, segmentation/objects.py:find_objects': 1},

@@ -20,6 +20,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,8 @@ from data.loaders import collate
 from data.pairs import SeededSampler
 from models.resnet import IMAGENET
 from tests.test_scripts import Runner
+from utils.config.load import Config
+from utils.config.schema import Training
 from utils.run.checkpoint import load_checkpoint, save_checkpoint
 from utils.run.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from utils.run.precision import Precision
@@ -193,7 +196,8 @@ def test_a_killed_loader_worker_is_one_sentence_with_the_checkpoint(runner: Runn
     assert end_of(process) == EXIT_USER_ERROR, printed.read_text()
     assert printed.read_text().endswith(  # after PyTorch's own line on a bus error
         'error: a loader worker was killed, for lack of memory or of shared memory (/dev/shm; of a container by '
-        f'--shm-size): raise it or lower num_workers, and rerun the same command to resume from {checkpoint}.\n')
+        f'--shm-size): raise it or lower num_workers, and rerun the same command; {checkpoint} is the last '
+        'good checkpoint.\n')
     assert 'Traceback' not in printed.read_text()
 
 
@@ -256,6 +260,12 @@ def test_a_failed_flush_leaves_the_file_of_before(tmp_path: Path, monkeypatch, n
 STEPS = 6
 
 
+def settings(folder: Path, **keys: Any) -> Any:
+    """The config of a training of six steps an epoch that leaves its checkpoint in ``folder``."""
+    given = {'output_dir': str(folder), 'root_dir': '.', 'db_root': '.', 'epochs': 2, 'train_batch_size': 2, **keys}
+    return Config(Training.model_validate(given).model_dump())
+
+
 class Small:
     """A trainer of three weights in ``folder``: six steps an epoch, with dropout."""
 
@@ -263,20 +273,19 @@ class Small:
         torch.manual_seed(0)
         self.path, self.calls, self.losses = folder / 'checkpoint.pth.tar', 0, []
         self.model = nn.Linear(3, 1)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1, momentum=0.9)
-        sampler = SeededSampler(2 * STEPS, 0)
-        loader = DataLoader(self, 2, sampler=sampler, collate_fn=collate, generator=torch.Generator())
-        self.trainer = Trainer(self.path, self.model, self.optimizer, Precision(torch.device('cpu')), loader, sampler,
-                               [f'image{i}' for i in range(2 * STEPS)], {}, log_every, checkpoint_every)
+        loader = DataLoader(self, 2, sampler=SeededSampler(2 * STEPS, 0), collate_fn=collate,
+                            generator=torch.Generator())
+        p = settings(folder, checkpoint_every=checkpoint_every, log_every=log_every, optimizer_kwargs={'lr': 0.1})
+        self.trainer = Trainer(p, self.model, torch.device('cpu'), loader, [f'image{i}' for i in range(2 * STEPS)])
 
     def __getitem__(self, item: tuple[int, int]) -> dict:
         return {'x': torch.tensor([1.0, item[0], item[1] % 7]) / 7, 'id': f'image{item[0]}'}
 
     def train(self, at: int = 0, event: Callable[[Tensor], Tensor] = lambda loss: loss) -> dict[str, float]:
         """An epoch; at one of the steps, counted from 1, something happens to the loss."""
-        def compute(batch: dict) -> dict[str, Tensor]:
+        def compute(model: nn.Module, batch: dict, precision: Precision) -> dict[str, Tensor]:
             self.calls += 1
-            loss = (nn.functional.dropout(self.model(batch['x'])) - 1).square().mean()
+            loss = (nn.functional.dropout(model(batch['x'])) - 1).square().mean()
             self.losses.append(float(loss.detach()))
             return {'loss': event(loss) if self.calls == at else loss}
         return self.trainer.train_one_epoch(compute)
@@ -289,26 +298,26 @@ def signalled(loss: Tensor) -> Tensor:
 
 def test_a_signal_lets_the_step_end_and_be_saved(tmp_path: Path) -> None:
     whole = Small(tmp_path / 'whole')
-    with whole.trainer:
+    with whole.trainer.stoppable():
         means = [whole.train(), (whole.trainer.finish_epoch(), whole.train())[1]]
         whole.trainer.finish_epoch()
     assert means[0]['loss'] == pytest.approx(np.mean(whole.losses[:STEPS]))
     parts, handler = Small(tmp_path / 'parts'), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(StoppedError, match='stopped by SIGTERM'), parts.trainer:
+    with pytest.raises(StoppedError, match='stopped by SIGTERM'), parts.trainer.stoppable():
         parts.train(3, signalled)
     assert signal.getsignal(signal.SIGTERM) == handler
     parts = Small(tmp_path / 'parts')
     assert (parts.trainer.epoch, parts.trainer.step) == (0, 3)
-    with parts.trainer:
+    with parts.trainer.stoppable():
         assert parts.train() == means[0]
         assert (parts.calls, parts.trainer.share) == (STEPS - 3, 0.5)
         parts.trainer.finish_epoch(best=1)
     parts = Small(tmp_path / 'parts')
-    with pytest.raises(StoppedError, match='stopped by SIGTERM'), parts.trainer:
+    with pytest.raises(StoppedError, match='stopped by SIGTERM'), parts.trainer.stoppable():
         parts.train(STEPS, signalled)
     parts = Small(tmp_path / 'parts')
     assert (parts.trainer.epoch, parts.trainer.step, parts.trainer.extra) == (1, STEPS, {'best': 1})
-    with parts.trainer:
+    with parts.trainer.stoppable():
         assert parts.train() == means[1]
         assert parts.calls == 0
         parts.trainer.finish_epoch()
@@ -320,7 +329,7 @@ def test_a_signal_lets_the_step_end_and_be_saved(tmp_path: Path) -> None:
 
 def evaluate(folder: Path) -> None:
     small = Small(folder)
-    with small.trainer:
+    with small.trainer.stoppable():
         small.train()
         with small.trainer.at_once():
             signalled(torch.zeros(()))
@@ -332,7 +341,7 @@ def test_a_signal_ends_an_evaluation_at_once_after_a_checkpoint(tmp_path: Path) 
     assert end_of(process) == EXIT_STOPPED
     small = Small(tmp_path)
     assert small.trainer.step == STEPS
-    with contextlib.suppress(StoppedError), small.trainer:
+    with contextlib.suppress(StoppedError), small.trainer.stoppable():
         signalled(torch.zeros(()))
         with small.trainer.at_once():
             pytest.fail('the evaluation began')
@@ -340,7 +349,7 @@ def test_a_signal_ends_an_evaluation_at_once_after_a_checkpoint(tmp_path: Path) 
 
 def test_a_signal_during_the_last_checkpoint_ends_the_run_after_it(tmp_path: Path) -> None:
     small = Small(tmp_path)
-    with pytest.raises(StoppedError), small.trainer:
+    with pytest.raises(StoppedError), small.trainer.stoppable():
         signalled(torch.zeros(()))
 
 
@@ -349,9 +358,9 @@ def test_a_loss_that_is_not_finite_names_step_and_images_and_is_not_saved(tmp_pa
                                                                           checkpoint_every: int) -> None:
     small = Small(tmp_path, checkpoint_every)
     good = f'{small.path} is the last good checkpoint' if checkpoint_every else 'there is no checkpoint yet'
-    images = [name for (name, _) in small.trainer.sampler][4:6]
+    images = [name for (name, _) in small.trainer.loader.sampler][4:6]
     with pytest.raises(UserError, match=f'the loss is nan at epoch 1, step 3, images image{images[0]}, '
-                                        f'image{images[1]}; {good}'), small.trainer:
+                                        f'image{images[1]}; {good}'), small.trainer.stoppable():
         small.train(3, lambda loss: loss * math.nan)
     assert [load_checkpoint(path)['step'] for path in tmp_path.glob('*.tar')] == [2] * bool(checkpoint_every)
 
@@ -366,6 +375,7 @@ def test_a_truncated_checkpoint_of_a_run_is_to_be_restored_or_moved(tmp_path: Pa
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     small = Small(tmp_path, checkpoint_every=1)
-    with pytest.raises(UserError, match=f'no longer finite.*{small.path} is the last good checkpoint'), small.trainer:
+    with (pytest.raises(UserError, match=f'no longer finite.*{small.path} is the last good checkpoint'),
+          small.trainer.stoppable()):
         small.train(3, lambda loss: loss + (loss - loss.detach()).sqrt())  # 0, with an infinite gradient
     assert load_checkpoint(small.path)['step'] == 2

@@ -25,11 +25,13 @@ def learning_rate(scheduler: str, lr: float, epoch: int, epochs: int, lr_decay_r
     return lr
 
 
-def build_optimizer(name: str, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.9,
-                    weight_decay: float = 1e-4, nesterov: bool = False) -> torch.optim.Optimizer:
-    """'sgd' or 'adam' over the parameters that have a gradient."""
-    trained = [p for p in parameters if p.requires_grad]
-    fused = all(p.is_cuda for p in trained) or None  # else loss scaling waits for the GPU at each step
+def build_optimizer(name: str, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float,
+                    momentum: float = 0.9, weight_decay: float = 1e-4, nesterov: bool = False) -> torch.optim.Optimizer:
+    """'sgd' or 'adam' over the parameters that have a gradient, or over groups {'params': ..., 'lr_factor': 0.1}."""
+    given: list[Any] = list(parameters)
+    groups = given if isinstance(given[0], dict) else [{'params': given}]
+    trained = [{**group, 'params': [p for p in group['params'] if p.requires_grad]} for group in groups]
+    fused = all(p.is_cuda for group in trained for p in group['params']) or None  # else scaling waits at each step
     if name == 'adam':
         return torch.optim.Adam(trained, lr, weight_decay=weight_decay, fused=fused)
     assert name == 'sgd', name

@@ -22,15 +22,9 @@ from utils.run.precision import allow_tf32
 log = logging.getLogger(__name__)
 
 
-def seed_process(seed: int) -> None:
-    """Once all processes hold the same weights, give each its own dropout."""
-    if distributed.world_size() > 1:
-        torch.manual_seed(seed + distributed.rank())
-
-
 def start(p: Run, nproc: int | None, script: str, argv: Sequence[str] | None,
           identity: Sequence[str] = ()) -> torch.device:
-    """Start the processes of the script, see ``start_processes``, and ``prepare`` each of them."""
+    """``start_processes`` of the script, and ``prepare`` each of them."""
     start_processes(nproc, p.device, script, argv)
     return prepare(p, identity)
 
@@ -38,20 +32,19 @@ def start(p: Run, nproc: int | None, script: str, argv: Sequence[str] | None,
 def prepare(p: Run, identity: Sequence[str] = ()) -> torch.device:
     """Join the other processes, if any, and ready the output directory, the log, the random state and the device.
 
-    Raises:
-        UserError: the output directory cannot be made, was made with another config (``save_config`` says what
-            ``identity`` is) or is in use, or the device is not there, or none for several processes.
+    Raises UserError if the output directory cannot be made, is in use or was made with another config (``save_config``
+    says what ``identity`` is), or if the device is not there, or none for several processes.
     """
     device = pick_device(p.device)
     if distributed.is_launched():
         require_processes(device)
-    if device.type == 'cuda' and distributed.local_rank() >= torch.cuda.device_count():
-        raise UserError(f'this machine has {torch.cuda.device_count()} visible GPUs and more processes; start one for '
-                        'each GPU, or set device=cpu.')
+        if device.type == 'cuda':
+            device = torch.device('cuda', distributed.local_rank())
+            if distributed.local_rank() >= torch.cuda.device_count():
+                raise UserError(f'this machine has {torch.cuda.device_count()} visible GPUs and more processes; start '
+                                'one for each GPU, or set device=cpu.')
     distributed.join(device.type == 'cuda')
     share_cores()
-    if device.type == 'cuda' and distributed.world_size() > 1:
-        device = torch.device('cuda', distributed.local_rank())
     allow_tf32(p.val_tf32)
     output_dir = Path(p.output_dir)
     with distributed.main_first():
@@ -59,8 +52,8 @@ def prepare(p: Run, identity: Sequence[str] = ()) -> torch.device:
             try:
                 output_dir.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError) as error:
-                raise UserError(f'output_dir {output_dir} cannot be made, for a file is in its place; choose another '
-                                '(--set output_dir=...) or move the file.') from error
+                raise UserError(f'output_dir {output_dir} cannot be made, for a file is in its place; move it, or '
+                                'choose another (--set output_dir=...).') from error
             lock_folder(output_dir)
             save_config(p, output_dir, identity)
             read_results(output_dir)  # damaged ones are told before anything is computed

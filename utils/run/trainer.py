@@ -2,21 +2,24 @@
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from utils.config.schema import Training
 from utils.run import distributed
 from utils.run.checkpoint import resume_training, save_training
 from utils.run.errors import UserError, name_some
 from utils.run.log import MetricsWriter, log_epoch, progress
-from utils.run.optim import learning_rate, set_learning_rate
+from utils.run.optim import build_optimizer, learning_rate, set_learning_rate
 from utils.run.parallel import LOST_WORKER, lost_worker, starting_workers
 from utils.run.precision import Precision, tf32
 from utils.run.signals import SIGNALS, handled, stop, stop_at_once
@@ -27,61 +30,55 @@ log = logging.getLogger(__name__)
 class Mean:
     """Running means of named scalars, summed on the device; reading them is the only synchronisation."""
 
-    def __init__(self, sums: Mapping[str, Tensor] | None = None, count: int = 0) -> None:
-        self.sums, self.count = dict(sums or {}), count
+    def __init__(self, sums: Mapping[str, Any] | None = None, count: int = 0) -> None:
+        self.sums: Any = Counter(sums)  # adds tensors as it adds numbers
+        self.count = count
 
-    def update(self, **values: Tensor) -> None:
-        """Add one step's scalars."""
-        self.add(Mean({name: value.detach().float() for name, value in values.items()}, 1))
-
-    def add(self, other: 'Mean') -> None:
-        """Add the steps of another."""
-        for name, value in other.sums.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.count += other.count
+    def add(self, values: Mapping[str, Tensor], count: int = 1) -> None:
+        """Add the scalars of a step, or their sums over several."""
+        self.sums.update(values)
+        self.count += count
 
     def read(self) -> dict[str, float]:
-        if not self.sums:
-            return {}
-        means = (torch.stack(list(self.sums.values())) / self.count).tolist()
+        means = (torch.stack(list(self.sums.values())) / self.count).tolist() if self.sums else []
         return dict(zip(self.sums, means, strict=True))
 
 
 class Trainer:
-    """Trains epoch by epoch and loses no work.
+    """Trains epoch by epoch and loses no work: what is in the checkpoint of ``p.output_dir`` is taken up.
 
-    What is in the checkpoint is taken up: ``epoch`` is the number of finished epochs, ``step`` that of
-    the steps done of the next one, and ``extra`` what a script keeps besides. While it is entered,
-    SIGTERM and SIGINT let the step be finished and saved, then raise StoppedError.
+    ``epoch`` is the number of finished epochs, ``step`` that of the steps done of the next one, ``extra`` what a script
+    keeps besides; the model comes to the device, with the weights of the main process.
 
     Args:
-        path: the checkpoint; the metrics go beside it.
-        loader: a whole epoch in batches, whose 'id' names their images; ``sampler`` is its order.
+        loader: a whole epoch in batches, whose 'id' names their images.
         ids: the images of the loader's data set, in order; a run goes on with the same ones alone.
-        config: written into the checkpoint.
-        log_every: steps between two lines of the log.
-        checkpoint_every: steps between two checkpoints within an epoch; 0 leaves it to the epoch's end.
+        groups: of parameters, for ``build_optimizer``; None: all that have a gradient learn alike.
 
     Raises:
-        UserError: the checkpoint cannot be read, belongs to another model or to other images, or is not the same for
-            all processes.
+        UserError: the device does not compute in ``p.precision``; or the checkpoint cannot be read, belongs to another
+            model or to other images, or is not the same for all processes.
     """
 
-    def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision,
-                 loader: DataLoader, sampler: Any, ids: Sequence[str], config: Mapping[str, Any], log_every: int,
-                 checkpoint_every: int) -> None:
-        self.path, self.model, self.optimizer, self.precision = path, model, optimizer, precision
-        self.loader, self.sampler, self.ids, self.config = loader, sampler, list(ids), config
-        self.log_every, self.checkpoint_every, self.writer = log_every, checkpoint_every, MetricsWriter(path.parent)
-        state = resume_training(path, model, optimizer, ids)
+    def __init__(self, p: Training, model: nn.Module, device: torch.device, loader: DataLoader, ids: Sequence[str],
+                 groups: Sequence[dict[str, Any]] | None = None) -> None:
+        self.p, self.loader, self.ids, self.path = p, loader, list(ids), Path(p.output_dir) / 'checkpoint.pth.tar'
+        self.precision = Precision(device, p.precision, p.channels_last, p.tf32)
+        self.model = self.precision.to_device(model)
+        self._parallel = distributed.parallel(model)
+        if distributed.world_size() > 1:
+            torch.manual_seed(p.seed + distributed.rank())  # the weights are alike now; each has its own dropout
+        self.optimizer = build_optimizer(p.optimizer, groups or model.parameters(), **p.optimizer_kwargs)
+        self.writer = MetricsWriter(self.path.parent)
+        state = resume_training(self.path, model, self.optimizer, ids)
         if state:
-            precision.scaler.load_state_dict(state.get('scaler', {}))
-            log.info('Resuming after epoch %d and %d steps from %s', state['epoch'], state['step'], path)
+            self.precision.scaler.load_state_dict(state.get('scaler', {}))
+            log.info('Resuming after epoch %d and %d steps from %s', state['epoch'], state['step'], self.path)
         self.epoch, self.step, self.extra = state.get('epoch', 0), state.get('step', 0), state.get('extra', {})
-        found = distributed.gather_objects((self.epoch, self.step))
-        if len(set(found)) > 1:
-            raise UserError(f'the processes found different checkpoints at {path} (epoch and step '
-                            f'{name_some(sorted(set(found)))}); output_dir must be one folder that all machines share.')
+        found = set(distributed.gather_objects((self.epoch, self.step)))
+        if len(found) > 1:
+            raise UserError(f'the processes found different checkpoints at {self.path} (epoch and step '
+                            f'{name_some(sorted(found))}); output_dir must be one folder that all machines share.')
         # since the last line of the log; of the epoch up to there
         self.recent, self.whole = Mean(*state.get('recent', ())), Mean(*state.get('whole', ()))
         self.share = 1.0  # of the epoch's steps, what this process did itself, and not an earlier start of the run
@@ -89,74 +86,70 @@ class Trainer:
         self._unchecked: list[tuple[int, Sequence[str], Tensor]] = []  # step, images, loss
         self._signal: int | None = None
 
-    def __enter__(self) -> 'Trainer':
-        self._noting = handled(self._note, *SIGNALS)
-        self._noting.__enter__()
-        return self
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """A block in which SIGTERM and SIGINT let the step be finished and saved, and then raise StoppedError."""
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signal = number
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
-        lost = lost_worker(error)
-        self._noting.__exit__(kind, error, traceback)
-        self.writer.close()
-        if lost:
-            state = f' to resume from {self.path}' if self.path.is_file() else '; there is no checkpoint yet'
-            raise UserError(f'{LOST_WORKER}, and rerun the same command{state}.') from error
-        if kind is None and self._asked_to_stop():
+        with handled(note, *SIGNALS):
+            try:
+                yield
+            except Exception as error:
+                if lost_worker(error):
+                    raise UserError(f'{LOST_WORKER}, and rerun the same command; {self._last_good()}.') from error
+                raise
+            finally:
+                self.writer.close()
+        if self._asked_to_stop():
             stop(self._signal)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
 
     def _asked_to_stop(self) -> bool:
         """Whether a signal came to any process; every process asks at the same step."""
         return distributed.any_process(self._signal is not None)
 
-    def epochs(self, epochs: int, scheduler: str, lr: float, **schedule: Any) -> Iterator[int]:
-        """The epochs that are left, counted from 0, each with its rate, see ``learning_rate``, and summed up in a line.
+    def _last_good(self) -> str:
+        return f'{self.path} is the last good checkpoint' if self.path.is_file() else 'there is no checkpoint yet'
 
-        In each the caller trains (``train_one_epoch``), evaluates (within ``at_once``) and calls ``finish_epoch``.
+    def epochs(self) -> Iterator[int]:
+        """The epochs that are left, counted from 0, each with its learning rate, and summed up in a line.
+
+        In each the caller calls ``train_one_epoch``, evaluates within ``at_once`` and calls ``finish_epoch``.
         """
-        for epoch in range(self.epoch, epochs):
-            begun, rate = time.perf_counter(), learning_rate(scheduler, lr, epoch, epochs, **schedule)
+        p = self.p
+        for epoch in range(self.epoch, p.epochs):
+            begun = time.perf_counter()
+            rate = learning_rate(p.scheduler, p.optimizer_kwargs.lr, epoch, p.epochs, **p.scheduler_kwargs)
             set_learning_rate(self.optimizer, rate)
             self.writer.add_scalars({'train/lr': rate}, epoch + 1)
             yield epoch
-            log_epoch(epoch, epochs, f'{self._summary}, lr {rate:.5f}', time.perf_counter() - begun, self.share)
+            log_epoch(epoch, p.epochs, f'{self._summary}, lr {rate:.5f}', time.perf_counter() - begun, self.share)
 
-    def train_one_epoch(self, compute_losses: Callable[[dict[str, Any]], dict[str, Tensor]],
+    def train_one_epoch(self, compute_losses: Callable[[nn.Module, dict[str, Any], Precision], dict[str, Tensor]],
                         statistics: Callable[[], dict[str, float]] = dict) -> dict[str, float]:
-        """One pass over the loader, or what is left of it.
+        """One pass over the loader, or what is left of it; the means of the epoch's steps.
 
-        Args:
-            compute_losses: maps a batch to 'loss', with its gradient, and what else to log.
-            statistics: what else the writer gets at each line of the log, by its name there.
-
-        Returns:
-            the means of the epoch's steps.
-
-        Raises:
-            UserError: the loss is not finite, or the checkpoint cannot be written.
-            StoppedError: a signal came, and the run is saved.
+        ``compute_losses`` gives the 'loss' of a batch, with its gradient, and what else to log, ``statistics`` what
+        else the writer gets at each line of the log. Raises UserError if the loss is not finite, StoppedError if a
+        signal came and the run is saved.
         """
-        batch = self.loader.batch_size or 1
-        self.sampler.epoch, self.sampler.start = self.epoch, self.step * batch * distributed.world_size()
+        every, sampler, batch = self.p.checkpoint_every, self.loader.sampler, self.loader.batch_size or 1
+        sampler.epoch, sampler.start = self.epoch, self.step * batch * distributed.world_size()  # type: ignore
         steps = self.step + len(self.loader)
         self.share = len(self.loader) / steps
         with starting_workers():
             batches = iter(self.loader)
         with tf32(self.precision.tf32):
             for images in progress(batches, f'epoch {self.epoch + 1}', steps, self.step):
-                losses = compute_losses(images)
+                losses = compute_losses(self._parallel, images, self.precision)
                 self.precision.step(losses['loss'], self.optimizer)
                 self.step += 1
                 self._unchecked.append((self.step, images['id'], losses['loss'].detach()))
-                self.recent.update(**losses)
-                if self.step % self.log_every == 0 or self.step == steps:
+                self.recent.add({name: value.detach().float() for name, value in losses.items()})
+                if self.step % self.p.log_every == 0 or self.step == steps:
                     self._log(steps, statistics)
                 asked = self._asked_to_stop()
-                if asked or (self.checkpoint_every and self.step % self.checkpoint_every == 0 and self.step < steps):
-                    self._check()
+                if asked or (every and self.step % every == 0 and self.step < steps):
                     self.save()
                 if asked:
                     stop(self._signal)
@@ -170,26 +163,20 @@ class Trainer:
                                     self.epoch + 1, self.epoch * steps + self.step)
         log.info('epoch %d step %d/%d  %s', self.epoch + 1, self.step, steps,
                  '  '.join(f'{name} {value:.4f}' for name, value in means.items()))
-        self.whole.add(self.recent)
+        self.whole.add(self.recent.sums, self.recent.count)
         self.recent = Mean()
 
     def _check(self) -> None:
-        """Read the losses since the last check, the one time that the device is waited for.
-
-        Raises:
-            UserError: one is not finite; the same sentence in all processes.
-        """
+        """Wait for the losses since the last check. Raises UserError, alike in all processes, if one is not finite."""
         values = torch.stack([loss for *_, loss in self._unchecked]).tolist() if self._unchecked else []
-        wrong = [(step, str(value), list(ids)) for (step, ids, _), value in zip(self._unchecked, values, strict=True)
+        wrong = [(step, str(value), ids) for (step, ids, _), value in zip(self._unchecked, values, strict=True)
                  if not math.isfinite(value)]
         self._unchecked = []
-        found = [entry for of_process in distributed.gather_objects(wrong[:1]) for entry in of_process]
-        if found:
+        if found := list(chain(*distributed.gather_objects(wrong[:1]))):
             step, value, ids = min(found)
-            good = f'{self.path} is the last good checkpoint' if self.path.is_file() else 'there is no checkpoint yet'
-            raise UserError(f'the loss is {value} at epoch {self.epoch + 1}, step {step}, images '
-                            f'{name_some(ids, 16)}; {good}: look at these images, or lower '
-                            'optimizer_kwargs.lr in another output_dir.')
+            raise UserError(f'the loss is {value} at epoch {self.epoch + 1}, step {step}, images {name_some(ids, 16)}; '
+                            f'{self._last_good()}: look at these images, or lower optimizer_kwargs.lr in another '
+                            'output_dir.')
 
     def finish_epoch(self, shown: str = '', **extra: Any) -> None:
         """Count the epoch as done, ``shown`` in its summary, and save; ``extra`` replaces entries of ``self.extra``."""
@@ -199,11 +186,12 @@ class Trainer:
         self.save()
 
     def save(self) -> None:
-        """Write the checkpoint, and the metrics up to it."""
+        """Write the checkpoint, and the metrics up to it, unless a loss is not finite."""
+        self._check()
         self.writer.flush()
-        save_training(self.path, self.model, self.optimizer, self.config, ids=self.ids, epoch=self.epoch,
-                      step=self.step, recent=(self.recent.sums, self.recent.count),
-                      whole=(self.whole.sums, self.whole.count), extra=self.extra,
+        save_training(self.path, self.model, self.optimizer, self.p, ids=self.ids, epoch=self.epoch, step=self.step,
+                      recent=(dict(self.recent.sums), self.recent.count),
+                      whole=(dict(self.whole.sums), self.whole.count), extra=self.extra,
                       scaler=self.precision.scaler.state_dict())
         distributed.barrier()  # nobody leaves while it is being written
 
