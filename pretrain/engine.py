@@ -12,12 +12,10 @@ CHUNK = 32768
 
 def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision,
                    chunk: int = CHUNK) -> dict[str, Tensor]:
-    """Forward one batch of pairs: 'loss' (with gradient), 'contrastive', 'saliency', 'accuracy', 'foreground'.
+    """One batch of pairs: 'loss' (with gradient), 'contrastive', 'saliency', 'accuracy', 'foreground'.
 
-    Args:
-        model: MaskContrast, or what ``distributed.parallel`` made of it.
-        precision: how the networks compute; losses are in float32 or float64 always.
-        chunk: pixels of the contrastive loss at a time; 0 holds all of its logits in memory.
+    Losses are in float32 or float64 in any ``precision``. ``chunk`` is the pixels of the contrastive loss at a time; 0
+    holds all of its logits in memory.
     """
     im_q, im_k = (precision.to_device(batch[view]) for view in ('query', 'key'))  # B x 3 x H x W
     masks = [batch['query_mask'], batch['key_mask']]  # B x H x W
@@ -34,7 +32,7 @@ def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision
         logits = output.logits  # P x (B + K)
         contrastive, top1 = contrastive_loss(logits, output.labels), accuracy(logits, output.labels)
     losses = {'loss': contrastive, 'contrastive': contrastive, 'accuracy': top1, 'foreground': mask_q.float().mean()}
-    if output.saliency is not None:
-        losses['saliency'] = saliency_loss(output.saliency, mask_q)
-        losses['loss'] = contrastive + losses['saliency']
-    return losses
+    if output.saliency is None:
+        return losses
+    saliency = saliency_loss(output.saliency, mask_q)
+    return losses | {'saliency': saliency, 'loss': contrastive + saliency}

@@ -9,12 +9,8 @@ from torch.nn import functional as F
 def saliency_loss(scores: Tensor, masks: Tensor) -> Tensor:
     """Class-balanced binary cross-entropy of the saliency head (paper, section 4.1).
 
-    With w = (number of y=0) / (number of pixels) over the whole batch, pixels of the object weigh w
-    and the others 1 - w; the sum is divided by the number of pixels. 0 if all pixels are alike.
-
-    Args:
-        scores: raw scores, any shape.
-        masks: same shape, 1 = object, 0 = background.
+    With w the share of background pixels of the whole batch, pixels of the object weigh w and the others 1 - w; the
+    sum is divided by the number of pixels, and 0 if all are alike. Raw scores and masks in {0, 1} have one shape.
     """
     y = masks.to(scores.dtype)
     w = (masks == 0).sum().float() / masks.numel()  # float32 in any model, as the golden figures have it
@@ -29,14 +25,11 @@ def class_weights(labels: Tensor, num_keys: int, dtype: torch.dtype) -> Tensor:
 
 
 def contrastive_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Pixel-to-prototype cross-entropy, balanced over the objects (paper, equation 3).
+    """Pixel-to-prototype cross-entropy, its weighted mean by ``class_weights`` (paper, equation 3).
 
     Args:
         logits: P x (B + K), already divided by the temperature.
         labels: P, the index in 0..B-1 of the image that each foreground pixel belongs to.
-
-    Returns:
-        PyTorch's weighted mean of the cross-entropy, weights by ``class_weights``.
     """
     return F.cross_entropy(logits, labels, class_weights(labels, logits.shape[1], logits.dtype))
 
@@ -73,13 +66,8 @@ def chunked_contrastive_loss(q: Tensor, keys: Tensor, labels: Tensor, T: float,
                              chunk: int) -> tuple[Tensor, Tensor]:
     """``contrastive_loss`` of q @ keys / T, and its ``accuracy``, with the logits of ``chunk`` pixels at a time.
 
-    The keys have no gradient, so the gradient with respect to q is known as soon as the logits are, and
+    q is P x dim and keys dim x (B + K). These have no gradient, so that of q is known as soon as the logits are, and
     P x dim numbers are kept for the backward pass in place of P x (B + K).
-
-    Args:
-        q: P x dim unit embeddings.
-        keys: dim x (B + K), without gradient.
-        labels: P, in 0..B-1.
     """
     return _Chunked.apply(q, keys, labels, class_weights(labels, keys.shape[1], q.dtype), T, chunk)
 

@@ -31,16 +31,15 @@ class Output(NamedTuple):
 
 
 class MaskContrast(nn.Module):
-    """Query encoder, momentum (key) encoder and queue.
+    """Query encoder, momentum (key) encoder, which starts as its copy, and queue.
 
     Args:
-        encoder: the query encoder; the key encoder starts as its copy.
         dim: dimension of the embedding.
         K: prototypes in the queue; 0 is no queue.
         m: momentum of the key encoder.
         T: softmax temperature.
-        gather_prototypes: a deviation from the paper: contrast with the prototypes of the batches of all
-            processes; B is then the global batch.
+        gather_prototypes: a deviation from the paper: contrast with the prototypes of all processes; B is then the
+            global batch.
     """
 
     queue: Tensor
@@ -58,10 +57,8 @@ class MaskContrast(nn.Module):
     def forward(self, im_q: Tensor, mask_q: Tensor, im_k: Tensor, mask_k: Tensor) -> Output:
         """One step: the query pixels and their keys; moves the key encoder and fills the queue.
 
-        Args:
-            im_q, im_k: (B, 3, H, W) two views of each image.
-            mask_q, mask_k: (B, H, W) their masks in {0, 1}, at the size of the encoder's output. ``mask_q`` is best
-                left on the CPU, where P is known without waiting for the device.
+        Views are (B, 3, H, W), their masks in {0, 1} (B, h, w), the size of the encoder's output. ``mask_q`` is best
+        left on the CPU, where P is known without waiting for the device.
         """
         embedding, saliency = self.model_q(im_q)  # B x dim x H x W, B x H x W
         pixels = mask_q.nonzero().T.contiguous()  # 3 x P
@@ -89,8 +86,8 @@ class MaskContrast(nn.Module):
     def _key_prototypes(self, im_k: Tensor, mask_k: Tensor) -> Tensor:
         """B x dim unit prototypes of this process's key views.
 
-        The key batch is shuffled over all processes before the encoder and restored behind it, so
-        that BatchNorm statistics tell nothing about which key belongs to which query.
+        The key batch is shuffled over all processes for the encoder, so that BatchNorm statistics tell nothing about
+        which key belongs to which query.
         """
         order, back = distributed.random_order(len(im_k), im_k.device)
         embedding = self.model_k.embed(distributed.shuffle(im_k, order))  # B x dim x H x W, of other images
@@ -110,14 +107,12 @@ class MaskContrast(nn.Module):
     def bank_statistics(self) -> dict[str, float]:
         """How far apart the entries of the queue are, computed on the CPU; nothing without a queue.
 
-        Returns:
-            'bank/cosine', the mean cosine of two entries; 'bank/rank', the effective rank (Roy and Vetterli, 2007):
-            the exponential of the entropy of the singular values, 1 to dim.
+        'bank/cosine' is the mean cosine of two entries, 'bank/rank' the effective rank (Roy and Vetterli, 2007): the
+        exponential of the entropy of the singular values, 1 to dim.
         """
         if self.K == 0:
             return {}
         bank = self.queue.cpu().double()
         cosine = (bank.sum(1).square().sum() - bank.square().sum()) / max(1, self.K * (self.K - 1))
         values = torch.linalg.svdvals(bank)
-        share = (values / values.sum()).clamp_min(1e-300)
-        return {'bank/cosine': float(cosine), 'bank/rank': float((-share * share.log()).sum().exp())}
+        return {'bank/cosine': float(cosine), 'bank/rank': float(torch.special.entr(values / values.sum()).sum().exp())}

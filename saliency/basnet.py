@@ -24,13 +24,13 @@ LEVELS = {6: (1024, 512, 512), 5: (1024, 512, 512), 4: (1024, 512, 256),  # deco
           3: (512, 256, 128), 2: (256, 128, 64), 1: (128, 64, 64)}        # channels inside, channels handed on
 
 
-def join(x: Tensor, level: Tensor) -> Tensor:
-    """Resize ``x`` to the size of a level of the encoder and put it in front of its channels."""
-    return torch.cat([resize(x, level), level], dim=1)
-
-
 def resize(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode='bilinear', align_corners=False)
+
+
+def join(x: Tensor, level: Tensor) -> Tensor:
+    """``x`` at the size of a level of the encoder, in front of its channels."""
+    return torch.cat([resize(x, level), level], dim=1)
 
 
 def halve(x: Tensor) -> Tensor:
@@ -100,22 +100,15 @@ class BASNet(Layers):
         self.refunet = RefUNet()
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Score every pixel.
-
-        Args:
-            images: (N, 3, H, W), normalised with the ImageNet mean and standard deviation.
-
-        Returns:
-            Eight raw scores (N, 1, H, W), before the sigmoid: refined, side 1..6, bridge.
-        """
-        levels = [self.encoder1(F.relu(self.inbn(self.inconv(images))))]     # levels[0]: N x 64 x H x W
+        """(N, 3, H, W), normalised as for ImageNet -> eight raw scores (N, 1, H, W): refined, side 1..6, bridge."""
+        levels = [self.encoder1(F.relu(self.inbn(self.inconv(images))))]  # levels[0]: N x 64 x H x W
         for encoder in (self.encoder2, self.encoder3, self.encoder4):
-            levels.append(encoder(levels[-1]))                               # levels[3]: N x 512 x H/8 x W/8
+            levels.append(encoder(levels[-1]))  # levels[3]: N x 512 x H/8 x W/8
         for n in (5, 6):
             x = halve(levels[-1])
             for part in (1, 2, 3):
                 x = self.get_submodule(f'resb{n}_{part}')(x)
-            levels.append(x)                                                 # levels[5]: N x 512 x H/32 x W/32
+            levels.append(x)  # levels[5]: N x 512 x H/32 x W/32
         x = self.stage('bg', levels[-1])
         scores = [resize(self.outconvb(x), images)]
         for n in LEVELS:
@@ -125,38 +118,26 @@ class BASNet(Layers):
 
 
 def load_basnet(path: Path) -> BASNet:
-    """A BASNet from the released state dict or a checkpoint of training.
-
-    Raises:
-        UserError: the file is no checkpoint, or not one of BASNet; the sentence lists the names.
-    """
-    weights = read_weights(path)
+    """A BASNet from the released state dict or a checkpoint of training. Raises UserError for any other file."""
     with torch.device('meta'):  # without spending time on random weights
         network = BASNet()
     network.to_empty(device='cpu')
-    load_strict(network, weights, hint='give the checkpoint of a BASNet')
+    load_strict(network, read_weights(path), hint='give the checkpoint of a BASNet')
     return network
 
 
 class BASNetSaliency:
-    """A mask source around BASNet.
-
-    Args:
-        network: on the device, in any mode; each prediction switches it to eval mode.
-        size: side to which images are resized for it, pixels.
-        tf32: see ``utils.run.precision``.
-    """
+    """A mask source around a BASNet on the device, which sees images resized to ``size`` x ``size`` pixels."""
 
     def __init__(self, network: BASNet, device: torch.device, size: int = SIZE, tf32: bool = False) -> None:
         self.network, self.device, self.size, self.tf32 = network, device, size, tf32
 
     @torch.inference_mode()
     def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1."""
+        """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1; the network is in eval mode then."""
         self.network.eval()
-        batch = torch.from_numpy(np.stack([network_input(image, (self.size, self.size), *IMAGENET)
-                                           for image in images]))
+        batch = np.stack([network_input(image, (self.size, self.size), *IMAGENET) for image in images])
         with tf32(self.tf32):
-            scores = self.network(to_device(pin(batch, self.device), self.device))[0]
+            scores = self.network(to_device(pin(torch.from_numpy(batch), self.device), self.device))[0]
             maps = torch.sigmoid(scores)[:, 0].cpu().numpy()  # N x size x size
         return [image_map(saliency, image) for saliency, image in zip(maps, images, strict=True)]

@@ -23,11 +23,7 @@ THRESHOLDS = 255  # 0/255 .. 254/255, of precision and recall
 
 
 class TrainingView:
-    """Resize, random crop, horizontal flip (section 4.2).
-
-    Args:
-        size: side to which the image is resized, not keeping the aspect, pixels.
-        crop: side of the random crop, pixels.
+    """Resize to ``size`` x ``size`` pixels, random crop, horizontal flip (section 4.2).
 
     A sample's 'image' (H, W, 3) uint8 becomes (3, crop, crop) float32, normalised as for prediction; its 'sal'
     (H, W) in {0, 1} becomes (1, crop, crop) float32, the share of each pixel that is object.
@@ -48,11 +44,7 @@ class TrainingView:
 
 
 def load_initial_weights(network: nn.Module, weights: Weights) -> None:
-    """Load a whole BASNet, or its residual stages from a ResNet-34, whose first convolution has another size.
-
-    Raises:
-        UserError: the weights are of another network.
-    """
+    """Load a BASNet, or its stages from a ResNet-34, whose first convolution has another size. UserError for others."""
     if weights.kind == 'backbone':
         network = nn.ModuleDict({f'layer{n}': network.get_submodule(f'encoder{n}') for n in (1, 2, 3, 4)})
         weights = weights.map(lambda state: {name: value for name, value in state.items()
@@ -61,17 +53,14 @@ def load_initial_weights(network: nn.Module, weights: Weights) -> None:
 
 
 def ssim(pred: Tensor, target: Tensor) -> Tensor:
-    """Mean structural similarity of maps (N, 1, H, W) in 0..1; Gaussian window, zero padding.
-
-    Source: Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004.
-    """
+    """Mean structural similarity (Wang et al., 2004) of maps (N, 1, H, W) in 0..1; Gaussian window, zero padding."""
     distance = torch.arange(SSIM_WINDOW, dtype=pred.dtype, device=pred.device) - SSIM_WINDOW // 2
     window = torch.exp(-distance ** 2 / (2 * SSIM_SIGMA ** 2))
     window = window / window.sum()
-    kernel = torch.outer(window, window)[None, None]                         # 1 x 1 x 11 x 11
+    kernel = torch.outer(window, window)[None, None]  # 1 x 1 x 11 x 11
     products = torch.cat([pred, target, pred * pred, target * target, pred * target], dim=1)
     local = F.conv2d(products, kernel.expand(5, 1, -1, -1), padding=SSIM_WINDOW // 2, groups=5)
-    mean_p, mean_t, pp, tt, pt = local.unbind(dim=1)                         # each N x H x W
+    mean_p, mean_t, pp, tt, pt = local.unbind(dim=1)  # each N x H x W
     var_p, var_t, cov = pp - mean_p ** 2, tt - mean_t ** 2, pt - mean_p * mean_t
     c1, c2 = SSIM_CONSTANTS
     similarity = (2 * mean_p * mean_t + c1) * (2 * cov + c2)
@@ -97,9 +86,9 @@ def basnet_loss(scores: Sequence[Tensor], target: Tensor) -> Tensor:
 
 
 def compute_losses(network: nn.Module, batch: dict[str, Any], precision: Precision) -> dict[str, Tensor]:
-    """Forward one batch of views: 'loss', in float32. ``network`` may be what ``distributed.parallel`` gave."""
+    """The 'loss' of one batch of views, in float32."""
     with precision.autocast():
-        scores = network(precision.to_device(batch['image']))                # eight, each B x 1 x crop x crop
+        scores = network(precision.to_device(batch['image']))  # eight, each B x 1 x crop x crop
     return {'loss': basnet_loss([to_float32(score) for score in scores], precision.to_device(batch['sal']))}
 
 
@@ -110,17 +99,13 @@ def mask_iou(mask: np.ndarray, truth: np.ndarray) -> float:
 
 
 def map_scores(saliency: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The scores of one map, to be averaged over images.
+    """IoU, mean absolute error, precision and recall at each threshold of one map: (2 + 2 THRESHOLDS,), to be averaged.
 
     Args:
         saliency: (H, W) float in 0..1. Its mask is that of ``saliency/predict.py``, empty for an image left out.
         truth: (H, W), nonzero = object.
-
-    Returns:
-        (2 + 2 THRESHOLDS,): IoU, mean absolute error, then precision and recall at each threshold.
     """
-    truth = truth > 0
-    mask = binarise(saliency)
+    truth, mask = truth > 0, binarise(saliency)
     levels = np.minimum((saliency * THRESHOLDS).astype(int), THRESHOLDS - 1)
     chosen, hits = (np.bincount(values.ravel(), minlength=THRESHOLDS)[::-1].cumsum()[::-1]  # that reach a threshold
                     for values in (levels, levels[truth]))
@@ -139,9 +124,7 @@ def read_scores(mean: np.ndarray) -> dict[str, float]:
 def validate(source: MaskSource, loader: DataLoader) -> dict[str, float]:
     """Score a mask source against precomputed masks, at each image's own size; see ``read_scores``.
 
-    Args:
-        loader: batches of 'image', (H, W, 3) uint8 each, and 'sal', (H, W) in {0, 1} each; several processes take
-            them in turn.
+    A batch has lists of 'image', (H, W, 3) uint8, and 'sal', (H, W) in {0, 1}; several processes take them in turn.
     """
     scores = [map_scores(saliency, truth) for batch in progress(loader, 'validation')
               for saliency, truth in zip(source.predict(batch['image']), batch['sal'], strict=True)]

@@ -2,7 +2,7 @@
 import argparse
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,55 +27,47 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser whose mistakes are a UserError, with the nearest option or the way to give a config key.
+    """argparse's parser whose mistakes are a UserError; ``doc`` is the script's docstring: a line, then an example."""
 
-    Args:
-        doc: the script's docstring: a line, then an example.
-    """
+    config_keys: Sequence[str] = ()
 
     def __init__(self, doc: str | None) -> None:
         super().__init__(description=doc, formatter_class=_Help)
         self.register('type', Path, user_path)
-        self.config_keys: list[str] = []
-        self.given: list[str] = []
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.given = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(self.given, namespace)
 
     def error(self, message: str) -> Any:
-        """Raises UserError."""
-        known = [option for option in self._option_string_actions if option.startswith('--')]
+        """Raises UserError, which names the option or the config key that an unknown option is most like."""
+        options = {_bare(option): option for option, action in self._option_string_actions.items()
+                   if option not in ('-h', '--help', '--set') and action.help != argparse.SUPPRESS}
         for word in self.given:
             name, equals, _ = word.partition('=')
-            option = name.startswith('--') and name != '--'
-            if option and not any(other.startswith(name) for other in known):
-                raise UserError(f'unknown option {name}; {self._hint(name)}')
+            known = not name.startswith('--') or any(other.startswith(name) for other in self._option_string_actions)
+            if not known:
+                near = nearest(_bare(name), [*options, *self.config_keys], NEAR)
+                hint = f'did you mean {options.get(near, f"--set {near}=VALUE")}?' if near else 'see --help.'
+                raise UserError(f'unknown option {name}; {hint}')
             if equals and name in self.config_keys and message.startswith('unrecognized arguments'):
                 raise UserError(f'{word} is a config key; write --set {word}.')
         raise UserError(f'{message}; see --help.')
 
-    def _hint(self, unknown: str) -> str:
-        """Names the option or the config key that an unknown option is most like."""
-        def bare(option: str) -> str:
-            return option.lstrip('-').replace('-', '_')
 
-        options = {bare(option): option for option, action in self._option_string_actions.items() if option not in (
-            '-h', '--help', '--set') and action.help != argparse.SUPPRESS}
-        near = nearest(bare(unknown), [*options, *self.config_keys], NEAR)
-        return f'did you mean {options.get(near, f"--set {near}=VALUE")}?' if near else 'see --help.'
+def _bare(option: str) -> str:
+    return option.lstrip('-').replace('-', '_')
 
 
 class ConfigParser(ArgumentParser):
-    """Of a script with a config: --config_env, --config_exp, --set (``overrides``), --nproc, and the keys in the help.
+    """Of a script with a config of ``schema``: --config_env, --config_exp, --set (``overrides``) and --nproc.
 
-    Args:
-        processes: whether the script may run in several, which --nproc sets.
+    The help lists the keys of the config. Without ``processes``, of a script that runs in one, there is no --nproc.
     """
 
     def __init__(self, doc: str | None, schema: type[Env], processes: bool = True) -> None:
         super().__init__(doc)
-        self.config_keys, self.epilog = list(schema_keys(schema)), describe_keys(schema)
+        self.config_keys, self.epilog = tuple(schema_keys(schema)), describe_keys(schema)
         self.add_argument('--config_env', default='configs/env.yml',
                           help='file with root_dir and db_root (default: %(default)s)')
         self.add_argument('--config_exp', required=True, help='file of the experiment, e.g. one of configs/')

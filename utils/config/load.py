@@ -48,17 +48,15 @@ def as_dict(config: Any) -> dict[str, Any]:
 
 def load_config(config_env: str, config_exp: str, schema: type[S], overrides: Sequence[str] = (),
                 root_of_data: Path | None = None) -> S:
-    """Read the two config files and the overrides, check them and fill in the defaults.
+    """Read the two config files and the overrides 'a.b=value', of which the last counts, and fill in the defaults.
 
     Args:
         config_env, config_exp: YAML files of root_dir and db_root, and of all other keys; see ``find_file``.
-        schema: of the experiment, e.g. ``utils.config.schema.Pretrain``.
-        overrides: 'a.b=value' each; of several for one key the last counts.
         root_of_data: db_root where the file still has the placeholder.
 
     Returns:
-        The keys of ``schema`` as a Config, with ``root_dir``, ``db_root`` and ``output_dir`` as absolute paths and
-        ``config_name``, the experiment file's name without suffix.
+        the keys of ``schema``; 'root_dir', 'db_root' and 'output_dir' are absolute paths, and 'config_name' is the name
+        of the experiment's file without suffix.
 
     Raises:
         UserError: a file is missing, or anything in them is wrong: one line for each mistake.

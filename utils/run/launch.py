@@ -19,17 +19,13 @@ from utils.run.signals import SIGNALS, handled, stop
 
 
 def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[str] | None) -> None:
-    """Run the script in as many processes as the machine has GPUs, if that is more than one, and exit after them.
+    """Run the script again in ``nproc`` processes, None for one a visible GPU, and exit after them.
 
-    It returns where this process is to do the work: it is one of a job already, or one is enough.
-
-    Args:
-        nproc: a number that is asked for; None counts the visible GPUs.
-        script: file of the script; it runs again in each process, which finds RANK and WORLD_SIZE set.
-        argv: its arguments; None takes those of this process.
+    It returns where this process is to do the work: it is one of a job already, or one is enough. ``argv`` is as of
+    ``main``.
 
     Raises:
-        UserError: the number does not fit the machine, or the job.
+        UserError: the number does not fit the machine.
         SystemExit: the processes have ended; with the exit code of one that failed, which has said why itself.
     """
     if nproc is not None and nproc < 1:
@@ -39,12 +35,11 @@ def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[
     where = pick_device(device)
     gpus = torch.cuda.device_count() if where.type == 'cuda' else 0
     count = nproc or max(1, gpus)
-    if count > 1:
-        require_processes(where)
-    if gpus and count > gpus:
-        raise UserError(f'--nproc is {count}, but {gpus} GPUs are visible; lower it, or set device=cpu.')
     if count == 1:
         return
+    require_processes(where)
+    if 0 < gpus < count:
+        raise UserError(f'--nproc is {count}, but {gpus} GPUs are visible; lower it, or set device=cpu.')
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, available_cores() // count)))
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, max_restarts=0,
                           rdzv_backend='c10d', rdzv_endpoint='localhost:0', monitor_interval=0.2,
@@ -61,9 +56,9 @@ def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[
 def _exit_code(error: ChildFailedError) -> int:
     """That of the process which has said why; others may have failed for the loss of it."""
     codes = {failed.exitcode for failed in error.failures.values()}
-    told = [code for code in (EXIT_USER_ERROR, EXIT_STOPPED) if code in codes]
-    if told:
-        return told[0]
+    for told in (EXIT_USER_ERROR, EXIT_STOPPED):
+        if told in codes:
+            return told
     rank, failure = error.get_first_failure()
     if failure.exitcode < 0:
         print(f'error: process {rank} was ended by {signal.Signals(-failure.exitcode).name}, and the others with it; '

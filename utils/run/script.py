@@ -24,15 +24,15 @@ NO_MEMORY = re.compile(r'(CUDA|XPU|MPS backend|NCCL)\b.*(out of memory|Failed to
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main(); user errors end in one sentence on stderr and exit code 2.
+    """Run a script's main(); what a user can fix ends in one sentence on stderr and exit code 2.
 
-    A full disk, a file that may not be read or written and too little memory of a GPU count as user errors. SIGTERM
-    and SIGINT end in one sentence and exit code 75; training finishes and saves its step first. An output that nobody
-    reads any longer (``| head -1``) ends in silence and exit code 141. Anything unexpected keeps its traceback.
+    That is a UserError, a full disk, a file that may not be read or written, too little memory of a GPU. SIGTERM and
+    SIGINT end in one sentence and code 75; training saves its step first. An output that nobody reads any longer
+    (``| head -1``) ends in silence and code 141. Anything unexpected keeps its traceback.
     """
     os.environ['MPLBACKEND'] = 'agg'  # that of a notebook may not be installed here, and no plot needs a display
-    if isinstance(sys.stdout, TextIOWrapper):  # what is printed may hold names of files, which need not be UTF-8
-        sys.stdout.reconfigure(errors='backslashreplace')
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be UTF-8
     try:
         with handled(stop_at_once, signal.SIGTERM), handled(stop, signal.SIGINT):
             try:
@@ -54,7 +54,7 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def _leave_job(code: int, message: str) -> None:
-    """End one of several processes: the first that fails speaks for all, and none waits for those that are dead."""
+    """End one of several processes at once: the first that fails speaks for all, and others may be dead."""
     first = distributed.first_to_fail()
     if code == 1:  # another process may be dead: the launcher tells so, and ends this one meanwhile
         time.sleep(LAUNCHER)
@@ -66,7 +66,7 @@ def _leave_job(code: int, message: str) -> None:
 
 
 def _ending(failure: BaseException) -> tuple[int, str]:
-    """The exit code of a failure, 1 for what is unexpected, and its sentence, if it has one."""
+    """The exit code of a failure, 1 for what is unexpected, and its sentence, '' for none."""
     if isinstance(failure, StoppedError):
         return EXIT_STOPPED, str(failure)
     if isinstance(failure, UserError):
@@ -80,10 +80,9 @@ def _ending(failure: BaseException) -> tuple[int, str]:
         said = str(failure).splitlines()[0].partition('. ')[0]
         text = f'the GPU has too little memory ({said}); {LESS_MEMORY}'
     elif isinstance(failure, OSError) and failure.errno in CANNOT_WRITE:
-        place = f' ({failure.filename})' if failure.filename else ''
-        text = (f'cannot read or write: {failure.strerror}{place}; change its permissions or choose another folder.'
-                if failure.errno in DENIED else
-                f'cannot write: {failure.strerror}{place}; free some space or choose another output folder.')
+        what, hint = ('read or write', 'change its permissions or choose another folder') \
+            if failure.errno in DENIED else ('write', 'free some space or choose another output folder')
+        text = f'cannot {what}: {failure.strerror}{f" ({failure.filename})" * bool(failure.filename)}; {hint}.'
     else:
         return 1, ''
     return EXIT_USER_ERROR, f'{paint("error:", sys.stderr, "red")} {text}'
