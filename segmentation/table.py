@@ -129,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--per-class', action='store_true', help='also a row a class')
     parser.add_argument('--pretraining', type=Path, nargs='+', default=[], metavar='DIR',
                         help='output directories of pretraining runs, whose curves the report shows')
-    parser.add_argument('--note', default='', metavar='TEXT', help='what the columns are, for the top of the report')
+    parser.add_argument('--note', default='', metavar='TEXT',
+                        help='what the columns are, for the top of the report (default: nothing)')
     parser.add_argument('--pictures', type=Path, help='folder of PNGs to join into pictures.png')
     args = parser.parse_args(argv)
     results, names = read_columns(args.column), [name for name, *_ in args.column]
