@@ -5,10 +5,9 @@
 
 For each start (a folder of configs/voc_animals: ImageNet or random weights, the full schedule at 224 px or one for two
 CPU cores) and seed: K-means, retrieval and the linear classifier on the initial weights, on features of the backbone
-and on the untrained embedding; pretraining with masks of either kind; then the same protocols, and the CRF. All is as
-the configs of the folder say, with masks from the data set ("given": saliency_supervised_model, the same for every row)
-or those that the network predicts. Runs that are finished are not run again. Writes table.md, gains.md, classes.md and
-figures.csv.
+and on the untrained embedding; pretraining with masks of either kind; then the same protocols, and the CRF. Masks are
+from the data set ("given": saliency_supervised_model, the same for every row) or those that the network predicts. Runs
+that are finished are not run again. Writes table.md, gains.md, classes.md and figures.csv.
 """
 import argparse
 import math

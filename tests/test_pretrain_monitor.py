@@ -12,8 +12,8 @@ from experiments.shapes import generate
 from pretrain.monitor import SIDE, observed
 from tests.test_scripts import Runner
 from tests.test_utils_run_trainer import SmallBackbone, small_decoder
-from utils.report.history import read_history
 from utils.report.pictures import outline, pca_colours
+from utils.report.run import read_history
 from utils.run.checkpoint import load_checkpoint
 from utils.run.errors import UserError
 

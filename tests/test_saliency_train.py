@@ -18,7 +18,7 @@ from data.pairs import SeededDataset
 from saliency.basnet import BASNet
 from saliency.basnet_training import TrainingView, compute_losses, map_scores, read_scores, validate
 from tests.test_utils_report_run import Page
-from utils.report.history import read_history
+from utils.report.run import read_history
 from utils.run.precision import Precision
 from utils.run.script import run_script
 from utils.run.trainer import Trainer

@@ -17,7 +17,7 @@ from PIL import Image
 from segmentation import score_predictions
 from segmentation.segmenter import Segmenter
 from tests.test_utils_report_run import Page
-from utils.report.history import read_history
+from utils.report.run import read_history
 from utils.run.files import PALETTE
 from utils.run.script import run_script
 

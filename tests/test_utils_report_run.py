@@ -17,10 +17,9 @@ from PIL import Image
 
 from utils.report import folder
 from utils.report.folder import FolderRun
-from utils.report.history import read_history
 from utils.report.plots import class_bars, curve_of_clusters, to_svg
 from utils.report.results import save_results
-from utils.report.run import write_run_report
+from utils.report.run import read_history, write_run_report
 from utils.run.errors import UserError
 from utils.run.files import PALETTE
 from utils.run.log import MetricsWriter

@@ -24,11 +24,12 @@ def class_bars(protocols: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 'Fig
 
     An entry holds 'IoU' {class: percent} and may hold 'IoU_std'. A class that a column lacks has no bar.
     """
+    from matplotlib.figure import Figure
     columns = list(dict.fromkeys(name for entries in protocols.values() for name in entries))
     classes = {title: list(dict.fromkeys(name for entry in entries.values() for name in entry['IoU']))
                for title, entries in protocols.items()}
     most = max(len(classes[title]) * (0.5 + len(entries)) for title, entries in protocols.items())
-    figure, bars = _figure(4.6 * len(protocols), 1.3 + 0.16 * most), {}
+    figure, bars = Figure(figsize=(4.6 * len(protocols), 1.3 + 0.16 * most), layout='constrained'), {}
     for axes, (title, entries) in zip(figure.subplots(1, len(protocols), squeeze=False)[0], protocols.items(),
                                       strict=True):
         names, height, ink = classes[title], 1 / (0.5 + len(entries)), axes.title.get_color()
@@ -44,7 +45,7 @@ def class_bars(protocols: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 'Fig
                     axes.text(min(value + std, 100) + 1.5, place, f'{value:.1f}', va='center', fontsize='x-small')
         axes.set_yticks(np.arange(len(names)), names)
         axes.invert_yaxis()
-        axes.set(title=title, xlabel='IoU, %', xticks=range(0, 101, 25), xlim=(0, 112))  # room for 'a whole bar'
+        axes.set(title=title, xlabel='IoU, %', xticks=range(0, 101, 25), xlim=(0, 112))  # room for numbers
         axes.grid(axis='x', alpha=0.3)
     _legend(figure, bars)
     return figure
@@ -60,9 +61,10 @@ def line_panels(panels: Mapping[str, Mapping[str, Sequence[Point]]], x: str = ''
         ticks: {title: words that stand for x = 0, 1, ...}.
         levels: {name of a line: y}, broken lines through all panels: what was there before.
     """
+    from matplotlib.figure import Figure
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, handles = _figure(4.4 * columns, 3.1 * rows), {}
+    figure, handles = Figure(figsize=(4.4 * columns, 3.1 * rows), layout='constrained'), {}
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, (title, lines) in zip(grid, panels.items(), strict=False):
@@ -96,11 +98,6 @@ def curve_of_clusters(columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> 'Fi
     return line_panels({'Over-clustering': {column: sorted((point['num_clusters'], point['mIoU'], point.get('std'))
                                                            for point in points) for column, points in columns.items()}},
                        'number of clusters', 'mIoU, %')
-
-
-def _figure(width: float, height: float) -> 'Figure':
-    from matplotlib.figure import Figure
-    return Figure(figsize=(width, height), layout='constrained')
 
 
 def _legend(figure: 'Figure', handles: Mapping[str, Any]) -> None:
