@@ -33,13 +33,9 @@ class Output(NamedTuple):
 class MaskContrast(nn.Module):
     """Query encoder, momentum (key) encoder, which starts as its copy, and queue.
 
-    Args:
-        dim: dimension of the embedding.
-        K: prototypes in the queue; 0 is no queue.
-        m: momentum of the key encoder.
-        T: softmax temperature.
-        gather_prototypes: a deviation from the paper: contrast with the prototypes of all processes; B is then the
-            global batch.
+    The embedding has ``dim`` dimensions and the queue K prototypes (0: there is none); m is the momentum of the key
+    encoder and T the softmax temperature. ``gather_prototypes`` deviates from the paper: pixels are contrasted with the
+    prototypes of all processes, and B is the global batch.
     """
 
     queue: Tensor
@@ -105,10 +101,9 @@ class MaskContrast(nn.Module):
 
     @torch.no_grad()
     def bank_statistics(self) -> dict[str, float]:
-        """How far apart the entries of the queue are, computed on the CPU; nothing without a queue.
+        """Of the queue, on the CPU: 'bank/cosine', the mean of two entries, and 'bank/rank', its effective rank.
 
-        'bank/cosine' is the mean cosine of two entries, 'bank/rank' the effective rank (Roy and Vetterli, 2007): the
-        exponential of the entropy of the singular values, 1 to dim.
+        That is the exponential of the entropy of the singular values, 1 to dim (Roy and Vetterli, 2007).
         """
         if self.K == 0:
             return {}

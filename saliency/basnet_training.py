@@ -44,7 +44,7 @@ class TrainingView:
 
 
 def load_initial_weights(network: nn.Module, weights: Weights) -> None:
-    """Load a BASNet, or its stages from a ResNet-34, whose first convolution has another size. UserError for others."""
+    """Load a BASNet, or its stages from a ResNet-34, whose stem is another. Raises UserError for other weights."""
     if weights.kind == 'backbone':
         network = nn.ModuleDict({f'layer{n}': network.get_submodule(f'encoder{n}') for n in (1, 2, 3, 4)})
         weights = weights.map(lambda state: {name: value for name, value in state.items()

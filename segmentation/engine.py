@@ -111,18 +111,14 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet,
           crf: Mapping[str, Any] | None, crf_workers: int | None) -> None:
     """Predict the split, print the results, and write them with label maps, pictures and report.
 
-    Results and label maps that an earlier CRF left are replaced; without a CRF they are removed if they were made with
-    something else.
+    Without a CRF the results and label maps that an earlier one left are removed if they were made with something else.
+    Raises UserError if pydensecrf is not installed, or if a process of the CRF was killed.
 
     Args:
         loader: of ``dataset``, see ``predict``.
         task: name of the entry in results.json, 'made_with' ``made``; that after the CRF is <task>_crf.
-        crf: keyword arguments of ``dense_crf``, or None. The printed result is that after the CRF; the one before it
-            is logged and kept too.
+        crf: keyword arguments of ``dense_crf``, or None. The printed result is that after the CRF.
         crf_workers: processes of the CRF, 0 for none of its own, None for one a CPU core.
-
-    Raises:
-        UserError: pydensecrf is not installed, or a process of the CRF was killed.
     """
     workers, output_dir = available_cores() if crf_workers is None else crf_workers, Path(config['output_dir'])
     ids, drawn = dataset.ids, dataset.ids[:num_visualizations]

@@ -64,12 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     val_loader = evaluation_loader(p, dataset, mean, std, p.num_visualizations if crf is None else None)
     if p.train_db_name == p.val_db_name:
         warn_of_shared(dataset.ids, labelled, f'{p.val_db_name} {p.val_split}', f'{p.train_split}, which is trained on')
-    groups: Any = None
+    groups: Any = [{'params': model.classifier.parameters()}]
     if p.network_lr_factor == 0:
         model.freeze_all_but_classifier()
     else:
-        groups = [{'params': model.classifier.parameters()},
-                  {'params': model.network_parameters(), 'lr_factor': p.network_lr_factor}]
+        groups.append({'params': model.network_parameters(), 'lr_factor': p.network_lr_factor})
     if p.compile:
         model.compile()
     trainer = Trainer(p, model, device, loader, labelled, groups)

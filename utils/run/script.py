@@ -77,8 +77,7 @@ def _ending(failure: BaseException) -> tuple[int, str]:
     elif lost_worker(failure):
         text = f'{LOST_WORKER}, and rerun.'
     elif isinstance(failure, RuntimeError) and NO_MEMORY.search(str(failure)):
-        said = str(failure).splitlines()[0].partition('. ')[0]
-        text = f'the GPU has too little memory ({said}); {LESS_MEMORY}'
+        text = f'the GPU has too little memory ({str(failure).splitlines()[0].partition(". ")[0]}); {LESS_MEMORY}'
     elif isinstance(failure, OSError) and failure.errno in CANNOT_WRITE:
         what, hint = ('read or write', 'change its permissions or choose another folder') \
             if failure.errno in DENIED else ('write', 'free some space or choose another output folder')

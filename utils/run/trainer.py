@@ -81,7 +81,7 @@ class Trainer:
                             f'{name_some(sorted(found))}); output_dir must be one folder that all machines share.')
         # since the last line of the log; of the epoch up to there
         self.recent, self.whole = Mean(*state.get('recent', ())), Mean(*state.get('whole', ()))
-        self.share = 1.0  # of the epoch's steps, what this process did itself, and not an earlier start of the run
+        self.share = 1.0  # of the epoch's steps, those not done by an earlier start of the run
         self._summary = ''  # of the last epoch
         self._unchecked: list[tuple[int, Sequence[str], Tensor]] = []  # step, images, loss
         self._signal: int | None = None
@@ -104,8 +104,7 @@ class Trainer:
         if self._asked_to_stop():
             stop(self._signal)
 
-    def _asked_to_stop(self) -> bool:
-        """Whether a signal came to any process; every process asks at the same step."""
+    def _asked_to_stop(self) -> bool:  # every process asks at the same step
         return distributed.any_process(self._signal is not None)
 
     def _last_good(self) -> str:
