@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -37,6 +38,7 @@ from utils.config.load import Config
 from utils.config.schema import Training
 from utils.run.checkpoint import load_checkpoint, save_checkpoint
 from utils.run.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from utils.run.files import save_image
 from utils.run.precision import Precision
 from utils.run.script import run_script
 from utils.run.signals import StoppedError
@@ -239,6 +241,14 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_survives(tmp_path: 
     assert 'Traceback' not in message
     assert load_checkpoint(path) == {'epoch': 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.png'])
+def test_a_full_disk_leaves_no_half_picture(tmp_path: Path, suffix: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 100, 3), dtype=np.uint8))
+    with pytest.raises(OSError, match='File too large'):
+        limited(2000, lambda: save_image(noise, tmp_path / f'a{suffix}'))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS, errno.EACCES])

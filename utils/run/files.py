@@ -1,4 +1,5 @@
 """Files written whole or not at all: text, arrays, pictures and label maps."""
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -55,8 +56,10 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 def save_image(image: Image.Image, path: Path, **options: Any) -> None:
     """Write a picture in the format of its suffix; ``options`` are Pillow's."""
+    buffer = io.BytesIO()  # into a file Pillow's encoder of JPEG would pass over that the disk is full
+    image.save(buffer, Image.registered_extensions()[path.suffix.lower()], **options)
     with whole_file(path) as file:
-        image.save(file, Image.registered_extensions()[path.suffix.lower()], **options)
+        file.write(buffer.getbuffer())
 
 
 def save_drawn(image: Image.Image, path: Path) -> None:
