@@ -30,10 +30,8 @@ def ensure_dataset(root: Path, url: str = GOOGLE_DRIVE) -> Path:
     continued by the next call. The folder appears under its name only when all of the archive, checksum included, is
     read and unpacked; then the archive is DELETED, also one put there by hand. One process at a time does this.
 
-    Raises:
-        UserError: db_root is missing or holds another data set, gdown or tarfile's data filter is missing, the download
-            failed, or the archive is broken, unsafe or of something else (deleted if this call fetched it).
-        OSError: the disk is full or failing, or db_root cannot be written.
+    Raises UserError for a db_root that is missing or holds another data set, what is not installed, a failed download,
+    and an archive that is broken, unsafe or of something else (deleted if this call fetched it).
     """
     if root.is_dir():
         return root
@@ -55,8 +53,7 @@ def ensure_dataset(root: Path, url: str = GOOGLE_DRIVE) -> Path:
         try:
             lock_file(file.fileno(), f'waiting for another process that prepares {root}')
         except OSError as error:  # some systems and cluster file systems have no locks
-            raise UserError(f'{lock} cannot be locked ({error.strerror}); unpack {ARCHIVE_NAME} by hand so that {root} '
-                            'exists.') from error
+            raise UserError(f'{lock} cannot be locked ({error.strerror}); unpack {ARCHIVE_NAME} by hand.') from error
         if root.is_dir():  # another process was faster
             return root
         fetched = not archive.exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data.files import drop_duplicates, find_files, find_images, keep_complete, mask_name
 from data.image_set import ImageSet, random_rank
-from data.images import EXCHANGED, ImageFileError, probe_image, read_mask, same_shape
+from data.images import ImageFileError, probe_image, read_mask, same_shape, turn_upright
 from data.voc import check_layout
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
@@ -25,12 +25,10 @@ def is_folder(root: Path) -> bool:
 def choose_split(names: Sequence[Path], split: str, seed: int) -> list[Path]:
     """The images of a split: 'all', or a random tenth (at least one), 'val', and the others, 'train'.
 
-    The draw depends on the seed and each name, so that a few new images move few of the others. Raises UserError for
-    another split, or one without an image.
+    A few new images move few of the others. Raises UserError for another split, or one without an image.
     """
     if split not in SPLITS:
-        raise UserError(f'an unlabelled image folder has the splits {", ".join(SPLITS)}, not {split}; choose one of '
-                        'them, or add lists in sets/.')
+        raise UserError(f'an unlabelled image folder has no split {split}; choose {", ".join(SPLITS)}, or add sets/.')
     drawn = sorted(names, key=lambda name: random_rank(f'{seed} {name.as_posix()}'))
     val = set(drawn[:max(1, round(VAL_SHARE * len(names)))])
     chosen = [name for name in names if split == 'all' or (name in val) == (split == 'val')]
@@ -73,8 +71,7 @@ class FolderDataset(ImageSet):
                             f'{self.images} --output {masks} --method unsupervised.')
         strays = {path for path in find_files(masks) if path.suffix == '.png'} - set(map(mask_name, every))
         if strays:
-            log.info('%d masks in %s are of no image: %s', len(strays), masks,
-                     name_some(sorted(path.as_posix() for path in strays)))
+            log.info('%d masks in %s are of no image: %s', len(strays), masks, name_some(sorted(map(str, strays))))
         return keep_complete(masks, {name: [mask_name(name)] for name in names},
                              f'images in {self.images} have no mask in {masks}',
                              'a mask needs the relative path of its image with .png')
@@ -101,16 +98,16 @@ class FolderDataset(ImageSet):
     def _problem(self, name: Path) -> str | None:
         """Why an image cannot be used; '' if it can, None if its mask is empty or full."""
         try:
-            (height, width), orientation = probe_image(self.images / name)
+            size, orientation = probe_image(self.images / name)
         except ImageFileError as error:
             return error.reason
         if self.masks is None:
             return ''
         try:
-            mask = read_mask(self.masks / mask_name(name)).values
+            drawn = read_mask(self.masks / mask_name(name))
         except ImageFileError as error:
             return f'its mask {error.reason}'
-        if same_shape(mask.shape, (height, width)) or (orientation in EXCHANGED
-                                                       and same_shape(mask.shape, (width, height))):
-            return '' if mask.any() and not mask.all() else None
-        return f'its mask is {mask.shape[1]} x {mask.shape[0]}, the image {width} x {height}'
+        mask = turn_upright(drawn, size, orientation, self.drawn_on_stored)
+        if not same_shape(mask.shape, size):
+            return f'its mask is {mask.shape[1]} x {mask.shape[0]}, the image {size[1]} x {size[0]}'
+        return '' if mask.any() and not mask.all() else None

@@ -31,24 +31,29 @@ def _read_text(path: Path) -> str:
         raise UserError(f'{path} is not in UTF-8 (byte {error.start}); save it in that encoding.') from error
 
 
+def read_names(path: Path) -> list[str]:
+    """The list ``classes`` of a YAML file; [] if there are no names. Raises UserError for what is no YAML or UTF-8."""
+    try:
+        content = yaml.load(_read_text(path), yaml.BaseLoader)  # all text: 'no' and 'on' are names
+    except yaml.YAMLError as error:
+        raise UserError(f'{path} is not valid YAML ({str(error).splitlines()[0]}); fix it.') from error
+    names = content.get('classes') if isinstance(content, dict) else None
+    return names if isinstance(names, list) and all(isinstance(name, str) and name for name in names) else []
+
+
 def read_classes(root: Path) -> tuple[str, ...]:
     """``classes`` of a data set's dataset.yml, or VOC's 21 when it has none. Raises UserError for another content."""
     path = root / 'dataset.yml'
     if not path.is_file():
         return VOC_CLASSES
-    try:
-        content = yaml.load(_read_text(path), yaml.BaseLoader)  # all text: 'no' and 'on' are names
-    except yaml.YAMLError as error:
-        raise UserError(f'{path} is not valid YAML ({str(error).splitlines()[0]}); fix it.') from error
-    classes = content.get('classes') if isinstance(content, dict) else None
-    if (not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes)
-            or not 0 < len(set(classes)) == len(classes) < VOID):
+    classes = read_names(path)
+    if not 0 < len(set(classes)) == len(classes) < VOID:
         raise UserError(f'{path} must hold "classes: [background, ...]", a list of distinct names, background first.')
     return tuple(classes)
 
 
 def check_names(names: Sequence[str], classes: Sequence[str], key: str) -> None:
-    """Raises UserError when the names that the config gives under ``key`` are not all classes of the data set."""
+    """Raises UserError unless the names that the config gives under ``key`` are classes of the data set."""
     unknown = sorted(set(names) - set(classes))
     if unknown:
         raise UserError(f'{key} names {", ".join(unknown)}, which the data set does not have; its classes are '
@@ -92,11 +97,10 @@ def read_ids(root: Path, split: str) -> list[str]:
         raise UserError(f'{what} is empty; add one ID a line.')
     twice = [name for name, count in Counter(ids).items() if count > 1]
     if twice:
-        raise UserError(f'{what} names {name_some(twice)} more than once, and each image counts once; take the '
-                        'repetitions out.')
-    for name in ids:
-        if Path(name).is_absolute() or '..' in Path(name).parts:
-            raise UserError(f'{what} holds "{name}", which is no image below images/; {ONE_A_LINE}.')
+        raise UserError(f'{what} names {name_some(twice)} more than once; take the repetitions out.')
+    outside = [name for name in ids if Path(name).is_absolute() or '..' in Path(name).parts]
+    if outside:
+        raise UserError(f'{what} holds "{outside[0]}", which is no image below images/; {ONE_A_LINE}.')
     return ids
 
 
@@ -122,13 +126,10 @@ def random_share(ids: Sequence[str], share: float, seed: int) -> list[str]:
 class VOCSegmentation(ImageSet):
     """Photographs with masks: ``root/{images,SegmentationClass,SegmentationClassAug,saliency_*,sets}``.
 
-    Args:
-        semseg: also read the ground truth (SegmentationClassAug for trainaug, else SegmentationClass): 'semseg' of a
-            sample, (H, W) uint8 with class ids, 255 = ignore.
-        saliency: also read masks from saliency_<saliency>/.
-        skip_without_saliency: leave out IDs without image or mask; otherwise a missing file is a UserError.
-        share, seed: of ``random_share``; the other IDs need no files.
-        eval_classes: of ``scored_classes``.
+    With ``semseg`` a sample has its ground truth (of SegmentationClassAug for trainaug), 'semseg', (H, W) uint8 class
+    ids of ``scored_classes``, 255 = ignore; with ``saliency`` masks, of saliency_<saliency>/. A missing file is a
+    UserError, but ``skip_without_saliency`` leaves out IDs without image or mask. ``share`` and ``seed`` are those of
+    ``random_share``; the other IDs need no files.
     """
 
     drawn_on_stored = True

@@ -27,15 +27,12 @@ def require_crf() -> None:
 def dense_crf(image: np.ndarray, logits: Tensor | np.ndarray, iterations: int = 10, pos_xy_std: float = 1,
               pos_w: float = 3, bi_xy_std: float = 67, bi_rgb_std: float = 3, bi_w: float = 4,
               min_probability: float = 0) -> np.ndarray:
-    """Logits (classes, h, w), resized to the image (bilinear), softmax, CRF -> (H, W) uint8 class ids.
+    """Image (H, W, 3) uint8 RGB, logits (classes, h, w), resized (bilinear), softmax, CRF -> (H, W) uint8 class ids.
 
-    Args:
-        image: (H, W, 3) uint8 RGB. The bilateral kernel gets it as BGR, as in the published code: its lattice is an
-            approximation that the order of the channels changes (by 0.1 to 0.3 % of the pixels).
-        pos_xy_std, ...: of the Gaussian (pos) and bilateral (bi) kernel: standard deviations in pixels (xy) and grey
-            levels (rgb), weights (w).
-        min_probability: 0 is exact. Above 0 a quicker approximation: classes whose probability is below it in
-            every pixel are left out, and an ordinary blur stands in for the lattice of the Gaussian kernel.
+    The bilateral kernel (bi) gets the image as BGR, as in the published code: its lattice is an approximation that the
+    order of the channels changes (by 0.1 to 0.3 % of the pixels). Standard deviations, also of the Gaussian kernel
+    (pos), are in pixels (xy) and grey levels (rgb). A ``min_probability`` above 0 is a quicker approximation: classes
+    below it in every pixel are left out, and an ordinary blur stands in for the lattice of the Gaussian kernel.
     """
     require_crf()
     from pydensecrf.densecrf import DenseCRF2D
@@ -73,8 +70,8 @@ def dense_crf(image: np.ndarray, logits: Tensor | np.ndarray, iterations: int = 
 def crf_in_workers(crf: Mapping[str, Any], workers: int) -> Iterator[Refine]:
     """A function (image, logits) -> label map that runs ``dense_crf`` in worker processes, on one core each.
 
-    It returns when the label map is there: call it from several threads to keep several workers busy; 0 workers: in
-    this process. Raises UserError if one is killed, and what ``dense_crf`` raises.
+    Call it from several threads to keep several workers busy; 0 workers: in this process. Raises UserError if one is
+    killed, and what ``dense_crf`` raises.
     """
     refine = partial(dense_crf, **crf)
     with process_pool(workers) if workers else nullcontext() as pool:

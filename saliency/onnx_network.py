@@ -31,7 +31,7 @@ class OnnxConfig(Section):
 
 
 def read_onnx_config(path: Path) -> OnnxConfig:
-    """Read the YAML file of a network. Raises UserError, which names every key that is wrong, or the missing file."""
+    """The YAML file of a network. Raises UserError, which names every key that is wrong, or the missing file."""
     if not path.is_file():
         raise UserError(f'--onnx-config {path} does not exist; give a YAML file with input_size, mean and scale.')
     reader = Reader(OnnxConfig)
@@ -74,10 +74,9 @@ class OnnxSaliency:
         height, width = config.input_size
         batch = np.stack([network_input(image, (height, width), config.mean, config.scale, config.divide_by_maximum)
                           for image in images])
-        one_by_one = isinstance(taken.shape[0], int) and taken.shape[0] != len(batch)
+        parts = [batch] if taken.shape[0] == len(batch) or not isinstance(taken.shape[0], int) else batch[:, None]
         try:
-            maps = np.concatenate([self.session.run(None, {taken.name: part})[0]
-                                   for part in (np.split(batch, len(batch)) if one_by_one else [batch])])
+            maps = np.concatenate([self.session.run(None, {taken.name: part})[0] for part in parts])
         except Exception as error:
             said = str(error).partition('\n')[0]
             raise UserError(f'--weights {self.weights} takes no input of {height} x {width} '

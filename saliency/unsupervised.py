@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from scipy.sparse.csgraph import shortest_path
+from scipy.spatial.distance import cdist
 
 from saliency.maps import stretch
 from utils.report.pictures import thumbnail
@@ -29,10 +30,10 @@ def background_saliency(lab: np.ndarray) -> np.ndarray:
     height, width = lab.shape[:2]
     labels = slic(lab)                                                       # H x W, values 0..P-1
     touch, border = adjacency(labels), on_border(labels)                     # P x P, P
-    y, x = np.mgrid[:height, :width]
-    pixels = np.column_stack([lab.reshape(-1, 3), (y.ravel() + 0.5) / height, (x.ravel() + 0.5) / width])
+    y, x = np.indices((height, width)).reshape(2, -1)
+    pixels = np.column_stack([lab.reshape(-1, 3), (y + 0.5) / height, (x + 0.5) / width])
     means = cluster_means(pixels, labels.ravel(), len(touch)).astype(np.float64)
-    d_app, d_spa = _distances(means[:, :3]), _distances(means[:, 3:])        # P x P
+    d_app, d_spa = (cdist(part, part) for part in (means[:, :3], means[:, 3:]))  # P x P
     w_bg = background_weight(d_app, touch, border)
 
     # What differs from the background around it is foreground (equation 6), more so near the centre.
@@ -72,10 +73,10 @@ def slic(lab: np.ndarray, count: int = 250) -> np.ndarray:
     height, width = lab.shape[:2]
     step = max(1.0, np.sqrt(height * width / count))
     rows, cols = max(1, round(height / step)), max(1, round(width / step))
-    y, x = np.mgrid[:height, :width]
-    row, col = (y * rows // height).ravel(), (x * cols // width).ravel()
+    y, x = np.indices((height, width)).reshape(2, -1)
+    row, col = y * rows // height, x * cols // width
     scale = COMPACTNESS / step
-    points = np.column_stack([lab.reshape(-1, 3), y.ravel() * scale, x.ravel() * scale]).astype(np.float32)
+    points = np.column_stack([lab.reshape(-1, 3), y * scale, x * scale]).astype(np.float32)
     label = row * cols + col
     centres = cluster_means(points, label, rows * cols)
     candidates = [np.clip(row + dy, 0, rows - 1) * cols + np.clip(col + dx, 0, cols - 1)
@@ -136,18 +137,13 @@ class UnsupervisedSaliency:
 
     def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1."""
-        return [*map(_predict, images)]
-
-
-def _predict(image: np.ndarray) -> np.ndarray:
-    small = thumbnail(image, SIDE)
-    lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    mask = grabcut(small, background_saliency(lab)).astype(np.float32)
-    return cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-
-
-def _distances(points: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(points[:, None] - points, axis=2)
+        maps = []
+        for image in images:
+            small = thumbnail(image, SIDE)
+            lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+            mask = grabcut(small, background_saliency(lab)).astype(np.float32)
+            maps.append(cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_LINEAR))
+        return maps
 
 
 def _linked(touch: np.ndarray, border: np.ndarray) -> np.ndarray:

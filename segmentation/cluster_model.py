@@ -1,14 +1,15 @@
 """Clusters as a file: what gives an object of a new image its label, and the names that users give to clusters."""
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
+from data.voc import read_names
 from segmentation.clustering import Whitening, nearest_centre
 from utils.run.checkpoint import load_checkpoint, require_finite, save_checkpoint
 from utils.run.errors import UserError
@@ -50,30 +51,22 @@ class ClusterModel:
         return cls(Whitening(mean, projection), centres, labels, classes and tuple(classes), checkpoint['network'])
 
     def with_names_beside(self, path: Path) -> 'ClusterModel':
-        """Without classes: with the names of clusters.yml beside ``path``, or placeholders; one name is one label."""
+        """Without classes: with the names of clusters.yml beside ``path``, or placeholders; one name is one label.
+
+        Raises UserError for another number of names.
+        """
         if self.classes is not None:
             return self
         file, count = path.with_name(NAMES), len(self.centres)
-        names = read_names(file, count) if file.is_file() else placeholders(count)
+        names = read_names(file) if file.is_file() else placeholders(count)
+        if len(names) != count + 1:
+            raise UserError(f'{file} must hold "classes:" with {count + 1} names, {BACKGROUND} first and then one a '
+                            'cluster; fix it, or delete it to have placeholders.')
         return replace(self, labels=np.array([names.index(name) for name in names]), classes=tuple(names))
 
 
 def placeholders(count: int) -> list[str]:
     return [BACKGROUND, *(f'cluster_{k}' for k in range(1, count + 1))]
-
-
-def read_names(path: Path, count: int | None = None) -> list[str]:
-    """The names of the background and of ``count`` clusters (None: any number). Raises UserError for anything else."""
-    try:
-        content = yaml.load(path.read_text(encoding='utf-8'), yaml.BaseLoader)  # all text: 'no' and 'on' are names
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f'{path} is not valid YAML ({str(error).splitlines()[0]}); fix it.') from error
-    names = content.get('classes') if isinstance(content, dict) else None
-    if (not isinstance(names, list) or not all(isinstance(name, str) and name for name in names)
-            or count not in (None, len(names) - 1)):
-        raise UserError(f'{path} must hold "classes:" with {"" if count is None else count + 1} names, {BACKGROUND} '
-                        'first and then one a cluster; fix it, or delete it to have placeholders.')
-    return names
 
 
 def write_names(path: Path, sizes: Sequence[int]) -> None:
@@ -108,8 +101,7 @@ def renew_names(folder: Path, model: ClusterModel, sizes: Sequence[int]) -> Path
 
 
 def _untouched(path: Path) -> bool:
-    try:
+    with suppress(UserError):
         names = read_names(path)
-    except UserError:
-        return False
-    return names == placeholders(len(names) - 1)
+        return names == placeholders(len(names) - 1)
+    return False

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
@@ -46,15 +46,9 @@ from utils.run.script import run_script
 from utils.run.setup import start
 
 log = logging.getLogger(__name__)
-
-
-class Found(NamedTuple):
-    """Clusters, the (N,) cluster of each object (-1: none), and what results.json and the report show of them."""
-    clusters: ClusterModel
-    ids: np.ndarray
-    results: dict[str, Any]
-    confusions: dict[str, np.ndarray]
-    sheets: list[tuple[str, Path]]
+# clusters, the (N,) cluster of each object (-1: none), and for results.json and the report the entries, the confusion
+# matrices and the pictures of clusters
+Found = tuple[ClusterModel, np.ndarray, dict[str, Any], dict[str, np.ndarray], list[tuple[str, Path]]]
 
 
 def cluster_counts(text: str) -> list[int]:
@@ -88,14 +82,14 @@ def write_predictions(output_dir: Path, ids: Sequence[str], split: EmbeddedSplit
 
     ``labels`` (N,) are those of the objects, ``background`` is that of all other pixels.
     """
-    pictures = dict(zip(ids, split.pictures, strict=True))
-    drawn = {name: output_dir / 'visualizations' / f'{name}.png' for name in ids if len(pictures[name]) == 2}
+    drawn = {name: output_dir / 'visualizations' / f'{name}.png'
+             for name, pictures in zip(ids, split.pictures, strict=True) if len(pictures) == 2}
 
     def write(index: int) -> None:
         name, prediction = ids[index], split.paint(index, labels, background)
         save_label_map(prediction, output_dir / 'predictions' / f'{name}.png')
         if name in drawn:
-            save_image(panel([*pictures[name], prediction], ['image', 'ground truth', 'K-means']), drawn[name])
+            save_image(panel([*split.pictures[index], prediction], ['image', 'ground truth', 'K-means']), drawn[name])
 
     remove_stale(output_dir / 'predictions', ids)
     remove_stale(output_dir / 'visualizations', drawn)
@@ -121,8 +115,8 @@ def save_clusters(p: Kmeans, clusters: ClusterModel, sizes: Sequence[int]) -> No
 def summary(runs: Sequence[np.ndarray], num_clusters: int, classes: Sequence[str]) -> dict[str, Any]:
     """The JSON entry, in percent, of several runs, (classes, classes) pixel counts each.
 
-    Means and standard deviations (None of one run) over the 'num_runs' runs: 'mIoU', 'std', 'accuracy',
-    'accuracy_std', ..., 'IoU' and 'IoU_std' {class: IoU}; 'runs' holds the results of each.
+    Means and standard deviations (None of one run) over the runs: 'mIoU', 'std', 'accuracy', 'accuracy_std', ...,
+    'IoU' and 'IoU_std' {class: IoU}; 'runs' holds the results of each.
     """
     iou, present = np.array([*map(iou_of, runs)]), runs[0].sum(1) > 0
     scores = [{name: 100 * value for name, value in score_clusters(run).items()} for run in runs]
@@ -133,10 +127,6 @@ def summary(runs: Sequence[np.ndarray], num_clusters: int, classes: Sequence[str
         values = [run[name] for run in scores]
         entry |= {name: float(np.mean(values)), 'std' if name == 'mIoU' else f'{name}_std': standard_deviation(values)}
     return entry
-
-
-def _spread(deviation: float | None) -> str:
-    return '' if deviation is None else f' (standard deviation {deviation:.2f})'
 
 
 def evaluate(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None,
@@ -160,17 +150,18 @@ def evaluate(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray
         log_iou(run)
     log.info('Mean of %d runs:', p.num_seeds)
     log_iou(entry)
-    if entry['std'] is not None:
+    spread = ' (standard deviation {:.2f})' if p.num_seeds > 1 else ''
+    if spread:
         log.info('Standard deviation of the mIoU is %.2f', entry['std'])
     for name, title in (('accuracy', 'Pixel accuracy'), ('NMI', 'NMI'), ('ARI', 'ARI')):
-        log.info('%s is %.2f%s', title, entry[name], _spread(entry[f'{name}_std']))
+        log.info('%s is %.2f%s', title, entry[name], spread.format(entry[f'{name}_std']))
     curve = [entries[count] for count in p.overclustering]
     for point in curve:
         log.info('%d clusters: mIoU %.2f%s, pixel accuracy %.2f, NMI %.2f, ARI %.2f', point['num_clusters'],
-                 point['mIoU'], _spread(point['std']), point['accuracy'], point['NMI'], point['ARI'])
+                 point['mIoU'], spread.format(point['std']), point['accuracy'], point['NMI'], point['ARI'])
     first, (labels, merged) = found[p.num_clusters][0], matched[p.num_clusters][0]
-    return Found(ClusterModel(whitening, first.centres, labels, dataset.classes, network), first.ids,
-                 {'kmeans': entry, **({'overclustering': curve} if curve else {})}, {'kmeans': merged}, [])
+    return (ClusterModel(whitening, first.centres, labels, dataset.classes, network), first.ids,
+            {'kmeans': entry, **({'overclustering': curve} if curve else {})}, {'kmeans': merged}, [])
 
 
 def explore(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None,
@@ -189,8 +180,8 @@ def explore(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray 
         log.info('Pictures of each cluster: %s', folder)
     entry = {'num_clusters': count, 'sizes': sizes,
              'silhouette': {str(k): None if np.isnan(value) else value for k, value in silhouettes.items()}}
-    return Found(ClusterModel(whitening, found.centres, np.arange(count + 1), None, network), found.ids,
-                 {'clusters': entry}, {}, sheets)
+    return (ClusterModel(whitening, found.centres, np.arange(count + 1), None, network), found.ids,
+            {'clusters': entry}, {}, sheets)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,8 +8,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from data.voc import read_names
 from segmentation import kmeans as script
-from segmentation.cluster_model import read_names, write_names
+from segmentation.cluster_model import ClusterModel, write_names
+from segmentation.clustering import Whitening
 from segmentation.discovery import discover, silhouette, suggest
 from tests.colours import MIDDLE, RGB, SIDE, ColourModel, arguments
 from utils.run.errors import UserError
@@ -120,13 +122,14 @@ def test_best_of_several_runs_and_objects_without_a_mask(caplog) -> None:
 
 def test_names_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / 'clusters.yml'
+    model = ClusterModel(Whitening(np.zeros(2), np.eye(2)), np.eye(2), np.arange(3), None, {})
     write_names(path, [3, 5])
-    assert read_names(path, 2) == ['background', 'cluster_1', 'cluster_2']
+    assert read_names(path) == ['background', 'cluster_1', 'cluster_2']
     assert '- cluster_2  # objects: 5' in path.read_text()
     path.write_text(yaml.safe_dump({'classes': ['background', 7, 'dog']}))
-    assert read_names(path, 2) == ['background', '7', 'dog']
+    assert read_names(path) == ['background', '7', 'dog']
     for text in ('classes: [background, a]', 'classes: [background, a, ]', 'classes: [', 'a: 1', '',
                  'classes: [background, a, {b: c}]'):
         path.write_text(text)
         with pytest.raises(UserError, match=r'clusters\.yml'):
-            read_names(path, 2)
+            model.with_names_beside(tmp_path / 'clusters.pth.tar')
