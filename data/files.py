@@ -4,6 +4,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -58,18 +59,15 @@ def find_images(folder: Path) -> list[Path]:
 
 def keep_complete(root: Path, files: Mapping[Name, Sequence[Path]], what: str, hint: str,
                   skip: bool = True) -> list[Name]:
-    """The names whose ``files`` below ``root`` are all there.
+    """The names whose ``files`` below ``root`` are all there; the log counts ``what`` others ('images have no mask').
 
-    Of the others, ``what`` ('images have no mask'), the log names the first few files, with what lies there instead.
     Raises UserError, with a ``hint`` what to do, if no name is left, or any is missing and none to ``skip``.
     """
-    present: dict[Path, set[str]] = {}
+    names_in = cache(_names_in)
     missing: dict[Name, Path] = {}
     for name, paths in files.items():
         for path in paths:
-            if path.parent not in present:
-                present[path.parent] = set(_names_in(root / path.parent))
-            if path.name not in present[path.parent]:
+            if path.name not in names_in(root / path.parent):
                 missing.setdefault(name, path)
     if missing:
         listed = name_some([f'{path}{lies_instead(root / path) if i < 5 else ""}'
@@ -81,8 +79,8 @@ def keep_complete(root: Path, files: Mapping[Name, Sequence[Path]], what: str, h
     return [name for name in files if name not in missing]
 
 
-def _names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+def _names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def lies_instead(path: Path) -> str:
@@ -95,7 +93,7 @@ def lies_instead(path: Path) -> str:
 
     within = Path(path.stem)
     for meant in (path.stem, within.stem if within.suffix.lower() in SUFFIXES else path.stem, *path.stem.split()[:1]):
-        near = [name for name in _names_in(path.parent) if plain(Path(name).stem) == plain(meant)]
+        near = sorted(name for name in _names_in(path.parent) if plain(Path(name).stem) == plain(meant))
         if near:
             best = min(near, key=lambda name: plain(name) != plain(path.name))
             same_letters = plain(best) == plain(path.name) and best.casefold() != path.name.casefold()

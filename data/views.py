@@ -30,16 +30,13 @@ class ContrastiveView:
     A view is drawn first and made afterwards, so that a mask without foreground costs no work on its image.
     The same draws give what torchvision's v2 transforms on tensors give, to one grey level.
 
-    Args:
-        size: side of the square result, pixels.
-        scale, ratio: ranges of the crop's share of the area and of its aspect ratio.
-        jitter: how far brightness, contrast, saturation and hue may change.
+    ``size`` is the side of the result, pixels; ``scale`` and ``ratio`` are ranges of the crop's share of the area and
+    of its aspect ratio; ``jitter`` is how far brightness, contrast, saturation and hue may change.
     """
 
     def __init__(self, mean: Colour, std: Colour, size: int = 224, scale: Sequence[float] = (0.2, 1.0),
                  ratio: Sequence[float] = (3 / 4, 4 / 3), jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.1),
-                 jitter_probability: float = 0.8, grey_probability: float = 0.2,
-                 flip_probability: float = 0.5) -> None:
+                 jitter_probability: float = 0.8, grey_probability: float = 0.2, flip_probability: float = 0.5) -> None:
         self.size = size
         self.crop, self.jitter = v2.RandomResizedCrop(size, scale=scale, ratio=ratio), v2.ColorJitter(*jitter)
         self.jitter_probability, self.grey_probability = jitter_probability, grey_probability

@@ -112,9 +112,8 @@ def adjacency(labels: np.ndarray) -> np.ndarray:
 
 def on_border(labels: np.ndarray) -> np.ndarray:
     """(P,) bool: which patches touch the border of the image."""
-    border = np.zeros(labels.max() + 1, bool)
-    border[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
-    return border
+    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    return np.isin(np.arange(labels.max() + 1), border)
 
 
 def grabcut(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
@@ -129,7 +128,7 @@ def grabcut(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
     no_box = (0, 0, 1, 1)  # not read: the state says where to start
     cv2.grabCut(image[..., ::-1].copy(), state, no_box, np.zeros((1, 65)), np.zeros((1, 65)), GRABCUT_STEPS,
                 cv2.GC_INIT_WITH_MASK)
-    return (state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD)
+    return np.isin(state, (cv2.GC_FGD, cv2.GC_PR_FGD))
 
 
 class UnsupervisedSaliency:

@@ -20,15 +20,12 @@ QUERIES, ENTRIES = 512, 4096  # compared at a time: 8 MB of cosines
 SAVED = ('prototypes', 'votes', 'images', 'classes', 'db_name', 'made_by', 'network')
 
 
-def search(queries: np.ndarray, entries: np.ndarray, k: int = 1, own: np.ndarray | None = None,
-           images: np.ndarray | None = None) -> np.ndarray:
+def search(queries: np.ndarray, entries: np.ndarray, k: int, own: np.ndarray, images: np.ndarray) -> np.ndarray:
     """The k entries (M, D) of greatest cosine to each query (N, D), all of unit length: exactly, in bounded memory.
 
     ``own`` (N,) and ``images`` (M,) are the IDs of their images; a query passes over entries of its own image.
     Returns (N, k) indices of entries, the nearest first, of equals the earlier; -1 where there are not so many.
     """
-    if own is None or images is None:
-        own, images = np.zeros(len(queries)), np.ones(len(entries))
     _, numbers = np.unique(np.concatenate([images, own]), return_inverse=True)
     of_entry, of_query = torch.from_numpy(numbers).split([len(entries), len(queries)])
     shared = bool(torch.isin(of_query, of_entry).any())
@@ -81,11 +78,11 @@ class FeatureIndex:
         return replace(self, prototypes=self.prototypes[kept], votes=votes[kept], images=self.images[kept], masks=())
 
     def search(self, queries: np.ndarray, k: int = 1, images: np.ndarray | None = None) -> np.ndarray:
-        """The k nearest entries of other images, see ``search``. Raises UserError for a query that has none."""
-        found = search(queries, self.prototypes, k, images, self.images)
+        """See ``search``; ``images`` of the queries, None: none of the index. Raises UserError for no neighbour."""
+        own = np.full(len(queries), '') if images is None else images
+        found = search(queries, self.prototypes, k, own, self.images)
         if (found[:, 0] < 0).any():
-            raise UserError('the memory holds objects of one image alone, which cannot retrieve itself; fill it from '
-                            'more images.')
+            raise UserError('the memory is of one image alone, which cannot retrieve itself; fill it from more images.')
         return found
 
     def vote(self, neighbours: np.ndarray) -> np.ndarray:
@@ -95,7 +92,7 @@ class FeatureIndex:
         return np.take_along_axis(labels, support.argmax(1)[:, None], 1)[:, 0]  # argmax: the first, nearest
 
     def nearest(self, queries: np.ndarray, k: int = 1, images: np.ndarray | None = None) -> np.ndarray:
-        """(N, D) unit vectors -> (N,) classes by the vote of the k nearest entries; arguments as ``search``."""
+        """(N, D) -> (N,) classes by the vote of the k nearest entries; arguments as ``search``."""
         return self.vote(self.search(queries, k, images))
 
     def save(self, path: Path) -> None:
@@ -107,10 +104,7 @@ class FeatureIndex:
 
 def build_index(split: EmbeddedSplit, ids: Sequence[str], classes: Sequence[str], db_name: str = '',
                 made_by: str = '', network: Mapping[str, Any] | None = None) -> FeatureIndex:
-    """The feature index of a split's objects that cover a class other than background and ignore label.
-
-    These two do not vote on the class of an object. Raises UserError if no object is left.
-    """
+    """Of a split's objects that cover a class other than background. Raises UserError if no object is left."""
     votes = split.inside * (np.arange(len(classes)) > 0)
     kept = np.flatnonzero(votes.any(1))
     if not len(kept):
@@ -128,17 +122,14 @@ def load_index(path: Path, classes: Sequence[str], network: Mapping[str, Any]) -
                         'for this data set and config.')
     changed = differences(made, network)
     if changed:
-        raise UserError(f'memory {path} was filled with other prototypes ({"; ".join(changed)}); fill one with '
-                        'this network and config: leave out --memory.')
+        raise UserError(f'memory {path} was filled with other prototypes ({"; ".join(changed)}); fill one with this '
+                        'network and config: leave out --memory.')
     return FeatureIndex(file['prototypes'], file['votes'], file['images'], saved, str(file['db_name']),
                         str(file['made_by']), made)
 
 
 def retrieval_confusion(split: EmbeddedSplit, predicted: np.ndarray, ignored: Sequence[int] = ()) -> np.ndarray:
-    """(classes, classes) pixel counts: each object takes its predicted class, all else is background.
-
-    Pixels of the ignored classes do not count.
-    """
+    """(classes, classes) pixel counts without the ignored classes: each object as predicted, all else background."""
     confusion = cluster_confusion(split.inside, split.outside, predicted - 1, split.inside.shape[1] - 1)
     confusion[list(ignored)] = 0
     return confusion

@@ -63,13 +63,13 @@ def protocols_of(classes: Sequence[str], ignored: Sequence[str]) -> dict[str, tu
     Raises UserError for a name that is no class, or if no class is left.
     """
     check_names(ignored, classes, 'ignore_classes')
-    every: tuple[list[int], list[int]] = ([], list(range(len(classes))))
-    if not ignored:
-        return {'retrieval': every}
-    scored = [i for i, name in enumerate(classes) if i > 0 and name not in ignored]
-    if not scored:
-        raise UserError('ignore_classes leaves no class to retrieve; take some out.')
-    return {'retrieval': every, f'retrieval_{len(scored)}': ([classes.index(name) for name in ignored], scored)}
+    protocols: dict[str, tuple[list[int], list[int]]] = {'retrieval': ([], list(range(len(classes))))}
+    if ignored:
+        scored = [i for i, name in enumerate(classes) if i > 0 and name not in ignored]
+        if not scored:
+            raise UserError('ignore_classes leaves no class to retrieve; take some out.')
+        protocols[f'retrieval_{len(scored)}'] = [classes.index(name) for name in ignored], scored
+    return protocols
 
 
 def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: ImageSet, predicted: np.ndarray, index: FeatureIndex,
@@ -117,8 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         dataset = open_images(p, p.memory_db_name, p.memory_split, True, masks, skip=True)
         if dataset.classes != classes:
-            raise UserError(f'{p.memory_db_name} and {p.val_db_name} have different classes; retrieve within one '
-                            'list.')
+            raise UserError(f'{p.memory_db_name} and {p.val_db_name} have different classes; retrieve within one list.')
         made_by = f'{p.features} of {p.pretraining} on {p.memory_db_name} {p.memory_split}, masks: {p.saliency}'
         index = build_index(embed(dataset, len(dataset) <= KEPT), dataset.ids, classes, p.memory_db_name, made_by,
                             network)
@@ -137,9 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     predicted = {task: found.nearest(val.prototypes, p.num_neighbours, own) for task, found in indices.items()}
     for task, (ignored, scored) in protocols.items():
         confusion = confusions[task] = retrieval_confusion(val, predicted[task], ignored)
-        which = f'{len(ignored)} classes ignored, the mean of {len(scored)} without background' if ignored \
-            else f'the mean of all {len(scored)} classes'
-        log.info('%s: %s; %d objects in the memory', task, which, len(indices[task]))
+        log.info('%s: %d classes ignored, the mean of %d%s; %d objects in the memory', task, len(ignored), len(scored),
+                 ' without background' if ignored else '', len(indices[task]))
         entry = iou_entry(iou_of(confusion)[scored], [classes[i] for i in scored], confusion.sum(1)[scored] > 0)
         log_iou(entry)
         results[task] = {**entry, 'memory': len(indices[task]), 'num_neighbours': p.num_neighbours,

@@ -38,7 +38,7 @@ class Output(NamedTuple):
     """What the network says of one image, at its input size S."""
     labels: np.ndarray  # (S, S) uint8
     logits: np.ndarray | None = None  # (C, S, S) float32, if they are to be refined
-    channels: np.ndarray | None = None  # (C,) label of each channel of the logits; None: its number
+    channels: np.ndarray = np.arange(256)  # label of each channel of the logits
 
 
 class Segmenter:
@@ -74,8 +74,7 @@ class Segmenter:
         model = trained_linear_model(identify(checkpoint, str(path)), run.get('backbone'))
         size, classes = int(run.get('val_size', SIZE)), _classes_of(path, run, model.classifier.out_channels)
         if not run:
-            log.warning('Nothing beside %s says at what size it was trained: taking %d px and the classes %s', path,
-                        size, name_some(classes, 3))
+            log.warning('No config.yml beside %s: taking %d px and the classes %s', path, size, name_some(classes, 3))
         return Segmenter(model, classes, size, where)
 
     def __call__(self, image: np.ndarray, refine: Refine | None = None) -> np.ndarray:
@@ -102,8 +101,7 @@ class Segmenter:
             network, background, outputs = self.clusters.network, self.clusters.labels[0], []
             for objects in find_objects(self.model, images, network['features'], None, network['min_component']):
                 labels = np.array([background, *self.clusters.label(objects.prototypes)], np.uint8)[objects.ids]
-                outputs.append(Output(labels, *object_logits(labels, objects, background)) if keep_logits
-                               else Output(labels))
+                outputs.append(Output(labels, *(object_logits(labels, objects, background) if keep_logits else ())))
             return outputs
         logits = self.model(images)  # B x C x S x S
         labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
@@ -114,15 +112,14 @@ class Segmenter:
         """The label map at the image's own size, (H, W) uint8; refined with ``refine`` if logits were kept."""
         if refine is None or output.logits is None:
             return resize_mask(output.labels, image.shape[1], image.shape[0])
-        refined = refine(image, output.logits)
-        return refined if output.channels is None else output.channels[refined].astype(np.uint8)
+        return output.channels[refine(image, output.logits)].astype(np.uint8)
 
 
 def object_logits(labels: np.ndarray, objects: Objects, background: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits (C, S, S) float32 whose argmax is a label map (S, S) of objects, and the label (C,) of each channel.
 
-    For a refinement of outlines the background, the first channel, has the saliency threshold everywhere and a label
-    the saliency score, not above the threshold outside the objects and far below it inside those of other labels.
+    The background, the first channel, has the saliency threshold everywhere; a label has the saliency score, not above
+    the threshold outside the objects and far below it inside those of other labels.
     """
     inside, scores = objects.ids > 0, objects.scores.cpu().numpy()
     channels = np.array([background, *np.setdiff1d(labels, background)])
@@ -134,10 +131,7 @@ def object_logits(labels: np.ndarray, objects: Objects, background: int) -> tupl
 
 
 def load_network(network: Mapping[str, Any], clusters: Path, weights: str | Path | None) -> nn.Module:
-    """The network of the file ``clusters``, from ``weights`` or from where kmeans.py found it.
-
-    Raises UserError if the checkpoint is not there, or holds another network.
-    """
+    """The network of the file ``clusters``. Raises UserError if its checkpoint is gone, or holds another network."""
     source, masks = str(weights or network['pretraining']), network.get('masks')
     p: Any = SimpleNamespace(**{**network, 'saliency': 'network', 'pretraining': source})
     try:

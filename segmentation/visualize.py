@@ -10,6 +10,7 @@ each cluster, for a run of kmeans.py) and report.html.
 """
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain, groupby
@@ -89,9 +90,9 @@ class SavedObjects(NamedTuple):
 
 
 def read_objects(run: Path) -> SavedObjects:
-    """Read prototypes.npz of kmeans.py or memory.npz of retrieval.py, whichever the run left, and the masks beside it.
+    """The objects in prototypes.npz of kmeans.py or memory.npz of retrieval.py, and the masks beside it.
 
-    Raises UserError if there is neither, a file is damaged or of an earlier version, or the masks are of other objects.
+    Raises UserError if there is neither, a file is damaged, or the masks are of other objects.
     """
     path = next((run / name for name in ('prototypes.npz', 'memory.npz') if (run / name).is_file()), None)
     if path is None:
@@ -121,15 +122,14 @@ def crop_objects(saved: SavedObjects, dataset: ImageSet, indices: Iterable[int])
     return crops
 
 
+@torch.inference_mode()
 def draw_embedding(p: Prototypes, model: Any, dataset: ImageSet, count: int, device: torch.device) -> Image.Image:
     """Some images, each beside its features' three main directions and its ground truth, if it has any."""
     prepare = EvaluationTransform(p.val_size, model.backbone.mean, model.backbone.std)
-    samples, maps, panels = [dataset.load(i) for i in evenly(np.arange(len(dataset)), count)], [], []
-    with torch.inference_mode():
-        for sample in samples:
-            found = model.maps(to_device(prepare(sample)['image'][None], device))[p.features]
-            maps.append(F.normalize(found.float(), dim=1).cpu().numpy())
-    for sample, colours in zip(samples, pca_colours(np.concatenate(maps)), strict=True):
+    samples, panels = [dataset.load(i) for i in evenly(np.arange(len(dataset)), count)], []
+    maps = [model.maps(to_device(prepare(sample)['image'][None], device))[p.features].cpu() for sample in samples]
+    directions = F.normalize(torch.cat(maps).float(), dim=1).numpy()
+    for sample, colours in zip(samples, pca_colours(directions), strict=True):
         image = thumbnail(sample['image'], PART)
         parts = {'image': image, 'embedding': cv2.resize(colours, image.shape[1::-1])}
         if 'semseg' in sample:
@@ -138,14 +138,11 @@ def draw_embedding(p: Prototypes, model: Any, dataset: ImageSet, count: int, dev
     return montage(panels, 2)
 
 
-def cluster_caption(saved: SavedObjects, members: np.ndarray, cluster: int) -> str:
-    """'Cluster 3: 40 objects, 80% cat'."""
-    labels = saved.labels[members]
-    text = f'Cluster {cluster + 1}: {len(members)} objects'
-    if (labels < 0).all():
-        return text
-    most = np.bincount(labels[labels >= 0]).argmax()
-    return f'{text}, {np.mean(labels == most):.0%} {saved.classes[most]}'
+def cluster_caption(cluster: int, names: Sequence[str], kind: str) -> str:
+    """'Cluster 3: 40 objects, 80% cat', of the names of its objects, if they are those of classes."""
+    (most, count), = Counter(names).most_common(1)
+    text = f'Cluster {cluster + 1}: {len(names)} objects'
+    return f'{text}, {count / len(names):.0%} {most}' if kind == 'class' else text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -158,11 +155,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     saved = read_objects(args.run)
     count, dim = saved.prototypes.shape
     if count < 3 or dim < 2:
-        raise UserError(f'{args.run} saved {count} objects of dimension {dim}; a map needs at least 3 of dimension 2: '
-                        'run it on more images.')
+        raise UserError(f'{args.run} saved {count} objects of dimension {dim}, and a map needs 3 of dimension 2: run '
+                        'it on more images.')
     if saved.masks is None:
-        print(f'No {MASKS}: whole images are shown in place of objects. Runs on at most {KEPT} images write it; rerun '
-              'one of an earlier version')
+        print(f'No {MASKS}: whole images are shown in place of objects; runs on at most {KEPT} images write it')
     output = args.output or args.run / 'visualize'
     device = pick_device(args.device)
     allow_tf32(p.get('val_tf32', False))
@@ -194,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     blocks = [page.pictures(title, [(f'{name}.png', pictures[name])], text, truth if name == 'embedding' else {})
               for name, title, text in TEXTS]
     blocks.append(page.pictures('Clusters, the most typical objects first', [
-        (cluster_caption(saved, members[k], k), sheet) for k, sheet in sheets.items()]))
+        (cluster_caption(k, [names[i] for i in members[k]], kind), sheet) for k, sheet in sheets.items()]))
     page.write_page(output, 'What the embedding knows', str(args.run), blocks)
     print(f'Written to {output}: report.html and {len(pictures) + len(sheets)} pictures')
 

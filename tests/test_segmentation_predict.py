@@ -260,7 +260,7 @@ def test_linear_model(own: Path, tmp_path: Path, linear: Path, caplog) -> None:
     run(own / 'photos' / 'images', tmp_path / 'out', linear)
     np.testing.assert_array_equal(maps_in(tmp_path / 'out' / 'predictions')['a.png'], expected)
     torch.save(LinearSegmentationModel('resnet18', 3, features='backbone').state_dict(), tmp_path / 'plain.pth.tar')
-    assert 'Nothing beside' not in caplog.text
+    assert 'No config.yml beside' not in caplog.text
     assert Segmenter.load(tmp_path / 'plain.pth.tar', 'cpu').classes == ('class_0', 'class_1', 'class_2')
     assert '512 px and the classes class_0, class_1, class_2' in caplog.text
     alone = tmp_path / 'alone.pth.tar'

@@ -221,7 +221,7 @@ def test_an_object_never_retrieves_its_own_image() -> None:
     assert bank.search(queries, 9, images).tolist() == [[3, 2, -1, -1], [3, 1, 0, -1], [0, 1, 3, 2]]
     assert bank.nearest(queries, 1, images).tolist() == [3, 3, 1]
     bank.images = np.array(['a'] * 4)
-    with pytest.raises(UserError, match='^the memory holds objects of one image alone'):
+    with pytest.raises(UserError, match='^the memory is of one image alone'):
         bank.search(queries, 1, images)
 
 
