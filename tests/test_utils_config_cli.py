@@ -78,7 +78,8 @@ def test_the_examples_of_the_help_are_accepted_as_they_are_written(script: str, 
     ('--config_exp x num_seeds=3', 'num_seeds=3 is a config key; write --set num_seeds=3.'),
     ('--config_exp x --qqq', 'unknown option --qqq; see --help.'),
     ('--nproc 2', 'the following arguments are required: --config_exp; see --help.'),
-    ('--config_exp x --nproc two', "argument --nproc: invalid int value: 'two'; see --help.")])
+    ('--config_exp x --nproc 0', 'argument --nproc: 0 is too small; give at least 1; see --help.'),
+    ('--config_exp x --nproc two', "argument --nproc: invalid whole_number value: 'two'; see --help.")])
 def test_an_unknown_option_suggests_the_near_one(given: str, said: str) -> None:
     parser = ConfigParser('Title.', Kmeans)
     with pytest.raises(UserError) as caught:

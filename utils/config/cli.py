@@ -19,11 +19,9 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """Adds to the help of each option its default, if it has one and the help does not tell it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        text = action.help or ''
-        told = 'default' in text or action.default is argparse.SUPPRESS or action.required
-        if told or action.default in (None, []):
-            return text
-        return f'{text} (default: {"off" if action.default is False else "%(default)s"})'
+        if 'default' in str(action.help) or action.required or action.default in (None, [], argparse.SUPPRESS):
+            return action.help
+        return f'{action.help} (default: {"off" if action.default is False else "%(default)s"})'
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -45,8 +43,7 @@ class ArgumentParser(argparse.ArgumentParser):
                    if option not in ('-h', '--help', '--set') and action.help != argparse.SUPPRESS}
         for word in self.given:
             name, equals, _ = word.partition('=')
-            known = not name.startswith('--') or any(other.startswith(name) for other in self._option_string_actions)
-            if not known:
+            if name.startswith('--') and not any(other.startswith(name) for other in self._option_string_actions):
                 near = nearest(_bare(name), [*options, *self.config_keys], NEAR)
                 hint = f'did you mean {options.get(near, f"--set {near}=VALUE")}?' if near else 'see --help.'
                 raise UserError(f'unknown option {name}; {hint}')
@@ -60,21 +57,17 @@ def _bare(option: str) -> str:
 
 
 class ConfigParser(ArgumentParser):
-    """Of a script with a config of ``schema``: --config_env, --config_exp, --set (``overrides``) and --nproc.
-
-    The help lists the keys of the config. Without ``processes``, of a script that runs in one, there is no --nproc.
-    """
+    """Of a script with a config of ``schema``, whose keys the help lists; --nproc if it can run in ``processes``."""
 
     def __init__(self, doc: str | None, schema: type[Env], processes: bool = True) -> None:
         super().__init__(doc)
         self.config_keys, self.epilog = tuple(schema_keys(schema)), describe_keys(schema)
-        self.add_argument('--config_env', default='configs/env.yml',
-                          help='file with root_dir and db_root (default: %(default)s)')
+        self.add_argument('--config_env', default='configs/env.yml', help='file with root_dir and db_root')
         self.add_argument('--config_exp', required=True, help='file of the experiment, e.g. one of configs/')
         self.add_argument('--set', dest='overrides', metavar='KEY=VALUE', nargs='+', action='extend', default=[],
                           help='override keys of the config, e.g. --set epochs=1 optimizer_kwargs.lr=0.01')
         if processes:
-            self.add_argument('--nproc', type=int, metavar='N',
+            self.add_argument('--nproc', type=at_least(1), metavar='N',
                               help='processes to start (default: one for each visible GPU, or one on the CPU)')
 
 

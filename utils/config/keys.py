@@ -1,6 +1,7 @@
 """Keys of YAML files, declared as pydantic fields: what a field says of itself, and which key a wrong name is like."""
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_origin
 
@@ -22,14 +23,12 @@ else:
 
 
 def key(default: Any, help: str, same_results: bool = False, **limits: Any) -> Any:
-    """Declare one key: its default (REQUIRED, or a Section: that of its keys), one line that says what it is, limits.
+    """Declare one key: its default (REQUIRED, or a Section: that of its keys), one line of help, and pydantic's limits.
 
-    Args:
-        same_results: another value changes results by rounding at most, so that a run may continue with it. Not so
-            precision, tf32 and val_tf32, which round far more, and compile, which draws other numbers for dropout.
-        limits: of pydantic's Field, e.g. ge=0.
+    ``same_results``: another value changes results by rounding at most, and a run may continue with it. Not so
+    precision, tf32 and val_tf32, which round far more, and compile, which draws other numbers for dropout.
     """
-    limits |= {'description': help, 'json_schema_extra': {'same_results': same_results}}
+    limits |= {'description': help, 'frozen': not same_results}
     return Field(default_factory=default, **limits) if isinstance(default, type) else Field(default, **limits)
 
 
@@ -51,11 +50,6 @@ def schema_keys(schema: type[Section], prefix: str = '') -> dict[str, FieldInfo]
     return keys
 
 
-def same_results(field: FieldInfo) -> bool:
-    """Whether a run may continue with another value."""
-    return bool(field.json_schema_extra['same_results'])  # type: ignore[index, call-overload]
-
-
 def type_name(hint: Any) -> str:
     """'int', 'list[float]' or 'str | None'; of a Literal the type of its values."""
     origin, args = get_origin(hint), get_args(hint)
@@ -73,15 +67,11 @@ def choices(field: FieldInfo) -> str:
 
 def default_text(field: FieldInfo) -> str:
     """The default in JSON, '' of a key that must be given."""
-    if field.is_required():
-        return ''
-    value = field.default
-    return json.dumps([round(v, 4) if isinstance(v, float) else v for v in value] if isinstance(value, list) else value)
+    return '' if field.is_required() else re.sub(r'(\.\d{4})\d+', r'\1', json.dumps(field.default))
 
 
-def nearest(name: str, names: Iterable[str], likeness: float = 0.6) -> str | None:
-    """The one of several dotted names that a wrong one is most like, as a whole or by its last part, if any is."""
-    names = list(names)  # of several with one last part the first counts
+def nearest(name: str, names: Sequence[str], likeness: float = 0.6) -> str | None:
+    """The dotted name that a wrong one is most like, as a whole or by its last part (the first of several), or None."""
     known = {known.rpartition('.')[2].lower(): known for known in reversed(names)} | {k.lower(): k for k in names}
     found = get_close_matches(name.lower(), known, 1, likeness)
     return known[found[0]] if found else None

@@ -50,16 +50,9 @@ def load_config(config_env: str, config_exp: str, schema: type[S], overrides: Se
                 root_of_data: Path | None = None) -> S:
     """Read the two config files and the overrides 'a.b=value', of which the last counts, and fill in the defaults.
 
-    Args:
-        config_env, config_exp: YAML files of root_dir and db_root, and of all other keys; see ``find_file``.
-        root_of_data: db_root where the file still has the placeholder.
-
-    Returns:
-        the keys of ``schema``; 'root_dir', 'db_root' and 'output_dir' are absolute paths, and 'config_name' is the name
-        of the experiment's file without suffix.
-
-    Raises:
-        UserError: a file is missing, or anything in them is wrong: one line for each mistake.
+    ``config_env`` holds root_dir and db_root (``root_of_data`` where that is still the placeholder), ``config_exp`` all
+    other keys, and its name is 'config_name'. Paths of folders come back absolute. Raises UserError if a file is
+    missing, or anything in them is wrong: one line for each mistake.
     """
     env_file, exp_file = find_file(config_env), find_file(config_exp)
     reader, of_env = Reader(schema), schema_keys(Env)

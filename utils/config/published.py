@@ -53,9 +53,7 @@ def describe(shown: str, translated: Mapping[str, str | None], given: Mapping[st
     """Lines for the log on the file ``shown`` that holds keys of the published code, translated as the Reader says."""
     if not translated:
         return []
-    parts = [f'{old} is {new} here' for old, new in translated.items() if new is not None]
-    dropped = ', '.join(old for old, new in translated.items() if new is None)
-    parts += [f'without effect: {dropped}'] if dropped else []
+    parts = [f'{old} is {new} here' if new else f'{old} has no effect' for old, new in translated.items()]
     lines = [f'{shown} has keys of the published code: {"; ".join(parts)}']
     if schema is Retrieval and 'memory_split' not in given:
         lines.append('The published code fills the memory from train; here it is trainaug, as its page says '
@@ -73,7 +71,7 @@ def flags_without_effect(args: argparse.Namespace) -> list[str]:
     """A line for the log on flags of the published main.py. Raises UserError for one that would change something."""
     given = {flag: value for flag in FLAGS if (value := getattr(args, flag[2:].replace('-', '_'))) is not None}
     for flag, value in given.items():
-        _, rule = FLAGS[flag]
+        rule = FLAGS[flag][1]
         if rule.accepted and value not in rule.accepted:
             raise UserError(f'{flag} is, in the published code, {rule.hint.format(value)}.')
     return [f'Flags of the published code without effect on one machine: {", ".join(given)}'] * bool(given)

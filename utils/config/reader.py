@@ -59,20 +59,14 @@ class Reader:
         """
         place, (name, equals, value) = f'--set {text}', text.partition('=')
         section, dot, key = name.strip().rpartition('.')
-        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in '"\''
-        is_text = self._kind(section + dot + key) in ('str', 'str | None')
+        is_yaml = self._kind(name.strip()) not in ('str', 'str | None') or re.fullmatch(r'(?s)null|(["\']).*\1|', value)
         try:
-            if is_text and value not in ('', 'null') and not quoted:
-                node: yaml.Node = yaml.ScalarNode(STR, value)
-            else:
-                node = yaml.compose(value, Loader) or yaml.ScalarNode(NULL, '')
-        except yaml.YAMLError as error:
-            self.errors.append(f'{place}: the value is not valid YAML: {_problem(error)}')
-            return
-        if equals:
+            if not equals:
+                raise UserError('expected KEY=VALUE')
+            node = yaml.compose(value, Loader) or yaml.ScalarNode(NULL, '') if is_yaml else yaml.ScalarNode(STR, value)
             self._take([(section + dot, yaml.ScalarNode(STR, key), node)], place, (*self.keys, *self.rules))
-        else:
-            self.errors.append(f'{place}: expected KEY=VALUE')
+        except (yaml.YAMLError, UserError) as error:
+            self.errors.append(f'{place}: {_problem(error)}')
 
     def _kind(self, name: str | None) -> str:
         return type_name(self.keys[name].annotation) if name in self.keys else ''

@@ -2,7 +2,7 @@
 
     python -m utils.config.reference > docs/configuration.md
 """
-from utils.config.keys import choices, default_text, same_results, schema_keys, type_name
+from utils.config.keys import choices, default_text, schema_keys, type_name
 from utils.config.schema import SCHEMAS, Env
 
 
@@ -15,7 +15,7 @@ def reference() -> str:
         lines += ['', f'## {schema.__doc__}', '', '| key | values | default | |', '|---|---|---|---|']
         for name, field in schema_keys(schema).items():
             if schema is Env or name not in Env.model_fields:
-                star = '*' * same_results(field)
+                star = '' if field.frozen else '*'
                 values = choices(field) or type_name(field.annotation).removesuffix(' | None')
                 cells = f'`{name}`{star}', values, default_text(field).strip('"'), field.description or ''
                 lines.append('| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |')

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from utils.config.keys import Section, flat, same_results, schema_keys
+from utils.config.keys import Section, flat, schema_keys
 from utils.config.load import as_dict
 from utils.run.errors import UserError, cannot_read, name_some
 from utils.run.files import write_text
@@ -60,7 +60,7 @@ def save_config(config: Section, output_dir: str | Path, identity: Sequence[str]
         write_text(path, yaml.safe_dump(as_dict(config), sort_keys=False))
         return path
     keys = schema_keys(config._schema)
-    free = {LAST_KEY, *(name for name, field in keys.items() if same_results(field))} - {*identity}
+    free = {LAST_KEY, *(name for name, field in keys.items() if not field.frozen)} - {*identity}
     defaults = {name: field.default for name, field in keys.items() if not field.is_required()}
     before, after = ({name: json.dumps(value, ensure_ascii=False, default=str) for name, value in values.items()}
                      for values in (defaults | flat(old), flat(as_dict(config))))

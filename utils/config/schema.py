@@ -1,5 +1,5 @@
 """Every key of the scripts' config files: type, range, default, one line of help, and whether it changes results."""
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -14,17 +14,12 @@ if TYPE_CHECKING:
 else:
     Folder = str | None
 
-
-def _increasing(pair: Sequence[float]) -> bool:
-    return len(pair) == 2 and 0 < pair[0] <= pair[1]
-
-
 Backbone = Annotated[str, must(lambda name: name in ('resnet18', 'resnet50') or name.startswith('timm/'),
                                'resnet18, resnet50 or timm/<name>')]
 Border = Annotated[int, must(lambda label: label in (0, 255), '0 or 255')]
-Shares = Annotated[list[float], must(lambda pair: _increasing(pair) and pair[1] <= 1,
-                                     'two increasing numbers above 0, up to 1')]
-Ratios = Annotated[list[float], must(_increasing, 'two increasing numbers above 0')]
+Ratios = Annotated[list[float], must(lambda pair: len(pair) == 2 and 0 < pair[0] <= pair[1],
+                                     'two increasing numbers above 0')]
+Shares = Annotated[Ratios, must(lambda pair: pair[1] <= 1, 'two increasing numbers above 0, up to 1')]
 Jitter = Annotated[list[float], must(lambda four: len(four) == 4 and min(four) >= 0 and four[3] <= 0.5,
                                      'four numbers of 0 or more, the last (hue) at most 0.5')]
 
@@ -72,8 +67,7 @@ class CrfKwargs(Section):
     bi_xy_std: float = key(67.0, 'bilateral kernel: spatial standard deviation, pixels', gt=0)
     bi_rgb_std: float = key(3.0, 'bilateral kernel: colour standard deviation, grey levels', gt=0)
     bi_w: float = key(4.0, 'bilateral kernel: weight', ge=0)
-    min_probability: float = key(0.0, 'leave out classes less probable than this in every pixel, and blur in place of '
-                                      'the Gaussian kernel: over three times the speed; 0 is exact', ge=0, lt=1)
+    min_probability: float = key(0.0, 'classes below it in all pixels go, at 3x the speed; 0: exact', ge=0, lt=1)
 
 
 class Env(Section):
@@ -93,10 +87,8 @@ class Run(Env):
 
 class Common(Run):
     """Keys of every experiment with pixel embeddings."""
-    backbone: Backbone = key('resnet50', 'resnet18, resnet50 or timm/<name>: any network of the library timm with an '
-                                         'output stride of 8 or patches, e.g. timm/vit_small_patch16_224.dino')
-    pretraining: Text = key(REQUIRED, 'initial weights: imagenet_classification, imagenet_moco, none, or the path of '
-                                      'a checkpoint (from the working directory, root_dir or the repository)')
+    backbone: Backbone = key('resnet50', 'resnet18, resnet50 or timm/<name>, e.g. timm/vit_small_patch16_224.dino')
+    pretraining: Text = key(REQUIRED, 'initial weights: imagenet_classification, imagenet_moco, none or a path')
     moco_state_dict: Text | None = key(None, 'path of the MoCo checkpoint, for pretraining: imagenet_moco')
     model_kwargs: ModelKwargs = key(ModelKwargs, 'the network')
 
@@ -152,7 +144,7 @@ class LinearFinetune(Common, Training, Evaluation):
     train_size: int = key(512, 'side to which training images are resized, pixels', ge=1)
     label_share: float = key(1.0, 'share of train_split to train on; label_seed draws it once for all', gt=0, le=1)
     label_seed: int = key(0, 'draws label_share; with one seed smaller shares are part of larger ones', ge=0)
-    border_label: Border = key(0, 'label of the border that the affine map leaves: 0 as published, 255 to ignore it')
+    border_label: Border = key(0, 'label of the border of the affine map: 0 as published, 255 to ignore it')
     features: Literal['decoder', 'backbone'] = key('decoder', 'what is classified; plain backbones have no decoder')
     network_lr_factor: float = key(0.0, 'learning rate below the classifier, as a multiple of lr; 0 freezes', ge=0)
     freeze_batchnorm: Literal['all', 'backbone', 'none'] = key('all', 'what runs in eval mode while training')
@@ -171,10 +163,8 @@ class Prototypes(Common, Evaluation):
 class Kmeans(Prototypes):
     """segmentation/kmeans.py"""
     num_clusters: int = key(20, 'clusters of the foreground objects', ge=1)
-    overclustering: list[Annotated[int, Field(ge=1)]] = key(
-        [], 'further numbers of clusters, a result each; without ground truth the one of highest silhouette is taken')
-    matching: Literal['majority', 'hungarian'] = key(
-        'majority', 'more clusters than classes: each takes its best class, or every class an equal share of clusters')
+    overclustering: list[Annotated[int, Field(ge=1)]] = key([], 'further numbers of clusters, a result each')
+    matching: Literal['majority', 'hungarian'] = key('majority', 'each cluster its best class, or classes equal shares')
     fit_split: Text | None = key(None, 'list of image IDs that PCA and K-means are fitted on; default: val_split')
     num_seeds: int = key(5, 'runs of K-means, with random_state seed, seed + 1, ...', ge=1)
 
@@ -195,8 +185,7 @@ class TrainSaliency(Training):
     val_images: Text | None = key(None, 'folder of images to score the network on after each epoch')
     val_masks: Text | None = key(None, 'folder of their masks')
     val_batch_size: int = key(8, 'images a forward pass', True, ge=1)
-    pretraining: Text = key(REQUIRED, 'initial weights: none, imagenet_classification (ResNet-34), or the path of a '
-                                      'ResNet-34 or a BASNet (from the working directory, root_dir or the repository)')
+    pretraining: Text = key(REQUIRED, 'initial weights: none, imagenet_classification, or a ResNet-34 or BASNet file')
     resize: int = key(256, 'side to which images are resized, pixels; also for prediction', ge=1)
     crop: int = key(224, 'side of the random crop of the resized image, pixels', ge=1)
     flip_probability: float = key(0.5, 'probability of the horizontal flip', ge=0, le=1)
@@ -217,8 +206,7 @@ def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield 'train_batch_size', (f'train_batch_size {get("train_batch_size")} does not fit into the memory bank of '
                                    f'moco_kwargs.K {bank}; raise K or take smaller batches')
     if get('probe_every') and no_head:
-        yield 'probe_every', ('probe_every needs model_kwargs.use_classification_head: true, which predicts the masks; '
-                              'set it, or probe_every: 0')
+        yield 'probe_every', 'probe_every needs model_kwargs.use_classification_head: true; set it, or probe_every: 0'
     if get('optimizer_kwargs.nesterov') and get('optimizer') == 'sgd' and get('optimizer_kwargs.momentum') == 0:
         yield 'optimizer_kwargs.nesterov', 'optimizer_kwargs.nesterov needs a momentum above 0'
     if get('crop', 0) > get('resize', inf):
