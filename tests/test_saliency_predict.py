@@ -199,7 +199,7 @@ def test_a_full_disk_is_one_sentence(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, 'write_mask', full)
     with pytest.raises(SystemExit):
         run_script(lambda: run(folder, tmp_path / 'masks', '--workers', '0'))
-    assert capsys.readouterr().err.endswith('a.png); free some space or choose another output folder.\n')
+    assert capsys.readouterr().err.endswith('a.png); free some space or choose another folder.\n')
 
 
 def test_workers_are_the_cores_that_may_be_used(monkeypatch):

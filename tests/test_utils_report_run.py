@@ -69,7 +69,6 @@ def output_dir(tmp_path_factory) -> Path:
                            step)
         writer.add_scalars({'train/lr': step / 7, 'val/miou': step / 7}, step)
         writer.add_picture('views', Image.new('RGB', (8, 9), (step, step, step)), step)
-    writer.close()
     results = save_results({'kmeans': {'mIoU': 45.678, 'std': 1.5, 'num_runs': 5,
                              'IoU': {'background': 81.25, 'cat & <dog>': 12.5}},
                   'overclustering': [{'num_clusters': 5, 'mIoU': 30.0, 'std': 1.0}],
@@ -155,7 +154,6 @@ def test_steps_that_were_done_again_count_once_and_the_latest_time(tmp_path: Pat
         for step in range(first, last):
             writer.add_scalars({'train/loss': value}, 1, step)
             writer.add_picture('views', Image.new('RGB', (8, 9), (int(value), 0, 0)), step)
-        writer.close()
         path.write_bytes(path.read_bytes()[:-3])
         expected |= dict.fromkeys(range(first, last - 1), value)
         scalars, pictures = read_history(tmp_path)

@@ -237,7 +237,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_survives(tmp_path: 
         run_script(lambda: limited(10 ** 6, lambda: save_checkpoint({'model': torch.ones(10 ** 6)}, path)))
     assert ended.value.code == EXIT_USER_ERROR
     message = capsys.readouterr().err.strip()
-    assert message.startswith(f'error: cannot write checkpoint {path} (File too large), and the last good one is still')
+    assert message.startswith(f'error: cannot write checkpoint {path} (File too large; {path} is the last good ')
     assert 'Traceback' not in message
     assert load_checkpoint(path) == {'epoch': 1}
     assert list(tmp_path.iterdir()) == [path]
@@ -260,7 +260,7 @@ def test_a_failed_flush_leaves_the_file_of_before(tmp_path: Path, monkeypatch, n
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, 'fsync', fail)
-    with pytest.raises(UserError, match=f'{os.strerror(number)}.*the last good one is still there'):
+    with pytest.raises(UserError, match=f'{os.strerror(number)}.*is the last good checkpoint'):
         save_checkpoint({'epoch': 2}, path)
     monkeypatch.undo()
     assert load_checkpoint(path) == {'epoch': 1}

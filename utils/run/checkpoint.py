@@ -38,9 +38,12 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
-        good = ', and the last good one is still there' if path.is_file() else ''
-        raise UserError(f'cannot write checkpoint {path} ({error.strerror}){good}; free some space or allow '
-                        'writing there, and rerun.') from error
+        raise UserError(f'cannot write checkpoint {path} ({error.strerror}; {last_good(path)}); free some space or '
+                        'allow writing there, and rerun.') from error
+
+
+def last_good(path: Path) -> str:
+    return f'{path} is the last good checkpoint' if path.is_file() else 'there is no checkpoint yet'
 
 
 def load_checkpoint(path: Path, damaged: str = 'copy or download it again') -> dict[str, Any]:
@@ -67,8 +70,7 @@ def load_checkpoint(path: Path, damaged: str = 'copy or download it again') -> d
                             'not loaded; ask its author for a plain state dict.') from error
         raise UserError(f'checkpoint {path} is truncated or no checkpoint; {damaged}.') from error
     if not isinstance(state, dict):
-        raise UserError(f'checkpoint {path} holds a {type(state).__name__}, not a dictionary of tensors; '
-                        'save a state dict instead.')
+        raise UserError(f'checkpoint {path} holds a {type(state).__name__}, no dictionary; save a state dict instead.')
     return state
 
 
@@ -76,9 +78,8 @@ def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
                   **progress: Any) -> None:
     """Write what a training run needs to go on, bit for bit on a CPU. All processes call it; the main one writes.
 
-    The entry 'model' has the names of the released checkpoints, each behind 'module.'; 'rng' holds the random states
-    of all processes, by rank (all randomness of training is PyTorch's); ``progress`` is entries of its own.
-    Raises UserError for a weight that is not finite, or as ``save_checkpoint``; the old checkpoint stays.
+    'model' has the names of the released checkpoints, each behind 'module.'; 'rng' the random states by rank (all are
+    PyTorch's). Raises UserError for a weight that is not finite, or as ``save_checkpoint``; the old checkpoint stays.
     """
     weights = model.state_dict()
     states = distributed.gather_objects(random_states(next(iter(weights.values())).device))
@@ -87,18 +88,16 @@ def save_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     state = on_cpu({'model': {PREFIX + name: value for name, value in weights.items()},
                     'optimizer': optimizer.state_dict(), 'rng': states, 'config': as_dict(config), **progress})
     if not torch.stack([value.isfinite().all() for value in state['model'].values()]).all():
-        good = f'; {path} is the last good checkpoint' if path.is_file() else ''
-        raise UserError(f'weights are no longer finite, and are not saved{good}: lower optimizer_kwargs.lr in another '
-                        'output_dir.')
+        raise UserError(f'weights are no longer finite, and are not saved; {last_good(path)}: lower '
+                        'optimizer_kwargs.lr in another output_dir.')
     save_checkpoint(state, path)
 
 
 def resume_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
                     ids: Sequence[str]) -> dict[str, Any]:
-    """Take a run up where ``save_training`` left it; the checkpoint's other entries, none without a checkpoint.
+    """Take a run up where ``save_training`` left it, if it did; the checkpoint's other entries.
 
-    Raises UserError for a checkpoint that cannot be read, is of the published code, of another list of images or of
-    another model, or holds weights that are not finite.
+    Raises UserError for one that cannot be read, is of the published code, other images or another model, or diverged.
     """
     if not path.is_file():
         return {}
@@ -107,8 +106,7 @@ def resume_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         raise UserError(f'{path} is of the published code and cannot be resumed (it holds no random states and no list '
                         'of images): move it to another folder and start from it with pretraining: PATH.')
     if (before := list(state.get('ids', ids))) != list(ids):
-        started, present = set(before), set(ids)
-        gone, more = [name for name in before if name not in present], [name for name in ids if name not in started]
+        gone, more = sorted({*before} - {*ids}), sorted({*ids} - {*before})
         changes = [f'lacks {len(gone)} of {len(before)} IDs ({name_some(gone)})'] * bool(gone)
         changes += [f'has {len(more)} more ({name_some(more)})'] * bool(more)
         raise UserError(f'the list of training images has changed since the run of {path} was started: it '
@@ -133,8 +131,7 @@ def resume_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 def read_arrays(path: Path, names: Sequence[str], damaged: str) -> dict[str, np.ndarray]:
     """The named arrays of an .npz file, as data and never as code.
 
-    Raises UserError, whose sentence is the path and ``damaged``, for a file that is missing, cut or lacks a name; and
-    for numbers that are not finite.
+    Raises UserError, the path and ``damaged``, for a file that is missing or cut, and for numbers that are not finite.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -146,8 +143,7 @@ def read_arrays(path: Path, names: Sequence[str], damaged: str) -> dict[str, np.
 
 
 def require_finite(arrays: Mapping[str, Tensor | np.ndarray], source: Path | str, what: str = 'weights') -> None:
-    """Raises UserError when any value of a file's arrays is infinite or not a number; the sentence names them."""
-    wrong = [name for name, value in arrays.items() if not torch.as_tensor(value).isfinite().all()]
-    if wrong:
+    """Raise UserError, which names them, for arrays of a file with values that are infinite or not a number."""
+    if wrong := [name for name, value in arrays.items() if not torch.as_tensor(value).isfinite().all()]:
         raise UserError(f'{source} holds {what} that are not finite ({name_some(wrong)}): its training diverged, or '
                         'the file is damaged; give another one.')

@@ -53,10 +53,7 @@ def pin(x: Tensor, device: torch.device) -> Tensor:
 
 
 def to_device(x: Moved, device: torch.device, channels_last: bool = True) -> Moved:
-    """A network or a tensor on the device; from pinned memory without a wait.
-
-    Images (B, C, H, W) and the weights of convolutions get channels-last order, in which CPU and GPU are faster.
-    """
+    """A network or a tensor on the device; images (B, C, H, W) and convolutions channels-last, which is faster."""
     four = isinstance(x, nn.Module) or x.dim() == 4
     order = torch.channels_last if four and channels_last else torch.contiguous_format
     return x.to(device=device, non_blocking=reads_pinned(device), memory_format=order)  # type: ignore

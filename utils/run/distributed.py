@@ -4,14 +4,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-Item = TypeVar('Item')
 TIMEOUT = timedelta(minutes=15)  # a dead process is noticed at once, one that hangs by this
 PATIENCE = timedelta(hours=6)  # while the main process downloads a data set
 _patient: Any = None  # the group that waits for a download
@@ -73,10 +72,9 @@ def all_gather(x: Tensor) -> Tensor:
     """(B, ...) of each process -> (B * processes, ...) on all, in the order of ranks; no gradient."""
     if world_size() == 1:
         return x
-    x = x.contiguous()
-    parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x)
-    return torch.cat(parts)
+    gathered = x.new_empty(len(x) * world_size(), *x.shape[1:])
+    dist.all_gather_into_tensor(gathered, x.contiguous())
+    return gathered
 
 
 def any_process(flag: bool) -> bool:
@@ -97,7 +95,7 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def interleave(items: list[Item]) -> list[Item]:
+def interleave(items: list[Any]) -> list[Any]:
     """Undo that the processes took items in turn: those of all, in order, on every process."""
     parts = gather_objects(items)
     return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
@@ -129,12 +127,9 @@ def parallel(module: nn.Module) -> nn.Module:
 
 
 def random_order(batch: int, device: torch.device) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """A random order of the images of all processes, the same on each, and the one that undoes it.
-
-    None for one process, whose BatchNorm sees the same in any order.
-    """
+    """A random order of the images of all processes, the same on each, and the one that undoes it; None for one."""
     if world_size() == 1:
-        return None, None
+        return None, None  # its BatchNorm sees the same in any order
     order = torch.randperm(batch * world_size(), device=device)
     dist.broadcast(order, src=0)
     return order, order.argsort()

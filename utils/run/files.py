@@ -19,9 +19,8 @@ PALETTE = np.packbits(np.arange(256)[:, None, None] >> np.arange(24).reshape(8, 
 def whole_file(path: Path, lasting: bool = False) -> Iterator[BinaryIO]:
     """A file to write, which takes its name at the block's end: a kill leaves the file of before or the new one.
 
-    Args:
-        lasting: flush to disk, so that a power cut leaves no half file either. Only for files with one writer at a
-            time: the temporary file has one name, and the next write takes the place of what a kill left.
+    ``lasting`` flushes it to disk, so that a power cut leaves no half file either. Only for files with one writer at a
+    time: the temporary file has one name, and the next write takes the place of what a kill left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{"unfinished" if lasting else os.getpid()}')
@@ -43,13 +42,11 @@ def whole_file(path: Path, lasting: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8; of names of files that are not UTF-8 the codes."""
     with whole_file(path) as file:
-        file.write(text.encode(errors='backslashreplace'))
+        file.write(text.encode(errors='backslashreplace'))  # names of files need not be UTF-8
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write an .npz file."""
     with whole_file(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 

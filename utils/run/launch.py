@@ -21,15 +21,10 @@ from utils.run.signals import SIGNALS, handled, stop
 def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[str] | None) -> None:
     """Run the script again in ``nproc`` processes, None for one a visible GPU, and exit after them.
 
-    It returns where this process is to do the work: it is one of a job already, or one is enough. ``argv`` is as of
-    ``main``.
-
-    Raises:
-        UserError: the number does not fit the machine.
-        SystemExit: the processes have ended; with the exit code of one that failed, which has said why itself.
+    Returns where this process is to do the work, as one of a job or the only one; ``argv`` is as of ``main``. Raises
+    UserError if the number does not fit the machine, and SystemExit after the processes, with the code of one that
+    failed, which has said why itself.
     """
-    if nproc is not None and nproc < 1:
-        raise UserError(f'--nproc is {nproc}; expected 1 or more.')
     if 'RANK' in os.environ:
         return
     where = pick_device(device)

@@ -39,10 +39,7 @@ def warn_of_failure(what: str) -> Iterator[None]:
 
 
 def log_epoch(epoch: int, epochs: int, figures: str, seconds: float, share: float = 1.0) -> None:
-    """One line that sums an epoch (from 0) up, in colour on a terminal.
-
-    ``share`` of it was done in these seconds: less than 1 after a start within it.
-    """
+    """Sum an epoch (from 0) up in one line, coloured on a terminal; ``share`` of it was done in these seconds."""
     left = duration(seconds / share * (epochs - epoch - 1)) if share else ''
     log.info('Epoch %d of %d: %s, %s%s', epoch + 1, epochs, figures, duration(seconds),
              f', about {left} left' if left and epoch + 1 < epochs else '', extra={'summary': True})
@@ -99,19 +96,13 @@ class MetricsWriter:
                 file.write(json.dumps({**place, **values}) + '\n')
             for name, value in values.items():
                 self.tensorboard.add_scalar(name, value, epoch if step is None else step)
+            self.tensorboard.flush()
 
     def add_picture(self, name: str, picture: Image.Image, epoch: int) -> None:
         if self.tensorboard:
             save_image(picture, self.pictures / f'{name}_{epoch:04d}.png')
             self.tensorboard.add_image(name, np.asarray(picture), epoch, dataformats='HWC')
-
-    def flush(self) -> None:
-        if self.tensorboard:
             self.tensorboard.flush()
-
-    def close(self) -> None:
-        if self.tensorboard:
-            self.tensorboard.close()
 
 
 def clear_metrics(output_dir: Path) -> None:

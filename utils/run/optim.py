@@ -9,11 +9,7 @@ from torch import nn
 
 def learning_rate(scheduler: str, lr: float, epoch: int, epochs: int, lr_decay_rate: float = 0.1,
                   lr_decay_epochs: Sequence[int] = ()) -> float:
-    """The rate of an epoch (counted from 0).
-
-    poly: lr (1 - epoch/epochs)^0.9; step: lr * rate^(number of decay epochs e with epoch > e);
-    cosine: from lr to eta_min = lr rate^3; constant.
-    """
+    """The rate of an epoch (counted from 0); ``scheduler`` is 'poly', 'step', 'cosine' or 'constant'."""
     if scheduler == 'poly':
         return lr * (1 - epoch / epochs) ** 0.9
     if scheduler == 'step':
@@ -42,10 +38,8 @@ def build_optimizer(name: str, parameters: Iterable[nn.Parameter] | Iterable[dic
 
 
 def _start_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """A momentum of zero before a parameter's first step, which is the same with it.
-
-    The fused kernel would take uninitialised memory, and leave it so where loss scaling skips the step for an overflow.
-    """
+    # A momentum of zero changes no first step. Without it the fused kernel takes uninitialised memory, and leaves it so
+    # where loss scaling skips the step for an overflow.
     for group in optimizer.param_groups:
         for p in group['params']:
             if p.grad is not None and optimizer.state[p].get('momentum_buffer') is None:

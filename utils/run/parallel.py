@@ -53,10 +53,7 @@ def _affinity() -> frozenset[int]:
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int, limit: int) -> Iterator[Result]:
-    """``map`` in threads: ``items`` (e.g. a network) goes on in this one while its earlier results are worked on.
-
-    At ``limit`` items in flight it waits. What ``function`` raises ends the iteration with that error.
-    """
+    """``map`` in threads: ``items`` (e.g. a network) goes on meanwhile, but waits at ``limit`` items in flight."""
     pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[Result]] = deque()
     try:

@@ -33,11 +33,10 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 class Precision:
-    """Autocast, loss scaling and memory order of a training run; ``tf32`` is of its steps, see ``allow_tf32``.
+    """Autocast, loss scaling (of fp16, for small gradients) and memory order of a training run, and TF32 of its steps.
 
-    Weights stay as they are, float32 or float64 (which autocast leaves alone); convolutions and matrix products
-    compute in the format ``name``. fp16 scales the loss, so that small gradients survive. Raises UserError for a format
-    that the device does not compute in.
+    Weights stay float32 or float64, which autocast leaves alone; convolutions and matrix products compute in the format
+    ``name``. Raises UserError for one that the device does not compute in.
     """
 
     def __init__(self, device: torch.device, name: str = 'fp32', channels_last: bool = True, tf32: bool = True) -> None:
@@ -49,16 +48,13 @@ class Precision:
         self.device, self.dtype, self.channels_last, self.tf32 = device, DTYPES[name], channels_last, tf32
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == 'fp16')  # type: ignore[attr-defined]
 
-    def autocast(self) -> Any:
-        """The context of a forward pass, without losses."""
+    def autocast(self) -> Any:  # of a forward pass, without losses
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def to_device(self, x: Moved) -> Moved:
-        """A network, a batch of images or another tensor on the device, see ``devices.to_device``."""
         return to_device(x, self.device, self.channels_last)
 
     def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Backward and one step of the optimiser."""
         optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(optimizer)

@@ -79,9 +79,9 @@ def _ending(failure: BaseException) -> tuple[int, str]:
     elif isinstance(failure, RuntimeError) and NO_MEMORY.search(str(failure)):
         text = f'the GPU has too little memory ({str(failure).splitlines()[0].partition(". ")[0]}); {LESS_MEMORY}'
     elif isinstance(failure, OSError) and failure.errno in CANNOT_WRITE:
-        what, hint = ('read or write', 'change its permissions or choose another folder') \
-            if failure.errno in DENIED else ('write', 'free some space or choose another output folder')
-        text = f'cannot {what}: {failure.strerror}{f" ({failure.filename})" * bool(failure.filename)}; {hint}.'
+        hint = 'change its permissions' if failure.errno in DENIED else 'free some space'
+        where = f' ({failure.filename})' * bool(failure.filename)
+        text = f'cannot read or write: {failure.strerror}{where}; {hint} or choose another folder.'
     else:
         return 1, ''
     return EXIT_USER_ERROR, f'{paint("error:", sys.stderr, "red")} {text}'

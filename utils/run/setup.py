@@ -32,8 +32,8 @@ def start(p: Run, nproc: int | None, script: str, argv: Sequence[str] | None,
 def prepare(p: Run, identity: Sequence[str] = ()) -> torch.device:
     """Join the other processes, if any, and ready the output directory, the log, the random state and the device.
 
-    Raises UserError if the output directory cannot be made, is in use or was made with another config (``save_config``
-    says what ``identity`` is), or if the device is not there, or none for several processes.
+    ``identity`` is of ``save_config``. Raises UserError if the output directory cannot be made, is in use or was made
+    with another config, or if the device is not there, or none for several processes.
     """
     device = pick_device(p.device)
     if distributed.is_launched():

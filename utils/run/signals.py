@@ -21,15 +21,13 @@ class StoppedError(BaseException):
 
 
 def stop(number: int | None, frame: FrameType | None = None) -> None:
-    """Handler that raises StoppedError."""
     raise StoppedError(number)
 
 
 def stop_at_once(number: int, frame: FrameType | None = None) -> None:
     """Handler that ends the process there and then.
 
-    An error raised here could come where Python cannot pass it on, such as in a hook of the fork of a loader worker:
-    it would be lost, and a lock of the hook stay locked.
+    An error raised here, in a hook of the fork of a loader worker, would be lost, and a lock of the hook stay locked.
     """
     if distributed.is_main():
         os.write(2, f'{StoppedError(number)}\n'.encode())

@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from utils.config.schema import Training
 from utils.run import distributed
-from utils.run.checkpoint import resume_training, save_training
+from utils.run.checkpoint import last_good, resume_training, save_training
 from utils.run.errors import UserError, name_some
 from utils.run.log import MetricsWriter, log_epoch, progress
 from utils.run.optim import build_optimizer, learning_rate, set_learning_rate
@@ -47,17 +46,11 @@ class Mean:
 class Trainer:
     """Trains epoch by epoch and loses no work: what is in the checkpoint of ``p.output_dir`` is taken up.
 
-    ``epoch`` is the number of finished epochs, ``step`` that of the steps done of the next one, ``extra`` what a script
-    keeps besides; the model comes to the device, with the weights of the main process.
-
-    Args:
-        loader: a whole epoch in batches, whose 'id' names their images.
-        ids: the images of the loader's data set, in order; a run goes on with the same ones alone.
-        groups: of parameters, for ``build_optimizer``; None: all that have a gradient learn alike.
-
-    Raises:
-        UserError: the device does not compute in ``p.precision``; or the checkpoint cannot be read, belongs to another
-            model or to other images, or is not the same for all processes.
+    The model comes to the device, with the weights of the main process. ``loader`` gives an epoch in batches, whose
+    'id' names their images; ``ids`` are those of its data set, with which alone a run goes on. ``epoch`` counts the
+    finished epochs, ``step`` the steps of the next one, and ``extra`` is what a script keeps besides. Raises UserError
+    if the device does not compute in ``p.precision``, or the checkpoint cannot be read, belongs to another model or to
+    other images, or is not the same for all processes.
     """
 
     def __init__(self, p: Training, model: nn.Module, device: torch.device, loader: DataLoader, ids: Sequence[str],
@@ -97,18 +90,10 @@ class Trainer:
                 yield
             except Exception as error:
                 if lost_worker(error):
-                    raise UserError(f'{LOST_WORKER}, and rerun the same command; {self._last_good()}.') from error
+                    raise UserError(f'{LOST_WORKER}, and rerun the same command; {last_good(self.path)}.') from error
                 raise
-            finally:
-                self.writer.close()
-        if self._asked_to_stop():
+        if distributed.any_process(self._signal is not None):
             stop(self._signal)
-
-    def _asked_to_stop(self) -> bool:  # every process asks at the same step
-        return distributed.any_process(self._signal is not None)
-
-    def _last_good(self) -> str:
-        return f'{self.path} is the last good checkpoint' if self.path.is_file() else 'there is no checkpoint yet'
 
     def epochs(self) -> Iterator[int]:
         """The epochs that are left, counted from 0, each with its learning rate, and summed up in a line.
@@ -128,9 +113,8 @@ class Trainer:
                         statistics: Callable[[], dict[str, float]] = dict) -> dict[str, float]:
         """One pass over the loader, or what is left of it; the means of the epoch's steps.
 
-        ``compute_losses`` gives the 'loss' of a batch, with its gradient, and what else to log, ``statistics`` what
-        else the writer gets at each line of the log. Raises UserError if the loss is not finite, StoppedError if a
-        signal came and the run is saved.
+        ``compute_losses`` gives the 'loss' of a batch and what else to log, ``statistics`` what else the writer gets.
+        Raises UserError if the loss is not finite, StoppedError if a signal came and the run is saved.
         """
         every, sampler, batch = self.p.checkpoint_every, self.loader.sampler, self.loader.batch_size or 1
         sampler.epoch, sampler.start = self.epoch, self.step * batch * distributed.world_size()  # type: ignore
@@ -147,7 +131,7 @@ class Trainer:
                 self.recent.add({name: value.detach().float() for name, value in losses.items()})
                 if self.step % self.p.log_every == 0 or self.step == steps:
                     self._log(steps, statistics)
-                asked = self._asked_to_stop()
+                asked = distributed.any_process(self._signal is not None)  # all ask at the same step
                 if asked or (every and self.step % every == 0 and self.step < steps):
                     self.save()
                 if asked:
@@ -171,10 +155,10 @@ class Trainer:
         wrong = [(step, str(value), ids) for (step, ids, _), value in zip(self._unchecked, values, strict=True)
                  if not math.isfinite(value)]
         self._unchecked = []
-        if found := list(chain(*distributed.gather_objects(wrong[:1]))):
+        if found := [first for part in distributed.gather_objects(wrong[:1]) for first in part]:
             step, value, ids = min(found)
             raise UserError(f'the loss is {value} at epoch {self.epoch + 1}, step {step}, images {name_some(ids, 16)}; '
-                            f'{self._last_good()}: look at these images, or lower optimizer_kwargs.lr in another '
+                            f'{last_good(self.path)}: look at these images, or lower optimizer_kwargs.lr in another '
                             'output_dir.')
 
     def finish_epoch(self, shown: str = '', **extra: Any) -> None:
@@ -185,9 +169,8 @@ class Trainer:
         self.save()
 
     def save(self) -> None:
-        """Write the checkpoint, and the metrics up to it, unless a loss is not finite."""
+        """Write the checkpoint, unless a loss is not finite."""
         self._check()
-        self.writer.flush()
         save_training(self.path, self.model, self.optimizer, self.p, ids=self.ids, epoch=self.epoch, step=self.step,
                       recent=(dict(self.recent.sums), self.recent.count),
                       whole=(dict(self.whole.sums), self.whole.count), extra=self.extra,
