@@ -23,6 +23,7 @@ from utils.run.script import run_script
 
 VERSION = 2  # raise it when the same parameters draw other images
 
+
 def with_void(labels: np.ndarray, width: int = 1) -> np.ndarray:
     """A label map (H, W) uint8 with the ignore label (255) along the borders, about 2 * width pixels wide."""
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))

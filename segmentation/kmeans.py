@@ -137,6 +137,7 @@ def evaluate(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray
     """
     whitening, found = cluster(split.prototypes, [p.num_clusters, *p.overclustering], p.num_seeds, p.seed, fit,
                                'objects' if p.components else 'images')
+
     def match(ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         confusion = cluster_confusion(split.inside, split.outside, ids, count)
         labels = match_clusters(confusion, p.matching)
