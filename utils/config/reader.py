@@ -181,6 +181,7 @@ def _keys_below(prefix: str, known: Collection[str]) -> str:
 def _reason(items: list[Any]) -> str:
     """What pydantic says of one value, 'be a valid list, got 5; write [5]'."""
     wants = ' or '.join(dict.fromkeys(item['msg'].partition('should ')[2] for item in items))
+    wants = wants.replace('a valid boolean', 'true or false')
     value, kind, hint = items[-1]['input'], items[-1]['type'], ''
     if isinstance(value, str):
         hint = '; remove the quotes' * (kind in ('int_type', 'float_type') and NUMBER.fullmatch(value) is not None)
