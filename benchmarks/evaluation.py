@@ -25,17 +25,9 @@ import torch
 from data.transforms import resize_mask, split_mask
 from data.voc import VOC_CLASSES, VOID
 from models.crf import crf_in_workers, dense_crf
-from segmentation.clustering import (
-    Whitening,
-    cluster_confusion,
-    iou_matrix,
-    kmeans,
-    match_clusters,
-    merge_clusters,
-    score_clusters,
-)
+from segmentation.clustering import Whitening, cluster_confusion, kmeans, match_clusters, merge_clusters, score_clusters
 from segmentation.feature_index import FeatureIndex
-from segmentation.metrics import confusion_matrix, iou_of
+from segmentation.metrics import confusion_matrix, iou_matrix, iou_of
 from utils.config.cli import ArgumentParser
 from utils.run.parallel import available_cores, in_threads
 from utils.run.script import run_script

@@ -9,7 +9,7 @@ from data.images import ImageFileError, probe_image, read_mask, same_shape, turn
 from data.voc import check_layout
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
-from utils.run.parallel import available_cores, in_threads
+from utils.run.parallel import in_threads
 
 log = logging.getLogger(__name__)
 SPLITS = ('all', 'train', 'val')
@@ -78,9 +78,8 @@ class FolderDataset(ImageSet):
 
     def _sound(self, names: Sequence[Path]) -> list[Path]:
         """The images that can be read, with masks of their shape."""
-        threads = available_cores()
-        looked_at = progress(names, 'looking at the images', len(names))
-        found = dict(zip(names, in_threads(self._problem, looked_at, threads, 4 * threads), strict=True))
+        problems_of = in_threads(self._problem, progress(names, 'looking at the images', len(names)))
+        found = dict(zip(names, problems_of, strict=True))
         flat = sum(problem is None for problem in found.values())
         if flat and '' not in found.values():
             raise UserError(f'all {flat} masks in {self.masks} are empty or full: nothing can be learnt; check them.')

@@ -62,14 +62,9 @@ def predict_frames(frames: Iterable[Frame], prepare: Callable[[np.ndarray], Any]
                    threads: int) -> Iterator[tuple[Path, str]]:
     """Predict in batches; threads read, prepare and stack the next images and write the results of the last ones.
 
-    Args:
-        prepare: image -> input of the network.
-        stack: inputs -> batch.
-        predict: batch -> an output for each input; runs in the calling thread.
-        write: (name, image, output) -> why the image has no result: '' if it has one.
-        threads: that read, and as many that write.
-
-    Yields the name of each image, and why it has no result, such as that it cannot be read.
+    ``prepare``: image -> input of the network; ``stack``: inputs -> batch; ``predict``, in the calling thread: batch ->
+    an output for each input; ``write``: (name, image, output) -> why the image has no result, '' if it has one.
+    ``threads`` read, and as many write. Yields each name, and why it has no result, such as that it cannot be read.
     """
     def read(frame: Frame) -> tuple[Path, np.ndarray | None, Any]:
         name, load = frame

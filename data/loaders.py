@@ -36,14 +36,10 @@ def open_images(p: Run, name: str, split: str, truth: bool | None = False, salie
                 skip: bool = False, share: float = 1, seed: int = 0) -> ImageSet:
     """A split of a data set, in the layout that its folder has; VOC is downloaded when it is absent.
 
-    Args:
-        truth: whether ground truth is read: True needs it, None reads it where the data set has some.
-        saliency: which object masks are read, if any.
-        skip: leave out IDs without image or mask and log how many; otherwise they are an error.
-        share, seed: of the labelled IDs that are kept, see ``VOCSegmentation``.
-
-    Raises:
-        UserError: the data set is missing, incomplete or without the ground truth that is needed.
+    With ``truth`` ground truth is read; None reads it where the data set has some. ``saliency`` names the object masks
+    that are read. ``skip``: leave out IDs without image or mask and log how many; otherwise they are an error.
+    ``share`` and ``seed``: of the labelled IDs that are kept, see ``VOCSegmentation``.
+    Raises UserError for a data set that is missing, incomplete or without the ground truth that is needed.
     """
     root = Path(p.db_root) / name
     if name == DOWNLOADABLE:
@@ -115,9 +111,6 @@ def evaluation_loader(p: Evaluation, images: ImageSet, mean: Colour, std: Colour
                       originals: int | None = 0) -> DataLoader:
     """All images in order, resized for the network; ground truth and masks keep their own size.
 
-    Args:
-        mean, std: of the network's input.
-        originals: how many of the first images travel with the batch as decoded, 'original'; None: all of them. The
-            others are None there.
+    The first ``originals`` images, None: all, travel with the batch as decoded, 'original'; the others are None there.
     """
     return loader_in_order(p, images.transformed(EvaluationTransform(p.val_size, mean, std, images.ids[:originals])))

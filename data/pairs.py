@@ -21,11 +21,7 @@ class SeededSampler(Sampler):
 
     A sample depends on (seed, epoch, position) alone, so a run gives the same batches with any number of loader
     workers, and can be taken up in the middle of an epoch: set ``epoch`` and ``start``, the samples to pass over.
-
-    Args:
-        length: number of samples.
-        batch: images a step, over all processes together; the last incomplete batch is left out.
-        rank, world_size: this process takes its share of each batch, so that all of them together see what one would.
+    Each process takes its share of every ``batch``, which counts the images of all; an incomplete one is left out.
     """
 
     def __init__(self, length: int, seed: int, batch: int = 1, rank: int = 0, world_size: int = 1) -> None:

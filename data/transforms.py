@@ -1,5 +1,5 @@
 """What happens to an image on its way to the network."""
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,22 +15,18 @@ Colour = tuple[float, float, float]
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run a block with PyTorch's CPU generator at ``seed``, and leave the generator as it was."""
-    generator = torch.default_generator  # torch.manual_seed reaches for the GPUs too, and takes a hundred times as long
-    state = generator.get_state()
-    generator.manual_seed(seed)
-    try:
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed reaches for the GPUs, and takes 100 times as long
         yield
-    finally:
-        generator.set_state(state)
 
 
 def uniform(low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand(()))
 
 
-def normalize(image: np.ndarray, mean: Colour, std: Colour) -> Tensor:
-    """(H, W, 3) in 0..255 -> (3, H, W) float32, the input of a network."""
-    scaled = (image.astype(np.float32) / 255 - np.array(mean, np.float32)) / np.array(std, np.float32)
+def normalize(image: np.ndarray, mean: Sequence[float], std: Sequence[float], whole: int = 255) -> Tensor:
+    """(H, W, 3) in 0..whole -> (3, H, W) float32, the input of a network."""
+    scaled = (image.astype(np.float32) / whole - np.array(mean, np.float32)) / np.array(std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
 
 

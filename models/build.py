@@ -17,7 +17,6 @@ from utils.run import distributed
 from utils.run.errors import UserError
 
 log = logging.getLogger(__name__)
-BOTTLENECK = 'backbone.layer1.0.conv3.weight'  # ResNet-50 has it, ResNet-18 not
 
 
 def initial_weights(p: Common | TrainSaliency, backbone: str) -> Weights | None:
@@ -29,13 +28,11 @@ def initial_weights(p: Common | TrainSaliency, backbone: str) -> Weights | None:
     if p.pretraining == 'imagenet_classification':
         with distributed.main_first():  # a download
             weights = timm_weights(backbone) if timm else imagenet_weights(backbone)
-    elif p.pretraining == 'imagenet_moco':
-        moco: str = p.moco_state_dict  # type: ignore[assignment, union-attr] # BASNet refuses it before
-        weights = read_weights(find_file(moco, p.root_dir))
-        if weights.kind != 'backbone':
-            raise UserError(f'moco_state_dict {weights.source} is no MoCo checkpoint; set pretraining to its path.')
     else:
-        weights = read_weights(find_file(p.pretraining, p.root_dir), timm)
+        moco = p.pretraining == 'imagenet_moco'  # BASNet refuses it before
+        weights = read_weights(find_file(p['moco_state_dict' if moco else 'pretraining'], p.root_dir), timm)
+        if moco and weights.kind != 'backbone':
+            raise UserError(f'moco_state_dict {weights.source} is no MoCo checkpoint; set pretraining to its path.')
     log.info('Weights: %s', weights.source)
     return weights
 
@@ -48,12 +45,8 @@ def load_into(model: ContrastiveSegmentationModel | BackboneModel | LinearSegmen
     if weights.kind == 'linear' and not isinstance(model, LinearSegmentationModel):
         raise UserError(f'{weights.source} is a linear model without an embedding head; eval.py takes it as '
                         '--state-dict, here set pretraining to a pretraining checkpoint.')
-    if weights.kind != 'backbone':
-        load_strict(model, weights)
-    elif isinstance(model.backbone, TimmBackbone):
-        load_strict(model.backbone, model.backbone.fit(weights))
-    else:
-        load_strict(model.backbone, weights)
+    network = model.backbone if weights.kind == 'backbone' else model
+    load_strict(network, network.fit(weights) if isinstance(network, TimmBackbone) else weights)
 
 
 def build_contrastive_model(p: Common) -> ContrastiveSegmentationModel:
@@ -90,16 +83,12 @@ def prototype_network(p: Prototypes, model: nn.Module) -> dict[str, Any]:
             'fingerprint': fingerprint(model)}
 
 
-def build_linear_model(p: LinearFinetune, num_classes: int, state_dict: str | None = None) -> LinearSegmentationModel:
-    """Backbone and decoder of ``pretraining`` under a new classifier, or the trained linear model at ``state_dict``.
+def build_linear_model(p: LinearFinetune, num_classes: int) -> LinearSegmentationModel:
+    """Backbone and decoder of ``pretraining`` under a new classifier; ``num_classes`` counts background.
 
-    ``num_classes`` counts background. Raises UserError for weights that do not cover the model or are of another kind,
-    and for a decoder that would stay random.
+    Raises UserError for weights that do not cover the model, and for a decoder that would stay random.
     """
     model = LinearSegmentationModel(p.backbone, num_classes, p.model_kwargs.dropout, p.features, p.model_kwargs.decoder)
-    if state_dict is not None:
-        load_strict(model, _linear(read_weights(find_file(state_dict, p.root_dir))))
-        return model
     weights = initial_weights(p, p.backbone)
     plain = p.features == 'backbone'
     if weights is None or weights.kind == 'backbone':
@@ -108,32 +97,29 @@ def build_linear_model(p: LinearFinetune, num_classes: int, state_dict: str | No
                             'none; set features: backbone, or network_lr_factor above 0 to train the whole network.')
         load_into(model, weights)
         return model
-    dropped = (*HEADS, 'decoder.' if plain else CLASSIFIER)
-    new = {name: value for name, value in model.state_dict().items() if name.startswith(CLASSIFIER)}
-    load_strict(model, weights.map(lambda state: new | {name: value for name, value in state.items()
-                                                        if not name.startswith(dropped)}))
+    below = nn.ModuleDict({'backbone': model.backbone, 'decoder': model.decoder[:-1]})
+    load_strict(below, weights.without(*HEADS, 'decoder.' if plain else CLASSIFIER))
     return model
 
 
-def _linear(weights: Weights) -> Weights:
+def trained_linear_model(weights: Weights, backbone: str | None = None,
+                         num_classes: int | None = None) -> LinearSegmentationModel:
+    """The linear model of its weights, in eval mode; its decoder is theirs, and what is not given: ResNet, classes.
+
+    Raises UserError for weights of another kind, or that do not cover the model.
+    """
     if weights.kind != 'linear':
         raise UserError(f'{weights.source} is a pretraining checkpoint or a plain backbone without a classifier; train '
                         'one on it with linear_finetune.py (key pretraining), or use kmeans.py or retrieval.py.')
-    return weights
-
-
-def trained_linear_model(weights: Weights, backbone: str | None = None) -> LinearSegmentationModel:
-    """The linear model of its weights, in eval mode; number of classes, decoder and, without ``backbone``, ResNet are
-    theirs. Raises UserError for weights that are of another kind or do not cover the model.
-    """
-    names = _linear(weights).state
+    names = weights.state
     if backbone is None and 'backbone.conv1.weight' not in names:
         raise UserError(f'{weights.source} is no linear model of a ResNet, and only those tell their backbone; keep '
                         'the config.yml of its run beside it.')
     plain = all(name.startswith(('backbone.', CLASSIFIER)) for name in names)
     deeplab = any(name.startswith('decoder.0.convs.') for name in names)
-    model = LinearSegmentationModel(backbone or ('resnet50' if BOTTLENECK in names else 'resnet18'),
-                                    len(names[f'{CLASSIFIER}weight']), features='backbone' if plain else 'decoder',
+    resnet = 'resnet50' if 'backbone.layer1.0.conv3.weight' in names else 'resnet18'
+    model = LinearSegmentationModel(backbone or resnet, num_classes or len(names[f'{CLASSIFIER}weight']),
+                                    features='backbone' if plain else 'decoder',
                                     decoder='deeplab' if deeplab else 'conv1x1')
     load_strict(model, weights)
     return model.eval()

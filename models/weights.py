@@ -1,7 +1,7 @@
 """Weights of checkpoints, by the names of the released ones; nothing is ever loaded in part."""
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,9 +39,10 @@ class Weights:
             raise self.ambiguous(list(self.readings))
         return next(iter(self.readings.values()))
 
-    def map(self, change: Callable[[State], State]) -> 'Weights':
-        """With another state dict for each one."""
-        return replace(self, readings={prefix: change(state) for prefix, state in self.readings.items()})
+    def without(self, *starts: str) -> 'Weights':
+        """Without the entries whose names start so."""
+        return replace(self, readings={prefix: {name: x for name, x in state.items() if not name.startswith(starts)}
+                                       for prefix, state in self.readings.items()})
 
     def ambiguous(self, prefixes: Sequence[str]) -> UserError:
         """The error of a file that does not say which of its networks is meant."""
@@ -63,12 +64,9 @@ def _flatten(nested: Mapping, prefix: str = '', depth: int = 0) -> State:
 
 def _prefixes(names: Collection[str], *parts: str) -> list[str]:
     """What stands before all of these parts of dotted names, '' or 'a.b.', in the order of the file."""
-    def before(part: str) -> dict[str, None]:
-        split = [f'.{name}'.partition(f'.{part}') for name in names]
-        return dict.fromkeys(f'{head}.'[1:] for head, found, _ in split if found)
-
-    first, *others = map(before, parts)
-    return [prefix for prefix in first if all(prefix in other for other in others)]
+    found = [dict.fromkeys(name[:f'.{name}'.find(f'.{part}')] for name in names if f'.{part}' in f'.{name}')
+             for part in parts]
+    return [prefix for prefix in found[0] if all(prefix in other for other in found)]
 
 
 def leaders(prefixes: Collection[str]) -> list[str]:
@@ -106,7 +104,7 @@ def identify(checkpoint: Mapping[str, Any], source: str, timm: bool = False) -> 
 
 
 def read_weights(path: Path, timm: bool = False) -> Weights:
-    """Read and recognise a checkpoint file. Raises UserError as load_checkpoint and identify do."""
+    """``identify`` a checkpoint file. Raises UserError as this and ``load_checkpoint`` do."""
     return identify(load_checkpoint(path), str(path), timm)
 
 

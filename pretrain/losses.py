@@ -27,9 +27,7 @@ def class_weights(labels: Tensor, num_keys: int, dtype: torch.dtype) -> Tensor:
 def contrastive_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Pixel-to-prototype cross-entropy, its weighted mean by ``class_weights`` (paper, equation 3).
 
-    Args:
-        logits: P x (B + K), already divided by the temperature.
-        labels: P, the index in 0..B-1 of the image that each foreground pixel belongs to.
+    Logits P x (B + K) are already divided by T; labels (P,) are the index, 0..B-1, of each foreground pixel's image.
     """
     return F.cross_entropy(logits, labels, class_weights(labels, logits.shape[1], logits.dtype))
 
@@ -62,8 +60,7 @@ class _Chunked(torch.autograd.Function):
         return gradient * slope, None, None, None, None, None
 
 
-def chunked_contrastive_loss(q: Tensor, keys: Tensor, labels: Tensor, T: float,
-                             chunk: int) -> tuple[Tensor, Tensor]:
+def chunked_contrastive_loss(q: Tensor, keys: Tensor, labels: Tensor, T: float, chunk: int) -> tuple[Tensor, Tensor]:
     """``contrastive_loss`` of q @ keys / T, and its ``accuracy``, with the logits of ``chunk`` pixels at a time.
 
     q is P x dim and keys dim x (B + K). These have no gradient, so that of q is known as soon as the logits are, and

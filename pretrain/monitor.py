@@ -19,14 +19,14 @@ from segmentation.clustering import cluster, cluster_confusion, match_clusters, 
 from segmentation.figures import evenly
 from segmentation.metrics import iou_of
 from segmentation.objects import THRESHOLD, embed_split
-from utils.report.pictures import montage, outline, pca_colours
+from utils.report.pictures import montage, outline, pca_colours, thumbnail
 from utils.run import distributed
 from utils.run.errors import UserError
 from utils.run.trainer import Trainer
 
 log = logging.getLogger(__name__)
 VIEWS, IMAGES, COLUMNS = 8, 6, 3  # pairs of views; images with embeddings; of these in a row
-SIDE = 160  # of a picture, pixels
+SIDE = 160  # of a picture at most, pixels
 BATCH = 8  # images a forward pass of online K-means
 
 
@@ -53,12 +53,9 @@ def probe_of(dataset: ImageSet, count: int) -> Subset:
 
 
 class Monitor:
-    """Views with masks, what the network makes of a few images, and online K-means; in the main process alone.
+    """Views with masks, what the query encoder makes of a few images, and online K-means; in the main process alone.
 
-    Args:
-        trainer: whose state and writer it is for; ``model`` is the query encoder that it trains.
-        dataset: images, of which some spread over all of them are drawn, resized to ``size`` pixels.
-        every: epochs between two image grids; 0 draws none.
+    Images spread over the data set are drawn, resized to ``size`` pixels, every so many epochs; 0 draws none.
     """
 
     def __init__(self, trainer: Trainer, model: ContrastiveSegmentationModel, dataset: ImageSet, size: int, every: int,
@@ -74,7 +71,8 @@ class Monitor:
     def draw_views(self, batch: dict[str, Any]) -> None:
         """The first pairs of views of a batch, query above key, with the outlines of their masks."""
         if self._begins():
-            views = [_resized(outline(denormalize(image, *self.colours), mask.numpy())) for view in ('query', 'key')
+            views = [thumbnail(outline(denormalize(image, *self.colours), mask.numpy()), SIDE)
+                     for view in ('query', 'key')
                      for image, mask in zip(batch[view][:VIEWS], batch[f'{view}_mask'][:VIEWS], strict=True)]
             self.trainer.writer.add_picture('views', montage(views, len(views) // 2), self.trainer.epoch + 1)
 
@@ -93,7 +91,8 @@ class Monitor:
             if scores is not None:
                 score = cv2.resize(scores[i, 0].float().cpu().numpy(), (self.size, self.size))
                 picture = outline(picture, score > THRESHOLD)
-            rows.append(np.hstack([_resized(picture), _resized(cv2.resize(colours, (self.size, self.size)))]))
+            beside = cv2.resize(colours, (self.size, self.size))
+            rows.append(np.hstack([thumbnail(picture, SIDE), thumbnail(beside, SIDE)]))
         self.trainer.writer.add_picture('embedding', montage(rows, COLUMNS), self.trainer.epoch)
 
     def measure(self, probe: Subset, seed: int) -> None:
@@ -112,7 +111,3 @@ class Monitor:
         miou = 100 * float(iou_of(merge_clusters(confusion, match_clusters(confusion))).mean())
         self.trainer.writer.add_scalars({'probe/mIoU': miou}, self.trainer.epoch + 1)
         log.info('Online K-means: mIoU of %d images is %.2f', len(probe), miou)
-
-
-def _resized(image: np.ndarray) -> np.ndarray:
-    return cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA if len(image) > SIDE else cv2.INTER_NEAREST)

@@ -14,6 +14,7 @@ from torchvision.models import resnet34
 from torchvision.models.resnet import BasicBlock
 
 from models.resnet import IMAGENET
+from models.segmentation import resize
 from models.weights import load_strict, read_weights
 from saliency.maps import image_map, network_input
 from utils.run.devices import pin, to_device
@@ -24,13 +25,9 @@ LEVELS = {6: (1024, 512, 512), 5: (1024, 512, 512), 4: (1024, 512, 256),  # deco
           3: (512, 256, 128), 2: (256, 128, 64), 1: (128, 64, 64)}        # channels inside, channels handed on
 
 
-def resize(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, size=like.shape[-2:], mode='bilinear', align_corners=False)
-
-
 def join(x: Tensor, level: Tensor) -> Tensor:
     """``x`` at the size of a level of the encoder, in front of its channels."""
-    return torch.cat([resize(x, level), level], dim=1)
+    return torch.cat([resize(x, level.shape[-2:]), level], dim=1)
 
 
 def halve(x: Tensor) -> Tensor:
@@ -109,11 +106,11 @@ class BASNet(Layers):
             for part in (1, 2, 3):
                 x = self.get_submodule(f'resb{n}_{part}')(x)
             levels.append(x)  # levels[5]: N x 512 x H/32 x W/32
-        x = self.stage('bg', levels[-1])
-        scores = [resize(self.outconvb(x), images)]
+        x, size = self.stage('bg', levels[-1]), images.shape[-2:]
+        scores = [resize(self.outconvb(x), size)]
         for n in LEVELS:
             x = self.stage(f'{n}d', join(x, levels[n - 1]))
-            scores.insert(0, resize(self.get_submodule(f'outconv{n}')(x), images))
+            scores.insert(0, resize(self.get_submodule(f'outconv{n}')(x), size))
         return [self.refunet(scores[0]), *scores]
 
 

@@ -47,8 +47,7 @@ def load_initial_weights(network: nn.Module, weights: Weights) -> None:
     """Load a BASNet, or its stages from a ResNet-34, whose stem is another. Raises UserError for other weights."""
     if weights.kind == 'backbone':
         network = nn.ModuleDict({f'layer{n}': network.get_submodule(f'encoder{n}') for n in (1, 2, 3, 4)})
-        weights = weights.map(lambda state: {name: value for name, value in state.items()
-                                             if not name.startswith(('conv1.', 'bn1.'))})
+        weights = weights.without('conv1.', 'bn1.')
     load_strict(network, weights, 'set pretraining to the checkpoint of a ResNet-34 or a BASNet')
 
 
@@ -101,9 +100,8 @@ def mask_iou(mask: np.ndarray, truth: np.ndarray) -> float:
 def map_scores(saliency: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """IoU, mean absolute error, precision and recall at each threshold of one map: (2 + 2 THRESHOLDS,), to be averaged.
 
-    Args:
-        saliency: (H, W) float in 0..1. Its mask is that of ``saliency/predict.py``, empty for an image left out.
-        truth: (H, W), nonzero = object.
+    The map is (H, W) in 0..1, and its mask that of ``saliency/predict.py``, empty for an image left out. In ``truth``,
+    (H, W), objects are nonzero.
     """
     truth, mask = truth > 0, binarise(saliency)
     levels = np.minimum((saliency * THRESHOLDS).astype(int), THRESHOLDS - 1)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from data.transforms import split_mask
+from data.transforms import normalize, split_mask
 
 SMALLEST = 0.01  # segment of a mask, as a share of the image
 SURE = 0.999  # probability at which a map that is 0 or 1 enters the CRF
@@ -24,8 +24,7 @@ def network_input(image: np.ndarray, size: tuple[int, int], mean: Sequence[float
     """
     resized = resize(image, size)
     whole = max(int(resized.max()), 1) if divide_by_maximum else 255
-    values = (resized.astype(np.float32) / whole - np.asarray(mean, np.float32)) / np.asarray(scale, np.float32)
-    return np.ascontiguousarray(values.transpose(2, 0, 1))
+    return normalize(resized, mean, scale, whole).numpy()
 
 
 def stretch(values: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from scipy.stats import entropy
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 
-from segmentation.metrics import iou_of
+from segmentation.metrics import iou_matrix, iou_of
 from utils.run.errors import UserError
 
 DIMENSIONS = 32
@@ -90,12 +90,6 @@ def cluster_confusion(inside: np.ndarray, outside: np.ndarray, clusters: np.ndar
     confusion[0] = outside.sum(0)
     np.add.at(confusion, clusters + 1, inside)
     return confusion.T
-
-
-def iou_matrix(confusion: np.ndarray) -> np.ndarray:
-    """(classes, clusters) IoU in 0..1 of every class with every cluster."""
-    union = confusion.sum(1, keepdims=True) + confusion.sum(0, keepdims=True) - confusion
-    return np.divide(confusion, union, out=np.zeros(confusion.shape), where=union > 0)
 
 
 def match_clusters(confusion: np.ndarray, matching: str = 'majority') -> np.ndarray:

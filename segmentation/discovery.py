@@ -14,7 +14,7 @@ from segmentation.objects import EmbeddedSplit, unpack
 from utils.report.pictures import montage, overlay, thumbnail
 from utils.run.errors import UserError
 from utils.run.files import save_image
-from utils.run.parallel import available_cores, in_threads
+from utils.run.parallel import in_threads
 
 log = logging.getLogger(__name__)
 SAMPLE = 5000  # points of the silhouette at most: it compares each with each
@@ -73,5 +73,4 @@ def write_sheets(folder: Path, dataset: ImageSet, split: EmbeddedSplit, found: C
 
     for old in folder.glob('cluster_*.jpg'):
         old.unlink()
-    threads = available_cores()
-    return list(in_threads(write, np.unique(found.ids[found.ids >= 0]).tolist(), threads, 2 * threads))
+    return list(in_threads(write, np.unique(found.ids[found.ids >= 0]).tolist()))

@@ -33,16 +33,11 @@ MAPS, PICTURES = ('predictions', 'predictions_crf'), 'visualizations'  # label m
 CAPTIONS = 'image', 'ground truth', 'prediction', 'after CRF'
 
 
-def segmentation_loss(logits: Tensor, semseg: Tensor) -> Tensor:
-    """Mean cross-entropy of (B, classes, H, W) against (B, H, W); the ignore label (255) does not count."""
-    return F.cross_entropy(logits, semseg, ignore_index=VOID)
-
-
 def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision) -> dict[str, Tensor]:
-    """The 'loss' of one batch of the training split, with gradient."""
+    """The 'loss' of one batch of the training split: mean cross-entropy, for which the ignore label does not count."""
     with precision.autocast():
-        logits = model(precision.to_device(batch['image']))
-    return {'loss': segmentation_loss(to_float32(logits), precision.to_device(batch['semseg']))}
+        logits = model(precision.to_device(batch['image']))  # B x classes x H x W
+    return {'loss': F.cross_entropy(to_float32(logits), precision.to_device(batch['semseg']), ignore_index=VOID)}
 
 
 class Output(NamedTuple):
@@ -79,14 +74,9 @@ def predict(model: LinearSegmentationModel, loader: DataLoader, device: torch.de
             num_classes: int, drawn: Collection[str], refine: Refine | None, threads: int) -> np.ndarray:
     """Write the label map of every image at its own size, and pictures of those that are ``drawn``.
 
-    Argmax maps are resized (nearest) to the image. All that is after the network runs in threads beside it.
-
-    Args:
-        loader: its batches bring the images as decoded, those of ``drawn``, with ``refine`` all.
-        refine: makes a label map of an image and its logits, e.g. the CRF; called in the threads.
-
-    Returns:
-        (1 or 2, classes, classes) confusion matrices of all processes, of the network and of the refined maps.
+    Argmax maps are resized (nearest) to the image. All that is after the network runs in threads beside it, such as
+    ``refine``. Batches bring the images of ``drawn`` as decoded, with ``refine`` all. Gives confusion matrices
+    (1 or 2, classes, classes) of all processes, of the network and of the refined maps.
     """
     def finish(output: Output) -> np.ndarray:
         maps = [resize_mask(output.labels, *output.semseg.shape[::-1])]

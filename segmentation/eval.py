@@ -16,9 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from data.loaders import evaluation_loader, open_images
-from models.build import build_linear_model
+from models.build import trained_linear_model
 from models.crf import require_crf
-from models.weights import fingerprint
+from models.weights import fingerprint, read_weights
 from segmentation.engine import score
 from segmentation.linear import BEST, check_free, read_trained, stem
 from segmentation.provenance import made_with
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
     task, trained = read_trained(weights, dataset.classes)
-    model = build_linear_model(p, len(dataset.classes), str(weights))
+    model = trained_linear_model(read_weights(weights), p.backbone, len(dataset.classes))
     if trained is None:
         log.info('Nothing beside %s names its classes: they are taken for those of %s', weights, p.val_db_name)
     digest = fingerprint(model)

@@ -41,7 +41,7 @@ from utils.run.devices import to_device
 from utils.run.errors import UserError
 from utils.run.files import save_arrays, save_image, save_label_map
 from utils.run.log import warn_of_failure
-from utils.run.parallel import available_cores, in_threads
+from utils.run.parallel import in_threads
 from utils.run.script import run_script
 from utils.run.setup import start
 
@@ -93,8 +93,7 @@ def write_predictions(output_dir: Path, ids: Sequence[str], split: EmbeddedSplit
 
     remove_stale(output_dir / 'predictions', ids)
     remove_stale(output_dir / 'visualizations', drawn)
-    threads = available_cores()
-    list(in_threads(write, range(len(ids)), threads, 2 * threads))
+    list(in_threads(write, range(len(ids))))
     return drawn
 
 

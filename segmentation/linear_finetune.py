@@ -49,9 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.crf_postprocess:
         require_crf()
     device = start(p, args.nproc, __file__, argv)
-    output_dir = Path(p.output_dir)
-    best_path = output_dir / BEST
-    task = 'finetuned' if p.network_lr_factor else 'linear'
+    best_path, task = Path(p.output_dir) / BEST, 'finetuned' if p.network_lr_factor else 'linear'
 
     dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
     train_set = open_images(p, p.train_db_name, p.train_split, truth=True, share=p.label_share, seed=p.label_seed)
@@ -77,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if trainer.epoch or trainer.step:
         read_trained(best_path, classes)
     if distributed.is_main():
-        write_text(output_dir / 'labelled.txt', '\n'.join(labelled) + '\n')
+        write_text(best_path.with_name('labelled.txt'), '\n'.join(labelled) + '\n')
         write_trained(best_path, task, classes)
     if p.epochs == 0 and distributed.is_main():
         save_checkpoint(model.state_dict(), best_path)
@@ -87,10 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             trainer.train_one_epoch(compute_losses)
             with trainer.at_once():
                 miou = float(iou_of(validate(model, val_loader, device, len(classes))).mean())
-            if miou > best:
-                best = miou
-                if distributed.is_main():
-                    save_checkpoint(model.state_dict(), best_path)
+            if miou > best and distributed.is_main():
+                save_checkpoint(model.state_dict(), best_path)
+            best = max(best, miou)
             trainer.writer.add_scalars({'val/miou': 100 * miou}, epoch + 1)
             trainer.finish_epoch(f'mIoU at {p.val_size} px {100 * miou:.2f} (best {100 * best:.2f})', best_miou=best)
 

@@ -25,17 +25,21 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_truth: int,
     return np.bincount(pairs, minlength=num_truth * columns).reshape(num_truth, columns)
 
 
+def iou_matrix(confusion: np.ndarray) -> np.ndarray:
+    """(classes, clusters) IoU, 0..1, of every class with every cluster, TP / (TP + FP + FN); 0 if both are empty."""
+    union = confusion.sum(1, keepdims=True) + confusion.sum(0, keepdims=True) - confusion
+    return np.divide(confusion, union, out=np.zeros(confusion.shape), where=union > 0)
+
+
 def iou_of(confusion: np.ndarray) -> np.ndarray:
-    """TP / (TP + FP + FN) of each class, 0..1, of a square confusion matrix; 0 for a class in neither.
+    """(classes,) IoU in 0..1 of a square confusion matrix.
 
     Raises UserError if no pixel counts.
     """
     if not confusion.any():
         raise UserError('the ground truth has no pixel to score: all carry the ignore label (255) or ignored classes; '
                         'check it, val_split, eval_classes and ignore_classes.')
-    hits = np.diag(confusion).astype(np.float64)
-    union = confusion.sum(0) + confusion.sum(1) - hits
-    return np.divide(hits, union, out=np.zeros_like(hits), where=union > 0)
+    return np.diag(iou_matrix(confusion))
 
 
 def standard_deviation(values: Sequence[float]) -> float | None:

@@ -38,14 +38,11 @@ class Objects(NamedTuple):
 @torch.inference_mode()
 def find_objects(model: ContrastiveSegmentationModel | BackboneModel, images: Tensor, features: str = 'embedding',
                  masks: Sequence[np.ndarray] | None = None, min_component: float | None = None) -> list[Objects]:
-    """Run the network on a batch (paper, section 4.2).
+    """Run the network on images (B, 3, S, S), normalised, on its device (paper, section 4.2).
 
-    Args:
-        images: (B, 3, S, S), normalised, on the model's device.
-        features: the map that is pooled, 'embedding' or 'backbone'.
-        masks: (H, W) uint8 in {0, 1} each, whose pixels weigh 1; None: the mask is where the saliency score
-            exceeds 0.5, and each of its pixels weighs its score.
-        min_component: see ``split_mask``.
+    ``features`` is the map that is pooled, 'embedding' or 'backbone'. The pixels of ``masks``, (H, W) uint8 in {0, 1}
+    each, weigh 1; without them the mask is where the saliency score exceeds 0.5, and each of its pixels weighs its
+    score. ``min_component``: see ``split_mask``.
     """
     maps, size, device = model.maps(images), images.shape[-1], images.device
     if masks is None:

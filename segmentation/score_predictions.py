@@ -25,7 +25,7 @@ from utils.config.load import load_config
 from utils.config.schema import LinearFinetune
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
-from utils.run.parallel import available_cores, in_threads
+from utils.run.parallel import in_threads
 from utils.run.script import run_script
 from utils.run.setup import prepare
 
@@ -54,8 +54,7 @@ def offline_confusion(dataset: ImageSet, folder: Path) -> np.ndarray:
                             'predict every pixel as one of the classes.')
         return confusion_matrix(truth, prediction.astype(np.uint8), num_classes)
 
-    threads = available_cores()
-    return sum(in_threads(count, progress(range(len(dataset)), 'scoring'), threads, 2 * threads),
+    return sum(in_threads(count, progress(range(len(dataset)), 'scoring')),
                np.zeros((num_classes, num_classes), np.int64))
 
 

@@ -7,10 +7,11 @@ from models.crf import dense_crf
 from models.prototypes import weighted_prototypes
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel, resize
 from segmentation.clustering import match_clusters, merge_clusters
-from segmentation.engine import segmentation_loss
+from segmentation.engine import compute_losses
 from segmentation.metrics import confusion_matrix, iou_of
 from tests.golden_inputs import GOLDENS, fill, generator, images, labels, photo, tensor
 from utils.run.optim import learning_rate
+from utils.run.precision import Precision
 
 
 def test_linear_probe() -> None:
@@ -20,7 +21,8 @@ def test_linear_probe() -> None:
     model.set_train_mode('all')
     optimizer = torch.optim.SGD(model.classifier.parameters(), **golden['what']['sgd'])
     for step, expected in enumerate(golden['losses']):
-        loss = segmentation_loss(model(tensor(images(f'lin/{step}', 2, 64))), tensor(labels(f'lin/{step}', 2, 64)))
+        batch = {'image': tensor(images(f'lin/{step}', 2, 64)), 'semseg': tensor(labels(f'lin/{step}', 2, 64))}
+        loss = compute_losses(model, batch, Precision(torch.device('cpu')))['loss']
         assert loss.item() == pytest.approx(expected, rel=1e-8)
         optimizer.zero_grad()
         loss.backward()

@@ -13,10 +13,17 @@ from data.loaders import evaluation_loader, open_images, train_loader
 from data.pairs import PairDataset, SeededDataset
 from data.transforms import LinearTrainTransform
 from data.views import ContrastiveView
-from models.build import build_contrastive_model, build_linear_model, build_prototype_model, synchronise_batchnorm
+from models.build import (
+    build_contrastive_model,
+    build_linear_model,
+    build_prototype_model,
+    synchronise_batchnorm,
+    trained_linear_model,
+)
 from models.resnet import IMAGENET, DilatedResNet, freeze_layers
 from models.segmentation import ContrastiveSegmentationModel
 from models.timm_backbone import TimmBackbone
+from models.weights import read_weights
 from segmentation.segmenter import Segmenter
 from tests.test_models_weights import config
 from tests.test_scripts import Runner
@@ -108,7 +115,7 @@ def test_our_checkpoints_of_a_timm_backbone_load_everywhere(tmp_path: Path) -> N
         loaded = build(p).state_dict()
         assert all(torch.equal(state[name], value) for name, value in loaded.items() if name in state)
     torch.save(build_linear_model(p, 4).state_dict(), linear)
-    assert build_linear_model(p, 4, str(linear)).classifier.out_channels == 4
+    assert trained_linear_model(read_weights(linear), PATCHES, 4).classifier.out_channels == 4
     with pytest.raises(UserError, match=r'only those tell their backbone; keep the config\.yml'):
         Segmenter.load(linear, 'cpu')
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from easydict import EasyDict
 
-from models.build import build_contrastive_model, build_linear_model, build_prototype_model
+from models.build import build_contrastive_model, build_linear_model, build_prototype_model, trained_linear_model
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
-from models.weights import identify
+from models.weights import identify, read_weights
 from pretrain.maskcontrast import MaskContrast
 from utils.run.checkpoint import load_checkpoint, save_checkpoint
 from utils.run.errors import UserError
@@ -85,7 +85,7 @@ def test_published_pretraining_loads(files, name: str) -> None:
 
 
 def test_published_linear_model_loads(files) -> None:
-    state = build_linear_model(config(), 21, str(files['linear'])).state_dict()
+    state = trained_linear_model(read_weights(files['linear']), 'resnet50', 21).state_dict()
     assert all(torch.equal(value, state[key]) for key, value in published('linear_resnet50_21').items())
 
 
@@ -108,9 +108,9 @@ def test_wrong_checkpoints_are_refused_by_name(files) -> None:
     with pytest.raises(UserError, match='does not fit this model'):
         build_contrastive_model(config(backbone='resnet18', pretraining=str(files['pretraining'])))
     with pytest.raises(UserError, match='other shape'):
-        build_linear_model(config(), 7, str(files['linear']))
+        trained_linear_model(read_weights(files['linear']), 'resnet50', 7)
     with pytest.raises(UserError, match=r'linear_finetune\.py'):
-        build_linear_model(config(), 21, str(files['pretraining']))
+        trained_linear_model(read_weights(files['pretraining']), 'resnet50', 21)
     with pytest.raises(UserError, match='linear model'):
         build_prototype_model(config(pretraining=str(files['linear'])))
     with pytest.raises(UserError, match=r'encoder\.weight'):
@@ -169,13 +169,6 @@ def test_numpy_numbers_are_data(tmp_path: Path) -> None:
 def test_entries_whose_names_are_no_text_are_none_of_ours() -> None:
     with pytest.raises(UserError, match='x is no checkpoint of this method, .* its tensors are none, where a ResNet'):
         identify({0: torch.ones(2), 'epoch': 3, 'optimizer': {'state': {0: {'momentum': torch.ones(2)}}}}, 'x')
-
-
-def test_a_linear_model_is_looked_up_as_pretraining_is(files: dict[str, Path]) -> None:
-    folder, name = files['linear'].parent, files['linear'].name
-    assert len(build_linear_model(config(root_dir=str(folder)), 21, name).classifier.bias) == 21
-    with pytest.raises(UserError, match=f'^no file nowhere: looked for .* and {folder}/nowhere; '):
-        build_linear_model(config(root_dir=str(folder)), 21, 'nowhere')
 
 
 @pytest.mark.parametrize('length', [600, 5000, 65000])

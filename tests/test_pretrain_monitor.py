@@ -9,7 +9,7 @@ from PIL import Image
 import models.segmentation
 import segmentation.objects
 from experiments.shapes import generate
-from pretrain.monitor import SIDE, observed
+from pretrain.monitor import observed
 from tests.test_scripts import Runner
 from tests.test_utils_run_trainer import SmallBackbone, small_decoder
 from utils.report.pictures import outline, pca_colours
@@ -49,7 +49,7 @@ def test_grids_and_online_kmeans_leave_the_bits_of_training_alone(run: Runner, c
     assert [epoch for epoch, _ in scalars['probe/mIoU']] == [1, 2, 3]
     assert read_history(run.root_dir / 'without')[1] == {}
     views = Image.open(pictures['views'][0][1])
-    assert views.size == (4 * SIDE + 3 * 8, 2 * SIDE + 8)  # four pairs, query above key
+    assert views.size == (4 * 32 + 3 * 8, 2 * 32 + 8)  # four pairs, query above key
     assert (np.asarray(views) == (255, 255, 0)).all(2).any()  # the outlines
 
 

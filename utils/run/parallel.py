@@ -52,8 +52,14 @@ def _affinity() -> frozenset[int]:
     return frozenset(os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count() or 1))
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int, limit: int) -> Iterator[Result]:
-    """``map`` in threads: ``items`` (e.g. a network) goes on meanwhile, but waits at ``limit`` items in flight."""
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None,
+               limit: int | None = None) -> Iterator[Result]:
+    """``map`` in threads: ``items`` (e.g. a network) goes on meanwhile, but waits at ``limit`` items in flight.
+
+    By default there is a thread for each core, and twice as many items in flight.
+    """
+    threads = threads or available_cores()
+    limit = limit or 2 * threads
     pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[Result]] = deque()
     try:
