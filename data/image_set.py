@@ -26,17 +26,15 @@ class ImageSet(Dataset, ABC):
 
     classes: tuple[str, ...] = ('background',)
     truth: Path | None = None  # folder of the ground truth, if it is read
+    left_out = 0
     drawn_on_stored: bool  # masks, where neither size nor note tells, lie on the pixels as stored, not as seen
     transform: Callable[[Sample], Sample] | None = None
 
     def __init__(self, images: Path, split: str, masks: Path | None) -> None:
         self.root, self.images, self.split, self.masks = images.parent, images, split, masks
         self.ids: list[str] = []
-        self.left_out = 0
         # what is drawn on a photograph: key in the sample, folder of its ID.png, reader
-        self.layers: list[tuple[str, Path, Callable[[Path], Drawn]]] = []
-        if masks is not None:
-            self.layers.append(('sal', masks, read_mask))
+        self.layers: list[tuple[str, Path, Callable[[Path], Drawn]]] = [('sal', masks, read_mask)] if masks else []
 
     @abstractmethod
     def image_path(self, index: int) -> Path: ...

@@ -16,8 +16,7 @@ class DilatedResNet(nn.Sequential):
 
     The stride-2 convolutions of layer3 and layer4 take stride 1. Every 3x3 convolution of layer3 has dilation 2 and of
     layer4 dilation 4, except the one that lost its stride, which has half of it.
-
-    Shapes: (B, 3, H, W) normalised images -> (B, out_channels, ceil(H/8), ceil(W/8)).
+    (B, 3, H, W) normalised images -> (B, out_channels, ceil(H/8), ceil(W/8)).
     """
 
     stride = 8

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.depthwise import speed_up_depthwise
 from models.resnet import IMAGENET
-from models.weights import State, Weights, downloading, leaders
+from models.weights import Weights, downloading, leaders
 from utils.run.errors import UserError, name_some
 
 TIMM = 'timm/'
@@ -42,8 +42,7 @@ class TimmBackbone(nn.Module):
 
     Convolutional networks (timm's ``features_only``) take an output stride of 8, and Swin and its like keep their own;
     vision transformers give the features of their patches after the last norm, for images of any multiple of a patch.
-
-    Shapes: (B, 3, H, W) normalised images -> (B, out_channels, H/stride, W/stride), rounded as the network does.
+    (B, 3, H, W) normalised images -> (B, out_channels, H/stride, W/stride), rounded as the network does.
     """
 
     def __init__(self, backbone: str) -> None:
@@ -96,10 +95,7 @@ class TimmBackbone(nn.Module):
         return [stages[number] for number in sorted(stages)]
 
     def fit(self, weights: Weights) -> Weights:
-        """Weights of the classification network, behind a prefix or not, without its head, under the names of this one.
-
-        Names that neither has are left for ``load_strict`` to refuse.
-        """
+        """Weights of the classification network, behind a prefix or not, under this one's names and without a head."""
         own = {_flat(name): name for name in self.state_dict()}
         head = {_flat(name) for name in self.whole().state_dict()} - own.keys()
         longest, readings = max(own, key=len), {}
@@ -107,6 +103,7 @@ class TimmBackbone(nn.Module):
             ends = [name for name in names if f'.{name}'.replace('.', '_').endswith(f'_{longest}')]
             for prefix in leaders([name[:-len(longest)] for name in ends]) or ['']:
                 below = {name[len(prefix):]: value for name, value in names.items() if name.startswith(prefix)}
+                # names that neither has are left for load_strict to refuse
                 readings[before + prefix] = {own.get(_flat(name), name): value for name, value in below.items()
                                              if _flat(name) not in head}
         return replace(weights, readings=readings)
@@ -121,5 +118,5 @@ def timm_weights(backbone: str) -> Weights:
         raise UserError(f'timm has no weights for {backbone}; set backbone to one that it has '
                         f'({name_some([TIMM + tag for tag in tags]) or "there is none"}), or pretraining to a path.')
     with downloading(backbone, config.hf_hub_id or config.url):
-        state: State = timm.create_model(name, pretrained=True).state_dict()
+        state = timm.create_model(name, pretrained=True).state_dict()
     return Weights('backbone', {'': state}, f'timm {name}')

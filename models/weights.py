@@ -1,7 +1,7 @@
 """Weights of checkpoints, by the names of the released ones; nothing is ever loaded in part."""
 import hashlib
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,21 +34,17 @@ class Weights:
 
     @property
     def state(self) -> State:
-        """The only state dict; several are a UserError."""
+        """The only state dict. Raises UserError for a file that does not say which of several networks is meant."""
         if len(self.readings) > 1:
-            raise self.ambiguous(list(self.readings))
+            shown = name_some([f'{prefix}*' for prefix in self.readings])
+            raise UserError(f'{self.source} holds {len(self.readings)} networks that fit ({shown}), and nothing says '
+                            'which one is meant; save one of them alone, as a state dict, and give that.')
         return next(iter(self.readings.values()))
 
     def without(self, *starts: str) -> 'Weights':
         """Without the entries whose names start so."""
         return replace(self, readings={prefix: {name: x for name, x in state.items() if not name.startswith(starts)}
                                        for prefix, state in self.readings.items()})
-
-    def ambiguous(self, prefixes: Sequence[str]) -> UserError:
-        """The error of a file that does not say which of its networks is meant."""
-        shown = name_some([f'{prefix}*' for prefix in prefixes])
-        return UserError(f'{self.source} holds {len(prefixes)} networks that fit ({shown}), and nothing says which one '
-                         'is meant; save one of them alone, as a state dict, and give that.')
 
 
 def _flatten(nested: Mapping, prefix: str = '', depth: int = 0) -> State:
@@ -115,14 +111,12 @@ def load_strict(module: nn.Module, weights: Weights,
     Raises UserError, which lists the entries that are missing, left over, of another shape or not finite.
     """
     problems = {prefix: _misfits(module.state_dict(), state) for prefix, state in weights.readings.items()}
-    fitting = [prefix for prefix, found in problems.items() if not found]
-    if len(fitting) > 1:
-        raise weights.ambiguous(fitting)
+    fitting = {prefix: weights.readings[prefix] for prefix, found in problems.items() if not found}
     if not fitting:
         prefix, found = min(problems.items(), key=lambda item: len(item[1]))
         where = f', its entries {prefix}*,' if prefix else ''
         raise UserError(f'{weights.source}{where} does not fit this model ({"; ".join(found)}); {hint}.')
-    prefix, state = fitting[0], weights.readings[fitting[0]]
+    prefix, state = next(iter(fitting)), replace(weights, readings=fitting).state
     require_finite({prefix + name: value for name, value in state.items()}, weights.source)
     if prefix:
         log.info('Of %s the entries %s* are taken', weights.source, prefix)

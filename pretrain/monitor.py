@@ -91,8 +91,8 @@ class Monitor:
             if scores is not None:
                 score = cv2.resize(scores[i, 0].float().cpu().numpy(), (self.size, self.size))
                 picture = outline(picture, score > THRESHOLD)
-            beside = cv2.resize(colours, (self.size, self.size))
-            rows.append(np.hstack([thumbnail(picture, SIDE), thumbnail(beside, SIDE)]))
+            picture = thumbnail(picture, SIDE)
+            rows.append(np.hstack([picture, cv2.resize(colours, picture.shape[1::-1])]))
         self.trainer.writer.add_picture('embedding', montage(rows, COLUMNS), self.trainer.epoch)
 
     def measure(self, probe: Subset, seed: int) -> None:

@@ -52,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p = load_config(args.config_env, args.config_exp, TrainSaliency, args.overrides, given)
     below = [str(Path(folder).parent) for folder in (p.images, p.masks) if not Path(folder).is_absolute()]
     device = start(p, args.nproc, __file__, argv, identity(p, *below))
-    output_dir = Path(p.output_dir)
-
+    path = Path(p.output_dir) / 'basnet.pth'
     images = open_masks(p, p.images, p.masks).transformed(TrainingView(p.resize, p.crop, p.flip_probability))
     loader = train_loader(p, SeededDataset(images))
     val_loader = None if p.val_images is None else loader_in_order(p, open_masks(p, p.val_images, p['val_masks']))
@@ -81,11 +80,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     results = {}
     if distributed.is_main():
-        save_checkpoint(network.state_dict(), output_dir / 'basnet.pth')
+        save_checkpoint(network.state_dict(), path)
         if trainer.extra.get('figures'):
-            results = save_results({'saliency': trainer.extra['figures']}, output_dir)
+            results = save_results({'saliency': trainer.extra['figures']}, path.parent)
     write_run_report(p, 'Training of BASNet', results)
-    log.info('Training is complete: %s', output_dir / 'basnet.pth')
+    log.info('Training is complete: %s', path)
 
 
 if __name__ == '__main__':

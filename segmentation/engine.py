@@ -101,14 +101,10 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet,
           crf: Mapping[str, Any] | None, crf_workers: int | None) -> None:
     """Predict the split, print the results, and write them with label maps, pictures and report.
 
-    Without a CRF the results and label maps that an earlier one left are removed if they were made with something else.
+    ``task`` is the name of the entry in results.json, 'made_with' ``made``; with ``crf``, keyword arguments of
+    ``dense_crf``, the printed one is <task>_crf. The CRF has ``crf_workers`` processes, None: one a CPU core, 0: none
+    of its own. Without it what an earlier one left is removed if it was made with something else.
     Raises UserError if pydensecrf is not installed, or if a process of the CRF was killed.
-
-    Args:
-        loader: of ``dataset``, see ``predict``.
-        task: name of the entry in results.json, 'made_with' ``made``; that after the CRF is <task>_crf.
-        crf: keyword arguments of ``dense_crf``, or None. The printed result is that after the CRF.
-        crf_workers: processes of the CRF, 0 for none of its own, None for one a CPU core.
     """
     workers, output_dir = available_cores() if crf_workers is None else crf_workers, Path(config['output_dir'])
     ids, drawn = dataset.ids, dataset.ids[:num_visualizations]

@@ -45,10 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
     weights, best = find_file(args.state_dict, p.root_dir), Path(p.output_dir) / BEST
-    given = any(text.partition('=')[0].strip() == 'output_dir' for text in args.overrides)
-    if not given and not (best.is_file() and best.samefile(weights)):
-        elsewhere = f'output_dir={p.output_dir}-eval-{stem(weights)}'
-        p = load_config(args.config_env, args.config_exp, LinearFinetune, [*args.overrides, elsewhere])
+    if not (best.is_file() and best.samefile(weights)):
+        elsewhere = f'output_dir={p.output_dir}-eval-{stem(weights)}'  # unless --set gives another: the last counts
+        p = load_config(args.config_env, args.config_exp, LinearFinetune, [elsewhere, *args.overrides])
     if args.crf_postprocess:
         require_crf()
     device = start(p, args.nproc, __file__, argv)
