@@ -111,13 +111,10 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Ite
                 shared: bool = True) -> EmbeddedSplit:
     """Run the network once over a split, see ``find_objects``.
 
-    Args:
-        loader: batches of 'image' (B, 3, S, S), 'shape', 'semseg' (without it no pixel has a true class), 'original'
-            (may be missing) and, for precomputed masks, 'sal'; all but 'image' at the images' own sizes.
-        from_network: take the masks that the network predicts, not those of 'sal'.
-        size: side of the square at which masks and ground truth are scored, both resized to it (nearest); None: the
-            image's own height and width.
-        shared: processes have taken the batches in turn, and each gets the whole split; otherwise this one is alone.
+    Batches hold 'image' (B, 3, S, S) and, at the images' own sizes, 'shape', 'semseg' (without it no pixel has a true
+    class), 'original' (may be missing) and 'sal', the masks that are taken unless they are ``from_network``. Masks and
+    ground truth are scored at ``size`` x ``size``, both resized to it (nearest); None: at the image's own size.
+    ``shared``: processes have taken the batches in turn, and each gets the whole split; else this one is alone.
     """
     def describe(objects: Objects, shape: tuple[int, int], semseg: np.ndarray | None,
                  original: np.ndarray | None) -> tuple:

@@ -40,7 +40,6 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
     monkeypatch.setattr(models.segmentation, 'build_decoder', small_decoder)
     monkeypatch.setattr(segmentation.objects, 'THRESHOLD', -100.0)
     watch(ContrastiveSegmentationModel, 'forward', 'step')
-    watch(ContrastiveSegmentationModel, 'embed', 'step')
     watch(ContrastiveSegmentationModel, 'maps', 'evaluation')
     watch(LinearSegmentationModel, 'forward', None)
     before = switches()
