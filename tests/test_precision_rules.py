@@ -1,5 +1,5 @@
 """Where precision and TF32 apply: in training steps, and in no validation and no prediction unless val_tf32 says so."""
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -27,11 +27,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
     """What was on while networks computed in training steps and in evaluations."""
     found: Seen = {'step': set(), 'evaluation': set()}
 
-    def watch(kind: type, name: str, what: str | None) -> None:
+    def watch(kind: type, name: str, evaluates: Callable[[torch.nn.Module], bool]) -> None:
         real = getattr(kind, name)
 
         def watched(self: torch.nn.Module, images: torch.Tensor) -> object:
-            found[what or ('evaluation' if torch.is_inference_mode_enabled() else 'step')].add(switches())
+            found['evaluation' if evaluates(self) else 'step'].add(switches())
             return real(self, images)
 
         monkeypatch.setattr(kind, name, watched)
@@ -39,9 +39,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
     monkeypatch.setattr(models.segmentation, 'build_backbone', SmallBackbone)
     monkeypatch.setattr(models.segmentation, 'build_decoder', small_decoder)
     monkeypatch.setattr(segmentation.objects, 'THRESHOLD', -100.0)
-    watch(ContrastiveSegmentationModel, 'forward', 'step')
-    watch(ContrastiveSegmentationModel, 'maps', 'evaluation')
-    watch(LinearSegmentationModel, 'forward', None)
+    watch(ContrastiveSegmentationModel, 'maps', lambda model: not model.training)
+    watch(LinearSegmentationModel, 'forward', lambda model: torch.is_inference_mode_enabled())
     before = switches()
     yield found
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[:2]
