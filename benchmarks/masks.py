@@ -24,7 +24,7 @@ from benchmarks.prediction import draw
 from data.images import Photograph, fit_to_photograph, read_image, read_labels, read_mask
 from data.voc import VOID, read_ids
 from saliency.basnet_training import mask_iou
-from saliency.unsupervised import UnsupervisedSaliency
+from saliency.unsupervised import unsupervised_saliency
 from utils.config.cli import ArgumentParser
 from utils.report.tables import markdown
 from utils.run.errors import UserError
@@ -89,14 +89,14 @@ def rows(root: Path, masks: Sequence[str], splits: Sequence[str]) -> list[Sequen
 
 def seconds_an_image(count: int) -> list[float]:
     """Of --method unsupervised on drawn images, on one core."""
-    source, taken = UnsupervisedSaliency(), []
+    taken = []
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
         images = [read_image(path) for path in draw(Path(folder), count)]
-        source.predict(images[:1])  # warm up
+        unsupervised_saliency(images[:1])  # warm up
         for image in images:
             start = time.perf_counter()
-            source.predict([image])
+            unsupervised_saliency([image])
             taken.append(time.perf_counter() - start)
     return taken
 

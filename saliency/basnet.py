@@ -130,7 +130,7 @@ class BASNetSaliency:
         self.network, self.device, self.size, self.tf32 = network, device, size, tf32
 
     @torch.inference_mode()
-    def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1; the network is in eval mode then."""
         self.network.eval()
         batch = np.stack([network_input(image, (self.size, self.size), *IMAGENET) for image in images])

@@ -125,6 +125,6 @@ def validate(source: MaskSource, loader: DataLoader) -> dict[str, float]:
     A batch has lists of 'image', (H, W, 3) uint8, and 'sal', (H, W) in {0, 1}; several processes take them in turn.
     """
     scores = [map_scores(saliency, truth) for batch in progress(loader, 'validation')
-              for saliency, truth in zip(source.predict(batch['image']), batch['sal'], strict=True)]
+              for saliency, truth in zip(source(batch['image']), batch['sal'], strict=True)]
     totals = distributed.gather_objects((len(scores), np.sum(scores, axis=0)))
     return read_scores(sum(total for _, total in totals) / sum(count for count, _ in totals))

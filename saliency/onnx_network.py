@@ -68,7 +68,7 @@ class OnnxSaliency:
             said = str(error).partition('\n')[0]
             raise UserError(f'--weights {weights} is not an ONNX network ({said}); give an .onnx file.') from error
 
-    def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1. Raises UserError for a network of another kind."""
         config, taken = self.config, self.session.get_inputs()[0]
         height, width = config.input_size

@@ -71,7 +71,7 @@ def write_masks(source: MaskSource, frames: Iterable[Frame], output: Path, batch
         write_mask(mask, output / mask_name(name))
         return ''
 
-    return predict_frames(frames, lambda image: image, list, source.predict, write, batch_size, threads)
+    return predict_frames(frames, lambda image: image, list, source, write, batch_size, threads)
 
 
 def write_unsupervised_mask(output: Path, frame: Frame) -> tuple[Path, str]:

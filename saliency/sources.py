@@ -1,7 +1,7 @@
 """What a source of masks looks like, and how to get one by name."""
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 
@@ -11,13 +11,8 @@ from utils.run.errors import UserError
 METHODS: dict[str, dict[str, bool]] = {  # the options that each takes, and whether it needs them
     'basnet': {'--weights': True, '--input-size': False}, 'onnx': {'--weights': True, '--onnx-config': True},
     'unsupervised': {}}
-
-
-class MaskSource(Protocol):
-    """Anything that finds the salient objects of images."""
-
-    def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """(H, W, 3) uint8 RGB images, of any sizes -> one (H, W) float32 map in 0..1 for each."""
+# (H, W, 3) uint8 RGB images of any sizes -> a (H, W) float32 map in 0..1 of each, 1 on its salient objects
+MaskSource = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
 def build_source(method: str, weights: Path | None = None, onnx_config: Path | None = None,
@@ -33,8 +28,8 @@ def build_source(method: str, weights: Path | None = None, onnx_config: Path | N
         if value is None and takes.get(option):
             raise UserError(f'--method {method} needs {option} PATH; or take --method unsupervised, which needs none.')
     if method == 'unsupervised':
-        from saliency.unsupervised import UnsupervisedSaliency
-        return UnsupervisedSaliency()
+        from saliency.unsupervised import unsupervised_saliency
+        return unsupervised_saliency
     if method == 'basnet':
         from saliency.basnet import SIZE, BASNetSaliency, load_basnet
         where = pick_device(device)

@@ -131,18 +131,15 @@ def grabcut(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
     return np.isin(state, (cv2.GC_FGD, cv2.GC_PR_FGD))
 
 
-class UnsupervisedSaliency:
-    """A mask source that needs nothing but the image (see ``saliency.sources.MaskSource``)."""
-
-    def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1."""
-        maps = []
-        for image in images:
-            small = thumbnail(image, SIDE)
-            lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-            mask = grabcut(small, background_saliency(lab)).astype(np.float32)
-            maps.append(cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_LINEAR))
-        return maps
+def unsupervised_saliency(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """A mask source, see ``saliency.sources``: (H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1."""
+    maps = []
+    for image in images:
+        small = thumbnail(image, SIDE)
+        lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+        mask = grabcut(small, background_saliency(lab)).astype(np.float32)
+        maps.append(cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_LINEAR))
+    return maps
 
 
 def _linked(touch: np.ndarray, border: np.ndarray) -> np.ndarray:

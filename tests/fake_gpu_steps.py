@@ -191,7 +191,7 @@ def prototypes(**options: Any) -> Record:
 def basnet_prediction() -> Record:
     """Masks of BASNet for two images."""
     with placed(BASNet) as (watch, network):
-        BASNetSaliency(network, GPU, 64).predict([np.zeros((50, 60, 3), np.uint8)] * 2)
+        BASNetSaliency(network, GPU, 64)([np.zeros((50, 60, 3), np.uint8)] * 2)
         return watch.record()
 
 

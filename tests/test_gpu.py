@@ -179,8 +179,8 @@ def test_masks_of_basnet_are_those_of_the_cpu(device: str) -> None:
     torch.manual_seed(0)
     network, image = BASNet(), photo('basnet', 40, 50)
     to_device(network, CPU)
-    reference, = BASNetSaliency(network, CPU, 64).predict([image])
+    reference, = BASNetSaliency(network, CPU, 64)([image])
     to_device(network, torch.device(device))
-    found, = BASNetSaliency(network, torch.device(device), 64).predict([image])
+    found, = BASNetSaliency(network, torch.device(device), 64)([image])
     assert found.shape == image.shape[:2]
     assert np.abs(found - reference).mean() < 0.01

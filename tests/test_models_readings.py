@@ -156,4 +156,4 @@ def test_maps_of_onnx_that_are_not_finite_are_refused() -> None:
     source.session = SimpleNamespace(run=lambda *_: [np.full((1, 1, 8, 8), np.nan, np.float32)],
                                      get_inputs=lambda: [SimpleNamespace(shape=['N'], name='image')])
     with pytest.raises(UserError, match=r'net\.onnx: the network gives values that are not finite'):
-        source.predict([np.zeros((9, 9, 3), np.uint8)])
+        source([np.zeros((9, 9, 3), np.uint8)])

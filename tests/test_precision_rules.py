@@ -84,5 +84,5 @@ def test_masks_of_basnet_take_tf32_as_validation_does(given: bool, seen: Seen) -
             return [super().forward(images)]
 
     with tf32(not given):
-        BASNetSaliency(Small(3, 1, 1), torch.device('cpu'), 16, given).predict([np.zeros((20, 30, 3), np.uint8)])
+        BASNetSaliency(Small(3, 1, 1), torch.device('cpu'), 16, given)([np.zeros((20, 30, 3), np.uint8)])
     assert found == [given]

@@ -21,7 +21,7 @@ def weights(tmp_path_factory):
 
 def test_basnet_masks_images_of_all_sizes(weights):
     images = [photo('a', 40, 60), photo('b', 30, 20)]
-    maps = build_source('basnet', weights, device='cpu', input_size=64).predict(images)
+    maps = build_source('basnet', weights, device='cpu', input_size=64)(images)
     for saliency, image in zip(maps, images, strict=True):
         assert saliency.shape == image.shape[:2]
         assert saliency.dtype == np.float32
@@ -77,7 +77,7 @@ def onnx_network(request, tmp_path):
 def test_onnx_network(onnx_network):
     images = [np.zeros((16, 24, 3), np.uint8), np.zeros((32, 48, 3), np.uint8)]
     images[0][4:8, 4:8, 0] = images[1][8:16, 8:16, 0] = 200
-    small, large = build_source('onnx', onnx_network, onnx_network.with_suffix('.yml'), 'cpu').predict(images)
+    small, large = build_source('onnx', onnx_network, onnx_network.with_suffix('.yml'), 'cpu')(images)
     np.testing.assert_array_equal(small, images[0][..., 0] / np.float32(200))
     assert large.shape == (32, 48)
     assert large[12, 12] == 1
@@ -87,7 +87,7 @@ def test_onnx_refuses_what_does_not_fit(onnx_network):
     config = onnx_network.with_suffix('.yml')
     config.write_text(CONFIG.replace('16, 24', '8, 8'))
     with pytest.raises(UserError, match='set input_size'):
-        build_source('onnx', onnx_network, config, 'cpu').predict([np.zeros((9, 9, 3), np.uint8)])
+        build_source('onnx', onnx_network, config, 'cpu')([np.zeros((9, 9, 3), np.uint8)])
     onnx_network.write_bytes(b'nothing')
     with pytest.raises(UserError, match='not an ONNX network'):
         build_source('onnx', onnx_network, config, 'cpu')
@@ -101,7 +101,7 @@ def test_onnx_refuses_outputs_that_are_no_map(tmp_path, operation, shape, attrib
     source = build_source('onnx', path, path.with_suffix('.yml'), 'cpu')
     given = re.escape(str((1, *shape)))
     with pytest.raises(UserError, match=rf'the first output {given} is not one map an image; give a salient-object'):
-        source.predict([np.zeros((16, 24, 3), np.uint8)])
+        source([np.zeros((16, 24, 3), np.uint8)])
 
 
 @pytest.mark.parametrize(('text', 'sentence'), [

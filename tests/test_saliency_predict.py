@@ -142,7 +142,7 @@ def test_basnet(folder, tmp_path):
 class Coarse:
     """A map of a box that is larger than the object."""
 
-    def predict(self, images):
+    def __call__(self, images):
         maps = [np.full(image.shape[:2], 0.1, np.float32) for image in images]
         for one in maps:
             one[10:50, 14:66] = 0.7

@@ -3,12 +3,12 @@ import pytest
 
 from saliency.maps import binarise
 from saliency.unsupervised import (
-    UnsupervisedSaliency,
     adjacency,
     background_weight,
     cluster_means,
     on_border,
     slic,
+    unsupervised_saliency,
 )
 from tests.golden_inputs import photo
 
@@ -23,7 +23,7 @@ def test_finds_an_object_on_a_background(size):
     image = photo('unsupervised', height, width)
     y, x = np.mgrid[:height, :width]
     ellipse = ((y - height / 2) / (height / 3)) ** 2 + ((x - width / 2) / (width / 3)) ** 2 < 1
-    saliency, = UnsupervisedSaliency().predict([image])
+    saliency, = unsupervised_saliency([image])
     assert saliency.shape == size
     assert saliency.dtype == np.float32
     assert 0 <= saliency.min() <= saliency.max() <= 1
@@ -31,19 +31,19 @@ def test_finds_an_object_on_a_background(size):
 
 
 def test_is_deterministic():
-    image, source = photo('again', 90, 70), UnsupervisedSaliency()
-    first, second = source.predict([image, image])
+    image = photo('again', 90, 70)
+    first, second = unsupervised_saliency([image, image])
     np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (2, 3), (1, 40), (500, 2), (7, 7)])
 def test_tiny_and_narrow_images(size):
     for image in (np.full((*size, 3), 128, np.uint8), photo('tiny', *size)):
-        assert UnsupervisedSaliency().predict([image])[0].shape == size
+        assert unsupervised_saliency([image])[0].shape == size
 
 
 def test_one_colour_has_no_object():
-    assert binarise(UnsupervisedSaliency().predict([np.full((60, 80, 3), 90, np.uint8)])[0]) is None
+    assert binarise(unsupervised_saliency([np.full((60, 80, 3), 90, np.uint8)])[0]) is None
 
 
 def test_slic_follows_colour():

@@ -23,7 +23,7 @@ EVALUATIONS = {
                    {'(64, 64), segmentation/objects.py:find_objects': 3}),
     'prototypes of components': ({'copy to the CPU, segmentation/objects.py:find_objects': 1},
                                  {'(64, 64), segmentation/objects.py:find_objects': 3}),
-    'prediction of BASNet': ({'copy to the CPU, saliency/basnet.py:predict': 1}, {})}
+    'prediction of BASNet': ({'copy to the CPU, saliency/basnet.py:__call__': 1}, {})}
 # what each planted defect is found by
 FOUND = {'tensor on the CPU': ('error', 'cuda:0'), 'item': ('waits', 'item, tests/fake_gpu_steps.py:with_item'),
          'boolean index': ('waits', 'boolean index, tests/fake_gpu_steps.py:with_boolean_index'),

@@ -157,6 +157,6 @@ def test_basnet_and_its_images_have_one_memory_order(tmp_path: Path) -> None:
     source = build_source('basnet', tmp_path / 'basnet.pth', device='cpu', input_size=32)
     seen = []
     source.network.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[0]))
-    source.predict([torch.zeros(40, 30, 3, dtype=torch.uint8).numpy()] * 2)
+    source([torch.zeros(40, 30, 3, dtype=torch.uint8).numpy()] * 2)
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
     assert source.network.inconv.weight.is_contiguous(memory_format=torch.channels_last)
