@@ -21,10 +21,7 @@ Name = TypeVar('Name', str, Path)
 
 
 def find_files(folder: Path) -> list[Path]:
-    """All files below a folder, as sorted relative paths; hidden files and folders do not count.
-
-    Links are followed, each folder is listed once. Raises UserError for a folder that cannot be listed.
-    """
+    """All files below a folder, but hidden ones, as sorted relative paths; links are followed. Raises UserError."""
     def refuse(error: OSError) -> NoReturn:
         raise UserError(f'folder {error.filename} cannot be listed ({error.strerror}); change its permissions or move '
                         'it elsewhere.') from error

@@ -224,10 +224,7 @@ def turn_upright(drawn: Drawn, size: tuple[int, int], orientation: int, stored: 
 
 
 def fit_to_photograph(drawn: Drawn, photograph: Photograph, path: Path, stored: bool) -> np.ndarray:
-    """A mask or label map, turned by ``turn_upright`` and resized (nearest): (H, W).
-
-    Raises UserError, which names ``path``, if the ratio of its sides differs from the photograph's by more than 5 %.
-    """
+    """See ``turn_upright``; resized (nearest), (H, W). Raises UserError if the ratios of sides differ by over 5 %."""
     height, width = size = photograph.pixels.shape[:2]
     values = turn_upright(drawn, size, photograph.orientation, stored)
     if values.shape == size:

@@ -160,9 +160,6 @@ class VOCSegmentation(ImageSet):
 
     def _keep(self, what: str, *folders: Path, skip: bool = False) -> None:
         """Keep the IDs that have their files in these folders."""
-        for folder in folders:
-            if not folder.is_dir():
-                raise UserError(f'folder {folder} does not exist; the data set layout needs it.')
         files = {name: [Path(folder.name, f'{name}{".jpg" if folder == self.images else ".png"}') for folder in folders]
                  for name in self.ids}
         self.ids = keep_complete(self.root, files, f'IDs of {self.split} have no {what} in {folders[-1]}',

@@ -82,8 +82,8 @@ def write_names(path: Path, sizes: Sequence[int]) -> None:
 def renew_names(folder: Path, model: ClusterModel, sizes: Sequence[int]) -> Path | None:
     """Write placeholders unless the names in ``folder`` are those of the same clusters.
 
-    Returns where names that a user gave to other clusters are now; None if there are none. Raises UserError if nobody
-    can tell whose names they are.
+    Returns where names that a user gave to others are now, if there are any. Raises UserError if nobody can tell whose
+    names they are.
     """
     names, clusters, moved = folder / NAMES, folder / CLUSTERS, None
     if names.is_file() and clusters.is_file():

@@ -78,10 +78,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def write_predictions(output_dir: Path, ids: Sequence[str], split: EmbeddedSplit, labels: np.ndarray,
                       background: int) -> dict[str, Path]:
-    """Write predictions/ID.png, and visualizations/ID.png of labelled images that came with their batch: {ID: path}.
-
-    ``labels`` (N,) are those of the objects, ``background`` is that of all other pixels.
-    """
+    """Write predictions/ID.png, see ``paint``, and {ID: visualizations/ID.png} of labelled images with pictures."""
     drawn = {name: output_dir / 'visualizations' / f'{name}.png'
              for name, pictures in zip(ids, split.pictures, strict=True) if len(pictures) == 2}
 

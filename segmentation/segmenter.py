@@ -78,10 +78,7 @@ class Segmenter:
         return Segmenter(model, classes, size, where)
 
     def __call__(self, image: np.ndarray, refine: Refine | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 RGB -> (H, W) int32, indices of ``classes``.
-
-        ``refine`` makes a label map of the image and the logits, e.g. ``models.crf.dense_crf``.
-        """
+        """(H, W, 3) uint8 RGB -> (H, W) int32, indices of ``classes``; ``refine``: e.g. ``models.crf.dense_crf``."""
         output, = self.run(self.prepare(image)[None], refine is not None)
         return self.finish(image, output, refine).astype(np.int32)
 
