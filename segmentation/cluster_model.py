@@ -42,7 +42,7 @@ class ClusterModel:
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any], path: Path) -> 'ClusterModel | None':
         """From the contents of the file at ``path``; None if ``save`` wrote none. Raises UserError for nan or inf."""
-        if not {'centres', 'projection', 'network'} <= checkpoint.keys():
+        if not {*ARRAYS, 'classes', 'network'} <= checkpoint.keys():
             return None
         arrays = {name: checkpoint[name].numpy() for name in ARRAYS}
         require_finite(arrays, path, 'clusters')

@@ -115,8 +115,12 @@ def build_index(split: EmbeddedSplit, ids: Sequence[str], classes: Sequence[str]
 
 def load_index(path: Path, classes: Sequence[str], network: Mapping[str, Any]) -> FeatureIndex:
     """Read what ``FeatureIndex.save`` wrote. Raises UserError for another file, other classes or another network."""
-    file = read_arrays(path, SAVED, 'is no memory.npz of retrieval.py, damaged, or of an earlier version; refill it.')
-    saved, made = tuple(map(str, file['classes'])), json.loads(str(file['network']))
+    damaged = 'is no memory.npz of retrieval.py, damaged, or of an earlier version; refill it.'
+    file = read_arrays(path, SAVED, damaged)
+    try:
+        saved, made = tuple(map(str, file['classes'])), dict(json.loads(str(file['network'])))
+    except (ValueError, TypeError):
+        raise UserError(f'{path} {damaged}') from None
     if saved != tuple(classes):
         raise UserError(f'memory {path} was filled with classes {name_some(saved)}, not {name_some(classes)}; fill one '
                         'for this data set and config.')

@@ -255,10 +255,11 @@ def test_a_memory_of_another_network(run, tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(UserError, match=r'other prototypes \(fingerprint \w{12}\.\.\. then, \w{12}\.\.\. now\)'):
         run(flags=flags, output='network')
     before = dict(np.load(folder / 'memory.npz'))
-    del before['network']
-    np.savez(tmp_path / 'before.npz', **before)
-    with pytest.raises(UserError, match='before.npz is no memory.npz of retrieval.py, damaged, or of an earlier'):
-        run(flags=('--memory', str(tmp_path / 'before.npz')), output='before')
+    for i, network in enumerate((None, 'resnet50', '[1]')):  # none, and what says nothing of a network
+        before.pop('network', None)
+        np.savez(tmp_path / 'before.npz', **before, **({} if network is None else {'network': np.array(network)}))
+        with pytest.raises(UserError, match='before.npz is no memory.npz of retrieval.py, damaged, or of an earlier'):
+            run(flags=('--memory', str(tmp_path / 'before.npz')), output=f'before_{i}')
 
 
 def test_votes_by_hand() -> None:
