@@ -49,6 +49,7 @@ from utils.run.script import run_script
 
 ROWS, NEIGHBOURS = 12, 5  # of neighbours.png
 TYPICAL, COLUMNS = 12, 6  # objects of a cluster, and in a row
+NO_CLASS = 'no class'  # of an object whose mask covers ignored pixels alone
 TEXTS = (
     ('map', 'Map of the prototypes', 'Objects with like embeddings, mean directions over their masks, stand near.'),
     ('embedding', 'Pixel embeddings as colours', 'Their three main directions as red, green and blue.'),
@@ -80,7 +81,7 @@ class SavedObjects(NamedTuple):
         """Name and palette entry of each object, and what they are of: 'class', or where none is known 'cluster'."""
         if self.clusters is not None and (self.labels < 0).all():
             return [f'cluster {k + 1}' for k in self.clusters], self.clusters + 1, 'cluster'
-        names = [self.classes[k] if k >= 0 else 'no class' for k in self.labels]
+        names = [self.classes[k] if k >= 0 else NO_CLASS for k in self.labels]
         return names, np.where(self.labels < 0, VOID, self.labels), 'class'
 
     def members(self, cluster: int) -> np.ndarray:
@@ -140,9 +141,9 @@ def draw_embedding(p: Prototypes, model: Any, dataset: ImageSet, count: int, dev
 
 def cluster_caption(cluster: int, names: Sequence[str], kind: str) -> str:
     """'Cluster 3: 40 objects, 80% cat', of the names of its objects, if they are those of classes."""
-    (most, count), = Counter(names).most_common(1)
-    text = f'Cluster {cluster + 1}: {len(names)} objects'
-    return f'{text}, {count / len(names):.0%} {most}' if kind == 'class' else text
+    known = Counter(name for name in names if name != NO_CLASS).most_common(1) if kind == 'class' else []
+    return ', '.join([f'Cluster {cluster + 1}: {len(names)} objects',
+                      *(f'{count / len(names):.0%} {name}' for name, count in known)])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -143,3 +143,10 @@ def test_the_map_keeps_near_ones_near_and_pictures_apart() -> None:
     distances = abs(grid[chosen][:, None] - grid[chosen]).max(2) + np.eye(len(chosen))
     assert distances.min() >= 0.07
     assert len(spread(grid, 5, 0)) == 5
+
+
+def test_caption_of_a_cluster_names_a_class() -> None:
+    caption = visualize.cluster_caption
+    assert caption(2, ['no class', 'no class', 'no class', 'cat', 'cat'], 'class') == 'Cluster 3: 5 objects, 40% cat'
+    assert caption(0, ['no class'], 'class') == 'Cluster 1: 1 objects'
+    assert caption(0, ['cluster 1'], 'cluster') == 'Cluster 1: 1 objects'
