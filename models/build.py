@@ -102,25 +102,25 @@ def build_linear_model(p: LinearFinetune, num_classes: int) -> LinearSegmentatio
     return model
 
 
-def trained_linear_model(weights: Weights, backbone: str | None = None,
-                         num_classes: int | None = None) -> LinearSegmentationModel:
-    """The linear model of its weights, in eval mode; its decoder is theirs, and what is not given: ResNet, classes.
+def trained_linear_model(weights: Weights, backbone: str | None = None, **given: Any) -> LinearSegmentationModel:
+    """The linear model of its weights, in eval mode: as ``given`` for LinearSegmentationModel, or else as they tell.
 
     Raises UserError for weights of another kind, or that do not cover the model.
     """
     if weights.kind != 'linear':
         raise UserError(f'{weights.source} is a pretraining checkpoint or a plain backbone without a classifier; train '
                         'one on it with linear_finetune.py (key pretraining), or use kmeans.py or retrieval.py.')
-    names = weights.state
-    if backbone is None and 'backbone.conv1.weight' not in names:
-        raise UserError(f'{weights.source} is no linear model of a ResNet, and only those tell their backbone; keep '
-                        'the config.yml of its run beside it.')
-    plain = all(name.startswith(('backbone.', CLASSIFIER)) for name in names)
-    deeplab = any(name.startswith('decoder.0.convs.') for name in names)
-    resnet = 'resnet50' if 'backbone.layer1.0.conv3.weight' in names else 'resnet18'
-    model = LinearSegmentationModel(backbone or resnet, num_classes or len(names[f'{CLASSIFIER}weight']),
-                                    features='backbone' if plain else 'decoder',
-                                    decoder='deeplab' if deeplab else 'conv1x1')
+    if not given:
+        names = weights.state
+        if backbone is None and 'backbone.conv1.weight' not in names:
+            raise UserError(f'{weights.source} is no linear model of a ResNet, and only those tell their backbone; '
+                            'keep the config.yml of its run beside it.')
+        backbone = backbone or ('resnet50' if 'backbone.layer1.0.conv3.weight' in names else 'resnet18')
+        plain = all(name.startswith(('backbone.', CLASSIFIER)) for name in names)
+        deeplab = any(name.startswith('decoder.0.convs.') for name in names)
+        given = {'num_classes': len(names[f'{CLASSIFIER}weight']), 'features': 'backbone' if plain else 'decoder',
+                 'decoder': 'deeplab' if deeplab else 'conv1x1'}
+    model = LinearSegmentationModel(**({'backbone': backbone} | given))
     load_strict(model, weights)
     return model.eval()
 

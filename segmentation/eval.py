@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
     task, trained = read_trained(weights, dataset.classes)
-    model = trained_linear_model(read_weights(weights), p.backbone, len(dataset.classes))
+    model = trained_linear_model(read_weights(weights), p.backbone, num_classes=len(dataset.classes),
+                                 features=p.features, decoder=p.model_kwargs.decoder)
     if trained is None:
         log.info('Nothing beside %s names its classes: they are taken for those of %s', weights, p.val_db_name)
     digest = fingerprint(model)

@@ -115,7 +115,7 @@ def test_our_checkpoints_of_a_timm_backbone_load_everywhere(tmp_path: Path) -> N
         loaded = build(p).state_dict()
         assert all(torch.equal(state[name], value) for name, value in loaded.items() if name in state)
     torch.save(build_linear_model(p, 4).state_dict(), linear)
-    assert trained_linear_model(read_weights(linear), PATCHES, 4).classifier.out_channels == 4
+    assert trained_linear_model(read_weights(linear), PATCHES).classifier.out_channels == 4
     with pytest.raises(UserError, match=r'only those tell their backbone; keep the config\.yml'):
         Segmenter.load(linear, 'cpu')
 

@@ -85,7 +85,7 @@ def test_published_pretraining_loads(files, name: str) -> None:
 
 
 def test_published_linear_model_loads(files) -> None:
-    state = trained_linear_model(read_weights(files['linear']), 'resnet50', 21).state_dict()
+    state = trained_linear_model(read_weights(files['linear']), 'resnet50', num_classes=21).state_dict()
     assert all(torch.equal(value, state[key]) for key, value in published('linear_resnet50_21').items())
 
 
@@ -108,9 +108,9 @@ def test_wrong_checkpoints_are_refused_by_name(files) -> None:
     with pytest.raises(UserError, match='does not fit this model'):
         build_contrastive_model(config(backbone='resnet18', pretraining=str(files['pretraining'])))
     with pytest.raises(UserError, match='other shape'):
-        trained_linear_model(read_weights(files['linear']), 'resnet50', 7)
+        trained_linear_model(read_weights(files['linear']), 'resnet50', num_classes=7)
     with pytest.raises(UserError, match=r'linear_finetune\.py'):
-        trained_linear_model(read_weights(files['pretraining']), 'resnet50', 21)
+        trained_linear_model(read_weights(files['pretraining']), 'resnet50')
     with pytest.raises(UserError, match='linear model'):
         build_prototype_model(config(pretraining=str(files['linear'])))
     with pytest.raises(UserError, match=r'encoder\.weight'):

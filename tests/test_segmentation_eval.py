@@ -80,6 +80,12 @@ def test_the_entry_has_the_name_that_training_gave_it(trained, tmp_path: Path) -
     assert list(results(tmp_path / 'results' / 'finetuning')) == ['linear']
 
 
+def test_weights_of_another_network_than_the_config_says_are_refused(trained, tmp_path: Path) -> None:
+    run, overrides = trained
+    with pytest.raises(UserError, match=r'best_model.pth.tar does not fit this model \(missing: decoder'):
+        evaluate(tmp_path, run / 'best_model.pth.tar', *overrides, 'features=decoder', 'output_dir=decoder')
+
+
 def test_classes_it_was_not_trained_for(trained, tmp_path: Path) -> None:
     run, overrides = trained
     best, beside = run / 'best_model.pth.tar', run / 'best_model.classes.yml'
