@@ -30,7 +30,7 @@ def initial_weights(p: Common | TrainSaliency, backbone: str) -> Weights | None:
             weights = timm_weights(backbone) if timm else imagenet_weights(backbone)
     else:
         moco = p.pretraining == 'imagenet_moco'  # BASNet refuses it before
-        weights = read_weights(find_file(p['moco_state_dict' if moco else 'pretraining'], p.root_dir), timm)
+        weights = read_weights(find_file(getattr(p, 'moco_state_dict' if moco else 'pretraining'), p.root_dir), timm)
         if moco and weights.kind != 'backbone':
             raise UserError(f'moco_state_dict {weights.source} is no MoCo checkpoint; set pretraining to its path.')
     log.info('Weights: %s', weights.source)
