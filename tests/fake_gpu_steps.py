@@ -40,7 +40,7 @@ from tests.test_utils_run_trainer import settings
 from utils.run import distributed, trainer
 from utils.run.precision import Precision
 
-all_gather, randperm = dist.all_gather, torch.randperm
+all_gather_into_tensor, randperm = dist.all_gather_into_tensor, torch.randperm
 GPU = torch.device('cuda', 0)
 Record = dict[str, Any]
 
@@ -237,8 +237,8 @@ def blocking(self: Precision, x: Any) -> Any:
     return x.to(self.device)
 
 
-def strided(parts: list[Tensor], x: Tensor) -> Any:
-    return all_gather(parts, torch.stack([x, x], -1)[..., 0])
+def strided(gathered: Tensor, x: Tensor) -> Any:
+    return all_gather_into_tensor(gathered, torch.stack([x, x], -1)[..., 0])
 
 
 def order_on_the_cpu(count: int, device: torch.device) -> Tensor:
@@ -258,7 +258,7 @@ PLANTS = {
     'blocking copy': (Precision, 'to_device', blocking, {}),
     'unfused optimiser': (trainer, 'build_optimizer', unfused, {'precision': 'fp16'}),
     'index on the CPU': (torch, 'randperm', order_on_the_cpu, {'world': 4}),
-    'strided collective': (dist, 'all_gather', strided, {'world': 4})}
+    'strided collective': (dist, 'all_gather_into_tensor', strided, {'world': 4})}
 
 
 def planted(owner: Any, name: str, defect: Callable, options: dict[str, Any]) -> Record:
