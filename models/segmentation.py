@@ -49,6 +49,11 @@ class ContrastiveSegmentationModel(nn.Module):
             embedding, scores = resize(embedding, size), None if scores is None else resize(scores, size)
         return embedding, None if scores is None else scores.squeeze(1)
 
+    def embed(self, images: Tensor) -> Tensor:
+        """The embeddings of ``forward`` alone, for the key encoder, which needs no saliency."""
+        embedding = self.head(self.decoder(self.backbone(images)))
+        return resize(embedding, images.shape[-2:]) if self.upsample else embedding
+
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """Maps at 1/stride: 'backbone' (B, C, h, w), 'embedding' (B, ndim, h, w), 'saliency' (B, 1, h, w)."""
         out = {'backbone': self.backbone(images)}

@@ -86,7 +86,7 @@ class MaskContrast(nn.Module):
         which key belongs to which query.
         """
         order, back = distributed.random_order(len(im_k), im_k.device)
-        embedding, _ = self.model_k(distributed.shuffle(im_k, order))  # B x dim x H x W, of other images
+        embedding = self.model_k.embed(distributed.shuffle(im_k, order))  # B x dim x H x W, of other images
         with torch.autocast(im_k.device.type, enabled=False):
             prototypes = mask_prototypes(to_float32(embedding), distributed.shuffle(mask_k, order))
             return distributed.shuffle(prototypes, back)

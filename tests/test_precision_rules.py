@@ -40,6 +40,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
     monkeypatch.setattr(models.segmentation, 'build_decoder', small_decoder)
     monkeypatch.setattr(segmentation.objects, 'THRESHOLD', -100.0)
     watch(ContrastiveSegmentationModel, 'maps', lambda model: not model.training)
+    watch(ContrastiveSegmentationModel, 'embed', lambda model: not model.training)
     watch(LinearSegmentationModel, 'forward', lambda model: torch.is_inference_mode_enabled())
     before = switches()
     yield found
