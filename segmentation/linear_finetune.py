@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     transform = LinearTrainTransform(p.train_size, mean, std, p.border_label)
     loader = train_loader(p, SeededDataset(train_set.transformed(transform)))
     crf = p.crf_kwargs if args.crf_postprocess else None
-    val_loader = evaluation_loader(p, dataset, mean, std, p.num_visualizations if crf is None else None)
+    val_loader = evaluation_loader(p, dataset, mean, std, p.num_visualizations)
     if p.train_db_name == p.val_db_name:
         warn_of_shared(dataset.ids, labelled, f'{p.val_db_name} {p.val_split}', f'{p.train_split}, which is trained on')
     groups: Any = [{'params': model.classifier.parameters()}]
@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     distributed.barrier()  # the best model is written
     load_strict(model, read_weights(best_path))
+    if crf is not None:  # it needs all images as decoded, too many to travel with each validation
+        val_loader = evaluation_loader(p, dataset, mean, std, originals=None)
     score(model, val_loader, dataset, device, p, 'Fine-tuning' if p.network_lr_factor else 'Linear classifier',
           task, made_with(best_path, fingerprint(model), dataset, p.val_size), p.num_visualizations, crf, p.crf_workers)
 
