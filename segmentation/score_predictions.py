@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import numpy as np
 
+from data.files import keep_complete
 from data.image_set import ImageSet
 from data.images import probe_image, read_labels, turn_upright
 from data.loaders import open_images
@@ -23,7 +24,7 @@ from segmentation.metrics import confusion_matrix
 from utils.config.cli import ConfigParser
 from utils.config.load import load_config
 from utils.config.schema import LinearFinetune
-from utils.run.errors import UserError, name_some
+from utils.run.errors import UserError
 from utils.run.log import progress
 from utils.run.parallel import in_threads
 from utils.run.script import run_script
@@ -37,10 +38,9 @@ def offline_confusion(dataset: ImageSet, folder: Path) -> np.ndarray:
 
     Raises UserError if one is missing, unreadable or of another size, or holds a wrong class id.
     """
-    missing = [name for name in dataset.ids if not (folder / f'{name}.png').is_file()]
-    if missing:
-        raise UserError(f'{len(missing)} of {len(dataset)} images of {dataset.split} have no prediction in {folder}: '
-                        f'{name_some(missing)}; predict them too, or give another folder with --predictions.')
+    keep_complete(folder, {name: [Path(f'{name}.png')] for name in dataset.ids},
+                  f'images of {dataset.split} have no prediction in {folder}',
+                  'predict them too, or give another folder with --predictions', skip=False)
     num_classes = len(dataset.classes)
 
     def count(index: int) -> np.ndarray:
