@@ -31,7 +31,7 @@ from segmentation.metrics import iou_of, standard_deviation
 from segmentation.objects import KEPT, MASKS, EmbeddedSplit, embed_split, save_masks
 from segmentation.provenance import made_with_network
 from utils.config.cli import ConfigParser
-from utils.config.load import as_dict, load_config
+from utils.config.load import load_config
 from utils.config.schema import Kmeans
 from utils.report.pictures import panel
 from utils.report.results import iou_entry, log_iou, remove_stale, save_results
@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         save_clusters(p, clusters, results.get('clusters', {}).get('sizes', []))
     log.info('Label maps: %s', output_dir / 'predictions')
-    write_run_report(as_dict(p), 'K-means', merged, dataset.classes, confusions,
+    write_run_report(p, 'K-means', merged, dataset.classes, confusions,
                      {PREDICTIONS: list(drawn.items()), CLUSTER_IMAGES: sheets})
 
 

@@ -30,7 +30,7 @@ from segmentation.metrics import iou_of
 from segmentation.objects import KEPT, EmbeddedSplit, embed_split
 from segmentation.provenance import made_with_network, warn_of_shared
 from utils.config.cli import ConfigParser
-from utils.config.load import as_dict, load_config
+from utils.config.load import load_config
 from utils.config.paths import find_file
 from utils.config.schema import Retrieval
 from utils.report.results import iou_entry, log_iou, save_results
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results, drawn = save_results(results, Path(p.output_dir)), []
     with warn_of_failure(NEIGHBOURS_FILE):
         drawn = draw_neighbours(p, val, val_set, predicted['retrieval'], index, own)
-    write_run_report(as_dict(p), 'Retrieval', results, classes, confusions, {NEIGHBOURS: drawn})
+    write_run_report(p, 'Retrieval', results, classes, confusions, {NEIGHBOURS: drawn})
 
 
 if __name__ == '__main__':

@@ -164,7 +164,7 @@ def _find_base(node: yaml.Node, path: Path, above: Collection[Path], place: str)
         base = beside if beside.is_file() else find_file(node.value)
     except UserError as error:
         raise UserError(f'{place}: base: {error}') from error
-    if base.resolve() in (*above, path.resolve()):
+    if base.resolve() in above:
         raise UserError(f'{place}: base leads back to {shown(base.resolve())}; take one base out')
     return base
 
