@@ -26,7 +26,7 @@ from data.voc import VOID, read_ids
 from saliency.basnet_training import mask_iou
 from saliency.unsupervised import unsupervised_saliency
 from utils.config.cli import ArgumentParser
-from utils.report.tables import markdown
+from utils.report.results import markdown
 from utils.run.errors import UserError
 from utils.run.parallel import available_cores, in_threads
 from utils.run.script import run_script

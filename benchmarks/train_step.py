@@ -39,10 +39,10 @@ from models.segmentation import ContrastiveSegmentationModel, build_backbone
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
 from utils.config.cli import ArgumentParser
+from utils.run.devices import DTYPES, Precision
 from utils.run.errors import UserError
-from utils.run.optim import build_optimizer
-from utils.run.precision import DTYPES, Precision
 from utils.run.script import run_script
+from utils.run.trainer import build_optimizer
 
 Batch = dict[str, Tensor]
 

@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from utils.run.errors import UserError
-from utils.run.lock import lock_file
+from utils.run.files import lock_file
 
 GOOGLE_DRIVE = 'https://drive.google.com/uc?id=1pxhY5vsLwXuz6UHZVUKhtb7EJdCg2kuH'  # the authors' PASCAL_VOC.tgz
 ARCHIVE_NAME = 'PASCAL_VOC.tgz'

@@ -18,7 +18,7 @@ from utils.report.results import read_results
 from utils.run.errors import EXIT_STOPPED, UserError, name_some
 from utils.run.files import write_text
 from utils.run.parallel import available_cores
-from utils.run.signals import SIGNALS, handled
+from utils.run.script import SIGNALS, handled
 
 SCRIPTS: dict[str, tuple[str, type[Run]]] = {
     'pretrain': ('pretrain/main.py', Pretrain), 'linear': ('segmentation/linear_finetune.py', LinearFinetune),

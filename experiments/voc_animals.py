@@ -25,7 +25,7 @@ from experiments.runner import SCRIPTS, Chain, Step, crf_flags, overrides_of
 from segmentation.metrics import standard_deviation
 from utils.config.cli import ArgumentParser
 from utils.config.paths import REPOSITORY
-from utils.report.tables import csv_text, markdown, pivot, with_spread
+from utils.report.results import csv_text, markdown, pivot, with_spread
 from utils.run.errors import UserError
 from utils.run.files import write_text
 from utils.run.script import run_script

@@ -4,8 +4,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pretrain.losses import accuracy, chunked_contrastive_loss, contrastive_loss, saliency_loss
-from utils.run.devices import pin
-from utils.run.precision import Precision
+from utils.run.devices import Precision, pin
 
 CHUNK = 32768
 

@@ -28,8 +28,8 @@ from utils.config.load import load_config
 from utils.config.published import add_published_flags, flags_without_effect
 from utils.config.schema import Pretrain
 from utils.report.run import write_run_report
+from utils.run.devices import Precision
 from utils.run.errors import UserError
-from utils.run.precision import Precision
 from utils.run.script import run_script
 from utils.run.setup import start
 from utils.run.trainer import Trainer

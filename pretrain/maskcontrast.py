@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from models.prototypes import mask_prototypes
 from models.segmentation import ContrastiveSegmentationModel
 from utils.run import distributed
-from utils.run.devices import pin, to_device
-from utils.run.precision import to_float32
+from utils.run.devices import pin, to_device, to_float32
 
 
 class Output(NamedTuple):

@@ -17,8 +17,7 @@ from models.resnet import IMAGENET
 from models.segmentation import resize
 from models.weights import load_strict, read_weights
 from saliency.maps import image_map, network_input
-from utils.run.devices import pin, to_device
-from utils.run.precision import tf32
+from utils.run.devices import pin, tf32, to_device
 
 SIZE = 256  # side of the input, as published
 LEVELS = {6: (1024, 512, 512), 5: (1024, 512, 512), 4: (1024, 512, 256),  # decoder stage: channels read,

@@ -14,8 +14,8 @@ from models.weights import Weights, load_strict
 from saliency.maps import binarise, network_input, resize
 from saliency.sources import MaskSource
 from utils.run import distributed
+from utils.run.devices import Precision, to_float32
 from utils.run.log import progress
-from utils.run.precision import Precision, to_float32
 
 SSIM_WINDOW, SSIM_SIGMA, SSIM_CONSTANTS = 11, 1.5, (0.01 ** 2, 0.03 ** 2)
 BETA2 = 0.3  # of the F-measure: precision counts more than recall (Achanta et al., CVPR 2009)

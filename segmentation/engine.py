@@ -22,11 +22,10 @@ from utils.report.pictures import panel
 from utils.report.results import iou_entry, log_iou, remove_stale, save_results
 from utils.report.run import PREDICTIONS, write_run_report
 from utils.run import distributed
-from utils.run.devices import to_device
+from utils.run.devices import Precision, to_device, to_float32
 from utils.run.files import save_image, save_label_map
 from utils.run.log import progress
 from utils.run.parallel import available_cores, in_threads
-from utils.run.precision import Precision, to_float32
 
 log = logging.getLogger(__name__)
 MAPS, PICTURES = ('predictions', 'predictions_crf'), 'visualizations'  # label maps of the network, and refined ones

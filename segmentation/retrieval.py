@@ -17,7 +17,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import numpy as np
-from PIL import Image
 
 from data.image_set import ImageSet
 from data.images import read_image
@@ -73,8 +72,8 @@ def protocols_of(classes: Sequence[str], ignored: Sequence[str]) -> dict[str, tu
 
 
 def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: ImageSet, predicted: np.ndarray, index: FeatureIndex,
-                    own: np.ndarray | None) -> list[tuple[str, Image.Image]]:
-    """Name and picture of ``neighbours.png``, if there is anything to draw and the index's images are here.
+                    own: np.ndarray | None) -> list[tuple[str, Path]]:
+    """Write ``neighbours.png``, if there is anything to draw and the index's images are here; its name and path.
 
     A row an object: its crop under its true and its predicted class, then the images of its neighbours.
     """
@@ -91,9 +90,9 @@ def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: ImageSet, predict
         rows.append([(crop_object(image, val.mask(i)), caption)] + [
             (fit(read_image(images / f'{index.images[k]}.jpg')), index.classes[index.labels[k]])
             for k in neighbours[neighbours >= 0]])
-    picture = draw_rows(rows)
-    save_image(picture, Path(p.output_dir) / NEIGHBOURS_FILE)
-    return [(NEIGHBOURS_FILE, picture)]
+    path = Path(p.output_dir) / NEIGHBOURS_FILE
+    save_image(draw_rows(rows), path)
+    return [(NEIGHBOURS_FILE, path)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

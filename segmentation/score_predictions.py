@@ -28,7 +28,7 @@ from utils.run.errors import UserError
 from utils.run.log import progress
 from utils.run.parallel import in_threads
 from utils.run.script import run_script
-from utils.run.setup import prepare
+from utils.run.setup import start
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help='folder of the label maps; default: predictions/ of the output directory')
     args = parser.parse_args(argv)
     p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
-    prepare(p)
+    start(p, 1, __file__, argv)
     dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
     folder = args.predictions or Path(p.output_dir) / 'predictions'
     confusion = offline_confusion(dataset, folder)

@@ -25,9 +25,8 @@ from segmentation.linear import read_trained
 from segmentation.objects import THRESHOLD, Objects, find_objects
 from utils.config.saved import read_config
 from utils.run.checkpoint import load_checkpoint
-from utils.run.devices import pick_device, to_device
+from utils.run.devices import pick_device, tf32, to_device
 from utils.run.errors import MissingFileError, UserError, name_some
-from utils.run.precision import tf32
 
 log = logging.getLogger(__name__)
 SIZE = 512  # side of the network's input, for weights that do not say

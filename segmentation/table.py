@@ -23,7 +23,7 @@ from utils.config.cli import ArgumentParser
 from utils.report import page
 from utils.report.pictures import montage
 from utils.report.plots import class_bars, curve_of_clusters, to_image
-from utils.report.results import read_results
+from utils.report.results import csv_text, markdown, pivot, read_results, with_spread
 from utils.report.run import (
     CURVE,
     NEIGHBOURS,
@@ -35,7 +35,6 @@ from utils.report.run import (
     plot_blocks,
     training_blocks,
 )
-from utils.report.tables import csv_text, markdown, pivot, with_spread
 from utils.run.errors import UserError, name_some
 from utils.run.files import save_image, write_text
 from utils.run.script import run_script

@@ -41,10 +41,9 @@ from utils.report import page
 from utils.report.pictures import PART, montage, panel, pca_colours, thumbnail
 from utils.report.plots import to_image
 from utils.run.checkpoint import read_arrays
-from utils.run.devices import pick_device, to_device
+from utils.run.devices import allow_tf32, pick_device, to_device
 from utils.run.errors import UserError
 from utils.run.files import save_image
-from utils.run.precision import allow_tf32
 from utils.run.script import run_script
 
 ROWS, NEIGHBOURS = 12, 5  # of neighbours.png
@@ -184,16 +183,18 @@ def main(argv: Sequence[str] | None = None) -> None:
                                 {i: crops[points[i]] for i in drawn}, kind)),
         'embedding': draw_embedding(p, model, dataset, args.images, device),
         'neighbours': draw_rows([[(crops[i], names[i]) for i in row] for row in rows])}
-    sheets = {k: montage([fit(crops[i]) for i in found[:TYPICAL]], COLUMNS) for k, found in members.items()}
-    for name, picture in (pictures | {f'clusters/cluster_{k + 1}': sheet for k, sheet in sheets.items()}).items():
+    pictures |= {f'clusters/cluster_{k + 1}': montage([fit(crops[i]) for i in found[:TYPICAL]], COLUMNS)
+                 for k, found in members.items()}
+    for name, picture in pictures.items():
         save_image(picture, output / f'{name}.png')
     truth = {} if dataset.truth is None else page.class_colours(dataset.classes) | page.IGNORED
-    blocks = [page.pictures(title, [(f'{name}.png', pictures[name])], text, truth if name == 'embedding' else {})
-              for name, title, text in TEXTS]
+    blocks = [page.pictures(title, [(f'{name}.png', output / f'{name}.png')], text,
+                            truth if name == 'embedding' else {}) for name, title, text in TEXTS]
     blocks.append(page.pictures('Clusters, the most typical objects first', [
-        (cluster_caption(k, [names[i] for i in members[k]], kind), sheet) for k, sheet in sheets.items()]))
+        (cluster_caption(k, [names[i] for i in found], kind), output / f'clusters/cluster_{k + 1}.png')
+        for k, found in members.items()]))
     page.write_page(output, 'What the embedding knows', str(args.run), blocks)
-    print(f'Written to {output}: report.html and {len(pictures) + len(sheets)} pictures')
+    print(f'Written to {output}: report.html and {len(pictures)} pictures')
 
 
 if __name__ == '__main__':

@@ -38,7 +38,7 @@ from segmentation import objects as embedding
 from tests.fake_gpu import ROOT, Watch, build, fictitious_gpu
 from tests.test_utils_run_trainer import settings
 from utils.run import distributed, trainer
-from utils.run.precision import Precision
+from utils.run.devices import Precision
 
 all_gather_into_tensor, randperm = dist.all_gather_into_tensor, torch.randperm
 GPU = torch.device('cuda', 0)

@@ -10,7 +10,7 @@ from pretrain.engine import compute_losses
 from pretrain.losses import accuracy, contrastive_loss, saliency_loss
 from pretrain.maskcontrast import MaskContrast
 from tests.golden_inputs import GOLDENS, fill, images, masks, tensor, unit_columns
-from utils.run.precision import Precision
+from utils.run.devices import Precision
 
 
 def build(tag: str, dtype: torch.dtype) -> tuple[MaskContrast, dict]:

@@ -10,8 +10,8 @@ from segmentation.clustering import match_clusters, merge_clusters
 from segmentation.engine import compute_losses
 from segmentation.metrics import confusion_matrix, iou_of
 from tests.golden_inputs import GOLDENS, fill, generator, images, labels, photo, tensor
-from utils.run.optim import learning_rate
-from utils.run.precision import Precision
+from utils.run.devices import Precision
+from utils.run.trainer import learning_rate
 
 
 def test_linear_probe() -> None:

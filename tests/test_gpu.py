@@ -25,10 +25,9 @@ from tests.test_scripts import Runner
 from tests.test_utils_run_trainer import SmallBackbone, small_decoder
 from utils.run import trainer as training
 from utils.run.checkpoint import load_checkpoint
-from utils.run.devices import to_device
-from utils.run.optim import build_optimizer
-from utils.run.precision import Precision, tf32
-from utils.run.signals import StoppedError
+from utils.run.devices import Precision, tf32, to_device
+from utils.run.script import StoppedError
+from utils.run.trainer import build_optimizer
 
 CPU = torch.device('cpu')
 SIZE, BATCH = 32, 4

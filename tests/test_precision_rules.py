@@ -13,7 +13,7 @@ from segmentation.segmenter import Segmenter
 from tests.test_pretrain_monitor import run  # noqa: F401  a fixture
 from tests.test_scripts import Runner
 from tests.test_utils_run_trainer import SmallBackbone, small_decoder
-from utils.run.precision import allow_tf32, tf32
+from utils.run.devices import allow_tf32, tf32
 
 Seen = dict[str, set[tuple[bool, bool, bool]]]
 

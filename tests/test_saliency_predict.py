@@ -218,7 +218,7 @@ def test_mistakes_are_one_sentence(folder, tmp_path):
                                 ((tmp_path / 'none', tmp_path / 'out'), 'not a folder'),
                                 ((folder, folder / 'masks'), 'one inside the other'),
                                 ((folder, tmp_path), 'one inside the other'),
-                                ((folder, tmp_path / 'file'), 'cannot write to --output'),
+                                ((folder, tmp_path / 'file'), 'cannot write to output folder'),
                                 ((folder, tmp_path / 'out', '--workers', '-1'), '--workers'),
                                 ((folder, tmp_path / 'out', '--batch-size', '0'), '--batch-size'),
                                 ((folder, tmp_path / 'out', '--weights', 'w.pth'), 'takes no --weights; leave it out')):

@@ -19,7 +19,7 @@ from saliency.basnet import BASNet
 from saliency.basnet_training import TrainingView, compute_losses, map_scores, read_scores, validate
 from tests.test_utils_report_run import Page
 from utils.report.run import read_history
-from utils.run.precision import Precision
+from utils.run.devices import Precision
 from utils.run.script import run_script
 from utils.run.trainer import Trainer
 
@@ -228,8 +228,8 @@ def test_mistakes_are_one_sentence(shapes, tmp_path, capsys, thin):
     assert 'folder /nowhere does not exist' in error('val_images=/nowhere', 'val_masks=/nowhere')
     assert 'imagenet_moco is a ResNet-50' in error('pretraining=imagenet_moco')
     (tmp_path / 'file').write_text('')
-    assert 'a file is in its place' in error(f'output_dir={tmp_path / "file"}')
-    assert 'a file is in its place' in error(f'output_dir={tmp_path / "file" / "below"}')
+    assert 'cannot write to output folder' in error(f'output_dir={tmp_path / "file"}')
+    assert 'cannot write to output folder' in error(f'output_dir={tmp_path / "file" / "below"}')
     for path in (shapes / 'images').iterdir():
         path.write_bytes(path.read_bytes()[:300])
     assert '18 of 18 images in' in error()

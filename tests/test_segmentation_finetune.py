@@ -15,7 +15,6 @@ from segmentation import linear_finetune as script
 from tests.colours import MIDDLE, plain_backbone, results, runner, write_image, write_lists
 from utils.run.checkpoint import load_checkpoint
 from utils.run.errors import UserError
-from utils.run.optim import build_optimizer, set_learning_rate
 
 LETTERS = list('abcdefgh')
 # the order of: for n in a b c d e f g h; do printf 0/$n | sha256sum; done
@@ -107,13 +106,12 @@ def test_one_sentence_each(run, tmp_path: Path) -> None:
         run('network_lr_factor=-1')
 
 
-def test_the_network_learns_at_its_multiple_of_the_rate() -> None:
-    model = GreyModel()
-    optimizer = build_optimizer('sgd', [{'params': model.classifier.parameters()},
-                                        {'params': model.network_parameters(), 'lr_factor': 0.1}], lr=1)
-    set_learning_rate(optimizer, 0.5)
-    assert [(group['lr'], len(group['params'])) for group in optimizer.param_groups] == [(0.5, 2), (0.05, 2)]
-    assert {id(q) for group in optimizer.param_groups for q in group['params']} == set(map(id, model.parameters()))
+def test_the_network_learns_at_its_multiple_of_the_rate(run, tmp_path: Path) -> None:
+    colours(tmp_path)
+    folder = run('label_share=0.5', 'epochs=1', 'network_lr_factor=0.1', 'optimizer_kwargs.lr=0.5')
+    groups = load_checkpoint(folder / 'checkpoint.pth.tar')['optimizer']['param_groups']
+    assert [(group['lr'], len(group['params'])) for group in groups] == [(0.5, 2), (0.05, 2)]
+    assert sum(len(group['params']) for group in groups) == len(list(GreyModel().parameters()))
 
 
 @pytest.mark.parametrize('pretraining', ['imagenet_classification', 'imagenet_moco'])

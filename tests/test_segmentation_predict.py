@@ -294,7 +294,7 @@ def test_one_sentence_each(own: Path, tmp_path: Path, model: Path, linear: Path,
     assert 'does not exist' in fails(tmp_path / 'none')
     assert 'one inside the other' in fails(images, output=images / 'out')
     assert 'one inside the other' in fails(images / 'a.jpg', output=images)
-    assert 'cannot write to --output' in fails(images, output=tmp_path / 'file' / 'out')
+    assert 'cannot write to output folder' in fails(images, output=tmp_path / 'file' / 'out')
     assert '--batch-size' in fails(images, '--batch-size', '0')
     assert 'no file' in fails(images, file=tmp_path / 'none.pth.tar')
     assert 'train one on it with linear_finetune.py' in fails(images, file=own / 'pretrained.pth.tar')

@@ -30,7 +30,7 @@ FOUND = {'tensor on the CPU': ('error', 'cuda:0'), 'item': ('waits', 'item, test
          'boolean index': ('waits', 'boolean index, tests/fake_gpu_steps.py:with_boolean_index'),
          'unpinned copy': ('unpinned', 'tests/fake_gpu_steps.py:unpinned'),
          'blocking copy': ('waits', 'blocking copy to the device, tests/fake_gpu_steps.py:blocking'),
-         'unfused optimiser': ('waits', 'item, utils/run/precision.py:step'),
+         'unfused optimiser': ('waits', 'item, utils/run/devices.py:step'),
          'index on the CPU': ('waits', 'index on the CPU, utils/run/distributed.py:shuffle'),
          'strided collective': ('refused', 'tests/fake_gpu_steps.py:strided')}
 

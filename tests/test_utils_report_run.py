@@ -55,8 +55,9 @@ class Page(HTMLParser):
         return [value for key, value in self.attributes if key == name]
 
 
-def noise(size: tuple[int, int] = (60, 40)) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8))
+def noise(path: Path, height: int = 60, width: int = 40) -> Path:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)).save(path)
+    return path
 
 
 @pytest.fixture(scope='module')
@@ -74,8 +75,9 @@ def output_dir(tmp_path_factory) -> Path:
                   'overclustering': [{'num_clusters': 5, 'mIoU': 30.0, 'std': 1.0}],
                   'clusters': {'num_clusters': 2, 'sizes': [31, 17], 'silhouette': {'2': 0.5, '3': None}}}, folder)
     Image.new('RGB', (9, 9)).save(folder / 'cluster.jpg')
-    pictures = {'Predictions': [('<i>a', noise()), ('large', noise((300, 2000)))],
-                'Clusters': [('cluster_1', folder / 'cluster.jpg')], 'Nearest neighbours': [('x', noise((2000, 150)))]}
+    pictures = {'Predictions': [('<i>a', noise(folder / 'a.png')), ('large', noise(folder / 'wide.png', 300, 2000))],
+                'Clusters': [('cluster_1', folder / 'cluster.jpg')],
+                'Nearest neighbours': [('x', noise(folder / 'high.png', 2000, 150))]}
     config = {'output_dir': str(folder), 'config_name': 'a<script>', 'moco_kwargs': {'K': 40}}
     write_run_report(config, 'Title <b>', results, CLASSES, {'kmeans': CONFUSION}, pictures)
     return folder
@@ -181,16 +183,16 @@ def test_bars_of_several_columns() -> None:
     assert [[bar.get_width() for bar in column] for column in axes.containers if len(column) == 2 and
             hasattr(column, 'datavalues')] == [[10.0, pytest.approx(np.nan, nan_ok=True)], [20.0, 5.0]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ['background', 'fish']
-    assert [text.get_text() for text in axes.texts] == ['10.0', '20.0', '5.0']
+    assert [text.get_text() for text in axes.texts] == ['10.0', '', '20.0', '5.0']
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['before', 'after']
 
 
 def test_curves_of_many_columns_are_seen_on_a_dark_page() -> None:
     curves = {str(i): [{'num_clusters': 5, 'mIoU': i}, {'num_clusters': 9, 'mIoU': i + 1}] for i in range(8)}
     light, dark = (to_svg(partial(curve_of_clusters, curves), theme) for theme in ('light', 'dark'))
-    assert 'stroke: #0072b2' in light
-    assert 'stroke: #56b4e9' in dark
-    assert '#000000' not in dark
+    assert b'stroke: #0072b2' in light
+    assert b'stroke: #56b4e9' in dark
+    assert b'#000000' not in dark
 
 
 def browse(page_file: Path, profile: Path, *options: str) -> subprocess.CompletedProcess:

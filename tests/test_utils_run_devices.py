@@ -19,11 +19,10 @@ from tests.test_pretrain_maskcontrast import method
 from tests.test_utils_run_precision import VIEWS
 from utils.run import devices
 from utils.run.checkpoint import save_training
+from utils.run.devices import Precision
 from utils.run.errors import UserError
-from utils.run.launch import start_processes
-from utils.run.optim import build_optimizer
-from utils.run.precision import Precision
-from utils.run.setup import prepare
+from utils.run.setup import start, start_processes
+from utils.run.trainer import build_optimizer
 
 CPU = torch.device('cpu')
 
@@ -59,7 +58,7 @@ def test_what_a_device_cannot_do_is_one_sentence(kind: str, monkeypatch: pytest.
         start_processes(2, 'auto', 'script.py', [])
     monkeypatch.setenv('WORLD_SIZE', '2')
     with pytest.raises(UserError, match=f'this device is {kind}'):
-        prepare(SimpleNamespace(device='auto'))
+        start(SimpleNamespace(device='auto'), 1, 'script.py', [])
 
 
 class Waits(TorchDispatchMode):
@@ -106,7 +105,7 @@ def test_small_masks_are_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pinned they are too, which the fictitious GPU shows."""
     encoder, moved = ContrastiveSegmentationModel('resnet18', 8, upsample=False), []
     model = MaskContrast(encoder, 8, 4)
-    monkeypatch.setattr('utils.run.precision.to_device', lambda x, *_: moved.append(x) or x)
+    monkeypatch.setattr('utils.run.devices.to_device', lambda x, *_: moved.append(x) or x)
     batch = {'query': torch.randn(2, 3, 32, 32), 'key': torch.randn(2, 3, 32, 32),
              'query_mask': torch.ones(2, 32, 32, dtype=torch.uint8), 'key_mask': torch.ones(2, 32, 32).byte()}
     engine.compute_losses(model, batch, Precision(CPU))

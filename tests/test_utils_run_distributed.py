@@ -24,8 +24,8 @@ from pretrain.maskcontrast import MaskContrast
 from tests.test_scripts import Runner
 from utils.run import distributed
 from utils.run.checkpoint import load_checkpoint
+from utils.run.devices import Precision
 from utils.run.errors import EXIT_STOPPED, EXIT_USER_ERROR
-from utils.run.precision import Precision
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKENDS = {'cpu': 'gloo', 'cuda': 'cpu:gloo,cuda:nccl'}

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from utils.run.optim import build_optimizer
-from utils.run.precision import Precision
+from utils.run.devices import Precision
+from utils.run.trainer import build_optimizer
 
 FUSED = {'sgd': torch.optim.SGD, 'adam': torch.optim.Adam}
 

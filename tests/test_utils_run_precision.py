@@ -4,8 +4,8 @@ import torch
 
 from pretrain.engine import compute_losses
 from tests.test_pretrain_maskcontrast import method
+from utils.run.devices import Precision, to_float32
 from utils.run.errors import UserError
-from utils.run.precision import Precision, to_float32
 
 CPU = torch.device('cpu')
 VIEWS = ('query', 'query_mask', 'key', 'key_mask')

@@ -37,11 +37,10 @@ from tests.test_scripts import Runner
 from utils.config.load import Config
 from utils.config.schema import Training
 from utils.run.checkpoint import load_checkpoint, save_checkpoint
+from utils.run.devices import Precision
 from utils.run.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from utils.run.files import save_image
-from utils.run.precision import Precision
-from utils.run.script import run_script
-from utils.run.signals import StoppedError
+from utils.run.script import StoppedError, run_script
 from utils.run.trainer import Trainer
 
 KILLS = int(os.environ.get('MASKCONTRAST_KILLS', 2))

@@ -37,7 +37,7 @@ def test_a_broken_pipe_of_something_else_keeps_its_traceback() -> None:
 
 def test_without_file_locks(tmp_path: Path) -> None:
     code = ("import sys; sys.modules['fcntl'] = None\nfrom pathlib import Path\nimport logging\n"
-            'from data.download import ensure_dataset\nfrom utils.run.lock import lock_folder\n'
+            'from data.download import ensure_dataset\nfrom utils.run.files import lock_folder\n'
             'from utils.run.script import run_script\nfolder = Path(sys.argv[1])\n'
             "lock_folder(folder)\nrun_script(lambda: ensure_dataset(folder / 'VOCSegmentation'))")
     done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)

@@ -12,8 +12,7 @@ from PIL import Image
 from utils.report import page
 from utils.report.pictures import legend, montage, thumbnail
 from utils.run.errors import UserError, name_some
-from utils.run.files import save_image, write_text
-from utils.run.lock import lock_folder
+from utils.run.files import lock_folder, save_image, write_text
 from utils.run.log import warn_of_failure
 
 REPORT = 'report.json'
@@ -46,12 +45,7 @@ class FolderRun:
         if nested or inside == (around.parent if around.is_file() else around):
             raise UserError(f'--output {output} and --images {images} lie one inside the other, so that results would '
                             'be taken for images; choose a folder elsewhere.')
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            lock_folder(output)
-        except OSError as error:
-            raise UserError(f'cannot write to --output {output} ({error.strerror}); choose another folder or change '
-                            'its permissions.') from error
+        lock_folder(output)
         path = output / REPORT
         try:
             before = json.loads(path.read_text())['settings'] if path.exists() else self.settings

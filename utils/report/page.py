@@ -1,19 +1,16 @@
 """One HTML page of blocks: it holds its pictures itself, runs no script and asks nothing of any server."""
 import io
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from utils.report.plots import to_svg
+from utils.report.plots import Draw, to_svg
 from utils.run.files import PALETTE, write_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 REPORT = 'report.html'  # name of every page
 Block = dict[str, Any]  # 'kind', which names a macro of page.html, 'title', and what that macro shows
@@ -25,16 +22,12 @@ def data_uri(content: bytes, kind: str) -> str:
     return f'data:image/{kind.lower()};base64,{b64encode(content).decode()}'
 
 
-def picture_uri(picture: Path | Image.Image) -> str:
-    """A picture, or the PNG or JPEG file of one, as a data URI; a big one as a JPEG, at most 1,400 pixels wide."""
-    file, opened = io.BytesIO(), picture if isinstance(picture, Image.Image) else Image.open(picture)
-    if isinstance(picture, Path):
-        file.write(picture.read_bytes())
-    else:
-        picture.save(file, 'PNG')
-    if len(file.getvalue()) <= SMALL:
-        return data_uri(file.getvalue(), opened.format or 'PNG')
-    file, small = io.BytesIO(), opened.convert('RGB')
+def picture_uri(path: Path) -> str:
+    """A PNG or JPEG file as a data URI; a big one as a JPEG, at most 1,400 pixels wide."""
+    with Image.open(path) as picture:
+        if path.stat().st_size <= SMALL:
+            return data_uri(path.read_bytes(), str(picture.format))
+        file, small = io.BytesIO(), picture.convert('RGB')
     small.thumbnail((WIDEST, 10 * WIDEST))
     small.save(file, 'JPEG', quality=85)
     return data_uri(file.getvalue(), 'JPEG')
@@ -60,21 +53,21 @@ def matrix(title: str, confusion: np.ndarray, classes: Sequence[str]) -> Block:
     return {'kind': 'matrix', 'title': title, 'names': list(classes), 'colours': class_colours(classes), 'rows': rows}
 
 
-def plots(title: str, draws: Sequence[Callable[[], 'Figure']]) -> Block:
+def plots(title: str, draws: Sequence[Draw]) -> Block:
     """Plots side by side, each for the light and the dark page."""
-    drawn = [{theme: data_uri(to_svg(draw, theme).encode(), 'svg+xml') for theme in ('light', 'dark')}
+    drawn = [{theme: data_uri(to_svg(draw, theme), 'svg+xml') for theme in ('light', 'dark')}
              for draw in draws]
-    return {'kind': 'plots', 'title': title, 'plots': drawn, 'note': ''}
+    return {'kind': 'plots', 'title': title, 'plots': drawn}
 
 
-def pictures(title: str, shown: Sequence[tuple[str, Path | Image.Image]], note: str = '',
-             colours: Mapping[str, str] | None = None, columns: int = 0) -> Block:
-    """(Caption, picture or its file) of each, in their own size; ``colours`` {name: '#rrggbb'} are a legend.
+def pictures(title: str, shown: Sequence[tuple[str, Path]], note: str = '',
+             colours: Mapping[str, str] = {}, columns: int = 0) -> Block:
+    """(Caption, file) of each, in their own size; ``colours`` {name: '#rrggbb'} are a legend.
 
     ``columns`` stand in a row of a wide screen; 0: as many as fit.
     """
-    return {'kind': 'pictures', 'title': title, 'note': note, 'colours': dict(colours or {}), 'columns': columns,
-            'pictures': [{'caption': caption, 'uri': picture_uri(picture)} for caption, picture in shown]}
+    return {'kind': 'pictures', 'title': title, 'note': note, 'colours': dict(colours), 'columns': columns,
+            'pictures': [{'caption': caption, 'uri': picture_uri(path)} for caption, path in shown]}
 
 
 def write_page(folder: Path, title: str, lead: str, blocks: Sequence[Block]) -> Path:

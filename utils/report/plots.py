@@ -1,7 +1,6 @@
 """Plots: bars per class, and lines in panels; as pictures or as SVG. Matplotlib takes a second, at the first plot."""
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ TEXT = {'light': '#1f2328', 'dark': '#e6e9ee'}
 MARKERS, HATCHES = 'osD^vPX*', ('', '//', '..', 'xx')
 MARKED = 30  # points of a line, at most
 Point = tuple[float, float] | tuple[float, float, float | None]  # x, y, standard deviation
+Draw = Callable[[], 'Figure']
 
 
 def class_bars(protocols: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 'Figure':
@@ -40,9 +40,7 @@ def class_bars(protocols: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 'Fig
             bars[column] = axes.barh(
                 places, values, height, color=f'C{number}', hatch=HATCHES[number // 6 % len(HATCHES)], edgecolor=ink,
                 linewidth=0.3, xerr=spread if any(spread) else None, capsize=1.5, ecolor=ink)
-            for place, value, std in zip(places, values, spread, strict=True):
-                if not np.isnan(value):
-                    axes.text(min(value + std, 100) + 1.5, place, f'{value:.1f}', va='center', fontsize='x-small')
+            axes.bar_label(bars[column], fmt='%.1f', padding=2, fontsize='x-small')
         axes.set_yticks(np.arange(len(names)), names)
         axes.invert_yaxis()
         axes.set(title=title, xlabel='IoU, %', xticks=range(0, 101, 25), xlim=(0, 112))  # room for numbers
@@ -106,29 +104,24 @@ def _legend(figure: 'Figure', handles: Mapping[str, Any]) -> None:
         figure.legend(handles.values(), handles, loc='outside upper center', ncols=max(1, fit), fontsize='small')
 
 
-@contextmanager
-def _style(theme: str, **more: Any) -> Iterator[None]:
+def _render(draw: Draw, theme: str, style: Mapping[str, str], **options: Any) -> io.BytesIO:
     import matplotlib as mpl
     from cycler import cycler
     inked = 'text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color', 'grid.color'
-    style: dict[Any, Any] = {
+    file, settings = io.BytesIO(), {
         **dict.fromkeys(inked, TEXT[theme]), 'axes.prop_cycle': cycler(color=COLOURS[theme]), 'axes.axisbelow': True,
-        'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlesize': 11, 'lines.markersize': 4, **more}
-    with mpl.rc_context(style):
-        yield
+        'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlesize': 11, 'lines.markersize': 4, **style}
+    with mpl.rc_context(settings):  # type: ignore[arg-type]
+        draw().savefig(file, **options)
+    return file
 
 
-def to_image(draw: Callable[[], 'Figure']) -> Image.Image:
+def to_image(draw: Draw) -> Image.Image:
     """A plot as a picture, 120 pixels an inch."""
-    file = io.BytesIO()
-    with _style('light'):
-        draw().savefig(file, dpi=120)
-    return Image.open(file).convert('RGB')
+    return Image.open(_render(draw, 'light', {}, dpi=120)).convert('RGB')
 
 
-def to_svg(draw: Callable[[], 'Figure'], theme: str) -> str:
+def to_svg(draw: Draw, theme: str) -> bytes:
     """A plot on a clear ground for a 'light' or a 'dark' page; its letters are outlines, which need no font."""
-    text, clear = io.StringIO(), dict.fromkeys(('figure.facecolor', 'axes.facecolor', 'legend.facecolor'), 'none')
-    with _style(theme, **clear, **{'svg.hashsalt': 'plot'}):
-        draw().savefig(text, format='svg', metadata={'Date': None})
-    return text.getvalue()
+    clear = dict.fromkeys(('figure.facecolor', 'axes.facecolor', 'legend.facecolor'), 'none')
+    return _render(draw, theme, {**clear, 'svg.hashsalt': 'plot'}, format='svg', metadata={'Date': None}).getvalue()

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from utils.config.keys import flat
 from utils.report import page
 from utils.report.plots import class_bars, curve_of_clusters, line_panels
-from utils.report.tables import with_spread
+from utils.report.results import with_spread
 from utils.run import distributed
 from utils.run.log import METRICS, PICTURES, warn_of_failure
 
@@ -51,7 +50,7 @@ NOTES = {PREDICTIONS: 'From left to right: image, ground truth, prediction, and 
          NEIGHBOURS: 'A row an object: first its crop, outlined in yellow, under its true > its predicted class; then '
                      'the images of the nearest objects in the memory, under their classes.'}
 SPREAD = '± one sample standard deviation over n runs'
-Pictures = Mapping[str, Sequence[tuple[str, Path | Image.Image]]]
+Pictures = Mapping[str, Sequence[tuple[str, Path]]]
 
 
 def write_run_report(config: Mapping[str, Any], title: str, results: Mapping[str, Any], classes: Sequence[str] = (),
@@ -62,7 +61,7 @@ def write_run_report(config: Mapping[str, Any], title: str, results: Mapping[str
         title: what the run was.
         results: {task: entry of results.json}.
         confusions: {task: (classes, classes) true x predicted pixels}.
-        pictures: {a key of NOTES: (caption, picture or its file) of each}.
+        pictures: {a key of NOTES: (caption, file) of each}.
     """
     if not distributed.is_main():
         return
@@ -79,7 +78,7 @@ def write_run_report(config: Mapping[str, Any], title: str, results: Mapping[str
         log.info('Report: %s', page.write_page(folder, title, lead, blocks))
 
 
-def picture_block(kind: str, shown: Sequence[tuple[str, Path | Image.Image]], classes: Sequence[str] = (),
+def picture_block(kind: str, shown: Sequence[tuple[str, Path]], classes: Sequence[str] = (),
                   suffix: str = '', columns: int = 0) -> page.Block:
     """Pictures of an evaluation, of a kind of NOTES."""
     colours = page.class_colours(classes) | page.IGNORED if kind == PREDICTIONS else {}
@@ -159,8 +158,5 @@ def read_history(output_dir: Path) -> tuple[dict[str, list[tuple[int, float]]], 
         name, _, epoch = picture.stem.rpartition('_')
         if epoch.isdecimal():  # others are not of the training
             pictures.setdefault(name, []).append((int(epoch), picture))
-    if not path.is_file() and (output_dir / 'tensorboard').is_dir():
-        log.info('%s has no %s, of a training by an earlier version: its curves are in tensorboard/ alone', output_dir,
-                 METRICS)
     return ({name: sorted(points.items()) for name, points in scalars.items()},
             {name: sorted(taken) for name, taken in pictures.items()})

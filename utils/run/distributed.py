@@ -17,7 +17,7 @@ _patient: Any = None  # the group that waits for a download
 
 
 def join(use_cuda: bool) -> None:
-    """Join the job that torchrun, or ``utils.run.launch``, has started this process for, if any."""
+    """Join the job that torchrun, or ``utils.run.setup``, has started this process for, if any."""
     global _patient
     if not is_launched() or world_size() > 1:
         return

@@ -1,5 +1,7 @@
-"""Files written whole or not at all: text, arrays, pictures and label maps."""
+"""Files written whole or not at all: text, arrays, pictures and label maps; and locks that keep other processes off."""
+import errno
 import io
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +12,14 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from utils.run.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
 DRAWN_UPRIGHT = 'Drawn on', 'the photograph as it is seen'  # text entry of a PNG: turned by EXIF, not as stored
 # (256, 3) uint8: the VOC colour map, which deals the bits of an id, lowest first, to red, green and blue in turn
 PALETTE = np.packbits(np.arange(256)[:, None, None] >> np.arange(24).reshape(8, 3) & 1, axis=1)[:, 0]
@@ -71,3 +81,41 @@ def save_label_map(labels: np.ndarray, path: Path) -> None:
     image = Image.fromarray(labels.astype(np.uint8), mode='P')
     image.putpalette(PALETTE.tobytes())
     save_drawn(image, path)
+
+
+def lock_file(handle: int, waiting: str = '') -> None:
+    """Hold the lock of an open file until it is closed or this process ends; child processes do not inherit it.
+
+    If another process holds it, log ``waiting`` and wait; without such a text raise BlockingIOError or PermissionError.
+    Raises OSError where the system or the file's disk has no locks.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, 'this system has no file locks')
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        if not waiting:
+            raise
+        log.info(waiting)
+        fcntl.lockf(handle, fcntl.LOCK_EX)
+
+
+def lock_folder(output_dir: Path) -> None:
+    """Make the output directory, and keep other runs out of it until this process ends.
+
+    Raises UserError if it cannot be made or written, or another run is at work there.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        handle = os.open(output_dir / '.lock', os.O_RDWR | os.O_CREAT, 0o644)  # open until the process ends
+    except OSError as error:
+        raise UserError(f'cannot write to output folder {output_dir} ({error.strerror}); correct that, or choose '
+                        'another one.') from error
+    try:
+        lock_file(handle)
+    except (BlockingIOError, PermissionError) as error:
+        os.close(handle)
+        raise UserError(f'another run is writing to {output_dir}; wait for its end, stop it, or choose another '
+                        'output folder.') from error
+    except OSError as error:
+        log.warning('%s cannot be locked (%s): start no second run there', output_dir, error.strerror)

@@ -4,23 +4,60 @@ import re
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
+from types import FrameType
 
 from utils.run import distributed
 from utils.run.errors import CANNOT_WRITE, DENIED, EXIT_STOPPED, EXIT_UNREAD, EXIT_USER_ERROR, UserError
 from utils.run.log import paint
 from utils.run.parallel import LOST_WORKER, lost_worker
-from utils.run.signals import StoppedError, handled, stop, stop_at_once
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # they ask a run to stop: of a scheduler, and of Ctrl-C
 LAUNCHER = 5  # seconds in which PyTorch's launcher sees that a process is dead, which it asks ten times a second
 LESS_MEMORY = ('lower train_batch_size (val_batch_size or --batch-size, where nothing is trained), set precision: bf16 '
                'or model_kwargs.upsample: false, or end what else runs on the GPU.')
 # how PyTorch and the libraries under it say that a GPU has too little memory; most that cannot start lack it too
 NO_MEMORY = re.compile(r'(CUDA|XPU|MPS backend|NCCL)\b.*(out of memory|Failed to CUDA \w*alloc)|'
                        r'(CUBLAS|CUDNN)_STATUS_(\w*ALLOC\w*|NOT_INITIALIZED)|[Uu]nable to find an engine', re.DOTALL)
+
+
+class StoppedError(BaseException):
+    """A signal asked the run, or another process of it (None), to stop. It passes every ``except Exception``."""
+
+    def __init__(self, number: int | None) -> None:
+        name = 'another process' if number is None else signal.Signals(number).name
+        super().__init__(f'stopped by {name}; rerun the same command to resume')
+
+
+def stop(number: int | None, frame: FrameType | None = None) -> None:
+    raise StoppedError(number)
+
+
+def stop_at_once(number: int, frame: FrameType | None = None) -> None:
+    """Handler that ends the process there and then.
+
+    An error raised here, in a hook of the fork of a loader worker, would be lost, and a lock of the hook stay locked.
+    """
+    if distributed.is_main():
+        os.write(2, f'{StoppedError(number)}\n'.encode())
+    os._exit(EXIT_STOPPED)
+
+
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], None], *signals: signal.Signals) -> Iterator[None]:
+    """A block in which signals call ``handler``; outside of the main thread, which gets none, as before."""
+    here = signals if threading.current_thread() is threading.main_thread() else ()
+    before = [(number, signal.signal(number, handler)) for number in here]
+    try:
+        yield
+    finally:
+        for number, previous in before:
+            signal.signal(number, previous)
 
 
 def run_script(main: Callable[[], None]) -> None:

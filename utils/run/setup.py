@@ -1,40 +1,41 @@
-"""The device and the random state of a run."""
+"""How a run starts: one command becomes many processes, by PyTorch's own elastic launcher, and each is made ready."""
 import logging
+import os
 import random
+import signal
+import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from utils.config.saved import save_config
 from utils.config.schema import Run
 from utils.report.results import read_results
 from utils.run import distributed
-from utils.run.devices import pick_device, require_processes
-from utils.run.errors import UserError
-from utils.run.launch import start_processes
-from utils.run.lock import lock_folder
+from utils.run.devices import allow_tf32, pick_device, require_processes
+from utils.run.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from utils.run.files import lock_folder
 from utils.run.log import setup_logging
-from utils.run.parallel import share_cores
-from utils.run.precision import allow_tf32
+from utils.run.parallel import available_cores, share_cores
+from utils.run.script import SIGNALS, handled, stop
 
 log = logging.getLogger(__name__)
 
 
 def start(p: Run, nproc: int | None, script: str, argv: Sequence[str] | None,
           identity: Sequence[str] = ()) -> torch.device:
-    """``start_processes`` of the script, and ``prepare`` each of them."""
-    start_processes(nproc, p.device, script, argv)
-    return prepare(p, identity)
-
-
-def prepare(p: Run, identity: Sequence[str] = ()) -> torch.device:
-    """Join the other processes, if any, and ready the output directory, the log, the random state and the device.
+    """``start_processes``, and in each join the others and ready output directory, log, random state and device.
 
     ``identity`` is of ``save_config``. Raises UserError if the output directory cannot be made, is in use or was made
     with another config, or if the device is not there, or none for several processes.
     """
+    start_processes(nproc, p.device, script, argv)
     device = pick_device(p.device)
     if distributed.is_launched():
         require_processes(device)
@@ -49,11 +50,6 @@ def prepare(p: Run, identity: Sequence[str] = ()) -> torch.device:
     output_dir = Path(p.output_dir)
     with distributed.main_first():
         if distributed.is_main():
-            try:
-                output_dir.mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError) as error:
-                raise UserError(f'output_dir {output_dir} cannot be made, for a file is in its place; move it, or '
-                                'choose another (--set output_dir=...).') from error
             lock_folder(output_dir)
             save_config(p, output_dir, identity)
             read_results(output_dir)  # damaged ones are told before anything is computed
@@ -66,3 +62,56 @@ def prepare(p: Run, identity: Sequence[str] = ()) -> torch.device:
     for note in getattr(p, '_notes', ()):
         log.info(note)
     return device
+
+
+def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[str] | None) -> None:
+    """Run the script again in ``nproc`` processes, None for one a visible GPU, and exit after them.
+
+    Returns where this process is to do the work, as one of a job or the only one; ``argv`` is as of ``main``. Raises
+    UserError if the number does not fit the machine, and SystemExit after the processes, with the code of one that
+    failed, which has said why itself.
+    """
+    if 'RANK' in os.environ:
+        return
+    where = pick_device(device)
+    gpus = torch.cuda.device_count() if where.type == 'cuda' else 0
+    count = nproc or max(1, gpus)
+    if count == 1:
+        return
+    require_processes(where)
+    if 0 < gpus < count:
+        raise UserError(f'--nproc is {count}, but {gpus} GPUs are visible; lower it, or set device=cpu.')
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, available_cores() // count)))
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, max_restarts=0,
+                          rdzv_backend='c10d', rdzv_endpoint='localhost:0', monitor_interval=0.2,
+                          signals_to_handle='SIGHUP,SIGQUIT')  # the launcher would kill 30 s after the others
+    logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)  # the process says itself what is wrong
+    try:
+        with handled(_pass_on, *SIGNALS):
+            elastic_launch(config, sys.executable)('-u', script, *(sys.argv[1:] if argv is None else argv))
+    except ChildFailedError as error:
+        raise SystemExit(_exit_code(error)) from None
+    raise SystemExit(0)
+
+
+def _exit_code(error: ChildFailedError) -> int:
+    """That of the process which has said why; others may have failed for the loss of it."""
+    codes = {failed.exitcode for failed in error.failures.values()}
+    for told in (EXIT_USER_ERROR, EXIT_STOPPED):
+        if told in codes:
+            return told
+    rank, failure = error.get_first_failure()
+    if failure.exitcode < 0:
+        print(f'error: process {rank} was ended by {signal.Signals(-failure.exitcode).name}, and the others with it; '
+              'rerun the same command to resume', file=sys.stderr)
+    return max(1, failure.exitcode)
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    """Hand a signal to the processes, which take the time that their step and their checkpoint need."""
+    children = Path(f'/proc/self/task/{os.getpid()}/children')
+    processes = [int(child) for child in children.read_text().split()] if children.exists() else []
+    for process in processes:
+        os.kill(process, number)
+    if not processes:
+        stop(number)
