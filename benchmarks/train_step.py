@@ -33,9 +33,9 @@ from data.pairs import PairDataset
 from data.views import ContrastiveView
 from data.voc import VOCSegmentation
 from experiments.shapes import generate
-from models.depthwise import DilatedDepthwiseConv
 from models.resnet import IMAGENET
 from models.segmentation import ContrastiveSegmentationModel, build_backbone
+from models.timm_backbone import DilatedDepthwiseConv
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
 from utils.config.cli import ArgumentParser

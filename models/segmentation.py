@@ -1,14 +1,17 @@
-"""The two networks of the method: the contrastive encoder and the linear segmentation model."""
+"""The two networks of the method, the contrastive encoder and the linear segmentation model, and mean embeddings."""
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from models.deeplab import CHANNELS, build_decoder
 from models.resnet import DilatedResNet
 from models.timm_backbone import TIMM, TimmBackbone
+
+CHANNELS, RATES = 256, (12, 24, 36)  # of the decoder
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -23,6 +26,50 @@ def build_backbone(name: str) -> DilatedResNet | TimmBackbone:
     stem and of each stage), ``mean`` and ``std`` ((x - mean) / std of RGB in 0..1 is the input that its weights want).
     """
     return TimmBackbone(name) if name.startswith(TIMM) else DilatedResNet(name)
+
+
+class PooledBatchNorm(nn.BatchNorm2d):
+    """BatchNorm after global pooling, which also trains on one image.
+
+    A single value a channel has no variance: such a batch is normalised with the running statistics and leaves them.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x)
+
+
+class DilatedConv2d(nn.Conv2d):
+    """A 3x3 convolution padded by its dilation, without the taps that would read padding alone.
+
+    Where the dilation is no smaller than the map, only the middle row or column of the kernel can meet the map.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (slice(None) if rate < size else slice(1, 2)
+                         for rate, size in zip(self.dilation, x.shape[-2:], strict=True))
+        weight = self.weight[:, :, rows, columns]
+        padding = [rate * (length // 2) for rate, length in zip(self.dilation, weight.shape[-2:], strict=True)]
+        return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation)
+
+
+def build_decoder(kind: str, in_channels: int, dropout: float = 0.5) -> nn.Sequential:
+    """A decoder, (B, in_channels, h, w) -> (B, 256, h, w), with dropout at the end of the ASPP or 1x1 convolution.
+
+    'deeplab' is that of the paper, whose rates suit an output stride of 8: torchvision's DeepLabHead without its
+    classifier. 'conv1x1' is for features that have seen the whole image, such as those of a vision transformer.
+    """
+    if kind == 'conv1x1':
+        return nn.Sequential(nn.Conv2d(in_channels, CHANNELS, 1, bias=False), nn.BatchNorm2d(CHANNELS), nn.ReLU(),
+                             nn.Dropout(dropout))
+    decoder: Any = nn.Sequential(*list(DeepLabHead(in_channels, 1, RATES))[:-1])
+    aspp = decoder[0]
+    for branch, rate in zip(aspp.convs[1:4], RATES, strict=True):
+        branch[0] = DilatedConv2d(in_channels, CHANNELS, 3, padding=rate, dilation=rate, bias=False)
+    aspp.convs[4][2] = PooledBatchNorm(CHANNELS)
+    aspp.project[3] = nn.Dropout(dropout)
+    return decoder
 
 
 class ContrastiveSegmentationModel(nn.Module):
@@ -114,3 +161,32 @@ class LinearSegmentationModel(nn.Module):
         self.train(freeze_batchnorm != 'all')
         if freeze_batchnorm == 'backbone':
             self.backbone.eval()
+
+
+def mask_prototypes(embeddings: Tensor, masks: Tensor) -> Tensor:
+    """Mean direction of the pixels of each mask (paper, section 3.2: z_M).
+
+    Embeddings (B, D, H, W) of any length and masks (B, H, W), 1 inside the object and 0 outside -> (B, D): the pixels'
+    unit vectors summed over the mask, at unit length; zero for an empty mask.
+    """
+    lengths = torch.linalg.vector_norm(embeddings, dim=1).clamp_min(1e-12)  # B x H x W
+    weights = masks.to(embeddings.dtype) / lengths
+    return F.normalize(torch.einsum('bdhw,bhw->bd', embeddings, weights), dim=1)
+
+
+def weighted_prototypes(features: Tensor, weights: Tensor) -> Tensor:
+    """Prototypes of upsampled features, without upsampling them.
+
+    The bilinear resize is linear, so summing resized features with full-size weights equals summing
+    the small features with the weights carried back through the resize's transpose.
+
+    Features (B, D, h, w), not normalised per pixel, and the weight of each pixel (B, H, W), 0 outside the mask, or
+    (B, O, H, W) for O masks an image -> (B, D) or (B, O, D): normalise(sum over pixels of weight * resized feature);
+    zero where all weights are 0.
+    """
+    def resizing(small: int, large: int) -> Tensor:  # large x small
+        return resize(torch.eye(small, dtype=features.dtype, device=features.device)[None, None], (large, small))[0, 0]
+
+    rows, columns = map(resizing, features.shape[2:], weights.shape[-2:])  # H x h, W x w
+    small = rows.T @ weights.to(features.dtype) @ columns  # B x (O x) h x w
+    return F.normalize(torch.einsum('bdhw,b...hw->b...d', features, small), dim=-1)

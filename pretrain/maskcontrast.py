@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.prototypes import mask_prototypes
-from models.segmentation import ContrastiveSegmentationModel
+from models.segmentation import ContrastiveSegmentationModel, mask_prototypes
 from utils.run import distributed
 from utils.run.devices import pin, to_device, to_float32
 

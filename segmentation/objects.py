@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from data.transforms import resize_mask, split_mask
-from models.prototypes import weighted_prototypes
-from models.segmentation import BackboneModel, ContrastiveSegmentationModel, resize
+from models.segmentation import BackboneModel, ContrastiveSegmentationModel, resize, weighted_prototypes
 from segmentation.metrics import confusion_matrix
 from utils.report.pictures import PART, thumbnail
 from utils.run import distributed

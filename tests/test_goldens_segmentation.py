@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from models.crf import dense_crf
-from models.prototypes import weighted_prototypes
-from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel, resize
+from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel, resize, weighted_prototypes
 from segmentation.clustering import match_clusters, merge_clusters
 from segmentation.engine import compute_losses
 from segmentation.metrics import confusion_matrix, iou_of

@@ -3,9 +3,14 @@ import pytest
 import torch
 from torch import nn
 
-from models.deeplab import DilatedConv2d, PooledBatchNorm, build_decoder
 from models.resnet import DilatedResNet
-from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
+from models.segmentation import (
+    ContrastiveSegmentationModel,
+    DilatedConv2d,
+    LinearSegmentationModel,
+    PooledBatchNorm,
+    build_decoder,
+)
 
 
 @pytest.mark.parametrize(('name', 'channels'), [('resnet18', 512), ('resnet50', 2048)])

@@ -4,8 +4,7 @@ import math
 import pytest
 import torch
 
-from models.prototypes import mask_prototypes, weighted_prototypes
-from models.segmentation import ContrastiveSegmentationModel
+from models.segmentation import ContrastiveSegmentationModel, mask_prototypes, weighted_prototypes
 from pretrain.losses import accuracy, chunked_contrastive_loss, contrastive_loss, saliency_loss
 from pretrain.maskcontrast import MaskContrast
 
