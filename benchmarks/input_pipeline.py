@@ -26,8 +26,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from data.pairs import DRAWS, MAX_FOREGROUND, MIN_FOREGROUND, PairDataset
-from data.views import ContrastiveView
+from data.views import DRAWS, MAX_FOREGROUND, MIN_FOREGROUND, ContrastivePair, ContrastiveView
 from data.voc import VOCSegmentation
 from experiments.shapes import generate
 from models.resnet import IMAGENET
@@ -40,7 +39,7 @@ Item = tuple[int, int]
 
 
 class PlainPairs:
-    """Pairs as ``PairDataset`` gives them, with Pillow, two full copies and torchvision's transforms."""
+    """Pairs as ``ContrastivePair`` gives them, with Pillow, two full copies and torchvision's transforms."""
 
     def __init__(self, base: VOCSegmentation, size: int) -> None:
         self.base = base
@@ -101,7 +100,7 @@ def measure(root: Path, split: str, saliency: str, images: int, size: int, round
     base = VOCSegmentation(root, split, saliency=saliency, skip_without_saliency=True)
     base.ids = base.ids[:images]
     view = ContrastiveView(*IMAGENET, size, jitter=JITTER)
-    plain, ours = PlainPairs(base, size), PairDataset(base, view)
+    plain, ours = PlainPairs(base, size), base.transformed(ContrastivePair(base, view))
     items = [(index, 1000 + index) for index in range(len(base))]
     for item in items:
         check_alike(plain[item], ours[item])

@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from data.pairs import PairDataset
-from data.views import ContrastiveView
+from data.views import ContrastivePair, ContrastiveView
 from data.voc import VOCSegmentation
 from experiments.shapes import generate
 from models.resnet import IMAGENET
@@ -215,7 +214,7 @@ def input_seconds(count: int, size: int) -> float:
     """Seconds in which one process makes ``count`` pairs from drawn 500 px JPEGs."""
     with tempfile.TemporaryDirectory() as folder:
         base = VOCSegmentation(generate(Path(folder) / 'drawn', 8, 1, 500), 'train', saliency='supervised_model')
-        pairs = PairDataset(base, ContrastiveView(*IMAGENET, size))
+        pairs = base.transformed(ContrastivePair(base, ContrastiveView(*IMAGENET, size)))
         for index in range(8):
             pairs[index, index]
         start = time.perf_counter()

@@ -3,13 +3,14 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import copy
 from pathlib import Path
 
 from torch.utils.data import Dataset
 
 from data.images import Drawn, fit_to_photograph, read_mask, read_photograph
-from data.transforms import Sample
+from data.transforms import Sample, seeded
 
 
 def random_rank(text: str) -> bytes:
@@ -21,7 +22,7 @@ class ImageSet(Dataset, ABC):
     """Photographs of any size. A subclass fills ``ids``; ``left_out`` counts those that cannot be used.
 
     A sample is a dict: 'image' (H, W, 3) uint8, as it is seen; 'sal' (H, W) uint8 in {0, 1}, if a folder of ``masks``
-    (ID.png each) is given; 'id'.
+    (ID.png each) is given; 'id'. It is taken by index or, where the transform draws at random, by (index, seed).
     """
 
     classes: tuple[str, ...] = ('background',)
@@ -40,7 +41,7 @@ class ImageSet(Dataset, ABC):
     def image_path(self, index: int) -> Path: ...
 
     def transformed(self, transform: Callable[[Sample], Sample]) -> 'ImageSet':
-        """The same images with a transform, which samples taken by index go through, and those of ``load`` do not."""
+        """The same images with a transform, which samples go through, but those of ``load``."""
         other = copy(self)
         other.transform = transform
         return other
@@ -52,9 +53,11 @@ class ImageSet(Dataset, ABC):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> Sample:
-        sample = self.load(index)
-        return sample if self.transform is None else self.transform(sample)
+    def __getitem__(self, item: int | tuple[int, int]) -> Sample:
+        index, seed = item if isinstance(item, tuple) else (item, None)
+        with nullcontext() if seed is None else seeded(seed):
+            sample = self.load(index)
+            return sample if self.transform is None else self.transform(sample)
 
     def load(self, index: int) -> Sample:
         """Read one sample, without the transform. Raises UserError for a file that is damaged or of another shape."""

@@ -1,16 +1,16 @@
 """From the config to data sets and loaders: the only part of data/ that sees the config."""
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Sampler
 from torch.utils.data._utils.collate import default_collate
 
-from data.download import ensure_dataset
+from data.download import FOLDER, ensure_dataset
 from data.folder import FolderDataset, is_folder
 from data.image_set import ImageSet
-from data.pairs import SeededDataset, SeededSampler
 from data.transforms import Colour, EvaluationTransform, Sample
 from data.voc import VOCSegmentation
 from utils.config.paths import user_path
@@ -18,10 +18,9 @@ from utils.config.schema import Env, Evaluation, Run, Training, TrainSaliency
 from utils.run import distributed
 from utils.run.devices import pick_device, reads_pinned
 from utils.run.errors import UserError
-from utils.run.parallel import available_cores, guard_worker
+from utils.run.parallel import available_cores, start_worker
 
 log = logging.getLogger(__name__)
-DOWNLOADABLE = 'VOCSegmentation'
 
 
 def identity(p: Env, *names: str) -> tuple[str, ...]:
@@ -42,7 +41,7 @@ def open_images(p: Run, name: str, split: str, truth: bool | None = False, salie
     Raises UserError for a data set that is missing, incomplete or without the ground truth that is needed.
     """
     root = Path(p.db_root) / name
-    if name == DOWNLOADABLE:
+    if name == FOLDER:
         with distributed.main_first():
             root = ensure_dataset(root)
     if not is_folder(root):
@@ -63,30 +62,48 @@ def open_masks(p: TrainSaliency, images: str, masks: str) -> FolderDataset:
     return FolderDataset(p.db_root / user_path(images), p.db_root / user_path(masks))
 
 
+class SeededSampler(Sampler):
+    """Indices in a new random order every epoch, each with the seed of its sample's randomness.
+
+    A sample depends on (seed, epoch, position) alone, so a run gives the same batches with any number of loader
+    workers, and can be taken up in the middle of an epoch: set ``epoch`` and ``start``, the samples to pass over.
+    Each process takes its share of every ``batch``, which counts the images of all; an incomplete one is left out.
+    """
+
+    def __init__(self, length: int, seed: int, batch: int = 1, rank: int = 0, world_size: int = 1) -> None:
+        self.length, self.seed, self.batch, self.rank = length, seed, batch, rank
+        self.share = batch // world_size
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return (self.length - self.start) // self.batch * self.share
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        order = torch.randperm(self.length, generator=generator).tolist()
+        seeds = torch.randint(2 ** 62, (self.length,), generator=generator).tolist()
+        items = list(zip(order, seeds, strict=True))[self.start:]
+        whole = len(items) // self.batch * self.batch
+        return (item for i, item in enumerate(items[:whole]) if i % self.batch // self.share == self.rank)
+
+
 def collate(samples: list[Sample]) -> dict[str, Any]:
     """Batch what has one size; keep ground truth, masks, shapes and ids of any size as lists."""
     return {key: default_collate([s[key] for s in samples]) if isinstance(samples[0][key], torch.Tensor)
             else [s[key] for s in samples] for key in samples[0]}
 
 
-def _start_worker(_: int) -> None:
-    import cv2
-    guard_worker()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-
-
-def _loader(p: Run, dataset: Dataset, batch_size: int, **kwargs: Any) -> DataLoader:
+def _loader(p: Run, images: ImageSet, batch_size: int, **kwargs: Any) -> DataLoader:
     # with a generator of its own a loader takes no number from the one that training draws from
     workers = min(p.num_workers, available_cores())
-    return DataLoader(dataset, batch_size, num_workers=workers, persistent_workers=workers > 0,
+    return DataLoader(images, batch_size, num_workers=workers, persistent_workers=workers > 0,
                       pin_memory=reads_pinned(pick_device(p.device)), collate_fn=collate,
-                      worker_init_fn=_start_worker, generator=torch.Generator(), **kwargs)
+                      worker_init_fn=start_worker, generator=torch.Generator(), **kwargs)
 
 
-def train_loader(p: Training, dataset: SeededDataset) -> DataLoader:
+def train_loader(p: Training, images: ImageSet) -> DataLoader:
     """This process's share of random batches. Raises UserError for a batch that cannot be filled or split."""
-    images, processes = dataset.base, distributed.world_size()
+    processes = distributed.world_size()
     log.info('Training on %s', images)
     if p.train_batch_size > len(images):
         raise UserError(f'train_batch_size {p.train_batch_size} is larger than the data set: {images.root.name} '
@@ -97,7 +114,7 @@ def train_loader(p: Training, dataset: SeededDataset) -> DataLoader:
     if p.cache == 'ram':
         log.info('cache: ram has no effect: images are read anew each time, in num_workers processes')
     sampler = SeededSampler(len(images), p.seed, p.train_batch_size, distributed.rank(), processes)
-    return _loader(p, dataset, p.train_batch_size // processes, sampler=sampler, drop_last=True)
+    return _loader(p, images, p.train_batch_size // processes, sampler=sampler, drop_last=True)
 
 
 def loader_in_order(p: Evaluation | TrainSaliency, images: ImageSet) -> DataLoader:

@@ -1,4 +1,4 @@
-"""The random views of pretraining, drawn as torchvision draws them and made by OpenCV on 8 bit images."""
+"""The random pairs of views of pretraining, drawn as torchvision draws them and made by OpenCV on 8 bit images."""
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,10 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from data.transforms import Colour, uniform
+from data.image_set import ImageSet
+from data.transforms import Colour, Sample, uniform
+from utils.run.errors import UserError
 
 GREY_WEIGHTS = np.array([[0.2989, 0.587, 0.114]], np.float32)  # of ITU-R BT.601, as torchvision rounds them
 CUT_OFF = -0.49997  # OpenCV rounds to 8 bits; less almost a half, it cuts the fraction off, as torchvision does
+MIN_FOREGROUND, MAX_FOREGROUND = 0.01, 0.99
+DRAWS, IMAGES = 3, 50  # of views for an image, and of images for a sample
 Array = np.ndarray
 
 
@@ -107,3 +111,28 @@ def _hue(image: Array, factor: float) -> Array:
 
 
 COLOUR = {'brightness': _brightness, 'contrast': _contrast, 'saturation': _saturation, 'hue': _hue}  # as ColorJitter's
+
+
+class ContrastivePair:
+    """A transform of ``images``: two views of one with their masks, both with a foreground share in (0.01, 0.99).
+
+    Views are drawn at most three times for an image, then another random image takes its place: 50 in a row raise
+    UserError. A sample holds 'query' and 'key', (3, size, size) float32, with 'query_mask' and 'key_mask', (size, size)
+    uint8 in {0, 1}, and 'id'.
+    """
+
+    def __init__(self, images: ImageSet, view: ContrastiveView) -> None:
+        self.images, self.view = images, view
+
+    def __call__(self, sample: Sample) -> Sample:
+        for _ in range(IMAGES):
+            image, mask = sample['image'], sample['sal']
+            for _ in range(DRAWS if mask.any() else 0):
+                draws = {name: self.view.draw(mask) for name in ('query', 'key')}
+                masks = {name: self.view.make_mask(mask, draw) for name, draw in draws.items()}
+                if all(MIN_FOREGROUND < cv2.countNonZero(view) / view.size < MAX_FOREGROUND for view in masks.values()):
+                    return {'id': sample['id'], **{name: self.view.make_image(image, draws[name]) for name in draws},
+                            **{f'{name}_mask': torch.from_numpy(view) for name, view in masks.items()}}
+            sample = self.images.load(int(torch.randint(len(self.images), ())))
+        raise UserError(f'{IMAGES} images in a row gave no two views with a foreground share between {MIN_FOREGROUND} '
+                        f'and {MAX_FOREGROUND}; the masks in {self.images.masks} look empty or full: check them.')

@@ -15,9 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 from torch import Tensor, nn
 
 from data.loaders import identity, open_images, train_loader
-from data.pairs import PairDataset
 from data.transforms import EvaluationTransform
-from data.views import ContrastiveView
+from data.views import ContrastivePair, ContrastiveView
 from models.build import build_contrastive_model, synchronise_batchnorm
 from models.resnet import FROZEN, freeze_layers
 from pretrain.engine import compute_losses
@@ -58,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         freeze_layers(encoder.backbone, FROZEN if p.freeze_layers is True else p.freeze_layers)
     mean, std, size = encoder.backbone.mean, encoder.backbone.std, p.augmentation_kwargs.size
     dataset = open_images(p, p.train_db_name, p.train_split, saliency=p.saliency, skip=True)
-    loader = train_loader(p, PairDataset(dataset, ContrastiveView(mean, std, **p.augmentation_kwargs)))
+    pair = ContrastivePair(dataset, ContrastiveView(mean, std, **p.augmentation_kwargs))
+    loader = train_loader(p, dataset.transformed(pair))
     if not encoder.upsample and size % encoder.backbone.stride:
         raise UserError(f'augmentation_kwargs.size {size} must be a multiple of {encoder.backbone.stride} when '
                         'upsample is off.')

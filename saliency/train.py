@@ -16,7 +16,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from data.loaders import identity, loader_in_order, open_masks, train_loader
-from data.pairs import SeededDataset
 from models.build import initial_weights
 from saliency.basnet import BASNet, BASNetSaliency
 from saliency.basnet_training import TrainingView, compute_losses, load_initial_weights, validate
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = start(p, args.nproc, __file__, argv, identity(p, *below))
     path = Path(p.output_dir) / 'basnet.pth'
     images = open_masks(p, p.images, p.masks).transformed(TrainingView(p.resize, p.crop, p.flip_probability))
-    loader = train_loader(p, SeededDataset(images))
+    loader = train_loader(p, images)
     val_loader = None if p.val_images is None else loader_in_order(p, open_masks(p, p.val_images, p['val_masks']))
     if p.pretraining == 'imagenet_moco':
         raise UserError('pretraining: imagenet_moco is a ResNet-50 and BASNet is built on a ResNet-34; choose none, '

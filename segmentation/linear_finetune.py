@@ -15,7 +15,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from data.loaders import evaluation_loader, open_images, train_loader
-from data.pairs import SeededDataset
 from data.transforms import LinearTrainTransform
 from models.build import build_linear_model
 from models.crf import require_crf
@@ -56,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes, labelled = dataset.classes, train_set.ids
     model = build_linear_model(p, len(classes))
     mean, std = model.backbone.mean, model.backbone.std
-    transform = LinearTrainTransform(p.train_size, mean, std, p.border_label)
-    loader = train_loader(p, SeededDataset(train_set.transformed(transform)))
+    loader = train_loader(p, train_set.transformed(LinearTrainTransform(p.train_size, mean, std, p.border_label)))
     crf = p.crf_kwargs if args.crf_postprocess else None
     val_loader = evaluation_loader(p, dataset, mean, std, p.num_visualizations)
     if p.train_db_name == p.val_db_name:

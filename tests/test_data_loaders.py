@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from data.loaders import open_images, train_loader
-from data.pairs import PairDataset, SeededDataset
 from data.transforms import LinearTrainTransform
-from data.views import ContrastiveView
+from data.views import ContrastivePair, ContrastiveView
 from data.voc import VOCSegmentation
 from models.resnet import IMAGENET
 from utils.config.load import load_config
@@ -20,7 +19,8 @@ def loader(folder: Path, *overrides: str):
     p = load_config('configs/demo/env.yml', 'configs/demo/pretrain.yml', Pretrain, [
         f'db_root={folder}', 'train_batch_size=4', 'moco_kwargs.K=8', 'device=cpu', *overrides])
     images = open_images(p, p.train_db_name, p.train_split, saliency=p.saliency, skip=True)
-    return train_loader(p, PairDataset(images, ContrastiveView(*IMAGENET, **p.augmentation_kwargs)))
+    pair = ContrastivePair(images, ContrastiveView(*IMAGENET, **p.augmentation_kwargs))
+    return train_loader(p, images.transformed(pair))
 
 
 def test_workers_give_the_same_pairs_and_the_key_cache_has_no_effect(shapes: Path, caplog) -> None:
@@ -44,8 +44,7 @@ def test_batches_are_pinned_for_a_gpu_alone(shapes: Path, monkeypatch: pytest.Mo
 
 
 def test_random_transforms_depend_on_the_seed_alone(shapes: Path) -> None:
-    transform = LinearTrainTransform(32, *IMAGENET)
-    data = SeededDataset(VOCSegmentation(shapes, 'trainaug', semseg=True).transformed(transform))
+    data = VOCSegmentation(shapes, 'trainaug', semseg=True).transformed(LinearTrainTransform(32, *IMAGENET))
     first, other = data[2, 5], data[2, 6]
     assert not torch.equal(first['image'], other['image'])
     assert torch.equal(first['image'], data[2, 5]['image'])

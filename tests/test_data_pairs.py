@@ -7,17 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
-from data.pairs import PairDataset, SeededSampler
+from data.image_set import ImageSet
+from data.loaders import SeededSampler
 from data.transforms import EvaluationTransform, LinearTrainTransform, denormalize, normalize, seeded
-from data.views import ContrastiveView
+from data.views import ContrastivePair, ContrastiveView
 from data.voc import VOCSegmentation
 from models.resnet import IMAGENET
 from utils.run.errors import UserError
 
 
-def pairs(root: Path, **view) -> PairDataset:
+def pairs(root: Path, **view) -> ImageSet:
     base = VOCSegmentation(root, 'trainaug', saliency='supervised_model', skip_without_saliency=True)
-    return PairDataset(base, ContrastiveView(*IMAGENET, **{'size': 32, **view}))
+    return base.transformed(ContrastivePair(base, ContrastiveView(*IMAGENET, **{'size': 32, **view})))
 
 
 def test_views(shapes: Path) -> None:

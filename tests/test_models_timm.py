@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from data.loaders import evaluation_loader, open_images, train_loader
-from data.pairs import PairDataset, SeededDataset
 from data.transforms import LinearTrainTransform
-from data.views import ContrastiveView
+from data.views import ContrastivePair, ContrastiveView
 from models.build import (
     build_contrastive_model,
     build_linear_model,
@@ -203,9 +202,9 @@ def test_every_loader_normalises_as_the_weights_want(db_root: Path) -> None:
                label_seed=0, border_label=0, eval_classes=(), saliency='supervised_model',
                augmentation_kwargs=view, output_dir='out')
     data = open_images(p, 'Shapes', 'train', truth=True, saliency='supervised_model')
-    loaders = (('query', lambda *colours: train_loader(p, PairDataset(data, ContrastiveView(*colours, **view)))),
-               ('image', lambda *colours: train_loader(p, SeededDataset(data.transformed(
-                   LinearTrainTransform(32, *colours))))),
+    loaders = (('query', lambda *colours: train_loader(p, data.transformed(
+                   ContrastivePair(data, ContrastiveView(*colours, **view))))),
+               ('image', lambda *colours: train_loader(p, data.transformed(LinearTrainTransform(32, *colours)))),
                ('image', partial(evaluation_loader, p, data)))
     for key, loader in loaders:
         levels = []

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from data.pairs import SeededSampler
+from data.loaders import SeededSampler
 from models.segmentation import ContrastiveSegmentationModel
 from pretrain.engine import compute_losses
 from pretrain.losses import contrastive_loss, saliency_loss

@@ -30,8 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import models.segmentation
-from data.loaders import collate
-from data.pairs import SeededSampler
+from data.loaders import SeededSampler, collate
 from models.resnet import IMAGENET
 from tests.test_scripts import Runner
 from utils.config.load import Config

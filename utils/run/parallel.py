@@ -88,15 +88,13 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _start_pool_worker() -> None:
-    guard_worker()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    start_worker()
     threadpool_limits(1)
 
 
 @contextmanager
 def starting_workers() -> Iterator[None]:
-    """A block that starts loader workers: SIGTERM does not reach them before ``guard_worker`` does."""
+    """A block that starts loader workers: SIGTERM does not reach them before ``start_worker`` does."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM} if WORKERS_WAIT else ())
     try:
         yield
@@ -104,8 +102,8 @@ def starting_workers() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def guard_worker() -> None:
-    """In a worker: leave signals, which reach all processes of a job, to the main one, whose last step needs this one.
+def start_worker(*_: int) -> None:
+    """In a worker, on one core: leave signals, which reach all processes, to the main one, whose last step needs this.
 
     A SIGTERM of the main process, which is how it ends its workers, counts, and so does its death.
     """
@@ -113,6 +111,8 @@ def guard_worker() -> None:
     if WORKERS_WAIT:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
 
 
 def _end_with_parent() -> None:
