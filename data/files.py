@@ -6,18 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
-import numpy as np
-from PIL import Image, features
+from PIL import features
 
 from utils.run.errors import UserError, name_some
-from utils.run.files import save_drawn
 
 log = logging.getLogger(__name__)
 SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.ppm', '.pgm',
             *(('.avif',) if features.check('avif') else ()))  # what Pillow reads without further libraries
-Name = TypeVar('Name', str, Path)
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -54,14 +51,14 @@ def find_images(folder: Path) -> list[Path]:
     return images
 
 
-def keep_complete(root: Path, files: Mapping[Name, Sequence[Path]], what: str, hint: str,
-                  skip: bool = True) -> list[Name]:
+def keep_complete(root: Path, files: Mapping[str, Sequence[Path]], what: str, hint: str,
+                  skip: bool = True) -> list[str]:
     """The names whose ``files`` below ``root`` are all there; the log counts ``what`` others ('images have no mask').
 
     Raises UserError, with a ``hint`` what to do, if no name is left, or any is missing and none to ``skip``.
     """
     names_in = cache(_names_in)
-    missing: dict[Name, Path] = {}
+    missing: dict[str, Path] = {}
     for name, paths in files.items():
         for path in paths:
             if path.name not in names_in(root / path.parent):
@@ -98,19 +95,8 @@ def lies_instead(path: Path) -> str:
     return ''
 
 
-def mask_name(image: Path) -> Path:
-    """The mask (or label map) of an image, relative to its folder: same place, .png."""
-    return image.with_suffix('.png')
-
-
 def drop_duplicates(names: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
     """Of images that would share a mask (a.jpg, a.webp) the first alone, and for each other one the first."""
     first: dict[Path, Path] = {}
-    for name in names:
-        first.setdefault(mask_name(name), name)
-    return list(first.values()), {name: first[mask_name(name)] for name in names if first[mask_name(name)] != name}
-
-
-def write_mask(mask: np.ndarray, path: Path) -> None:
-    """Write (H, W) bool as a grey PNG of 0 and 255, whole or not at all."""
-    save_drawn(Image.fromarray(mask.astype(np.uint8) * 255), path)
+    kept = {name: first.setdefault(name.with_suffix(''), name) for name in names}
+    return list(first.values()), {name: other for name, other in kept.items() if other != name}

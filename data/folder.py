@@ -3,9 +3,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.files import drop_duplicates, find_files, find_images, keep_complete, mask_name
+from data.files import drop_duplicates, find_files, find_images, keep_complete
 from data.image_set import ImageSet, random_rank
-from data.images import ImageFileError, probe_image, read_mask, same_shape, turn_upright
+from data.images import ImageFileError
 from data.voc import check_layout
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
@@ -58,55 +58,49 @@ class FolderDataset(ImageSet):
             log.info('%d images left out, whose names differ from those of others in the suffix alone: %s',
                      len(duplicates), name_some(sorted(map(str, duplicates))))
         chosen = choose_split(names, split, seed)
-        self.names = self._sound(chosen if masks is None else self._with_mask(masks, chosen, names))
-        self.left_out = len(chosen) - len(self.names)
-        self.ids = [name.with_suffix('').as_posix() for name in self.names]
+        self.files = {name.with_suffix('').as_posix(): name for name in chosen}  # by ID
+        self.ids = list(self.files) if masks is None else self._with_mask(masks, names)
+        self.ids = self._sound()
+        self.left_out = len(chosen) - len(self)
 
     def image_path(self, index: int) -> Path:
-        return self.images / self.names[index]
+        return self.images / self.files[self.ids[index]]
 
-    def _with_mask(self, masks: Path, names: Sequence[Path], every: Sequence[Path]) -> list[Path]:
+    def _with_mask(self, masks: Path, every: Sequence[Path]) -> list[str]:
         if not masks.is_dir():
             raise UserError(f'folder {masks} does not exist; make the masks with saliency/predict.py --images '
                             f'{self.images} --output {masks} --method unsupervised.')
-        strays = {path for path in find_files(masks) if path.suffix == '.png'} - set(map(mask_name, every))
+        expected = {name.with_suffix('.png') for name in every}
+        strays = {path for path in find_files(masks) if path.suffix == '.png'} - expected
         if strays:
             log.info('%d masks in %s are of no image: %s', len(strays), masks, name_some(sorted(map(str, strays))))
-        return keep_complete(masks, {name: [mask_name(name)] for name in names},
+        return keep_complete(masks, {name: [Path(f'{name}.png')] for name in self.files},
                              f'images in {self.images} have no mask in {masks}',
                              'a mask needs the relative path of its image with .png')
 
-    def _sound(self, names: Sequence[Path]) -> list[Path]:
-        """The images that can be read, with masks of their shape."""
-        problems_of = in_threads(self._problem, progress(names, 'looking at the images', len(names)))
-        found = dict(zip(names, problems_of, strict=True))
+    def _sound(self) -> list[str]:
+        """The IDs of images that can be read, with masks of their shape."""
+        count = len(self)
+        problems_of = in_threads(self._problem, progress(range(count), 'looking at the images'))
+        found = dict(zip(self.ids, problems_of, strict=True))
         flat = sum(problem is None for problem in found.values())
         if flat and '' not in found.values():
             raise UserError(f'all {flat} masks in {self.masks} are empty or full: nothing can be learnt; check them.')
         if flat:
-            log.info('%d of %d masks in %s are empty or full', flat, len(names), self.masks)
+            log.info('%d of %d masks in %s are empty or full', flat, count, self.masks)
         problems = {name: problem for name, problem in found.items() if problem}
         if problems:
-            listed = name_some([f'{name.as_posix()} ({problem})' for name, problem in problems.items()], 3)
-            text = f'{len(problems)} of {len(names)} images in {self.images} cannot be used'
-            if len(problems) == len(names) or len(problems) > max(DAMAGED_FILES, DAMAGED_SHARE * len(names)):
+            listed = name_some([f'{self.files[name]} ({problem})' for name, problem in problems.items()], 3)
+            text = f'{len(problems)} of {count} images in {self.images} cannot be used'
+            if len(problems) == count or len(problems) > max(DAMAGED_FILES, DAMAGED_SHARE * count):
                 raise UserError(f'{text}: {listed}; replace the files or take them out, and make the masks again.')
             log.info('%s and are left out: %s', text, listed)
-        return [name for name in names if name not in problems]
+        return [name for name in self.ids if name not in problems]
 
-    def _problem(self, name: Path) -> str | None:
+    def _problem(self, index: int) -> str | None:
         """Why an image cannot be used; '' if it can, None if its mask is empty or full."""
         try:
-            size, orientation = probe_image(self.images / name)
+            mask = self.load(index).get('sal')
         except ImageFileError as error:
             return error.reason
-        if self.masks is None:
-            return ''
-        try:
-            drawn = read_mask(self.masks / mask_name(name))
-        except ImageFileError as error:
-            return f'its mask {error.reason}'
-        mask = turn_upright(drawn, size, orientation, self.drawn_on_stored)
-        if not same_shape(mask.shape, size):
-            return f'its mask is {mask.shape[1]} x {mask.shape[0]}, the image {size[1]} x {size[0]}'
-        return '' if mask.any() and not mask.all() else None
+        return '' if mask is None or (mask.any() and not mask.all()) else None

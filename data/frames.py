@@ -3,7 +3,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,24 +17,20 @@ VIDEOS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm')
 Frame = tuple[Path, Callable[[], np.ndarray]]  # relative name, and what reads the image, or raises ImageFileError
 
 
-class Frames(NamedTuple):
-    total: int  # of images; for a video as its header says, which may be wrong
-    duplicates: dict[Path, Path]  # image -> the other one that has the name of its label map
-    frames: Iterator[Frame]
-
-
-def open_frames(path: Path) -> Frames:
+def open_frames(path: Path) -> tuple[int, dict[Path, Path], Iterator[Frame]]:
     """An image, a folder of images at any depth, or a video, whose frames are called 000000.png, 000001.png, ...
 
-    Raises UserError for what is not there, a folder without images, and a file that is neither image nor video.
+    Returns how many there are (for a video as its header says, which may be wrong), other images, left out as their
+    label maps would share a name, each with the one that is kept, and the frames. Raises UserError for what is not
+    there, a folder without images, and a file that is neither image nor video.
     """
     if path.is_dir():
         names, duplicates = drop_duplicates(find_images(path))
-        return Frames(len(names), duplicates, ((name, partial(read_image, path / name)) for name in names))
+        return len(names), duplicates, ((name, partial(read_image, path / name)) for name in names)
     if not path.is_file():
         raise UserError(f'{path} does not exist; give an image, a folder of images or a video.')
     if path.suffix.lower() in SUFFIXES:
-        return Frames(1, {}, iter([(Path(path.name), partial(read_image, path))]))
+        return 1, {}, iter([(Path(path.name), partial(read_image, path))])
     if path.suffix.lower() not in VIDEOS:
         raise UserError(f'{path} is neither an image ({", ".join(SUFFIXES)}) nor a video ({", ".join(VIDEOS)}); '
                         'convert it to one of them.')
@@ -42,7 +38,7 @@ def open_frames(path: Path) -> Frames:
     if not capture.grab():
         raise UserError(f'video {path} cannot be read; convert it, e.g. to an .mp4 with H.264, or give a folder of its '
                         'frames.')
-    return Frames(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), {}, _video_frames(capture))
+    return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), {}, _video_frames(capture)
 
 
 def _video_frames(capture: cv2.VideoCapture) -> Iterator[Frame]:

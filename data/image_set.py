@@ -1,7 +1,6 @@
 """What all data sets are: photographs in order, each with its object mask if masks are asked for."""
 import hashlib
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import copy
@@ -18,7 +17,7 @@ def random_rank(text: str) -> bytes:
     return hashlib.sha256(os.fsencode(text)).digest()
 
 
-class ImageSet(Dataset, ABC):
+class ImageSet(Dataset):
     """Photographs of any size. A subclass fills ``ids``; ``left_out`` counts those that cannot be used.
 
     A sample is a dict: 'image' (H, W, 3) uint8, as it is seen; 'sal' (H, W) uint8 in {0, 1}, if a folder of ``masks``
@@ -28,7 +27,7 @@ class ImageSet(Dataset, ABC):
     classes: tuple[str, ...] = ('background',)
     truth: Path | None = None  # folder of the ground truth, if it is read
     left_out = 0
-    drawn_on_stored: bool  # masks, where neither size nor note tells, lie on the pixels as stored, not as seen
+    drawn_on_stored = True  # masks, where neither size nor note tells, lie on the pixels as stored, not as seen
     transform: Callable[[Sample], Sample] | None = None
 
     def __init__(self, images: Path, split: str, masks: Path | None) -> None:
@@ -37,8 +36,8 @@ class ImageSet(Dataset, ABC):
         # what is drawn on a photograph: key in the sample, folder of its ID.png, reader
         self.layers: list[tuple[str, Path, Callable[[Path], Drawn]]] = [('sal', masks, read_mask)] if masks else []
 
-    @abstractmethod
-    def image_path(self, index: int) -> Path: ...
+    def image_path(self, index: int) -> Path:
+        return self.images / f'{self.ids[index]}.jpg'
 
     def transformed(self, transform: Callable[[Sample], Sample]) -> 'ImageSet':
         """The same images with a transform, which samples go through, but those of ``load``."""

@@ -47,8 +47,10 @@ class Drawn(NamedTuple):
 @contextmanager
 def _reading(path: Path, what: str) -> Iterator[None]:
     """Turns what goes wrong with a file into an ImageFileError."""
+    whose = '' if what == 'image file' else f'its {what} '  # in a list of images
+
     def error(problem: str, hint: str = 'replace it or take it out') -> ImageFileError:
-        return ImageFileError(f'{what} {path} {problem}; {hint}.', problem)
+        return ImageFileError(f'{what} {path} {problem}; {hint}.', whose + problem)
 
     try:
         yield
@@ -88,17 +90,6 @@ def read_photograph(path: Path) -> Photograph:
 def read_image(path: Path) -> np.ndarray:
     """The pixels of ``read_photograph``, (H, W, 3) uint8."""
     return read_photograph(path).pixels
-
-
-def probe_image(path: Path) -> tuple[tuple[int, int], int]:
-    """(height, width) of a photograph as it is seen, and its orientation; decodes it. Errors as ``read_photograph``."""
-    with _reading(path, 'image file'), path.open('rb') as stream, Image.open(stream) as image:  # not mapped
-        size, stored = image.size, _orientation(image)
-        reduced = image.draft('L', (1, 1))  # JPEG: an eighth of the size, which is quicker and needs the whole file too
-        image.load()
-        width, height = size if reduced else image.size
-        turned = _orientation(image)
-        return (width, height) if turned in EXCHANGED else (height, width), stored if stored in UPRIGHT else turned
 
 
 def _orientation(file: Image.Image) -> int:
@@ -230,6 +221,6 @@ def fit_to_photograph(drawn: Drawn, photograph: Photograph, path: Path, stored: 
     if values.shape == size:
         return values
     if not same_shape(values.shape, size):
-        raise UserError(f'{path} is {values.shape[1]} x {values.shape[0]}, its image {width} x {height}: another ratio '
-                        'of sides; make it again from this image, or take it out.')
+        problem = f'is {values.shape[1]} x {values.shape[0]}, its image {width} x {height}: another ratio of sides'
+        raise ImageFileError(f'{path} {problem}; make it again from this image, or take it out.', f'its mask {problem}')
     return resize_mask(values, width, height)

@@ -132,8 +132,6 @@ class VOCSegmentation(ImageSet):
     ``random_share``; the other IDs need no files.
     """
 
-    drawn_on_stored = True
-
     def __init__(self, root: Path, split: str, semseg: bool = False, saliency: str | None = None,
                  skip_without_saliency: bool = False, share: float = 1, seed: int = 0,
                  eval_classes: Sequence[str] = ()) -> None:
@@ -164,9 +162,6 @@ class VOCSegmentation(ImageSet):
                  for name in self.ids}
         self.ids = keep_complete(self.root, files, f'IDs of {self.split} have no {what} in {folders[-1]}',
                                  f'add or rename the files, or correct the list: {ONE_A_LINE}', skip)
-
-    def image_path(self, index: int) -> Path:
-        return self.images / f'{self.ids[index]}.jpg'
 
     def _read_truth(self, path: Path) -> Drawn:
         drawn = read_labels(path)

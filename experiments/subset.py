@@ -12,7 +12,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-import numpy as np
 from PIL import Image
 
 from data.images import fit_to_photograph, read_labels, read_mask, read_photograph
@@ -22,7 +21,7 @@ from utils.config.cli import ArgumentParser
 from utils.config.paths import REPOSITORY
 from utils.report.pictures import thumbnail
 from utils.run.errors import UserError
-from utils.run.files import save_drawn, save_image, save_label_map
+from utils.run.files import save_image, save_label_map, save_mask
 from utils.run.log import progress
 from utils.run.script import run_script
 
@@ -39,7 +38,7 @@ def copy(name: str, voc: Path, output: Path, size: int) -> None:
         drawn = fit_to_photograph(read_mask(path) if is_mask else read_labels(path), photograph, path, stored=True)
         small = resize_mask(drawn, *image.shape[1::-1])
         if is_mask:
-            save_drawn(Image.fromarray(small * np.uint8(255)), output / path.relative_to(voc))
+            save_mask(small, output / path.relative_to(voc))
         else:
             save_label_map(small, output / path.relative_to(voc))
 

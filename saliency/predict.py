@@ -18,7 +18,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.files import mask_name, write_mask
 from data.frames import Frame, open_frames, predict_frames
 from data.images import read_image
 from models.crf import Refine, crf_in_workers, require_crf
@@ -28,6 +27,7 @@ from utils.config.cli import ArgumentParser, at_least
 from utils.config.schema import DEVICES
 from utils.report.folder import FolderRun, fingerprint
 from utils.run.errors import UserError
+from utils.run.files import save_mask
 from utils.run.log import progress
 from utils.run.parallel import available_cores, process_pool
 from utils.run.script import run_script
@@ -68,7 +68,7 @@ def write_masks(source: MaskSource, frames: Iterable[Frame], output: Path, batch
         mask = binarise(saliency)
         if mask is None:
             return NO_OBJECT if refine is None else f'{NO_OBJECT} after the CRF'
-        write_mask(mask, output / mask_name(name))
+        save_mask(mask, output / name.with_suffix('.png'))
         return ''
 
     return predict_frames(frames, lambda image: image, list, source, write, batch_size, threads)
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     stale = dict.fromkeys(run.stale(args.output), 'a mask of an earlier run, whose image is no longer there')
     summary = run.finish(duplicates, stale, 'contact_sheet.jpg', lambda name: [
-        read_image(args.images / name), read_image(args.output / mask_name(name))])
+        read_image(args.images / name), read_image(args.output / name.with_suffix('.png'))])
     if not run.existing and not run.written:
         raise UserError(f'none of the {total} images has a mask: {run.failures()}; replace the images or take another '
                         f'--method, and see {args.output / "report.txt"}.')

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.files import mask_name
 from data.frames import Frame, open_frames, predict_frames
 from data.images import read_image
 from models.crf import Refine, crf_in_workers, require_crf
@@ -63,7 +62,7 @@ def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_s
         labels = segmenter.finish(image, found, refine)
         drawn = thumbnail(overlay(image, labels), LONGEST)
         save_image(Image.fromarray(drawn), output / OVERLAYS / name.with_suffix('.jpg'))
-        save_label_map(labels, output / MAPS / mask_name(name))  # last: it says that the image is done
+        save_label_map(labels, output / MAPS / name.with_suffix('.png'))  # last: it says that the image is done
         return ''
 
     return predict_frames(frames, segmenter.prepare, lambda tensors: pin(torch.stack(tensors), segmenter.device),

@@ -17,7 +17,7 @@ import numpy as np
 
 from data.files import keep_complete
 from data.image_set import ImageSet
-from data.images import probe_image, read_labels, turn_upright
+from data.images import read_labels, read_photograph, turn_upright
 from data.loaders import open_images
 from segmentation.engine import report_scores
 from segmentation.metrics import confusion_matrix
@@ -45,7 +45,8 @@ def offline_confusion(dataset: ImageSet, folder: Path) -> np.ndarray:
 
     def count(index: int) -> np.ndarray:
         path, truth = folder / f'{dataset.ids[index]}.png', dataset.load(index)['semseg']
-        prediction = turn_upright(read_labels(path), *probe_image(dataset.image_path(index)), stored=True)
+        orientation = read_photograph(dataset.image_path(index)).orientation
+        prediction = turn_upright(read_labels(path), truth.shape, orientation, stored=True)
         if prediction.shape != truth.shape:
             raise UserError(f'prediction {path} has shape {prediction.shape}, its ground truth {truth.shape}; store '
                             'class ids in one channel at the size of the image.')

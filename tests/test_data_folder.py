@@ -12,7 +12,7 @@ from PIL import Image
 from data import loaders as build
 from data.files import find_images
 from data.folder import FolderDataset, is_folder
-from data.images import ImageFileError, probe_image
+from data.images import ImageFileError, read_image
 from data.views import ContrastivePair, ContrastiveView
 from models.resnet import IMAGENET
 from tests.golden_inputs import photo
@@ -106,7 +106,7 @@ def test_damaged_files_are_named_and_left_out(root: Path, caplog) -> None:
     broken = root / 'images' / 'a' / '04.jpg'
     broken.write_bytes(broken.read_bytes()[:-200])  # its header is whole
     with pytest.raises(ImageFileError, match='cannot be read'):
-        probe_image(broken)
+        read_image(broken)
     mask = root / 'saliency_masks' / 'b' / '05.png'
     mask.write_bytes(mask.read_bytes()[:60])
     write_mask(root, 'a/06.jpg', np.full((60, 40), 255, np.uint8))  # lies where the image stands
@@ -115,7 +115,7 @@ def test_damaged_files_are_named_and_left_out(root: Path, caplog) -> None:
     assert not {'a/04', 'b/05', 'a/06'} & set(data.ids)
     assert f'3 of 20 images in {root}/images cannot be used and are left out: a/04.jpg (' in caplog.text
     assert 'b/05.jpg (its mask cannot be read (' in caplog.text
-    assert 'a/06.jpg (its mask is 40 x 60, the image 60 x 40)' in caplog.text
+    assert 'a/06.jpg (its mask is 40 x 60, its image 60 x 40: another ratio of sides)' in caplog.text
     assert len(FolderDataset(root / 'images')) == 19  # without masks only the image matters
     for path in sorted((root / 'images').rglob('*.jpg'))[:11]:
         path.write_bytes(b'nothing')

@@ -85,7 +85,7 @@ def test_no_mask_at_all_is_a_mistake(tmp_path):
 
 def test_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
     output = tmp_path / 'masks'
-    written, write = [], script.write_mask
+    written, write = [], script.save_mask
 
     def stop_at_the_third(mask, path):
         if len(written) == 2:
@@ -93,10 +93,10 @@ def test_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
         written.append(path)
         write(mask, path)
 
-    monkeypatch.setattr(script, 'write_mask', stop_at_the_third)
+    monkeypatch.setattr(script, 'save_mask', stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run(folder, output, '--workers', '0')
-    monkeypatch.setattr(script, 'write_mask', write)
+    monkeypatch.setattr(script, 'save_mask', write)
     before = {path: path.stat().st_mtime_ns for path in written}
     report = run(folder, output, '--workers', '0')
     assert (report['masks_written'], report['masks_existing']) == (3, 2)
@@ -196,7 +196,7 @@ def test_a_full_disk_is_one_sentence(folder, tmp_path, monkeypatch, capsys):
     def full(mask, path):
         raise OSError(28, 'No space left on device', str(path))
 
-    monkeypatch.setattr(script, 'write_mask', full)
+    monkeypatch.setattr(script, 'save_mask', full)
     with pytest.raises(SystemExit):
         run_script(lambda: run(folder, tmp_path / 'masks', '--workers', '0'))
     assert capsys.readouterr().err.endswith('a.png); free some space or choose another folder.\n')

@@ -76,6 +76,11 @@ def save_drawn(image: Image.Image, path: Path) -> None:
     save_image(image, path, pnginfo=note)
 
 
+def save_mask(mask: np.ndarray, path: Path) -> None:
+    """Write (H, W) bool, or in {0, 1}, as a grey PNG of 0 and 255."""
+    save_drawn(Image.fromarray(mask.astype(np.uint8) * 255), path)
+
+
 def save_label_map(labels: np.ndarray, path: Path) -> None:
     """Write (H, W) class ids as a palette PNG whose values are the ids."""
     image = Image.fromarray(labels.astype(np.uint8), mode='P')
