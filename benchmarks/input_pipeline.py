@@ -29,7 +29,7 @@ from torchvision.transforms import v2
 from data.views import DRAWS, MAX_FOREGROUND, MIN_FOREGROUND, ContrastivePair, ContrastiveView
 from data.voc import VOCSegmentation
 from experiments.shapes import generate
-from models.resnet import IMAGENET
+from models.backbones import IMAGENET
 from utils.config.cli import ArgumentParser
 from utils.run.script import run_script
 

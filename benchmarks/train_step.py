@@ -32,9 +32,8 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from data.views import ContrastivePair, ContrastiveView
 from data.voc import VOCSegmentation
 from experiments.shapes import generate
-from models.resnet import IMAGENET
-from models.segmentation import ContrastiveSegmentationModel, build_backbone
-from models.timm_backbone import DilatedDepthwiseConv
+from models.backbones import IMAGENET, DilatedDepthwiseConv, build_backbone
+from models.segmentation import ContrastiveSegmentationModel
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
 from utils.config.cli import ArgumentParser

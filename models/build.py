@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.backbones import TIMM, TimmBackbone, timm_weights
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
-from models.timm_backbone import TIMM, TimmBackbone, timm_weights
 from models.weights import CLASSIFIER, HEADS, Weights, fingerprint, imagenet_weights, load_strict, read_weights
 from utils.config.load import as_dict
 from utils.config.paths import find_file

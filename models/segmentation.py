@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from models.resnet import DilatedResNet
-from models.timm_backbone import TIMM, TimmBackbone
+from models.backbones import build_backbone
 
 CHANNELS, RATES = 256, (12, 24, 36)  # of the decoder
 
@@ -17,15 +16,6 @@ CHANNELS, RATES = 256, (12, 24, 36)  # of the decoder
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resize of (B, C, h, w) to (B, C, *size), align_corners=False."""
     return F.interpolate(x, size=tuple(size), mode='bilinear', align_corners=False)
-
-
-def build_backbone(name: str) -> DilatedResNet | TimmBackbone:
-    """A backbone with random weights: resnet18, resnet50 or timm/<name>.
-
-    It has ``name``, ``out_channels``, ``stride`` (input pixels a side of a feature), ``stages()`` (parameters of the
-    stem and of each stage), ``mean`` and ``std`` ((x - mean) / std of RGB in 0..1 is the input that its weights want).
-    """
-    return TimmBackbone(name) if name.startswith(TIMM) else DilatedResNet(name)
 
 
 class PooledBatchNorm(nn.BatchNorm2d):

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from data.loaders import identity, open_images, train_loader
 from data.transforms import EvaluationTransform
 from data.views import ContrastivePair, ContrastiveView
+from models.backbones import FROZEN, freeze_layers
 from models.build import build_contrastive_model, synchronise_batchnorm
-from models.resnet import FROZEN, freeze_layers
 from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
 from pretrain.monitor import Monitor, probe_of

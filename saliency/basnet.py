@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet34
 from torchvision.models.resnet import BasicBlock
 
-from models.resnet import IMAGENET
+from models.backbones import IMAGENET
 from models.segmentation import resize
 from models.weights import load_strict, read_weights
 from saliency.maps import image_map, network_input

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data.transforms import Sample, uniform
-from models.resnet import IMAGENET
+from models.backbones import IMAGENET
 from models.weights import Weights, load_strict
 from saliency.maps import binarise, network_input, resize
 from saliency.sources import MaskSource

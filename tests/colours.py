@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models.build
-from models.resnet import IMAGENET
+from models.backbones import IMAGENET
 from models.weights import Weights
 
 SIDE = 32

@@ -25,8 +25,8 @@ import yaml
 from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from models.backbones import FROZEN, freeze_layers
 from models.build import synchronise_batchnorm
-from models.resnet import FROZEN, freeze_layers
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
 from pretrain import engine as pretrain_engine
 from pretrain.losses import saliency_loss

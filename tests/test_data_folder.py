@@ -14,7 +14,7 @@ from data.files import find_images
 from data.folder import FolderDataset, is_folder
 from data.images import ImageFileError, read_image
 from data.views import ContrastivePair, ContrastiveView
-from models.resnet import IMAGENET
+from models.backbones import IMAGENET
 from tests.golden_inputs import photo
 from utils.run.errors import UserError
 

@@ -9,7 +9,7 @@ from data.loaders import open_images, train_loader
 from data.transforms import LinearTrainTransform
 from data.views import ContrastivePair, ContrastiveView
 from data.voc import VOCSegmentation
-from models.resnet import IMAGENET
+from models.backbones import IMAGENET
 from utils.config.load import load_config
 from utils.config.schema import Pretrain
 from utils.run import parallel

@@ -12,7 +12,7 @@ from data.loaders import SeededSampler
 from data.transforms import EvaluationTransform, LinearTrainTransform, denormalize, normalize, seeded
 from data.views import ContrastivePair, ContrastiveView
 from data.voc import VOCSegmentation
-from models.resnet import IMAGENET
+from models.backbones import IMAGENET
 from utils.run.errors import UserError
 
 

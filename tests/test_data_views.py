@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional
 
 from data.transforms import seeded
 from data.views import COLOUR, ContrastiveView
-from models.resnet import IMAGENET
+from models.backbones import IMAGENET
 
 FACTORS = {'brightness': (0.0, 0.63, 1.37), 'contrast': (0.0, 0.63, 1.37), 'saturation': (0.0, 0.63, 1.37),
            'hue': (-0.5, -0.1, 0.03, 0.1, 0.5)}

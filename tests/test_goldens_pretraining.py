@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.resnet import freeze_layers
+from models.backbones import freeze_layers
 from models.segmentation import ContrastiveSegmentationModel
 from pretrain.engine import compute_losses
 from pretrain.losses import accuracy, contrastive_loss, saliency_loss

@@ -17,8 +17,8 @@ from data import transforms
 from data.transforms import EvaluationTransform, LinearTrainTransform, denormalize, normalize, resize_mask
 from data.views import ContrastiveView, Draw
 from data.voc import VOCSegmentation
+from models.backbones import IMAGENET
 from models.crf import dense_crf
-from models.resnet import IMAGENET
 from tests.golden_scenes import GOLDENS, blocks, label_map, logits, object_mask, sample, scene, sha
 
 SIZE = 512

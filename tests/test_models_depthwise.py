@@ -5,17 +5,17 @@ import pytest
 import torch
 from torch import nn
 
-from models import timm_backbone
-from models.timm_backbone import DilatedDepthwiseConv, TimmBackbone, speed_up_depthwise
+from models import backbones
+from models.backbones import DilatedDepthwiseConv, TimmBackbone, speed_up_depthwise
 
 
-@pytest.mark.parametrize('block', [1, timm_backbone.BLOCK])
+@pytest.mark.parametrize('block', [1, backbones.BLOCK])
 @pytest.mark.parametrize(('height', 'width', 'kernel', 'dilation', 'bias'), [
     (8, 8, 5, 4, False), (7, 9, 3, 2, True), (28, 30, 5, 4, False), (5, 13, 7, 3, True), (1, 1, 3, 2, False)])
 def test_outputs_and_gradients_equal_the_plain_convolution(height: int, width: int, kernel: int, dilation: int,
                                                            bias: bool, block: int,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timm_backbone, 'BLOCK', block)  # 1: each image by itself
+    monkeypatch.setattr(backbones, 'BLOCK', block)  # 1: each image by itself
     torch.manual_seed(0)
     plain = nn.Conv2d(6, 6, kernel, padding=dilation * (kernel // 2), dilation=dilation, groups=6, bias=bias).double()
     network = nn.Sequential(copy.deepcopy(plain))

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.resnet import DilatedResNet
+from models.backbones import DilatedResNet
 from models.segmentation import (
     ContrastiveSegmentationModel,
     DilatedConv2d,

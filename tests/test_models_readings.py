@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torchvision.models import resnet18, resnet34
 
+from models.backbones import TimmBackbone
 from models.build import load_into
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel
-from models.timm_backbone import TimmBackbone
 from models.weights import FOLLOWERS, RESNET_HEADS, Weights, identify, load_strict
 from saliency.onnx_network import OnnxConfig, OnnxSaliency
 from segmentation.cluster_model import ClusterModel

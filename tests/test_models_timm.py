@@ -12,6 +12,7 @@ from torch import nn
 from data.loaders import evaluation_loader, open_images, train_loader
 from data.transforms import LinearTrainTransform
 from data.views import ContrastivePair, ContrastiveView
+from models.backbones import IMAGENET, DilatedResNet, TimmBackbone, freeze_layers
 from models.build import (
     build_contrastive_model,
     build_linear_model,
@@ -19,9 +20,7 @@ from models.build import (
     synchronise_batchnorm,
     trained_linear_model,
 )
-from models.resnet import IMAGENET, DilatedResNet, freeze_layers
 from models.segmentation import ContrastiveSegmentationModel
-from models.timm_backbone import TimmBackbone
 from models.weights import read_weights
 from segmentation.segmenter import Segmenter
 from tests.test_models_weights import config

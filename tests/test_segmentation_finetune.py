@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from data.voc import random_share
-from models.resnet import IMAGENET
+from models.backbones import IMAGENET
 from models.segmentation import LinearSegmentationModel
 from models.weights import identify, load_strict
 from segmentation import eval as eval_script

@@ -16,8 +16,8 @@ from PIL import Image
 
 from data.images import read_image
 from data.transforms import EvaluationTransform, resize_mask
+from models.backbones import IMAGENET
 from models.crf import dense_crf
-from models.resnet import IMAGENET
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from segmentation import kmeans, predict, segmenter
 from segmentation.objects import Objects

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 
 import models.segmentation
 from data.loaders import SeededSampler, collate
-from models.resnet import IMAGENET
+from models.backbones import IMAGENET
 from tests.test_scripts import Runner
 from utils.config.load import Config
 from utils.config.schema import Training
