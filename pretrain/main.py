@@ -3,7 +3,6 @@
     python pretrain/main.py --config_env configs/env.yml \\
         --config_exp configs/VOCSegmentation_supervised_saliency_model.yml
 """
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -23,7 +22,6 @@ from pretrain.engine import compute_losses
 from pretrain.maskcontrast import MaskContrast
 from pretrain.monitor import Monitor, probe_of
 from utils.config.cli import ConfigParser
-from utils.config.load import load_config
 from utils.config.published import add_published_flags, flags_without_effect
 from utils.config.schema import Pretrain
 from utils.report.run import write_run_report
@@ -36,16 +34,11 @@ from utils.run.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = ConfigParser(__doc__, Pretrain)
     add_published_flags(parser)
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
-    notes = flags_without_effect(args)
-    p = load_config(args.config_env, args.config_exp, Pretrain, args.overrides)
+    args = parser.parse_args(argv)
+    notes, p = flags_without_effect(args), parser.load(args)
     device = start(p, args.nproc, __file__, argv, identity(p, p.train_db_name))
     for note in notes:
         log.info(note)

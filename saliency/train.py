@@ -6,8 +6,6 @@
 Noisy masks bootstrap themselves (paper, supplementary material): the network learns what they have in common.
 Leaves basnet.pth, which predict.py --method basnet takes as --weights.
 """
-import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -20,7 +18,6 @@ from models.build import initial_weights
 from saliency.basnet import BASNet, BASNetSaliency
 from saliency.basnet_training import TrainingView, compute_losses, load_initial_weights, validate
 from utils.config.cli import ConfigParser
-from utils.config.load import load_config
 from utils.config.schema import TrainSaliency
 from utils.report.results import save_results
 from utils.report.run import write_run_report
@@ -34,21 +31,14 @@ from utils.run.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = ConfigParser(__doc__, TrainSaliency)
     parser.add_argument('--images', type=Path, help='folder of the images, instead of the key images')
     parser.add_argument('--masks', '--pseudo-labels', type=Path, dest='masks',
                         help='folder of their masks, instead of the key masks')
     args = parser.parse_args(argv)
-    args.overrides += [f'{name}={json.dumps(str(folder.resolve()))}'
-                       for name, folder in (('images', args.images), ('masks', args.masks)) if folder is not None]
-    return args
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
     given = None if args.images is None or args.masks is None else args.images.resolve().parent
-    p = load_config(args.config_env, args.config_exp, TrainSaliency, args.overrides, given)
+    p = parser.load(args, root_of_data=given)
     below = [str(Path(folder).parent) for folder in (p.images, p.masks) if not Path(folder).is_absolute()]
     device = start(p, args.nproc, __file__, argv, identity(p, *below))
     path = Path(p.output_dir) / 'basnet.pth'

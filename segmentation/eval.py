@@ -7,7 +7,6 @@
 The results name the weights and their fingerprint. Those of the run's own best model join its output directory;
 those of another file go to <output_dir>-eval-<name of the file>, unless --set output_dir=... says where.
 """
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -23,7 +22,6 @@ from segmentation.engine import score
 from segmentation.linear import BEST, check_free, read_trained, stem
 from segmentation.provenance import made_with
 from utils.config.cli import ConfigParser
-from utils.config.load import load_config
 from utils.config.paths import find_file
 from utils.config.schema import LinearFinetune
 from utils.run.devices import to_device
@@ -33,21 +31,17 @@ from utils.run.setup import start
 log = logging.getLogger(__name__)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = ConfigParser(__doc__, LinearFinetune)
     parser.add_argument('--state-dict', required=True,
                         help='weights of the linear model, e.g. best_model.pth.tar of linear_finetune.py')
     parser.add_argument('--crf-postprocess', action='store_true', help='refine the predictions with a CRF')
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
-    p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
+    args = parser.parse_args(argv)
+    p = parser.load(args)
     weights, best = find_file(args.state_dict, p.root_dir), Path(p.output_dir) / BEST
     if not (best.is_file() and best.samefile(weights)):
         elsewhere = f'output_dir={p.output_dir}-eval-{stem(weights)}'  # unless --set gives another: the last counts
-        p = load_config(args.config_env, args.config_exp, LinearFinetune, [elsewhere, *args.overrides])
+        p = parser.load(args, elsewhere)
     if args.crf_postprocess:
         require_crf()
     device = start(p, args.nproc, __file__, argv)

@@ -9,7 +9,6 @@ image folder has none: of several numbers of clusters (``--num_clusters 5-20``) 
 each cluster is drawn to clusters/, and clusters.yml takes names for them. Label maps go to predictions/, and
 what segmentation/predict.py needs for new images to clusters.pth.tar.
 """
-import argparse
 import logging
 import re
 import sys
@@ -31,7 +30,6 @@ from segmentation.metrics import iou_of, standard_deviation
 from segmentation.objects import KEPT, MASKS, EmbeddedSplit, embed_split, save_masks
 from segmentation.provenance import made_with_network
 from utils.config.cli import ConfigParser
-from utils.config.load import load_config
 from utils.config.schema import Kmeans
 from utils.report.pictures import panel
 from utils.report.results import iou_entry, log_iou, remove_stale, save_results
@@ -59,21 +57,6 @@ def cluster_counts(text: str) -> list[int]:
         raise UserError(f'--num_clusters {text} is no number of clusters; give some, such as 12, or a range, such as '
                         '5-20.')
     return list(counts)
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ConfigParser(__doc__, Kmeans)
-    parser.add_argument('--num_seeds', type=int, help='runs of K-means; overrides the key of the config')
-    parser.add_argument('--num_clusters', '--num-clusters', type=cluster_counts, nargs='+', metavar='K',
-                        help='clusters; several numbers, or a range such as 5-20, print the over-clustering curve, a '
-                             'line each, or without ground truth take the number of highest silhouette')
-    args = parser.parse_args(argv)
-    if args.num_seeds is not None:
-        args.overrides.append(f'num_seeds={args.num_seeds}')
-    if args.num_clusters is not None:
-        numbers = [count for several in args.num_clusters for count in several]
-        args.overrides += [f'num_clusters={numbers[0]}', f'overclustering={numbers if len(numbers) > 1 else []}']
-    return args
 
 
 def write_predictions(output_dir: Path, ids: Sequence[str], split: EmbeddedSplit, labels: np.ndarray,
@@ -182,8 +165,16 @@ def explore(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
-    p = load_config(args.config_env, args.config_exp, Kmeans, args.overrides)
+    parser = ConfigParser(__doc__, Kmeans)
+    parser.add_argument('--num_seeds', type=int, help='runs of K-means; overrides the key of the config')
+    parser.add_argument('--num_clusters', '--num-clusters', type=cluster_counts, nargs='+', metavar='K',
+                        help='clusters; several numbers, or a range such as 5-20, print the over-clustering curve, a '
+                             'line each, or without ground truth take the number of highest silhouette')
+    args = parser.parse_args(argv)
+    if args.num_clusters is not None:
+        numbers = [count for several in args.num_clusters for count in several]
+        args.num_clusters, args.overclustering = numbers[0], numbers if len(numbers) > 1 else []
+    p = parser.load(args)
     device = start(p, args.nproc, __file__, argv, identity(p, p.val_db_name))
 
     masks = None if p.saliency == 'network' else p.saliency

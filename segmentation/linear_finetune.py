@@ -5,7 +5,6 @@
 
 Configs in configs/finetune train the whole network on a share of the labels.
 """
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -24,7 +23,6 @@ from segmentation.linear import BEST, read_trained, write_trained
 from segmentation.metrics import iou_of
 from segmentation.provenance import made_with, warn_of_shared
 from utils.config.cli import ConfigParser
-from utils.config.load import load_config
 from utils.config.schema import LinearFinetune
 from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
@@ -36,15 +34,11 @@ from utils.run.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = ConfigParser(__doc__, LinearFinetune)
     parser.add_argument('--crf-postprocess', action='store_true', help='refine the final predictions with a CRF')
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
-    p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
+    args = parser.parse_args(argv)
+    p = parser.load(args)
     if args.crf_postprocess:
         require_crf()
     device = start(p, args.nproc, __file__, argv)

@@ -7,8 +7,6 @@ Votes and scores count pixels at val_size x val_size. Where ignore_classes is se
 'retrieval' on all classes, printed first, and 'retrieval_<n>' on the n that are left. With --memory it takes the
 memory.npz that an earlier run left in its output directory, whatever its ignore_classes.
 """
-import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -29,7 +27,6 @@ from segmentation.metrics import iou_of
 from segmentation.objects import KEPT, EmbeddedSplit, embed_split
 from segmentation.provenance import made_with_network, warn_of_shared
 from utils.config.cli import ConfigParser
-from utils.config.load import load_config
 from utils.config.paths import find_file
 from utils.config.schema import Retrieval
 from utils.report.results import iou_entry, log_iou, save_results
@@ -44,15 +41,6 @@ from utils.run.setup import start
 
 log = logging.getLogger(__name__)
 SHOWN = 5  # neighbours in a row of neighbours.png, or more if more vote
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ConfigParser(__doc__, Retrieval)
-    parser.add_argument('--memory', metavar='PATH', help='memory.npz of an earlier run, used instead of memory_split')
-    args = parser.parse_args(argv)
-    if args.memory is not None:
-        args.overrides.append(f'memory={json.dumps(args.memory, ensure_ascii=False)}')
-    return args
 
 
 def protocols_of(classes: Sequence[str], ignored: Sequence[str]) -> dict[str, tuple[list[int], list[int]]]:
@@ -96,8 +84,10 @@ def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: ImageSet, predict
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
-    p = load_config(args.config_env, args.config_exp, Retrieval, args.overrides)
+    parser = ConfigParser(__doc__, Retrieval)
+    parser.add_argument('--memory', metavar='PATH', help='memory.npz of an earlier run, used instead of memory_split')
+    args = parser.parse_args(argv)
+    p = parser.load(args)
     device = start(p, args.nproc, __file__, argv)
 
     masks = None if p.saliency == 'network' else p.saliency

@@ -22,7 +22,6 @@ from data.loaders import open_images
 from segmentation.engine import report_scores
 from segmentation.metrics import confusion_matrix
 from utils.config.cli import ConfigParser
-from utils.config.load import load_config
 from utils.config.schema import LinearFinetune
 from utils.run.errors import UserError
 from utils.run.log import progress
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--predictions', type=Path,
                         help='folder of the label maps; default: predictions/ of the output directory')
     args = parser.parse_args(argv)
-    p = load_config(args.config_env, args.config_exp, LinearFinetune, args.overrides)
+    p = parser.load(args)
     start(p, 1, __file__, argv)
     dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
     folder = args.predictions or Path(p.output_dir) / 'predictions'

@@ -1,4 +1,5 @@
 """Every command and every name in README and docs: scripts, flags, config files and keys exist."""
+import argparse
 import importlib
 import re
 import shlex
@@ -6,14 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from utils.config.load import load_config
-from utils.config.schema import Kmeans, LinearFinetune, Pretrain, Retrieval, TrainSaliency
+from utils.config.cli import ArgumentParser, ConfigParser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ['README.md', *(f'docs/{path.name}' for path in sorted((ROOT / 'docs').glob('*.md')))]
-SCHEMAS = {'pretrain/main.py': Pretrain, 'segmentation/linear_finetune.py': LinearFinetune,
-           'segmentation/eval.py': LinearFinetune, 'segmentation/score_predictions.py': LinearFinetune,
-           'segmentation/kmeans.py': Kmeans, 'segmentation/retrieval.py': Retrieval, 'saliency/train.py': TrainSaliency}
 TRIED_ELSEWHERE = ('experiments/voc_animals.py', 'experiments/ablations.py', 'benchmarks/masks.py')
 
 
@@ -38,7 +35,7 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.parametrize(('page', 'words'), COMMANDS, ids=[f'{page}-{words[0]}' for page, words in COMMANDS])
-def test_commands_parse(page: str, words: list[str]) -> None:
+def test_commands_parse(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     script, *arguments = words
     assert (ROOT / script).is_file()
     if script in TRIED_ELSEWHERE:
@@ -47,10 +44,25 @@ def test_commands_parse(page: str, words: list[str]) -> None:
         assert all(f"'{flag}'" in source for flag in flags)
         return
     module = importlib.import_module(script.removesuffix('.py').replace('/', '.'))
-    args = module.parse(arguments)
-    if script in SCHEMAS:
-        overrides = [*args.overrides, f'db_root={ROOT}']
-        load_config(args.config_env, args.config_exp, SCHEMAS[script], overrides)
+    if hasattr(module, 'parse'):
+        module.parse(arguments)
+        return
+    parse, load = ArgumentParser.parse_args, ConfigParser.load
+
+    def parsed(self: ArgumentParser, argv: list[str]) -> argparse.Namespace:
+        args = parse(self, argv)
+        if not isinstance(self, ConfigParser):
+            raise KeyboardInterrupt
+        return args
+
+    def loaded(self: ConfigParser, args: argparse.Namespace, **more: Path | None) -> None:
+        load(self, args, f'db_root={ROOT}', **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ArgumentParser, 'parse_args', parsed)
+    monkeypatch.setattr(ConfigParser, 'load', loaded)
+    with pytest.raises(KeyboardInterrupt):
+        module.main(arguments)
 
 
 @pytest.mark.parametrize('page', PAGES)

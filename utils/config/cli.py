@@ -4,9 +4,10 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from utils.config.keys import choices, default_text, nearest, schema_keys, type_name
+from utils.config.load import S, load_config
 from utils.config.paths import user_path
 from utils.config.schema import Env
 from utils.run.errors import UserError
@@ -56,11 +57,15 @@ def _bare(option: str) -> str:
     return option.lstrip('-').replace('-', '_')
 
 
-class ConfigParser(ArgumentParser):
-    """Of a script with a config of ``schema``, whose keys the help lists; --nproc if it can run in ``processes``."""
+class ConfigParser(ArgumentParser, Generic[S]):
+    """Of a script with a config of ``schema``, whose keys the help lists; --nproc if it can run in ``processes``.
 
-    def __init__(self, doc: str | None, schema: type[Env], processes: bool = True) -> None:
+    An option with the name of a key overrides it.
+    """
+
+    def __init__(self, doc: str | None, schema: type[S], processes: bool = True) -> None:
         super().__init__(doc)
+        self.schema = schema
         self.config_keys, self.epilog = tuple(schema_keys(schema)), describe_keys(schema)
         self.add_argument('--config_env', default='configs/env.yml', help='file with root_dir and db_root')
         self.add_argument('--config_exp', required=True, help='file of the experiment, e.g. one of configs/')
@@ -69,6 +74,13 @@ class ConfigParser(ArgumentParser):
         if processes:
             self.add_argument('--nproc', type=at_least(1), metavar='N',
                               help='processes to start (default: one for each visible GPU, or one on the CPU)')
+
+    def load(self, args: argparse.Namespace, *defaults: str, root_of_data: Path | None = None) -> S:
+        """``load_config`` of the parsed arguments; a key of ``defaults``, 'a.b=value', gives way to --set."""
+        options = [(name, str(value.resolve()) if isinstance(value, Path) else value)
+                   for name, value in vars(args).items() if name in self.config_keys and value is not None]
+        return load_config(args.config_env, args.config_exp, self.schema, [*defaults, *args.overrides], root_of_data,
+                           options)
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -47,15 +47,17 @@ def as_dict(config: Any) -> dict[str, Any]:
 
 
 def load_config(config_env: str, config_exp: str, schema: type[S], overrides: Sequence[str] = (),
-                root_of_data: Path | None = None) -> S:
+                root_of_data: Path | None = None, options: Sequence[tuple[str, Any]] = ()) -> S:
     """Read the two config files and the overrides 'a.b=value', of which the last counts, and fill in the defaults.
 
     ``config_env`` holds root_dir and db_root (``root_of_data`` where that is still the placeholder), ``config_exp`` all
-    other keys, and its name is 'config_name'. Paths of folders come back absolute. Raises UserError if a file is
-    missing, or anything in them is wrong: one line for each mistake.
+    other keys, and its name is 'config_name'. ``options``, (key, value) each, override the overrides. Paths of folders
+    come back absolute. Raises UserError if a file is missing, or anything in them is wrong: one line for each mistake.
     """
     env_file, exp_file = find_file(config_env), find_file(config_exp)
     reader, of_env = Reader(schema), schema_keys(Env)
+    reader.values.update(options)
+    reader.places.update((name, 'command line') for name, _ in options)
     for text in reversed(overrides):
         reader.read_override(text)
     reader.read_file(exp_file, [name for name in (*reader.keys, *reader.rules) if name not in of_env])
