@@ -15,9 +15,8 @@ from PIL import Image
 from experiments import ablations, voc_animals
 from experiments import runner as experiment
 from experiments.runner import overrides_of
-from utils.config.load import load_config
+from utils.config.load import load_config, save_config
 from utils.config.paths import REPOSITORY
-from utils.config.saved import save_config
 from utils.config.schema import Kmeans, LinearFinetune, Pretrain, Retrieval
 from utils.report.plots import line_panels
 from utils.run.errors import UserError

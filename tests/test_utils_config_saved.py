@@ -1,11 +1,10 @@
-"""utils.config.saved: config.yml beside the results; where files are looked for."""
+"""utils.config.load: config.yml beside the results; where files are looked for."""
 import pytest
 import yaml
 
 from tests.test_utils_config_load import MINIMAL
-from utils.config.load import as_dict
+from utils.config.load import as_dict, save_config
 from utils.config.paths import REPOSITORY, find_file
-from utils.config.saved import save_config
 from utils.config.schema import Kmeans
 from utils.run.errors import UserError
 

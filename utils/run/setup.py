@@ -14,7 +14,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from utils.config.saved import save_config
+from utils.config.load import save_config
 from utils.config.schema import Run
 from utils.report.results import read_results
 from utils.run import distributed
