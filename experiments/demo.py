@@ -5,7 +5,6 @@
 Draws a data set, pretrains without labels, and runs all protocols on the encoder before and after, two at a time.
 Steps that are finished are not run again. Writes table.md, table.csv and report.html.
 """
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from experiments.runner import Chain, Step, crf_flags
+from segmentation import table
 from utils.config.cli import ArgumentParser
-from utils.config.paths import REPOSITORY
 from utils.run.script import run_script
 
 EXACT = 'saliency=supervised_model'  # the exact masks; by default those that the network predicts
@@ -50,9 +49,9 @@ def plan(chain: Chain, drawing: Sequence[str]) -> tuple[list[Step], list[Step]]:
     return [draw, *encoders.values()], steps
 
 
-def table(root: Path) -> list[str]:
-    """The call that joins the results."""
-    words = ['segmentation/table.py', '--output', str(root), '--pretraining', str(root / 'pretrain'), '--note', NOTE,
+def joined(root: Path) -> list[str]:
+    """The arguments of segmentation/table.py that join the results."""
+    words = ['--output', str(root), '--pretraining', str(root / 'pretrain'), '--note', NOTE,
              '--pictures', str(root / 'kmeans-after' / 'visualizations')]
     for name, folders in COLUMNS.items():
         words += ['--column', name, *(str(root / folder) for folder in folders)]
@@ -75,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f'== The protocols before and after pretraining, two at a time (output: {args.output}/*/output.txt)')
     chain.run(protocols, jobs=2)
     print('== Before and after pretraining', flush=True)
-    if code := subprocess.call([sys.executable, *table(chain.root)], cwd=REPOSITORY):
-        raise SystemExit(code)
+    table.main(joined(chain.root))
     print(f'== All of it with pictures: open {args.output}/report.html in a browser')
 
 

@@ -33,7 +33,7 @@ def test_the_plan_of_the_demo(tmp_path: Path) -> None:
     assert {name: config.saliency for name, config in configs.items() if name.startswith('kmeans')} == {
         'kmeans-before-embedding': 'supervised_model', 'kmeans-before-backbone': 'supervised_model',
         'kmeans-after-given': 'supervised_model', 'kmeans-after': 'network'}
-    table = demo.table(tmp_path)
+    table = demo.joined(tmp_path)
     assert {Path(word).name for word in table if word.startswith(str(tmp_path)) and '-' in Path(word).name} == {
         *configs.keys() - {'pretrain', 'pretrain_before', 'linear-before', 'linear-after'}}
 

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from experiments import shapes as synthetic
-from experiments.drawing import CLASSES, KINDS, draw
+from experiments.shapes import CLASSES, KINDS, draw
 from utils.run.errors import UserError
 
 TRAIN, VAL = 16, 9
@@ -123,8 +123,9 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, failure):
 
 @pytest.mark.parametrize('bad', [{'train': 0}, {'val': 0}, {'size': 31}, {'seed': -1}])
 def test_parameters_out_of_range(tmp_path, bad):
-    with pytest.raises(UserError, match=next(iter(bad))):
-        synthetic.generate(tmp_path / 'set', **{'train': 1, 'val': 1, **bad})
+    (name, value), = bad.items()
+    with pytest.raises(UserError, match=f'--{name}: {value} is too small'):
+        synthetic.main(['--output', str(tmp_path / 'set'), f'--{name}', str(value)])
 
 
 def test_void_is_a_thin_ring_around_the_objects():
