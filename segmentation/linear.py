@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from utils.config.load import damaged, read_config, read_yaml
+from utils.config.reader import damaged, read_config, read_yaml
 from utils.report.results import read_results
 from utils.run.errors import UserError, name_some
 from utils.run.files import write_text

@@ -23,7 +23,7 @@ from models.weights import fingerprint, identify
 from segmentation.cluster_model import ClusterModel
 from segmentation.linear import read_trained
 from segmentation.objects import THRESHOLD, Objects, find_objects
-from utils.config.load import read_config
+from utils.config.reader import read_config
 from utils.run.checkpoint import load_checkpoint
 from utils.run.devices import pick_device, tf32, to_device
 from utils.run.errors import MissingFileError, UserError, name_some

@@ -34,7 +34,8 @@ from segmentation.feature_index import search
 from segmentation.figures import METHODS, POINTS, crop_object, draw_map, draw_rows, evenly, fit, project, spread
 from segmentation.objects import DAMAGED, KEPT, MASKS, read_masks, unpack
 from utils.config.cli import ArgumentParser, at_least
-from utils.config.load import Config, read_config
+from utils.config.load import Config
+from utils.config.reader import read_config
 from utils.config.schema import DEVICES, Prototypes
 from utils.report import page
 from utils.report.pictures import PART, montage, panel, pca_colours, thumbnail

@@ -12,7 +12,8 @@ from segmentation.objects import unpack
 from segmentation.visualize import crop_objects, read_objects
 from tests.colours import CLASSES, MIDDLE, RGB, SIDE, ColourModel, runner, write_image, write_lists
 from tests.test_utils_report_run import Page
-from utils.config.load import Config, read_config
+from utils.config.load import Config
+from utils.config.reader import read_config
 from utils.run.errors import UserError
 
 LEFT, RIGHT = (slice(8, 24), slice(0, 12)), (slice(8, 24), slice(20, 32))

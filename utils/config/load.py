@@ -10,15 +10,13 @@ from easydict import EasyDict
 from utils.config.keys import Section, flat, nest, schema_keys
 from utils.config.paths import REPOSITORY, find_file, shown, user_path
 from utils.config.published import describe
-from utils.config.reader import Reader
+from utils.config.reader import LAST_KEY, NAME, Reader, read_config
 from utils.config.schema import Env, Run, conflicts
-from utils.run.errors import UserError, cannot_read, name_some
+from utils.run.errors import UserError, name_some
 from utils.run.files import write_text
 from utils.run.log import clear_metrics
 
 PLACEHOLDER = '/path/to'
-NAME, LAST_KEY = 'config.yml', 'config_name'
-MOVE = 'move it away to do without what it says'
 RESULTS = ('*.pth.tar', '*.pth', '*.npz', 'results.json', 'predictions*')  # checkpoints and results in a folder
 S = TypeVar('S', bound=Run)
 
@@ -89,33 +87,6 @@ def load_config(config_env: str, config_exp: str, schema: type[S], overrides: Se
 
 def _absolute(path: str, base: Path) -> str:
     return str((base / user_path(path)).resolve())
-
-
-def read_yaml(path: Path, hint: str = MOVE) -> dict[str, Any] | None:
-    """The keys of a file that this code wrote; None if it is not there. Raises UserError if it is damaged."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        return None
-    except PermissionError as error:
-        raise cannot_read(path) from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise damaged(path, str(error).splitlines()[0], hint) from error
-    if not isinstance(content, dict):
-        raise damaged(path, 'it holds no keys', hint)
-    return content
-
-
-def damaged(path: Path, why: str, hint: str = MOVE) -> UserError:
-    return UserError(f'{path} is damaged ({why}); restore it, or {hint}.')
-
-
-def read_config(output_dir: Path, hint: str = MOVE) -> dict[str, Any] | None:
-    """config.yml of a run; None if there is none. Raises UserError if it is damaged."""
-    content = read_yaml(output_dir / NAME, hint)
-    if content is not None and LAST_KEY not in content:
-        raise damaged(output_dir / NAME, f'its end, with {LAST_KEY}, is missing', hint)
-    return content
 
 
 def save_config(config: Section, output_dir: str | Path, identity: Sequence[str] = ()) -> Path:

@@ -1,4 +1,7 @@
-"""YAML files and overrides, read against a schema: every mistake is collected, with its file and line."""
+"""YAML files and overrides, read against a schema: every mistake is collected, with its file and line.
+
+And the files that this code wrote, as config.yml beside the results, read as they are.
+"""
 import re
 from collections.abc import Collection
 from itertools import accumulate
@@ -16,6 +19,8 @@ from utils.run.errors import UserError, cannot_read, name_some
 NULL, STR, FLOAT = (f'tag:yaml.org,2002:{name}' for name in ('null', 'str', 'float'))
 NUMBER = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')
 EXPONENT = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$')
+MOVE = 'move it away to do without what it says'
+NAME, LAST_KEY = 'config.yml', 'config_name'
 
 
 class Loader(yaml.SafeLoader):
@@ -194,3 +199,30 @@ def _problem(error: Exception) -> str:
     """What a YAML parser complains about, in one line."""
     text = getattr(error, 'problem', None) or getattr(error, 'reason', None) or str(error)
     return ' '.join(str(text).split())
+
+
+def read_yaml(path: Path, hint: str = MOVE) -> dict[str, Any] | None:
+    """The keys of a file that this code wrote; None if it is not there. Raises UserError if it is damaged."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise cannot_read(path) from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise damaged(path, str(error).splitlines()[0], hint) from error
+    if not isinstance(content, dict):
+        raise damaged(path, 'it holds no keys', hint)
+    return content
+
+
+def damaged(path: Path, why: str, hint: str = MOVE) -> UserError:
+    return UserError(f'{path} is damaged ({why}); restore it, or {hint}.')
+
+
+def read_config(output_dir: Path, hint: str = MOVE) -> dict[str, Any] | None:
+    """config.yml of a run; None if there is none. Raises UserError if it is damaged."""
+    content = read_yaml(output_dir / NAME, hint)
+    if content is not None and LAST_KEY not in content:
+        raise damaged(output_dir / NAME, f'its end, with {LAST_KEY}, is missing', hint)
+    return content
