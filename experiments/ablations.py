@@ -21,7 +21,7 @@ from experiments.runner import overrides_of
 from experiments.voc_animals import ALL, INITIAL, METRICS, Model, Row, Scores
 from utils.config.load import load_config
 from utils.config.schema import Pretrain
-from utils.report.plots import line_panels, to_image
+from utils.report.pictures import line_panels, to_image
 from utils.report.results import csv_text
 from utils.run.errors import UserError
 from utils.run.files import save_image, write_text

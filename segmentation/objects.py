@@ -3,7 +3,7 @@ import hashlib
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,7 +134,9 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Ite
                              min_component)
         semsegs, originals = (batch.get(name) or [None] * len(found) for name in ('semseg', 'original'))
         batches.append(list(map(describe, found, batch['shape'], semsegs, originals)))
-    images = list(chain(*(distributed.interleave(batches) if shared else batches)))
+    parts = distributed.gather_objects(batches) if shared else [batches]
+    in_order = chain(*zip_longest(*parts, fillvalue=[]))  # processes took the batches in turn
+    images = list(chain(*in_order))
     prototypes, inside, outside, shapes, masks, pictures = zip(*images, strict=True)
     return EmbeddedSplit(np.concatenate(prototypes), np.concatenate(inside), np.stack(outside),
                          np.repeat(np.arange(len(images)), [*map(len, prototypes)]), list(shapes),

@@ -21,8 +21,7 @@ from PIL import Image
 
 from utils.config.cli import ArgumentParser
 from utils.report import page
-from utils.report.pictures import montage
-from utils.report.plots import class_bars, curve_of_clusters, to_image
+from utils.report.pictures import class_bars, curve_of_clusters, montage, to_image
 from utils.report.results import csv_text, markdown, pivot, read_results, with_spread
 from utils.report.run import (
     CURVE,

@@ -38,8 +38,7 @@ from utils.config.load import Config
 from utils.config.reader import read_config
 from utils.config.schema import DEVICES, Prototypes
 from utils.report import page
-from utils.report.pictures import PART, montage, panel, pca_colours, thumbnail
-from utils.report.plots import to_image
+from utils.report.pictures import PART, montage, panel, pca_colours, thumbnail, to_image
 from utils.run.checkpoint import read_arrays
 from utils.run.devices import allow_tf32, pick_device, to_device
 from utils.run.errors import UserError

@@ -18,7 +18,7 @@ from experiments.runner import overrides_of
 from utils.config.load import load_config, save_config
 from utils.config.paths import REPOSITORY
 from utils.config.schema import Kmeans, LinearFinetune, Pretrain, Retrieval
-from utils.report.plots import line_panels
+from utils.report.pictures import line_panels
 from utils.run.errors import UserError
 
 SCHEMAS = {'main': Pretrain, 'linear_finetune': LinearFinetune, 'kmeans': Kmeans, 'retrieval': Retrieval}

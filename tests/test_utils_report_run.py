@@ -17,7 +17,7 @@ from PIL import Image
 
 from utils.report import folder
 from utils.report.folder import FolderRun
-from utils.report.plots import class_bars, curve_of_clusters, to_svg
+from utils.report.pictures import class_bars, curve_of_clusters, to_svg
 from utils.report.results import save_results
 from utils.report.run import read_history, write_run_report
 from utils.run.errors import UserError
@@ -143,7 +143,7 @@ def test_a_failing_report_is_a_warning(tmp_path: Path, caplog, monkeypatch) -> N
 
 
 def test_plots_need_no_display_and_no_backend_of_a_notebook() -> None:
-    code = ('from utils.report.plots import line_panels, to_image; from utils.run.script import run_script; '
+    code = ('from utils.report.pictures import line_panels, to_image; from utils.run.script import run_script; '
             'run_script(lambda: to_image(lambda: line_panels({"a": {"b": [(0, 1)]}})))')
     subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[1], env={
         **os.environ, 'MPLBACKEND': 'module://matplotlib_inline_that_is_not_installed'})

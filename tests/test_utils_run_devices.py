@@ -53,9 +53,9 @@ def test_what_a_device_cannot_do_is_one_sentence(kind: str, monkeypatch: pytest.
     with pytest.raises(UserError, match=f'bf16 is not what this {kind} device computes in; take fp32.'):
         Precision(torch.device(kind), 'bf16')
     assert not Precision(torch.device(kind)).scaler.is_enabled()
-    start_processes(None, 'auto', 'script.py', [])
+    start_processes(None, torch.device(kind), 'script.py', [])
     with pytest.raises(UserError, match=f'several processes need CUDA GPUs or CPUs, and this device is {kind}'):
-        start_processes(2, 'auto', 'script.py', [])
+        start_processes(2, torch.device(kind), 'script.py', [])
     monkeypatch.setenv('WORLD_SIZE', '2')
     with pytest.raises(UserError, match=f'this device is {kind}'):
         start(SimpleNamespace(device='auto'), 1, 'script.py', [])

@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from utils.report.plots import Draw, to_svg
+from utils.report.pictures import Draw, to_svg
 from utils.run.files import PALETTE, write_text
 
 REPORT = 'report.html'  # name of every page

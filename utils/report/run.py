@@ -12,7 +12,7 @@ import torch
 
 from utils.config.keys import flat
 from utils.report import page
-from utils.report.plots import class_bars, curve_of_clusters, line_panels
+from utils.report.pictures import class_bars, curve_of_clusters, line_panels
 from utils.report.results import with_spread
 from utils.run import distributed
 from utils.run.log import METRICS, PICTURES, warn_of_failure

@@ -95,12 +95,6 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def interleave(items: list[Any]) -> list[Any]:
-    """Undo that the processes took items in turn: those of all, in order, on every process."""
-    parts = gather_objects(items)
-    return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
-
-
 def barrier() -> None:
     any_process(False)
 

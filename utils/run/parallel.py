@@ -2,10 +2,8 @@
 import multiprocessing
 import os
 import platform
-import re
 import signal
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -25,8 +23,6 @@ from utils.run.errors import UserError
 BOOT = Path('/proc/sys/kernel/random/boot_id')
 WATCH = 0.5  # seconds between two looks of a worker at whether its parent lives
 WORKERS_WAIT = hasattr(signal, 'sigtimedwait')  # not on macOS
-LOST_WORKER = ('a loader worker was killed, for lack of memory or of shared memory (/dev/shm; of a container by '
-               '--shm-size): raise it or lower num_workers')
 _affinities: list[frozenset[int]] = []  # of the processes of this job on this machine, once they have told
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -123,14 +119,3 @@ def _end_with_parent() -> None:
         elif (received := signal.sigtimedwait({signal.SIGTERM}, WATCH)) is not None and received.si_pid == parent.pid:
             break
     os._exit(0)
-
-
-def lost_worker(error: BaseException | None) -> bool:
-    """Whether a loader worker was killed, or found no shared memory."""
-    if not isinstance(error, (ConnectionError, EOFError, RuntimeError)):
-        return False
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises the same once more, at any moment
-    if isinstance(error, RuntimeError):
-        return re.search(r'DataLoader worker .*(killed by signal|exited unexpectedly)|</torch_', str(error)) is not None
-    return any(frame.f_code.co_filename.endswith('resource_sharer.py')  # it died while it handed over a tensor
-               for frame, _ in traceback.walk_tb(error.__traceback__))

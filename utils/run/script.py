@@ -15,7 +15,6 @@ from types import FrameType
 from utils.run import distributed
 from utils.run.errors import CANNOT_WRITE, DENIED, EXIT_STOPPED, EXIT_UNREAD, EXIT_USER_ERROR, UserError
 from utils.run.log import paint
-from utils.run.parallel import LOST_WORKER, lost_worker
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # they ask a run to stop: of a scheduler, and of Ctrl-C
 LAUNCHER = 5  # seconds in which PyTorch's launcher sees that a process is dead, which it asks ten times a second
@@ -111,8 +110,9 @@ def _ending(failure: BaseException) -> tuple[int, str]:
     elif isinstance(failure, BrokenPipeError) and _unread():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end
         return EXIT_UNREAD, ''
-    elif lost_worker(failure):
-        text = f'{LOST_WORKER}, and rerun.'
+    elif _lost_worker(failure):
+        text = ('a loader worker was killed, for lack of memory or of shared memory (/dev/shm; of a container by '
+                '--shm-size): raise it or lower num_workers, and rerun.')
     elif isinstance(failure, RuntimeError) and NO_MEMORY.search(str(failure)):
         text = f'the GPU has too little memory ({str(failure).splitlines()[0].partition(". ")[0]}); {LESS_MEMORY}'
     elif isinstance(failure, OSError) and failure.errno in CANNOT_WRITE:
@@ -128,6 +128,17 @@ def sentence(error: UserError) -> str:
     """The sentence of an error, also when a loader worker sent it with its traceback in front."""
     text = str(error)
     return re.split(r'^[\w.]+Error: ', text, flags=re.MULTILINE)[-1].strip() if 'Original Traceback' in text else text
+
+
+def _lost_worker(error: BaseException) -> bool:
+    """Whether a loader worker was killed, or found no shared memory."""
+    if not isinstance(error, (ConnectionError, EOFError, RuntimeError)):
+        return False
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises the same once more, at any moment
+    if isinstance(error, RuntimeError):
+        return re.search(r'DataLoader worker .*(killed by signal|exited unexpectedly)|</torch_', str(error)) is not None
+    return any(frame.f_code.co_filename.endswith('resource_sharer.py')  # it died while it handed over a tensor
+               for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _unread() -> bool:

@@ -35,8 +35,8 @@ def start(p: Run, nproc: int | None, script: str, argv: Sequence[str] | None,
     ``identity`` is of ``save_config``. Raises UserError if the output directory cannot be made, is in use or was made
     with another config, or if the device is not there, or none for several processes.
     """
-    start_processes(nproc, p.device, script, argv)
     device = pick_device(p.device)
+    start_processes(nproc, device, script, argv)
     if distributed.is_launched():
         require_processes(device)
         if device.type == 'cuda':
@@ -64,7 +64,7 @@ def start(p: Run, nproc: int | None, script: str, argv: Sequence[str] | None,
     return device
 
 
-def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[str] | None) -> None:
+def start_processes(nproc: int | None, device: torch.device, script: str, argv: Sequence[str] | None) -> None:
     """Run the script again in ``nproc`` processes, None for one a visible GPU, and exit after them.
 
     Returns where this process is to do the work, as one of a job or the only one; ``argv`` is as of ``main``. Raises
@@ -73,12 +73,11 @@ def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[
     """
     if 'RANK' in os.environ:
         return
-    where = pick_device(device)
-    gpus = torch.cuda.device_count() if where.type == 'cuda' else 0
+    gpus = torch.cuda.device_count() if device.type == 'cuda' else 0
     count = nproc or max(1, gpus)
     if count == 1:
         return
-    require_processes(where)
+    require_processes(device)
     if 0 < gpus < count:
         raise UserError(f'--nproc is {count}, but {gpus} GPUs are visible; lower it, or set device=cpu.')
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, available_cores() // count)))
@@ -96,10 +95,8 @@ def start_processes(nproc: int | None, device: str, script: str, argv: Sequence[
 
 def _exit_code(error: ChildFailedError) -> int:
     """That of the process which has said why; others may have failed for the loss of it."""
-    codes = {failed.exitcode for failed in error.failures.values()}
-    for told in (EXIT_USER_ERROR, EXIT_STOPPED):
-        if told in codes:
-            return told
+    if told := {EXIT_USER_ERROR, EXIT_STOPPED} & {failed.exitcode for failed in error.failures.values()}:
+        return min(told)
     rank, failure = error.get_first_failure()
     if failure.exitcode < 0:
         print(f'error: process {rank} was ended by {signal.Signals(-failure.exitcode).name}, and the others with it; '

@@ -19,7 +19,7 @@ from utils.run.checkpoint import last_good, resume_training, save_training
 from utils.run.devices import Precision, tf32
 from utils.run.errors import UserError, name_some
 from utils.run.log import MetricsWriter, log_epoch, progress
-from utils.run.parallel import LOST_WORKER, lost_worker, starting_workers
+from utils.run.parallel import starting_workers
 from utils.run.script import SIGNALS, handled, stop, stop_at_once
 
 log = logging.getLogger(__name__)
@@ -124,12 +124,7 @@ class Trainer:
             self._signal = number
 
         with handled(note, *SIGNALS):
-            try:
-                yield
-            except Exception as error:
-                if lost_worker(error):
-                    raise UserError(f'{LOST_WORKER}, and rerun the same command; {last_good(self.path)}.') from error
-                raise
+            yield
         if distributed.any_process(self._signal is not None):
             stop(self._signal)
 
