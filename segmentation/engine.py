@@ -62,11 +62,9 @@ def run_network(model: LinearSegmentationModel, loader: DataLoader, device: torc
 
 def validate(model: LinearSegmentationModel, loader: DataLoader, device: torch.device, num_classes: int) -> np.ndarray:
     """Confusion matrix of all processes at the network's input size, to which the ground truth is resized (nearest)."""
-    confusion = np.zeros((num_classes, num_classes), np.int64)
-    for output in run_network(model, loader, device):
-        small = resize_mask(output.semseg, *output.labels.shape[::-1])
-        confusion += confusion_matrix(small, output.labels, num_classes)
-    return np.sum(distributed.gather_objects(confusion), axis=0)
+    counts = (confusion_matrix(resize_mask(output.semseg, *output.labels.shape[::-1]), output.labels, num_classes)
+              for output in run_network(model, loader, device))
+    return np.asarray(sum(distributed.gather_objects(sum(counts))))  # 0 of a process without images
 
 
 def predict(model: LinearSegmentationModel, loader: DataLoader, device: torch.device, output_dir: Path,
@@ -88,11 +86,9 @@ def predict(model: LinearSegmentationModel, loader: DataLoader, device: torch.de
             save_image(picture, output_dir / PICTURES / f'{output.name}.png')
         return np.stack([confusion_matrix(output.semseg, labels, num_classes) for labels in maps])
 
-    confusions = np.zeros((1 if refine is None else 2, num_classes, num_classes), np.int64)
     outputs = run_network(model, loader, device, refine is not None)
-    for counts in in_threads(finish, outputs, threads, threads + (loader.batch_size or 1)):
-        confusions += counts
-    return np.sum(distributed.gather_objects(confusions), axis=0)
+    counts = in_threads(finish, outputs, threads, threads + (loader.batch_size or 1))
+    return np.asarray(sum(distributed.gather_objects(sum(counts))))  # 0 of a process without images
 
 
 def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet, device: torch.device,
