@@ -110,8 +110,7 @@ def read_objects(run: Path) -> SavedObjects:
 def crop_objects(saved: SavedObjects, dataset: ImageSet, indices: Iterable[int]) -> dict[int, np.ndarray]:
     """{object: its outlined crop (h, w, 3) uint8, or without masks its image}. Raises UserError for a lost image."""
     numbers, crops = {name: i for i, name in enumerate(dataset.ids)}, {}
-    by_image = sorted(set(indices), key=lambda i: saved.images[i])
-    for name, members in groupby(by_image, key=lambda i: str(saved.images[i])):
+    for name, members in groupby(sorted(set(indices)), key=lambda i: str(saved.images[i])):  # saved image by image
         if name not in numbers:
             raise UserError(f'image {name} of the saved run is not in the split it was made of; restore it.')
         image = dataset.load(numbers[name])['image']
@@ -130,10 +129,8 @@ def draw_embedding(p: Prototypes, model: Any, dataset: ImageSet, count: int, dev
     directions = F.normalize(torch.cat(maps).float(), dim=1).numpy()
     for sample, colours in zip(samples, pca_colours(directions), strict=True):
         image = thumbnail(sample['image'], PART)
-        parts = {'image': image, 'embedding': cv2.resize(colours, image.shape[1::-1])}
-        if 'semseg' in sample:
-            parts['ground truth'] = sample['semseg']
-        panels.append(np.array(panel(list(parts.values()), list(parts))))
+        parts = [image, cv2.resize(colours, image.shape[1::-1]), *([sample['semseg']] if 'semseg' in sample else [])]
+        panels.append(np.array(panel(parts, ('image', 'embedding', 'ground truth')[:len(parts)])))
     return montage(panels, 2)
 
 
