@@ -25,9 +25,10 @@ import torch
 from data.transforms import resize_mask, split_mask
 from data.voc import VOC_CLASSES, VOID
 from models.crf import crf_in_workers, dense_crf
-from segmentation.clustering import Whitening, cluster_confusion, kmeans, match_clusters, merge_clusters, score_clusters
+from segmentation.clustering import Whitening, kmeans, match_clusters, merge_clusters, score_clusters
 from segmentation.feature_index import FeatureIndex
 from segmentation.metrics import confusion_matrix, iou_matrix, iou_of
+from segmentation.objects import EmbeddedSplit
 from utils.config.cli import ArgumentParser
 from utils.run.parallel import available_cores, in_threads
 from utils.run.script import run_script
@@ -107,10 +108,11 @@ def kmeans_ours(images: int) -> tuple[float, list[np.ndarray]]:
             packed.append(np.packbits(objects))
             prototypes.append(drawing.prototype)
     with watch:
-        matrices, histograms, points = [], np.concatenate(inside), whitened(prototypes)
+        matrices, points = [], whitened(prototypes)
+        split = EmbeddedSplit(points, np.concatenate(inside), np.stack(outside), np.arange(images), [], [], [])
         for run in range(RUNS):
             clusters = kmeans(points, CLUSTERS, 1234 + run).ids
-            confusion = cluster_confusion(histograms, np.stack(outside), clusters, CLUSTERS)
+            confusion = split.confusion(clusters + 1, CLUSTERS + 1)
             score_clusters(merge_clusters(confusion, match_clusters(confusion)))
             matrices.append(iou_matrix(confusion))
     return watch.seconds, matrices
@@ -167,9 +169,9 @@ def classes_of(entries: int) -> np.ndarray:
 def search_ours(queries: int, entries: int, checked: int) -> tuple[float, np.ndarray]:
     watch, votes, vectors = Stopwatch(), np.eye(CLASSES, dtype=np.int64)[classes_of(entries)], units(queries, 1)
     index = FeatureIndex(units(entries, 0), votes, np.arange(entries).astype(str), VOC_CLASSES)
-    index.nearest(vectors[:1])  # the libraries start their threads
+    index.vote(index.search(vectors[:1]))  # the libraries start their threads
     with watch:
-        found = index.nearest(vectors)
+        found = index.vote(index.search(vectors))
     return watch.seconds, found[:checked]
 
 

@@ -15,7 +15,7 @@ from data.image_set import ImageSet
 from data.loaders import collate
 from data.transforms import EvaluationTransform, denormalize
 from models.segmentation import ContrastiveSegmentationModel
-from segmentation.clustering import cluster, cluster_confusion, match_clusters, merge_clusters
+from segmentation.clustering import cluster, match_clusters, merge_clusters
 from segmentation.figures import evenly
 from segmentation.metrics import iou_of
 from segmentation.objects import THRESHOLD, embed_split
@@ -107,7 +107,7 @@ class Monitor:
         with observed(self.model, self.compiled):
             split = embed_split(self.model, loader, self.trainer.precision.device, clusters + 1, shared=False)
         _, runs = cluster(split.prototypes, [clusters], 1, seed)
-        confusion = cluster_confusion(split.inside, split.outside, runs[clusters][0].ids, clusters)
+        confusion = split.confusion(runs[clusters][0].ids + 1, clusters + 1)
         miou = 100 * float(iou_of(merge_clusters(confusion, match_clusters(confusion))).mean())
         self.trainer.writer.add_scalars({'probe/mIoU': miou}, self.trainer.epoch + 1)
         log.info('Online K-means: mIoU of %d images is %.2f', len(probe), miou)

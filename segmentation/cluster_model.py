@@ -1,5 +1,6 @@
 """Clusters as a file: what gives an object of a new image its label, and the names that users give to clusters."""
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,9 +16,9 @@ from utils.run.checkpoint import load_checkpoint, require_finite, save_checkpoin
 from utils.run.errors import UserError
 from utils.run.files import write_text
 
+log = logging.getLogger(__name__)
 CLUSTERS, NAMES = 'clusters.pth.tar', 'clusters.yml'
 ARRAYS, BACKGROUND = ('mean', 'projection', 'centres', 'labels'), 'background'
-MAX_CLUSTERS = 254  # label maps hold a byte a pixel, 0 is the background and 255 the ignore label
 
 
 @dataclass
@@ -69,35 +70,30 @@ def placeholders(count: int) -> list[str]:
     return [BACKGROUND, *(f'cluster_{k}' for k in range(1, count + 1))]
 
 
-def write_names(path: Path, sizes: Sequence[int]) -> None:
-    """Placeholders for the user to edit; ``sizes``: objects in each cluster."""
-    first, *others = placeholders(len(sizes))
-    lines = ['# Names of the clusters, for you to edit: clusters/ shows what is in each. Clusters of one name become',
-             f'# one class, and one that is named {BACKGROUND} goes into it. segmentation/predict.py reads this file.',
-             'classes:', f'- {first}']
-    lines += [f'- {name}  # objects: {size}' for name, size in zip(others, sizes, strict=True)]
-    write_text(path, '\n'.join(lines) + '\n')
+def renew_names(folder: Path, model: ClusterModel, sizes: Sequence[int]) -> None:
+    """Write placeholders for the user to edit, unless the names in ``folder`` are those of the same clusters.
 
-
-def renew_names(folder: Path, model: ClusterModel, sizes: Sequence[int]) -> Path | None:
-    """Write placeholders unless the names in ``folder`` are those of the same clusters.
-
-    Returns where names that a user gave to others are now, if there are any. Raises UserError if nobody can tell whose
-    names they are.
+    ``sizes``: objects in each cluster. Names that a user gave to others are moved. Raises UserError if nobody can tell
+    whose they are.
     """
-    names, clusters, moved = folder / NAMES, folder / CLUSTERS, None
+    names, clusters = folder / NAMES, folder / CLUSTERS
     if names.is_file() and clusters.is_file():
         before = ClusterModel.of(load_checkpoint(clusters), clusters)
         if before is None:
             raise UserError(f'{clusters} holds no clusters, and the names in {NAMES} belong to those it had; move both '
                             'away.')
         if before.centres.shape == model.centres.shape and np.allclose(before.centres, model.centres, atol=1e-6):
-            return None
+            return
     if names.is_file() and not _untouched(names):
         free = (names.with_stem(f'{names.stem}_before_{number}') for number in itertools.count(1))
         moved = names.replace(next(place for place in free if not place.exists()))
-    write_names(names, sizes)
-    return moved
+        log.info('The clusters are not those of before: their names are now in %s', moved)
+    first, *others = placeholders(len(sizes))
+    lines = ['# Names of the clusters, for you to edit: clusters/ shows what is in each. Clusters of one name become',
+             f'# one class, and one that is named {BACKGROUND} goes into it. segmentation/predict.py reads this file.',
+             'classes:', f'- {first}']
+    lines += [f'- {name}  # objects: {size}' for name, size in zip(others, sizes, strict=True)]
+    write_text(names, '\n'.join(lines) + '\n')
 
 
 def _untouched(path: Path) -> bool:

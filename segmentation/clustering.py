@@ -9,12 +9,14 @@ from scipy.spatial.distance import cdist
 from scipy.stats import entropy
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_score
 
 from segmentation.metrics import iou_matrix, iou_of
 from utils.run.errors import UserError
 
 DIMENSIONS = 32
 EMPTY = 1e-9  # share of the greatest variance below which a direction holds rounding alone
+SAMPLE = 5000  # points of the silhouette at most: it compares each with each
 
 
 @dataclass
@@ -81,15 +83,13 @@ def cluster(prototypes: np.ndarray, counts: Iterable[int], num_seeds: int, seed:
                        for count in sorted(set(counts), reverse=True)}
 
 
-def cluster_confusion(inside: np.ndarray, outside: np.ndarray, clusters: np.ndarray, num_clusters: int) -> np.ndarray:
-    """The (classes, num_clusters + 1) pixel counts of a clustering; column 0 is what lies outside all objects.
-
-    ``inside`` (N, classes) and ``outside`` (M, classes) are those of ``EmbeddedSplit``, ``clusters`` (N,) from 0.
-    """
-    confusion = np.zeros((num_clusters + 1, inside.shape[1]), np.int64)
-    confusion[0] = outside.sum(0)
-    np.add.at(confusion, clusters + 1, inside)
-    return confusion.T
+def silhouette(points: np.ndarray, clusters: np.ndarray, seed: int) -> float:
+    """Mean silhouette (Rousseeuw, 1987), -1..1, of at most 5,000 points; nan for one cluster or one a point."""
+    if len(points) > SAMPLE:
+        chosen = np.random.default_rng(seed).choice(len(points), SAMPLE, replace=False)
+        points, clusters = points[chosen], clusters[chosen]
+    usable = 2 <= len(np.unique(clusters)) < len(points)
+    return float(silhouette_score(points, clusters)) if usable else float('nan')
 
 
 def match_clusters(confusion: np.ndarray, matching: str = 'majority') -> np.ndarray:

@@ -20,7 +20,7 @@ from models.crf import require_crf
 from models.weights import fingerprint, read_weights
 from segmentation.engine import score
 from segmentation.linear import BEST, check_free, read_trained, stem
-from segmentation.provenance import made_with
+from segmentation.metrics import made_with
 from utils.config.cli import ConfigParser
 from utils.config.paths import find_file
 from utils.config.schema import LinearFinetune

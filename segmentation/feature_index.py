@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from segmentation.clustering import cluster_confusion
 from segmentation.objects import MASKS, EmbeddedSplit, save_masks
-from segmentation.provenance import differences
 from utils.run.checkpoint import read_arrays
 from utils.run.errors import UserError, name_some
 from utils.run.files import save_arrays
 
 QUERIES, ENTRIES = 512, 4096  # compared at a time: 8 MB of cosines
+DECIDES = ('fingerprint', 'backbone', 'features', 'masks', 'min_component', 'size')  # of a network: the prototypes
 SAVED = ('prototypes', 'votes', 'images', 'classes', 'db_name', 'made_by', 'network')
 
 
@@ -91,10 +90,6 @@ class FeatureIndex:
         support = sum(labels == column[:, None] for column in labels.T) * (labels >= 0)  # neighbours of the same class
         return np.take_along_axis(labels, support.argmax(1)[:, None], 1)[:, 0]  # argmax: the first, nearest
 
-    def nearest(self, queries: np.ndarray, k: int = 1, images: np.ndarray | None = None) -> np.ndarray:
-        """(N, D) -> (N,) classes by the vote of the k nearest entries; arguments as ``search``."""
-        return self.vote(self.search(queries, k, images))
-
     def save(self, path: Path) -> None:
         """Write an .npz file, whole or not at all, and the masks beside it."""
         arrays = {name: getattr(self, name) for name in SAVED}
@@ -115,6 +110,9 @@ def build_index(split: EmbeddedSplit, ids: Sequence[str], classes: Sequence[str]
 
 def load_index(path: Path, classes: Sequence[str], network: Mapping[str, Any]) -> FeatureIndex:
     """Read what ``FeatureIndex.save`` wrote. Raises UserError for another file, other classes or another network."""
+    def short(value: Any) -> str:
+        return f'{value[:12]}...' if isinstance(value, str) and len(value) == 64 else str(value)  # a fingerprint
+
     damaged = 'is no memory.npz of retrieval.py, damaged, or of an earlier version; refill it.'
     file = read_arrays(path, SAVED, damaged)
     try:
@@ -124,16 +122,10 @@ def load_index(path: Path, classes: Sequence[str], network: Mapping[str, Any]) -
     if saved != tuple(classes):
         raise UserError(f'memory {path} was filled with classes {name_some(saved)}, not {name_some(classes)}; fill one '
                         'for this data set and config.')
-    changed = differences(made, network)
+    changed = [f'{name} {short(made.get(name))} then, {short(network[name])} now' for name in DECIDES
+               if made.get(name) != network[name]]
     if changed:
         raise UserError(f'memory {path} was filled with other prototypes ({"; ".join(changed)}); fill one with this '
                         'network and config: leave out --memory.')
     return FeatureIndex(file['prototypes'], file['votes'], file['images'], saved, str(file['db_name']),
                         str(file['made_by']), made)
-
-
-def retrieval_confusion(split: EmbeddedSplit, predicted: np.ndarray, ignored: Sequence[int] = ()) -> np.ndarray:
-    """(classes, classes) pixel counts without the ignored classes: each object as predicted, all else background."""
-    confusion = cluster_confusion(split.inside, split.outside, predicted - 1, split.inside.shape[1] - 1)
-    confusion[list(ignored)] = 0
-    return confusion

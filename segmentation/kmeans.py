@@ -22,16 +22,15 @@ import numpy as np
 
 from data.image_set import ImageSet
 from data.loaders import evaluation_loader, identity, open_images
+from data.transforms import resize_mask
 from models.build import build_prototype_model, prototype_network
 from segmentation.cluster_model import CLUSTERS, NAMES, ClusterModel, renew_names
-from segmentation.clustering import cluster, cluster_confusion, match_clusters, merge_clusters, score_clusters
-from segmentation.discovery import discover, write_sheets
-from segmentation.metrics import iou_of, standard_deviation
-from segmentation.objects import KEPT, MASKS, EmbeddedSplit, embed_split, save_masks
-from segmentation.provenance import made_with_network
+from segmentation.clustering import cluster, match_clusters, merge_clusters, score_clusters, silhouette
+from segmentation.metrics import iou_of, made_with_network, standard_deviation
+from segmentation.objects import KEPT, MASKS, EmbeddedSplit, embed_split, save_masks, unpack
 from utils.config.cli import ConfigParser
 from utils.config.schema import Kmeans
-from utils.report.pictures import panel
+from utils.report.pictures import montage, overlay, panel, thumbnail
 from utils.report.results import iou_entry, log_iou, remove_stale, save_results
 from utils.report.run import CLUSTER_IMAGES, PREDICTIONS, write_run_report
 from utils.run import distributed
@@ -44,6 +43,8 @@ from utils.run.script import run_script
 from utils.run.setup import start
 
 log = logging.getLogger(__name__)
+SHOWN, COLUMNS, SIDE = 24, 6, 160  # of a contact sheet: objects, objects in a row, longer side of an image in pixels
+MAX_CLUSTERS = 254  # label maps hold a byte a pixel, 0 is the background and 255 the ignore label
 # clusters, the (N,) cluster of each object (-1: none), and for results.json and the report the entries, the confusion
 # matrices and the pictures of clusters
 Found = tuple[ClusterModel, np.ndarray, dict[str, Any], dict[str, np.ndarray], list[tuple[str, Path]]]
@@ -77,15 +78,30 @@ def write_predictions(output_dir: Path, ids: Sequence[str], split: EmbeddedSplit
     return drawn
 
 
+def write_sheets(folder: Path, dataset: ImageSet, split: EmbeddedSplit, objects: np.ndarray,
+                 clusters: np.ndarray) -> list[tuple[str, Path]]:
+    """A contact sheet of each cluster, cluster_<k>.jpg: the first of its objects, of these with their ``clusters``."""
+    def write(cluster: int) -> tuple[str, Path]:
+        path, pictures = folder / f'cluster_{cluster + 1}.jpg', []
+        for index in objects[clusters == cluster][:SHOWN]:
+            image = thumbnail(dataset.load(int(split.image[index]))['image'], SIDE)
+            mask = resize_mask(unpack(split.masks[index]), *image.shape[1::-1])
+            pictures.append(overlay(image, mask * np.uint8(cluster + 1)))
+        save_image(montage(pictures, COLUMNS), path)
+        return path.stem, path
+
+    for old in folder.glob('cluster_*.jpg'):
+        old.unlink()
+    return list(in_threads(write, np.unique(clusters).tolist()))
+
+
 def save_clusters(p: Kmeans, clusters: ClusterModel, sizes: Sequence[int]) -> None:
     """Write clusters.pth.tar and, for clusters without classes, clusters.yml, for their names beside their sizes."""
     if p.saliency != 'network':
         log.warning('These clusters are those of precomputed masks (%s), and new images get predicted ones', p.saliency)
     path = Path(p.output_dir) / CLUSTERS
     if clusters.classes is None:
-        moved = renew_names(path.parent, clusters, sizes)
-        if moved is not None:
-            log.info('The clusters are not those of before: their names are now in %s', moved)
+        renew_names(path.parent, clusters, sizes)
         log.info('Names of the clusters, for you to edit: %s', path.with_name(NAMES))
     clusters.save(path)
     log.info('For new images: python segmentation/predict.py --model %s --images FOLDER --output FOLDER', path)
@@ -118,7 +134,7 @@ def evaluate(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray
                                'objects' if p.components else 'images')
 
     def match(ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        confusion = cluster_confusion(split.inside, split.outside, ids, count)
+        confusion = split.confusion(ids + 1, count + 1)
         labels = match_clusters(confusion, p.matching)
         return labels, merge_clusters(confusion, labels)
 
@@ -146,22 +162,39 @@ def evaluate(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray
 
 def explore(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray | None,
             network: Mapping[str, Any]) -> Found:
-    """Cluster what has no ground truth and draw each cluster; arguments as of ``evaluate``."""
-    whitening, found, silhouettes = discover(split.prototypes, p.overclustering or [p.num_clusters], p.num_seeds,
-                                             p.seed, fit)
-    count, folder, sheets = len(found.centres), Path(p.output_dir) / 'clusters', []
-    sizes = np.bincount(found.ids + 1, minlength=count + 1)[1:].tolist()
+    """Cluster what has no ground truth and draw each cluster; arguments as of ``evaluate``.
+
+    Objects without a mask are left aside. Of several numbers of clusters that of highest silhouette is taken, of its
+    runs that of least inertia. Raises UserError for more clusters than label maps can hold.
+    """
+    counts, objects = p.overclustering or [p.num_clusters], np.flatnonzero(split.prototypes.any(1))
+    if max(counts) > MAX_CLUSTERS:
+        raise UserError(f'num_clusters {max(counts)} is more than label maps can hold; take at most {MAX_CLUSTERS}.')
+    prototypes = split.prototypes[objects]
+    whitening, runs = cluster(prototypes, counts, p.num_seeds, p.seed, None if fit is None else fit[fit.any(1)],
+                              'objects with a mask')
+    best = {k: min(runs[k], key=lambda run: run.inertia) for k in sorted(runs)}
+    # of the prototypes themselves: whitening makes the directions of noise as long as the others
+    silhouettes = {k: silhouette(prototypes, run.ids, p.seed) for k, run in best.items()}
+    for k, value in silhouettes.items():
+        log.info('Silhouette of %d clusters is %.3f', k, value)
+    count = max(best, key=lambda k: np.nan_to_num(silhouettes[k], nan=-2))  # of equals the smallest
+    found, ids = best[count], np.full(len(split), -1)
+    ids[objects] = found.ids
+    sizes = np.bincount(found.ids, minlength=count).tolist()
     if p.overclustering:
         log.info('Taking %d clusters, whose silhouette is highest; --num_clusters N with --set output_dir=NAME takes '
                  'another number', count)
     log.info('Objects in each cluster: %s', ', '.join(f'{k}: {size}' for k, size in enumerate(sizes, 1)))
+    typical = found.distances.argsort(kind='stable')  # the most typical objects first
+    folder, sheets = Path(p.output_dir) / 'clusters', []
     with warn_of_failure(str(folder)):
-        sheets = write_sheets(folder, dataset, split, found)
+        sheets = write_sheets(folder, dataset, split, objects[typical], found.ids[typical])
         log.info('Pictures of each cluster: %s', folder)
     entry = {'num_clusters': count, 'sizes': sizes,
              'silhouette': {str(k): None if np.isnan(value) else value for k, value in silhouettes.items()}}
-    return (ClusterModel(whitening, found.centres, np.arange(count + 1), None, network), found.ids,
-            {'clusters': entry}, {}, sheets)
+    return (ClusterModel(whitening, found.centres, np.arange(count + 1), None, network), ids, {'clusters': entry}, {},
+            sheets)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -20,8 +20,7 @@ from models.crf import require_crf
 from models.weights import fingerprint, load_strict, read_weights
 from segmentation.engine import compute_losses, score, validate
 from segmentation.linear import BEST, read_trained, write_trained
-from segmentation.metrics import iou_of
-from segmentation.provenance import made_with, warn_of_shared
+from segmentation.metrics import iou_of, made_with, warn_of_shared
 from utils.config.cli import ConfigParser
 from utils.config.schema import LinearFinetune
 from utils.run import distributed

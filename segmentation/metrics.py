@@ -1,9 +1,14 @@
-"""One confusion matrix behind every IoU, and one definition of its spread."""
-from collections.abc import Sequence
+"""What a result says: one confusion matrix behind every IoU, one definition of its spread, and what made it."""
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from utils.run.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_truth: int,
@@ -32,10 +37,7 @@ def iou_matrix(confusion: np.ndarray) -> np.ndarray:
 
 
 def iou_of(confusion: np.ndarray) -> np.ndarray:
-    """(classes,) IoU in 0..1 of a square confusion matrix.
-
-    Raises UserError if no pixel counts.
-    """
+    """(classes,) IoU in 0..1 of a square confusion matrix. Raises UserError if no pixel counts."""
     if not confusion.any():
         raise UserError('the ground truth has no pixel to score: all carry the ignore label (255) or ignored classes; '
                         'check it, val_split, eval_classes and ignore_classes.')
@@ -45,3 +47,22 @@ def iou_of(confusion: np.ndarray) -> np.ndarray:
 def standard_deviation(values: Sequence[float]) -> float | None:
     """Of a sample (divided by n - 1), which every ± is; None of fewer than two values."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def warn_of_shared(val_ids: Sequence[str], others: Sequence[str] | np.ndarray, val: str, where: str) -> None:
+    """Warn of images that are scored and were learnt from."""
+    count = len(set(val_ids) & set(map(str, others)))
+    if count:
+        log.warning('%d of the %d images of %s are also in %s', count, len(val_ids), val, where)
+
+
+def made_with(weights: str | Path, digest: str, dataset: Any, size: int) -> dict[str, Any]:
+    """The entry 'made_with' of a result: weights and their fingerprint, data, side of the network's input."""
+    return {'weights': str(weights), 'fingerprint': digest, 'data': f'{dataset.root.name} {dataset.split}',
+            'images': len(dataset), 'size': size}
+
+
+def made_with_network(network: Mapping[str, Any], dataset: Any) -> dict[str, Any]:
+    """The same of a result on prototypes, with what ``prototype_network`` says of them."""
+    return made_with(network['pretraining'], network['fingerprint'], dataset, network['size']) | {
+        name: network[name] for name in ('features', 'masks', 'min_component')}

@@ -96,6 +96,14 @@ class EmbeddedSplit:
             painted[self.mask(index)] = labels[index]
         return painted
 
+    def confusion(self, labels: np.ndarray, num_labels: int, ignored: Sequence[int] = ()) -> np.ndarray:
+        """(classes, num_labels) pixel counts where objects have labels (N,), and all else 0; none of ``ignored``."""
+        counts = np.zeros((num_labels, self.inside.shape[1]), np.int64)
+        counts[0] = self.outside.sum(0)
+        np.add.at(counts, labels, self.inside)
+        counts[:, list(ignored)] = 0
+        return counts.T
+
     def require_masks(self) -> 'EmbeddedSplit':
         """The split itself. Raises UserError if all of its masks are empty."""
         if not self.prototypes.any():

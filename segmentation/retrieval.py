@@ -21,11 +21,10 @@ from data.images import read_image
 from data.loaders import evaluation_loader, open_images
 from data.voc import check_names
 from models.build import build_prototype_model, prototype_network
-from segmentation.feature_index import FeatureIndex, build_index, load_index, retrieval_confusion
+from segmentation.feature_index import FeatureIndex, build_index, load_index
 from segmentation.figures import crop_object, draw_rows, evenly, fit
-from segmentation.metrics import iou_of
+from segmentation.metrics import iou_of, made_with_network, warn_of_shared
 from segmentation.objects import KEPT, EmbeddedSplit, embed_split
-from segmentation.provenance import made_with_network, warn_of_shared
 from utils.config.cli import ConfigParser
 from utils.config.paths import find_file
 from utils.config.schema import Retrieval
@@ -122,9 +121,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         warn_of_shared(val_set.ids, index.images, f'{p.val_db_name} {p.val_split}', 'the memory; an object takes no '
                        'class of its own image')
     results, confusions = {}, {}
-    predicted = {task: found.nearest(val.prototypes, p.num_neighbours, own) for task, found in indices.items()}
+    predicted = {task: found.vote(found.search(val.prototypes, p.num_neighbours, own))
+                 for task, found in indices.items()}
     for task, (ignored, scored) in protocols.items():
-        confusion = confusions[task] = retrieval_confusion(val, predicted[task], ignored)
+        confusion = confusions[task] = val.confusion(predicted[task], len(classes), ignored)
         log.info('%s: %d classes ignored, the mean of %d%s; %d objects in the memory', task, len(ignored), len(scored),
                  ' without background' if ignored else '', len(indices[task]))
         entry = iou_entry(iou_of(confusion)[scored], [classes[i] for i in scored], confusion.sum(1)[scored] > 0)

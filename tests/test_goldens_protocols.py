@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from data.voc import VOC_CLASSES
-from segmentation.clustering import cluster_confusion, match_clusters, merge_clusters, score_clusters
-from segmentation.feature_index import build_index, retrieval_confusion
+from segmentation.clustering import match_clusters, merge_clusters, score_clusters
+from segmentation.feature_index import build_index
 from segmentation.metrics import iou_of
 from segmentation.objects import EmbeddedSplit, embed_split
 from segmentation.retrieval import protocols_of
@@ -71,9 +71,9 @@ def test_retrieval(splits: tuple[EmbeddedSplit, EmbeddedSplit], task: str, name:
     bank = build_index(memory, [item[0] for item in GOLDENS['retrieval_512']['memory']], VOC_CLASSES).without(ignored)
     assert bank.images.tolist() == golden['memory_images']
     assert bank.labels.tolist() == golden['memory_classes']
-    predicted = np.where(val.prototypes.any(1), bank.nearest(val.prototypes), 0)
+    predicted = np.where(val.prototypes.any(1), bank.vote(bank.search(val.prototypes)), 0)
     assert predicted.tolist() == golden['predicted']
-    confusion = retrieval_confusion(val, predicted, ignored)
+    confusion = val.confusion(predicted, len(VOC_CLASSES), ignored)
     np.testing.assert_array_equal(confusion, golden['confusion'])
     np.testing.assert_array_equal(np.diag(confusion), golden['TP'])
     iou = iou_of(confusion)
@@ -89,7 +89,7 @@ def test_kmeans_at_own_sizes(count: int) -> None:
     items = golden['items']
     split = embed([label_map(*item[:4]) for item in items], [object_mask(item[0], SIZE, SIZE) for item in items],
                   [np.ones(2)] * len(items), None)
-    confusion = cluster_confusion(split.inside, split.outside, np.array([item[4] for item in items]) - 1, count - 1)
+    confusion = split.confusion(np.array([item[4] for item in items]), count)
     np.testing.assert_array_equal(confusion, golden['confusion'])
     assert confusion.sum() == golden['pixels']
     matching = match_clusters(confusion)

@@ -16,8 +16,7 @@ from models.weights import FOLLOWERS, RESNET_HEADS, Weights, identify, load_stri
 from saliency.onnx_network import OnnxConfig, OnnxSaliency
 from segmentation.cluster_model import ClusterModel
 from segmentation.clustering import Whitening
-from segmentation.feature_index import FeatureIndex, load_index
-from segmentation.provenance import DECIDES
+from segmentation.feature_index import DECIDES, FeatureIndex, load_index
 from segmentation.segmenter import Segmenter
 from segmentation.visualize import read_objects
 from utils.run.errors import UserError

@@ -10,7 +10,6 @@ from segmentation.cluster_model import ClusterModel
 from segmentation.clustering import (
     Whitening,
     adjusted_rand_index,
-    cluster_confusion,
     kmeans,
     match_clusters,
     merge_clusters,
@@ -53,7 +52,7 @@ def test_confusion_match_and_miou_equal_the_slow_way(min_component: float | None
         for i in range(7):
             np.testing.assert_array_equal(painted[i], masks[i] * (clusters[i] + 1))
     expected = slow_confusion(truths, painted, 5, num_clusters + 1)
-    confusion = cluster_confusion(split.inside, split.outside, clusters, num_clusters)
+    confusion = split.confusion(clusters + 1, num_clusters + 1)
     np.testing.assert_array_equal(confusion, expected)
 
     iou = np.zeros(expected.shape)

@@ -2,6 +2,7 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from PIL import Image
 
 from data.voc import read_names
 from segmentation import kmeans as script
-from segmentation.cluster_model import ClusterModel, write_names
-from segmentation.clustering import Whitening
-from segmentation.discovery import discover, silhouette, suggest
+from segmentation.cluster_model import ClusterModel, renew_names
+from segmentation.clustering import Whitening, silhouette
+from segmentation.objects import EmbeddedSplit
 from tests.colours import MIDDLE, RGB, SIDE, ColourModel, arguments
 from utils.run.errors import UserError
 from utils.run.files import PALETTE
@@ -98,18 +99,26 @@ def test_one_sentence_each(run, tmp_path: Path) -> None:
             run(f'--num_clusters={text}')
 
 
-def test_best_of_several_runs_and_objects_without_a_mask(caplog) -> None:
+def explore(folder: Path, points: np.ndarray, counts: list[int]) -> tuple:
+    """The clusters, the cluster of each object and the silhouettes that kmeans.py finds for points."""
+    p = SimpleNamespace(overclustering=counts, num_seeds=3, seed=0, output_dir=folder)
+    none = np.zeros((len(points), 1), int)
+    split = EmbeddedSplit(points, none, none, np.arange(len(points)), [], [], [])
+    clusters, ids, results, *_ = script.explore(p, None, split, None, {})
+    return clusters, ids, results['clusters']['silhouette']
+
+
+def test_best_of_several_runs_and_objects_without_a_mask(tmp_path: Path, monkeypatch, caplog) -> None:
     caplog.set_level(logging.INFO)
     draw = np.random.default_rng(0)
     centres = 10 * np.eye(4)
     points = np.concatenate([centre + 0.1 * draw.standard_normal((6, 4)) for centre in centres] + [np.zeros((3, 4))])
-    _, found, silhouettes = discover(points, [4, 2, 6], 3, 0)
-    assert (len(found.centres), list(silhouettes)) == (4, [2, 4, 6])
-    assert np.bincount(found.ids[:-3]).tolist() == [6] * 4
-    assert (found.ids[-3:] == -1).all()
-    assert np.isinf(found.distances[-3:]).all()
-    assert all(len(set(found.ids[6 * i:6 * i + 6])) == 1 for i in range(4))
-    assert [record.getMessage().split(' is ')[0] for record in caplog.records] == [
+    clusters, ids, silhouettes = explore(tmp_path, points, [4, 2, 6])
+    assert (len(clusters.centres), list(silhouettes)) == (4, ['2', '4', '6'])
+    assert np.bincount(ids[:-3]).tolist() == [6] * 4
+    assert (ids[-3:] == -1).all()
+    assert all(len(set(ids[6 * i:6 * i + 6])) == 1 for i in range(4))
+    assert [record.getMessage().split(' is ')[0] for record in caplog.records[:3]] == [
         'Silhouette of 2 clusters', 'Silhouette of 4 clusters', 'Silhouette of 6 clusters']
     assert np.isnan(silhouette(points[:4], np.zeros(4, int), 0))
     assert np.isnan(silhouette(points[:4], np.arange(4), 0))
@@ -117,13 +126,16 @@ def test_best_of_several_runs_and_objects_without_a_mask(caplog) -> None:
     rare = np.arange(20_000) == 7  # not among the 5,000 that are compared
     assert np.isnan(silhouette(many, rare.astype(int), 0))
     assert silhouette(many + 9 * (many[:, :1] > 0), (many[:, 0] > 0).astype(int), 0) > 0.7
-    assert suggest({1: float('nan'), 5: 0.5, 3: 0.5, 7: 0.1}) == 3
+    values = {1: float('nan'), 5: 0.5, 3: 0.5, 7: 0.1}
+    monkeypatch.setattr(script, 'silhouette', lambda points, ids, seed: values[len(set(ids))])
+    clusters, _, silhouettes = explore(tmp_path, points, list(values))
+    assert (len(clusters.centres), silhouettes) == (3, {'1': None, '3': 0.5, '5': 0.5, '7': 0.1})
 
 
 def test_names_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / 'clusters.yml'
     model = ClusterModel(Whitening(np.zeros(2), np.eye(2)), np.eye(2), np.arange(3), None, {})
-    write_names(path, [3, 5])
+    renew_names(tmp_path, model, [3, 5])
     assert read_names(path) == ['background', 'cluster_1', 'cluster_2']
     assert '- cluster_2  # objects: 5' in path.read_text()
     path.write_text(yaml.safe_dump({'classes': ['background', 7, 'dog']}))

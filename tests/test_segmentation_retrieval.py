@@ -9,10 +9,9 @@ from PIL import Image
 from segmentation import feature_index
 from segmentation import kmeans as kmeans_script
 from segmentation import retrieval as script
-from segmentation.feature_index import FeatureIndex, build_index, load_index, retrieval_confusion
+from segmentation.feature_index import DECIDES, FeatureIndex, build_index, load_index
 from segmentation.metrics import iou_of
 from segmentation.objects import embed_split
-from segmentation.provenance import DECIDES
 from tests.colours import (
     CLASSES,
     MIDDLE,
@@ -204,12 +203,12 @@ def test_search_equals_sorting_all_cosines(monkeypatch) -> None:
     for k in (1, 3, 12, 50):
         np.testing.assert_array_equal(bank.search(queries.astype(np.float32), k), order[:, :k])
     assert bank.search(queries.astype(np.float32), 99).shape == (9, 50)
-    np.testing.assert_array_equal(bank.nearest(queries.astype(np.float32)), bank.labels[order[:, 0]])
+    np.testing.assert_array_equal(bank.vote(bank.search(queries.astype(np.float32))), bank.labels[order[:, 0]])
 
 
 def test_equal_cosines_take_the_first_entry() -> None:
     bank = bank_of([[1, 0], [0, 1], [0, 1]], [1, 2, 3])
-    assert bank.nearest(np.array([[0, 1]], np.float32)).tolist() == [2]
+    assert bank.vote(bank.search(np.array([[0, 1]], np.float32))).tolist() == [2]
 
 
 def test_an_object_never_retrieves_its_own_image() -> None:
@@ -219,7 +218,7 @@ def test_an_object_never_retrieves_its_own_image() -> None:
     images = np.array(['a', 'b', 'd'])
     assert bank.search(queries, 1, images).tolist() == [[3], [3], [0]]
     assert bank.search(queries, 9, images).tolist() == [[3, 2, -1, -1], [3, 1, 0, -1], [0, 1, 3, 2]]
-    assert bank.nearest(queries, 1, images).tolist() == [3, 3, 1]
+    assert bank.vote(bank.search(queries, 1, images)).tolist() == [3, 3, 1]
     bank.images = np.array(['a'] * 4)
     with pytest.raises(UserError, match='^the memory is of one image alone'):
         bank.search(queries, 1, images)
@@ -287,7 +286,7 @@ def test_confusion_and_miou_equal_the_slow_way(min_component: float | None) -> N
     assert list(zip(bank.labels.tolist(), bank.images.tolist(), strict=True)) == expected
     predicted = draw.integers(1, 5, len(split))
     slow = slow_confusion(truths, [split.paint(i, predicted, 0) for i in range(6)], 5, 5)
-    confusion = retrieval_confusion(split, predicted)
+    confusion = split.confusion(predicted, 5)
     np.testing.assert_array_equal(confusion, slow)
     assert iou_of(confusion).mean() == pytest.approx(
         np.mean([slow[c, c] / (slow[c].sum() + slow[:, c].sum() - slow[c, c]) for c in range(5)]))
