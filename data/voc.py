@@ -23,20 +23,12 @@ ONE_A_LINE = 'an ID is the name of its image below images/ without .jpg, one a l
 log = logging.getLogger(__name__)
 
 
-def _read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a byte order mark. Raises UserError for another encoding."""
-    try:
-        return path.read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise UserError(f'{path} is not in UTF-8 (byte {error.start}); save it in that encoding.') from error
-
-
 def read_names(path: Path) -> list[str]:
-    """The list ``classes`` of a YAML file; [] if there are no names. Raises UserError for what is no YAML or UTF-8."""
+    """The list ``classes`` of a YAML file; [] if there are no names. Raises UserError for what is no YAML in UTF-8."""
     try:
-        content = yaml.load(_read_text(path), yaml.BaseLoader)  # all text: 'no' and 'on' are names
+        content = yaml.load(path.read_bytes(), yaml.BaseLoader)  # all text: 'no' and 'on' are names
     except yaml.YAMLError as error:
-        raise UserError(f'{path} is not valid YAML ({str(error).splitlines()[0]}); fix it.') from error
+        raise UserError(f'{path} is not valid YAML in UTF-8 ({str(error).splitlines()[0]}); fix it.') from error
     names = content.get('classes') if isinstance(content, dict) else None
     return names if isinstance(names, list) and all(isinstance(name, str) and name for name in names) else []
 
@@ -74,7 +66,11 @@ def scored_classes(classes: Sequence[str], names: Sequence[str]) -> tuple[tuple[
 
 def read_list(path: Path) -> list[str]:
     """The lines of a list of IDs that are neither empty nor a comment. Raises UserError for another encoding."""
-    text = os.fsdecode(_read_text(path).encode())  # in a locale that is not UTF-8 files have names of other letters
+    try:
+        text = path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path} is not in UTF-8 (byte {error.start}); save it in that encoding.') from error
+    text = os.fsdecode(text.encode())  # in a locale that is not UTF-8 files have names of other letters
     lines = [line.strip() for line in text.split('\n') if not line.startswith('#')]
     return [line for line in lines if line]
 

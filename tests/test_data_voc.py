@@ -130,7 +130,7 @@ def test_lists_in_other_encodings(shapes: Path) -> None:
     yml.write_bytes('classes: [none, café]\n'.encode('latin-1'))
     with pytest.raises(UserError, match=rf'^{names} is not in UTF-8 \(byte 3\); save it in that encoding'):
         read_ids(shapes, 'val')
-    with pytest.raises(UserError, match=rf'^{yml} is not in UTF-8 '):
+    with pytest.raises(UserError, match=rf'^{yml} is not valid YAML in UTF-8 \('):
         read_classes(shapes)
 
 
