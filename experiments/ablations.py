@@ -81,8 +81,8 @@ def groups_of(start: str, chosen: Sequence[str], given: Sequence[str]) -> dict[s
 
 def write(root: Path, rows: Mapping[tuple[str, str], Row], scores: Scores) -> str:
     """Write the table, which it gives, in Markdown and as CSV, and the plot, of {(group, label): row}."""
-    cells = {(place, metric): scores[row, metric, 'mIoU'] for place, row in rows.items() for metric in SHOWN
-             if (row, metric, 'mIoU') in scores}
+    cells = {(place, metric): scores[row, metric]['mIoU'] for place, row in rows.items() for metric in SHOWN
+             if (row, metric) in scores}
     labels = {group: list(dict.fromkeys(label for (of, label), _ in cells if of == group)) for group, _ in rows}
     compared = {group: of for group, of in labels.items() if group != INITIAL.name and len(of) > 1}
     cells = {place: score for place, score in cells.items() if place[0][0] in (INITIAL.name, *compared)}
@@ -110,14 +110,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     experiment = voc_animals.Experiment(args)
     groups = groups_of(args.start, args.groups, args.overrides)
-    for seed in args.seeds:  # a table after each seed
+    for seed in args.seeds:
         rows = {(INITIAL.name, row.features): row for row in experiment.add(args.start, seed, INITIAL)}
         for group, models in groups.items():
             rows |= {(group, label): experiment.add(args.start, seed, model)[0] for label, model in models.items()}
-        if not args.list or seed == args.seeds[-1]:
-            experiment.run(experiment.steps, list_only=args.list)
-            text = write(experiment.root, rows, experiment.scores())
-            print(f'\nmIoU in percent\n\n{text}\nWritten to {experiment.root}')
+    experiment.run(experiment.steps, list_only=args.list)
+    text = write(experiment.root, rows, experiment.scores())
+    print(f'\nmIoU in percent\n\n{text}\nWritten to {experiment.root}')
 
 
 if __name__ == '__main__':

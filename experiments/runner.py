@@ -6,9 +6,8 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from models.crf import require_crf
 from utils.config.keys import schema_keys
@@ -26,8 +25,7 @@ SCRIPTS: dict[str, tuple[str, type[Run]]] = {
 FINISHED, OUTPUT = 'finished.json', 'output.txt'  # in the folder of a step
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """A call of a script, whose results go to ``folder`` below that of the chain; it reads those of ``needs``."""
     folder: str
     command: tuple[str, ...]

@@ -70,7 +70,7 @@ class Score(NamedTuple):
     seeds: int
 
 
-Scores = Mapping[tuple[Row, str, str], Score]  # of (row, metric, class or 'mIoU')
+Scores = Mapping[tuple[Row, str], Mapping[str, Score]]  # {(row, metric): {class or 'mIoU': score}}
 
 
 class Experiment(Chain):
@@ -113,21 +113,21 @@ class Experiment(Chain):
 
     def scores(self) -> Scores:
         """Of what is finished; a seed's result of K-means is the mean of its runs."""
-        found: dict[tuple[Row, str, str], list[float]] = {}
+        found: dict[tuple[Row, str], dict[str, list[float]]] = {}
         for row, steps in self.rows.items():
             results = [self.results(step) for step in dict.fromkeys(steps)]
             for metric, task in METRICS.items():
                 for entry in (entries[task] for entries in results if task in entries):
                     for label, value in {'mIoU': entry['mIoU'], **entry['IoU']}.items():
-                        found.setdefault((row, metric, label), []).append(value)
-        return {place: Score(float(np.mean(values)), standard_deviation(values), len(values))
-                for place, values in found.items()}
+                        found.setdefault((row, metric), {}).setdefault(label, []).append(value)
+        return {place: {label: Score(float(np.mean(values)), standard_deviation(values), len(values))
+                        for label, values in of_labels.items()} for place, of_labels in found.items()}
 
 
 def stronger(scores: Scores, row: Row, metric: str) -> Score | None:
     """mIoU of the stronger of the two baselines of a row; None if neither is there yet."""
-    before = (Row(row.start, INITIAL.name, *read, row.classes) for read in INITIAL.protocols)
-    found = [scores[one, metric, 'mIoU'] for one in before if (one, metric, 'mIoU') in scores]
+    before = [(Row(row.start, INITIAL.name, *read, row.classes), metric) for read in INITIAL.protocols]
+    found = [scores[place]['mIoU'] for place in before if place in scores]
     return max(found, key=lambda score: score.mean, default=None)
 
 
@@ -141,9 +141,9 @@ def table(cells: Mapping[Any, Score | str], columns: Sequence[str] = tuple(METRI
 def gains(scores: Scores) -> dict[tuple[Row, str], str]:
     """{(trained row, metric): gain over the stronger baseline, and that in standard deviations, if there are any}."""
     cells = {}
-    for (row, metric, label), after in scores.items():
-        before = stronger(scores, row, metric)
-        if label == 'mIoU' and row.model != INITIAL.name and before is not None:
+    for row, metric in scores:
+        before, after = stronger(scores, row, metric), scores[row, metric]['mIoU']
+        if row.model != INITIAL.name and before is not None:
             gain, joint = after.mean - before.mean, 0 if after.std is None else math.hypot(after.std, before.std or 0)
             cells[row, metric] = f'{gain:+.1f}' + (f' ({gain / joint:+.1f} σ)' if joint else '')
     return cells
@@ -151,9 +151,9 @@ def gains(scores: Scores) -> dict[tuple[Row, str], str]:
 
 def class_tables(scores: Scores) -> str:
     parts = []
-    for metric, classes in product(METRICS, dict.fromkeys(row.classes for row, *_ in scores)):
-        cells = {(row, label): score for (row, of_metric, label), score in scores.items()
-                 if (of_metric, row.classes) == (metric, classes) and label != 'mIoU'}
+    for metric, classes in product(METRICS, dict.fromkeys(row.classes for row, _ in scores)):
+        cells = {(row, label): of_labels[label] for (row, of_metric), of_labels in scores.items()
+                 if (of_metric, row.classes) == (metric, classes) for label in of_labels if label != 'mIoU'}
         if cells:
             labels = list(dict.fromkeys(label for _, label in cells))
             parts.append(f'{metric}, {classes}: IoU in percent\n\n{table(cells, labels)}')
@@ -186,22 +186,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     experiment = Experiment(args, args.all_classes)
     models = [INITIAL, *(Model(f'{masks} masks', masks, masks) for masks in args.masks)]
-    for seed in args.seeds:  # tables after each seed
-        for start, model in product(args.start, models):
-            experiment.add(start, seed, model)
-        if args.list and seed != args.seeds[-1]:
-            continue
-        experiment.run(experiment.steps, list_only=args.list)
-        scores = experiment.scores()
-        mious = {(row, metric): score for (row, metric, label), score in scores.items() if label == 'mIoU'}
-        texts = {'table.md': table(mious), 'gains.md': table(gains(scores)),
-                 'classes.md': class_tables(scores), 'figures.csv': csv_text(
-                     [*Row._fields, 'metric', 'class', 'mean', 'std', 'count'],
-                     [[*row, metric, label, *score] for (row, metric, label), score in scores.items()])}
-        for name, text in texts.items():
-            write_text(experiment.root / name, text)
-        print(f'\nmIoU in percent\n\n{texts["table.md"]}\nGain over the stronger baseline of the same start, in points '
-              f'and in deviations of the difference\n\n{texts["gains.md"]}\nWritten to {experiment.root}')
+    for seed, start, model in product(args.seeds, args.start, models):
+        experiment.add(start, seed, model)
+    experiment.run(experiment.steps, list_only=args.list)
+    scores = experiment.scores()
+    texts = {'table.md': table({place: of_labels['mIoU'] for place, of_labels in scores.items()}),
+             'gains.md': table(gains(scores)), 'classes.md': class_tables(scores), 'figures.csv': csv_text(
+                 [*Row._fields, 'metric', 'class', 'mean', 'std', 'count'],
+                 [[*row, metric, label, *score] for (row, metric), of_labels in scores.items()
+                  for label, score in of_labels.items()])}
+    for name, text in texts.items():
+        write_text(experiment.root / name, text)
+    print(f'\nmIoU in percent\n\n{texts["table.md"]}\nGain over the stronger baseline of the same start, in points '
+          f'and in deviations of the difference\n\n{texts["gains.md"]}\nWritten to {experiment.root}')
 
 
 if __name__ == '__main__':

@@ -40,21 +40,17 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Raises UserError, which names the option or the config key that an unknown option is most like."""
-        options = {_bare(option): option for option, action in self._option_string_actions.items()
-                   if option not in ('-h', '--help', '--set') and action.help != argparse.SUPPRESS}
+        options = [option for option, action in self._option_string_actions.items()
+                   if option not in ('-h', '--help', '--set') and action.help != argparse.SUPPRESS]
         for word in self.given:
             name, equals, _ = word.partition('=')
             if name.startswith('--') and not any(other.startswith(name) for other in self._option_string_actions):
-                near = nearest(_bare(name), [*options, *self.config_keys], NEAR)
-                hint = f'did you mean {options.get(near, f"--set {near}=VALUE")}?' if near else 'see --help.'
+                near = nearest(name, [*options, *self.config_keys], NEAR)
+                hint = f'did you mean {near if near in options else f"--set {near}=VALUE"}?' if near else 'see --help.'
                 raise UserError(f'unknown option {name}; {hint}')
             if equals and name in self.config_keys and message.startswith('unrecognized arguments'):
                 raise UserError(f'{word} is a config key; write --set {word}.')
         raise UserError(f'{message}; see --help.')
-
-
-def _bare(option: str) -> str:
-    return option.lstrip('-').replace('-', '_')
 
 
 class ConfigParser(ArgumentParser, Generic[S]):

@@ -71,9 +71,13 @@ def default_text(field: FieldInfo) -> str:
 
 
 def nearest(name: str, names: Sequence[str], likeness: float = 0.6) -> str | None:
-    """The dotted name that a wrong one is most like, as a whole or by its last part (the first of several), or None."""
-    known = {known.rpartition('.')[2].lower(): known for known in reversed(names)} | {k.lower(): k for k in names}
-    found = get_close_matches(name.lower(), known, 1, likeness)
+    """The dotted name or --option that a wrong one is most like, whole or by its last part (the first of several)."""
+    def plain(text: str) -> str:
+        return text.lower().lstrip('-').replace('-', '_')
+
+    last = {plain(known.rpartition('.')[2]): known for known in reversed(names)}
+    known = last | {plain(known): known for known in reversed(names)}
+    found = get_close_matches(plain(name), known, 1, likeness)
     return known[found[0]] if found else None
 
 

@@ -79,14 +79,10 @@ def load_config(config_env: str, config_exp: str, schema: type[S], overrides: Se
     errors = reader.errors + [f'{reader.places[key]}: {sentence}' for key, sentence in conflicts(values)]
     if errors:
         raise UserError('\n'.join([f'{len(errors)} errors in the config:'] * (len(errors) > 1) + errors))
-    root_dir = _absolute(values['root_dir'], REPOSITORY)
-    values |= {'root_dir': root_dir, 'db_root': _absolute(values['db_root'], REPOSITORY), 'config_name': exp_file.stem,
-               'output_dir': _absolute(values['output_dir'] or exp_file.stem, Path(root_dir))}
+    values |= {'output_dir': values['output_dir'] or exp_file.stem, 'config_name': exp_file.stem}
+    for name, base in (('root_dir', ''), ('db_root', ''), ('output_dir', 'root_dir')):
+        values[name] = str((REPOSITORY / values.get(base, '') / user_path(values[name])).resolve())
     return cast(S, Config(nest(values), schema, notes))
-
-
-def _absolute(path: str, base: Path) -> str:
-    return str((base / user_path(path)).resolve())
 
 
 def save_config(config: Section, output_dir: str | Path, identity: Sequence[str] = ()) -> Path:

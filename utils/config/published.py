@@ -51,11 +51,9 @@ FLAGS: dict[str, tuple[dict[str, Any], Rule]] = {
 
 def describe(shown: str, translated: Mapping[str, str | None], given: Mapping[str, Any], schema: type) -> list[str]:
     """Lines for the log on the file ``shown`` that holds keys of the published code, translated as the Reader says."""
-    if not translated:
-        return []
     parts = [f'{old} is {new} here' if new else f'{old} has no effect' for old, new in translated.items()]
-    lines = [f'{shown} has keys of the published code: {"; ".join(parts)}']
-    if schema is Retrieval and 'memory_split' not in given:
+    lines = [f'{shown} has keys of the published code: {"; ".join(parts)}'] * bool(parts)
+    if parts and schema is Retrieval and 'memory_split' not in given:
         lines.append('The published code fills the memory from train; here it is trainaug, as its page says '
                      '(--set memory_split=train takes the other)')
     return lines
