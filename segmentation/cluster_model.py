@@ -73,8 +73,7 @@ def placeholders(count: int) -> list[str]:
 def renew_names(folder: Path, model: ClusterModel, sizes: Sequence[int]) -> None:
     """Write placeholders for the user to edit, unless the names in ``folder`` are those of the same clusters.
 
-    ``sizes``: objects in each cluster. Names that a user gave to others are moved. Raises UserError if nobody can tell
-    whose they are.
+    ``sizes``: objects in each. Names of other clusters are moved. Raises UserError if nobody can tell whose they are.
     """
     names, clusters = folder / NAMES, folder / CLUSTERS
     if names.is_file() and clusters.is_file():

@@ -1,8 +1,9 @@
 """The linear model in training and in evaluation: its loss, validation, label maps and their results."""
 import logging
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,15 +68,23 @@ def validate(model: LinearSegmentationModel, loader: DataLoader, device: torch.d
     return np.asarray(sum(distributed.gather_objects(sum(counts))))  # 0 of a process without images
 
 
-def predict(model: LinearSegmentationModel, loader: DataLoader, device: torch.device, output_dir: Path,
-            num_classes: int, drawn: Collection[str], refine: Refine | None, threads: int) -> np.ndarray:
-    """Write the label map of every image at its own size, and pictures of those that are ``drawn``.
+def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet, device: torch.device,
+          config: Mapping[str, Any], title: str, task: str, made: Mapping[str, Any], num_visualizations: int,
+          crf: Mapping[str, Any] | None, crf_workers: int | None) -> None:
+    """Predict the split, print the results, and write them with label maps, pictures and report.
 
-    Argmax maps are resized (nearest) to the image. All that is after the network runs in threads beside it, such as
-    ``refine``. Batches bring the images of ``drawn`` as decoded, with ``refine`` all. Gives confusion matrices
-    (1 or 2, classes, classes) of all processes, of the network and of the refined maps.
+    Argmax maps are resized (nearest) to the image. All that is after the network runs in threads beside it. Batches
+    bring the first ``num_visualizations`` images, which are drawn, as decoded; with ``crf`` all.
+    ``task`` is the name of the entry in results.json, 'made_with' ``made``; with ``crf``, keyword arguments of
+    ``dense_crf``, the printed one is <task>_crf. The CRF has ``crf_workers`` processes, None: one a CPU core, 0: none
+    of its own. Without it what an earlier one left is removed if it was made with something else.
+    Raises UserError if pydensecrf is not installed, or if a process of the CRF was killed.
     """
-    def finish(output: Output) -> np.ndarray:
+    workers, output_dir = available_cores() if crf_workers is None else crf_workers, Path(config['output_dir'])
+    threads = 2 if crf is None else max(2, 2 * workers)  # while one image is refined, the next waits
+    ids, drawn, classes = dataset.ids, dataset.ids[:num_visualizations], dataset.classes
+
+    def finish(refine: Refine | None, output: Output) -> np.ndarray:
         maps = [resize_mask(output.labels, *output.semseg.shape[::-1])]
         if refine is not None:
             maps.append(refine(output.image, output.logits))
@@ -84,28 +93,13 @@ def predict(model: LinearSegmentationModel, loader: DataLoader, device: torch.de
         if output.name in drawn:
             picture = panel([output.image, output.semseg, *maps], CAPTIONS[:2 + len(maps)])
             save_image(picture, output_dir / PICTURES / f'{output.name}.png')
-        return np.stack([confusion_matrix(output.semseg, labels, num_classes) for labels in maps])
+        return np.stack([confusion_matrix(output.semseg, labels, len(classes)) for labels in maps])
 
-    outputs = run_network(model, loader, device, refine is not None)
-    counts = in_threads(finish, outputs, threads, threads + (loader.batch_size or 1))
-    return np.asarray(sum(distributed.gather_objects(sum(counts))))  # 0 of a process without images
-
-
-def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet, device: torch.device,
-          config: Mapping[str, Any], title: str, task: str, made: Mapping[str, Any], num_visualizations: int,
-          crf: Mapping[str, Any] | None, crf_workers: int | None) -> None:
-    """Predict the split, print the results, and write them with label maps, pictures and report.
-
-    ``task`` is the name of the entry in results.json, 'made_with' ``made``; with ``crf``, keyword arguments of
-    ``dense_crf``, the printed one is <task>_crf. The CRF has ``crf_workers`` processes, None: one a CPU core, 0: none
-    of its own. Without it what an earlier one left is removed if it was made with something else.
-    Raises UserError if pydensecrf is not installed, or if a process of the CRF was killed.
-    """
-    workers, output_dir = available_cores() if crf_workers is None else crf_workers, Path(config['output_dir'])
-    ids, drawn = dataset.ids, dataset.ids[:num_visualizations]
     with nullcontext() if crf is None else crf_in_workers(crf, workers) as refine:
-        threads = 2 if crf is None else max(2, 2 * workers)  # while one image is refined, the next waits
-        matrices = predict(model, loader, device, output_dir, len(dataset.classes), drawn, refine, threads)
+        outputs = run_network(model, loader, device, crf is not None)
+        counts = in_threads(partial(finish, refine), outputs, threads, threads + (loader.batch_size or 1))
+        # (1 or 2, classes, classes), of the network and of the refined maps; 0 of a process without images
+        matrices = np.asarray(sum(distributed.gather_objects(sum(counts))))
     if not distributed.is_main():
         return
     if crf is not None:
@@ -114,7 +108,7 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet,
         remove_stale(output_dir / folder, names)
     log.info('Label maps: %s; pictures: %s', output_dir / MAPS[0], output_dir / PICTURES)
     refined = f'{task}_crf'
-    results = report_scores(config, title, dict(zip((task, refined), matrices, strict=False)), dataset.classes, made,
+    results = report_scores(config, title, dict(zip((task, refined), matrices, strict=False)), classes, made,
                             [refined], [(name, output_dir / PICTURES / f'{name}.png') for name in drawn])
     if refined not in results:
         shutil.rmtree(output_dir / MAPS[1], ignore_errors=True)

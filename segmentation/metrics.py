@@ -51,8 +51,7 @@ def standard_deviation(values: Sequence[float]) -> float | None:
 
 def warn_of_shared(val_ids: Sequence[str], others: Sequence[str] | np.ndarray, val: str, where: str) -> None:
     """Warn of images that are scored and were learnt from."""
-    count = len(set(val_ids) & set(map(str, others)))
-    if count:
+    if count := len(set(val_ids) & set(map(str, others))):
         log.warning('%d of the %d images of %s are also in %s', count, len(val_ids), val, where)
 
 
