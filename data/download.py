@@ -40,8 +40,7 @@ def ensure_dataset(root: Path, url: str = GOOGLE_DRIVE) -> Path:
     if not root.parent.is_dir():
         raise UserError(f'db_root {root.parent} is not a folder; correct db_root, or make the folder to have the data '
                         'set downloaded there.')
-    own = [name for name in DATA_SETS if (root.parent / name).is_dir()]
-    if own:
+    if own := [name for name in DATA_SETS if (root.parent / name).is_dir()]:
         raise UserError(f'db_root {root.parent} holds {" and ".join(own)} and no {FOLDER}/; set db_root to the folder '
                         f'around {FOLDER}/, or the name of the data set in the config.')
     archive = root.parent / ARCHIVE_NAME

@@ -71,8 +71,7 @@ class FolderDataset(ImageSet):
             raise UserError(f'folder {masks} does not exist; make the masks with saliency/predict.py --images '
                             f'{self.images} --output {masks} --method unsupervised.')
         expected = {name.with_suffix('.png') for name in every}
-        strays = {path for path in find_files(masks) if path.suffix == '.png'} - expected
-        if strays:
+        if strays := {path for path in find_files(masks) if path.suffix == '.png'} - expected:
             log.info('%d masks in %s are of no image: %s', len(strays), masks, name_some(sorted(map(str, strays))))
         return keep_complete(masks, {name: [Path(f'{name}.png')] for name in self.files},
                              f'images in {self.images} have no mask in {masks}',

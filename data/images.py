@@ -20,7 +20,6 @@ ORIENTATION = 0x0112  # the EXIF tag, and what makes an array of pixels upright 
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr, 3: lambda pixels: np.rot90(pixels, 2), 4: np.flipud, 5: lambda pixels: pixels.swapaxes(0, 1),
     6: lambda pixels: np.rot90(pixels, -1), 7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1), 8: np.rot90}
-EXCHANGED = (5, 6, 7, 8)  # these exchange width and height
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, MemoryError, RuntimeError, struct.error)
 IGNORE, LAST_ID = 255, 40  # of masks that hold ids
 GREY_SPREAD = 10  # levels between the channels of a colour that still counts as grey: compression leaves such traces
@@ -205,7 +204,7 @@ def turn_upright(drawn: Drawn, size: tuple[int, int], orientation: int, stored: 
     """
     if drawn.upright or orientation not in UPRIGHT:
         return drawn.values
-    if orientation in EXCHANGED:
+    if orientation in (5, 6, 7, 8):  # these exchange width and height
         for fits in (tuple.__eq__, same_shape):
             as_seen, as_stored = fits(drawn.values.shape, size), fits(drawn.values.shape, size[::-1])
             if as_seen != as_stored:

@@ -46,8 +46,7 @@ def read_classes(root: Path) -> tuple[str, ...]:
 
 def check_names(names: Sequence[str], classes: Sequence[str], key: str) -> None:
     """Raises UserError unless the names that the config gives under ``key`` are classes of the data set."""
-    unknown = sorted(set(names) - set(classes))
-    if unknown:
+    if unknown := sorted(set(names) - set(classes)):
         raise UserError(f'{key} names {", ".join(unknown)}, which the data set does not have; its classes are '
                         f'{", ".join(classes)}.')
 
@@ -91,11 +90,9 @@ def read_ids(root: Path, split: str) -> list[str]:
     ids = read_list(path)
     if not ids:
         raise UserError(f'{what} is empty; add one ID a line.')
-    twice = [name for name, count in Counter(ids).items() if count > 1]
-    if twice:
+    if twice := [name for name, count in Counter(ids).items() if count > 1]:
         raise UserError(f'{what} names {name_some(twice)} more than once; take the repetitions out.')
-    outside = [name for name in ids if Path(name).is_absolute() or '..' in Path(name).parts]
-    if outside:
+    if outside := [name for name in ids if Path(name).is_absolute() or '..' in Path(name).parts]:
         raise UserError(f'{what} holds "{outside[0]}", which is no image below images/; {ONE_A_LINE}.')
     return ids
 
@@ -145,8 +142,7 @@ class VOCSegmentation(ImageSet):
             self.layers.insert(0, ('semseg', self.truth, self._read_truth))
             self._keep('ground truth', self.truth)
             step = max(1, len(self.ids) // PALETTES)
-            conflict = palette_conflict([self.truth / f'{name}.png' for name in self.ids[::step]])
-            if conflict:
+            if conflict := palette_conflict([self.truth / f'{name}.png' for name in self.ids[::step]]):
                 log.warning('the palettes of the ground truth in %s differ: %s; if the same ids do not mean the same '
                             'classes, save the files anew with one palette', self.truth, conflict)
         if self.masks is not None:

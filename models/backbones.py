@@ -225,8 +225,7 @@ def freeze_layers(backbone: DilatedResNet | TimmBackbone, stages: int = FROZEN) 
     """Freeze the stem and the first stages of a backbone; 0: the stem alone. Raises UserError if it has fewer."""
     groups = backbone.stages()
     if stages >= len(groups):
-        raise UserError(f'freeze_layers: {stages} is more than the {len(groups) - 1} stages of {backbone.name}; lower '
-                        'it.')
+        raise UserError(f'lower freeze_layers: {stages} is more than the {len(groups) - 1} stages of {backbone.name}.')
     frozen = {parameter for group in groups[:stages + 1] for parameter in group}
     for parameter in frozen:
         parameter.requires_grad_(False)
