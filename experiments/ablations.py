@@ -79,8 +79,8 @@ def groups_of(start: str, chosen: Sequence[str], given: Sequence[str]) -> dict[s
                     for label, model in GROUPS[group].items()} for group in chosen}
 
 
-def write(root: Path, rows: Mapping[tuple[str, str], Row], scores: Scores) -> str:
-    """Write the table, which it gives, in Markdown and as CSV, and the plot, of {(group, label): row}."""
+def write(root: Path, rows: Mapping[tuple[str, str], Row], scores: Scores) -> None:
+    """Write the table, which it prints, in Markdown and as CSV, and the plot, of {(group, label): row}."""
     cells = {(place, metric): scores[row, metric]['mIoU'] for place, row in rows.items() for metric in SHOWN
              if (row, metric) in scores}
     labels = {group: list(dict.fromkeys(label for (of, label), _ in cells if of == group)) for group, _ in rows}
@@ -98,7 +98,7 @@ def write(root: Path, rows: Mapping[tuple[str, str], Row], scores: Scores) -> st
         best = {metric: voc_animals.stronger(scores, next(iter(rows.values())), metric) for metric in SHOWN}
         levels = {metric: score.mean for metric, score in best.items() if score is not None}
         save_image(to_image(partial(line_panels, panels, '', 'mIoU, %', ticks, levels)), root / 'ablations.png')
-    return text
+    print(f'\nmIoU in percent\n\n{text}\nWritten to {root}')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -115,8 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for group, models in groups.items():
             rows |= {(group, label): experiment.add(args.start, seed, model)[0] for label, model in models.items()}
     experiment.run(experiment.steps, list_only=args.list)
-    text = write(experiment.root, rows, experiment.scores())
-    print(f'\nmIoU in percent\n\n{text}\nWritten to {experiment.root}')
+    write(experiment.root, rows, experiment.scores())
 
 
 if __name__ == '__main__':

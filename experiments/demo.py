@@ -60,8 +60,7 @@ def joined(root: Path) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument('--output', type=Path, default=Path('results/demo'),
-                        help='folder of all of it (default: %(default)s)')
+    parser.add_argument('--output', type=Path, default=Path('results/demo'), help='folder of all of it')
     parser.add_argument('--images', type=int, nargs=2, metavar=('TRAIN', 'VAL'), help='how many to draw')
     parser.add_argument('--set', dest='overrides', metavar='[TASK.]KEY=VALUE', nargs='+', action='extend', default=[],
                         help='override a key in every script that has it, or in that of one task alone')
