@@ -10,9 +10,9 @@ pictures of the runs and, with --pretraining, the curves of the training that th
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import product
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
@@ -21,37 +21,18 @@ from PIL import Image
 
 from utils.config.cli import ArgumentParser
 from utils.report import page
+from utils.report import run as report
 from utils.report.pictures import class_bars, curve_of_clusters, montage, to_image
 from utils.report.results import csv_text, markdown, pivot, read_results, with_spread
-from utils.report.run import (
-    CURVE,
-    NEIGHBOURS,
-    NEIGHBOURS_FILE,
-    PREDICTIONS,
-    SPREAD,
-    TASKS,
-    picture_block,
-    plot_blocks,
-    training_blocks,
-)
 from utils.run.errors import UserError, name_some
 from utils.run.files import save_image, write_text
 from utils.run.script import run_script
 
 SHOWN = 4  # images of a protocol in the report
-KINDS = ('', ' std', ' n')  # ends of the names of the columns of a CSV
 # {((protocol, metric), column): mean in percent, standard deviation, number of runs}
 Cells = dict[tuple[tuple[str, str], str], tuple[float, float | None, int | None]]
-
-
-class Result(NamedTuple):
-    """An entry of a results.json, for over-clustering a list of them, and the folder that it lies in."""
-    entry: Any
-    folder: Path
-    best: float  # mIoU
-
-
-Results = Mapping[str, Mapping[str, Result]]  # {task: {column: result}}
+# {task: {column: (mIoU, output directory, entry of results.json, for over-clustering a list of them)}}
+Results = Mapping[str, Mapping[str, tuple[float, Path, Any]]]
 
 
 def read_columns(columns: Sequence[Sequence[str]]) -> Results:
@@ -60,7 +41,7 @@ def read_columns(columns: Sequence[Sequence[str]]) -> Results:
     Raises UserError if a name has no folder or is given twice, and if a results.json is missing, is none or has no
     result against ground truth.
     """
-    names, results = [name for name, *_ in columns], {task: {} for task in TASKS}  # type: ignore[var-annotated]
+    names, results = [name for name, *_ in columns], {task: {} for task in report.TASKS}  # type: ignore[var-annotated]
     for name, *folders in columns:
         if not folders:
             raise UserError(f'--column {name} has no folder; give the output directories of its runs after the name.')
@@ -76,8 +57,8 @@ def read_columns(columns: Sequence[Sequence[str]]) -> Results:
                         continue  # clusters without ground truth
                     best = max(point['mIoU'] for point in (entry if isinstance(entry, list) else [entry]))
                     of_task = results.setdefault(task, {})
-                    if name not in of_task or best >= of_task[name].best:
-                        of_task[name] = Result(entry, folder, best)
+                    if name not in of_task or best >= of_task[name][0]:
+                        of_task[name] = best, folder, entry
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f'{path} does not hold the results of a protocol; run it again.') from error
         if not any(name in of_task for of_task in results.values()):
@@ -106,16 +87,17 @@ def picture_blocks(results: Results, classes: Sequence[str]) -> Iterator[page.Bl
     """
     seen = []
     for task, columns in results.items():
-        folders = {name: result.folder / 'visualizations' for name, result in columns.items()}
+        folders = {name: folder / 'visualizations' for name, (_, folder, _) in columns.items()}
         if folders not in seen:
             seen.append(folders)
             files = sorted({path.name for folder in folders.values() for path in folder.glob('*.png')})[:SHOWN]
-            yield picture_block(PREDICTIONS, [(f'{name}: {Path(file).stem}', folder / file) for file in files
-                                              for name, folder in folders.items() if (folder / file).is_file()],
-                                classes, f': {TASKS.get(task, task)}', len(folders) if len(folders) > 1 else 0)
-    neighbours = dict.fromkeys((name, result.folder / NEIGHBOURS_FILE) for columns in results.values()
-                               for name, result in columns.items())
-    yield picture_block(NEIGHBOURS, [(name, path) for name, path in neighbours if path.is_file()])
+            shown = [(f'{name}: {Path(file).stem}', folder / file) for file in files
+                     for name, folder in folders.items() if (folder / file).is_file()]
+            yield report.picture_block(report.PREDICTIONS, shown, classes, f': {report.TASKS.get(task, task)}',
+                                       len(folders) if len(folders) > 1 else 0)
+    neighbours = dict.fromkeys((name, folder / report.NEIGHBOURS_FILE) for columns in results.values()
+                               for name, (_, folder, _) in columns.items())
+    yield report.picture_block(report.NEIGHBOURS, [(name, path) for name, path in neighbours if path.is_file()])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -132,23 +114,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--pictures', type=Path, help='folder of PNGs to join into pictures.png')
     args = parser.parse_args(argv)
     results, names = read_columns(args.column), [name for name, *_ in args.column]
-    protocols = {TASKS.get(task, task): {name: result.entry for name, result in columns.items()}
+    protocols = {report.TASKS.get(task, task): {name: entry for name, (*_, entry) in columns.items()}
                  for task, columns in results.items()}
-    curves = protocols.pop(CURVE, {})
+    curves = protocols.pop(report.CURVE, {})
     bars = {protocol: with_classes for protocol, columns in protocols.items() if (
         with_classes := {name: entry for name, entry in columns.items() if 'IoU' in entry})}
     for count in sorted({point['num_clusters'] for curve in curves.values() for point in curve}):
-        protocols[f'{TASKS["kmeans"]}, {count} clusters'] = {
+        protocols[f'{report.TASKS["kmeans"]}, {count} clusters'] = {
             name: {**point, 'IoU': {}} for name, curve in curves.items() for point in curve
             if point['num_clusters'] == count}
     cells = cells_of(protocols, args.per_class)
     texts = pivot({place: with_spread(*cell) for place, cell in cells.items()}, names)
     table = markdown(['%', 'metric', *names], texts, len(names))
     write_text(args.output / 'table.md', table)
-    values = pivot({(row, (name, kind)): value for (row, name), cell in cells.items()
-                    for kind, value in zip(KINDS, cell, strict=True)}, [*product(names, KINDS)], None)
-    write_text(args.output / 'table.csv', csv_text(
-        ['protocol', 'metric', *(f'{name}{kind}' for name, kind in product(names, KINDS))], values))
+    values = [[*row[:2], *chain(*row[2:])] for row in pivot(cells, names, (None, None, None))]
+    head = ['protocol', 'metric', *(f'{name}{kind}' for name in names for kind in ('', ' std', ' n'))]
+    write_text(args.output / 'table.csv', csv_text(head, values))
     print(table)
     pictures = {'classes.png': to_image(partial(class_bars, bars))} if bars else {}
     if curves:
@@ -164,9 +145,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     page.write_page(args.output, f'Results: {" · ".join(names)}', args.note or 'What each model knows, side by side' + (
         ', and how it was trained without labels' if args.pretraining else ''), [
         page.table('Results', ('protocol', 'metric', *names), [row for row in texts if row[1] == 'mIoU'],
-                   f'In percent; {SPREAD}.'),
-        *plot_blocks(bars, curves), *picture_blocks(results, classes),
-        *(block for folder in args.pretraining for block in training_blocks(folder, f': {folder.name}'))])
+                   f'In percent; {report.SPREAD}.'),
+        *report.plot_blocks(bars, curves), *picture_blocks(results, classes),
+        *(block for folder in args.pretraining for block in report.training_blocks(folder, f': {folder.name}'))])
     print(f'Written to {args.output}: {", ".join(["table.md", "table.csv", *pictures, page.REPORT])}')
 
 
