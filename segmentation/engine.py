@@ -1,4 +1,4 @@
-"""The linear model in training and in evaluation: its loss, validation, label maps and their results."""
+"""The linear model in training and in evaluation: its loss, validation, label maps, their results, and its weights."""
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -19,18 +20,21 @@ from data.voc import VOID
 from models.crf import Refine, crf_in_workers
 from models.segmentation import LinearSegmentationModel
 from segmentation.metrics import confusion_matrix, iou_of
+from utils.config.reader import damaged, read_config, read_yaml
 from utils.report.pictures import panel
-from utils.report.results import iou_entry, log_iou, remove_stale, save_results
+from utils.report.results import iou_entry, log_iou, read_results, remove_stale, save_results
 from utils.report.run import PREDICTIONS, write_run_report
 from utils.run import distributed
 from utils.run.devices import Precision, to_device, to_float32
-from utils.run.files import save_image, save_label_map
+from utils.run.errors import UserError, name_some
+from utils.run.files import save_image, save_label_map, write_text
 from utils.run.log import progress
 from utils.run.parallel import available_cores, in_threads
 
 log = logging.getLogger(__name__)
 MAPS, PICTURES = ('predictions', 'predictions_crf'), 'visualizations'  # label maps of the network, and refined ones
 CAPTIONS = 'image', 'ground truth', 'prediction', 'after CRF'
+BEST = 'best_model.pth.tar'  # a plain state dict; <stem>.classes.yml beside it says what it was trained for
 
 
 def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision) -> dict[str, Tensor]:
@@ -125,3 +129,57 @@ def report_scores(config: Mapping[str, Any], title: str, confusions: Mapping[str
                            Path(config['output_dir']), companions)
     write_run_report(config, title, results, classes, confusions, {PREDICTIONS: pictures})
     return results
+
+
+def stem(weights: Path) -> str:
+    """'best_model' of best_model.pth.tar."""
+    return Path(weights.name.removesuffix('.tar')).stem
+
+
+def _classes_file(weights: Path) -> Path:
+    return weights.with_name(f'{stem(weights)}.classes.yml')
+
+
+def write_trained(weights: Path, task: str, classes: Sequence[str]) -> None:
+    """Write <stem>.classes.yml beside the weights."""
+    write_text(_classes_file(weights), yaml.safe_dump({'task': task, 'classes': list(classes)}, sort_keys=False))
+
+
+def read_trained(weights: Path, scored: Sequence[str] | None = None) -> tuple[str, tuple[str, ...] | None]:
+    """The name of a model's results, 'linear' or 'finetuned', and its classes: what <stem>.classes.yml says.
+
+    Without that file, of an earlier version, the task is that of config.yml beside it and the classes are None. Raises
+    UserError if one of the two is damaged, or if the classes are not those that are to be ``scored``.
+    """
+    path = _classes_file(weights)
+    if weights.name == 'checkpoint.pth.tar' and not path.exists():  # of the training whose best model stands beside it
+        path = _classes_file(weights.with_name(BEST))
+    content = read_yaml(path)
+    if content is None:
+        run = read_config(weights.parent) or {}
+        return 'finetuned' if run.get('network_lr_factor') else 'linear', None
+    task, classes = content.get('task'), content.get('classes')
+    if task not in ('linear', 'finetuned') or not isinstance(classes, list) \
+            or not all(isinstance(name, str) for name in classes):
+        raise damaged(path, 'it must hold a task and a list of classes')
+    if scored is not None and classes != list(scored):
+        raise UserError(f'{weights} was trained for the classes {name_some(classes, 21)}, and the data set has '
+                        f'{name_some(scored, 21)}; take the data set and eval_classes of its training.')
+    return task, tuple(classes)
+
+
+def check_free(output_dir: Path, task: str, weights: Path, digest: str) -> None:
+    """Raise UserError if results of these weights would join another best model or replace results of others."""
+    best, other = output_dir / BEST, 'choose another one with --set output_dir=...'
+    if best.is_file():
+        if not best.samefile(weights):
+            raise UserError(f'output_dir {output_dir} is that of a training run, for results of its own {BEST} and not '
+                            f'of {weights}; {other}, or leave it out.')
+        return
+    results = read_results(output_dir)
+    for name in {task, f'{task}_crf'} & results.keys():
+        made = results[name].get('made_with', {})
+        if made.get('fingerprint') != digest:
+            theirs = made.get('weights', 'of an earlier version, which does not name them')
+            raise UserError(f'output_dir {output_dir} holds results of other weights ({theirs}), which those of '
+                            f'{weights} would replace; {other}.')

@@ -18,8 +18,7 @@ from data.transforms import LinearTrainTransform
 from models.build import build_linear_model
 from models.crf import require_crf
 from models.weights import fingerprint, load_strict, read_weights
-from segmentation.engine import compute_losses, score, validate
-from segmentation.linear import BEST, read_trained, write_trained
+from segmentation.engine import BEST, compute_losses, read_trained, score, validate, write_trained
 from segmentation.metrics import iou_of, made_with, warn_of_shared
 from utils.config.cli import ConfigParser
 from utils.config.schema import LinearFinetune

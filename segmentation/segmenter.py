@@ -21,7 +21,7 @@ from models.build import build_prototype_model, trained_linear_model
 from models.crf import Refine
 from models.weights import fingerprint, identify
 from segmentation.cluster_model import ClusterModel
-from segmentation.linear import read_trained
+from segmentation.engine import read_trained
 from segmentation.objects import THRESHOLD, Objects, find_objects
 from utils.config.reader import read_config
 from utils.run.checkpoint import load_checkpoint

@@ -9,7 +9,7 @@ import yaml
 from models.segmentation import LinearSegmentationModel
 from segmentation import eval as eval_script
 from segmentation import linear_finetune
-from segmentation.linear import read_trained
+from segmentation.engine import read_trained
 from segmentation.segmenter import Segmenter
 from tests.colours import MIDDLE, arguments, plain_backbone, results, runner, write_image, write_lists
 from tests.test_utils_report_run import Page
