@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 
 from benchmarks.train_step import draw_batch
 from models.segmentation import ContrastiveSegmentationModel
-from pretrain.engine import compute_losses
+from pretrain.losses import compute_losses
 from pretrain.maskcontrast import MaskContrast
 from utils.config.cli import ArgumentParser
 from utils.run import distributed

@@ -34,7 +34,7 @@ from data.voc import VOCSegmentation
 from experiments.shapes import generate
 from models.backbones import IMAGENET, DilatedDepthwiseConv, build_backbone
 from models.segmentation import ContrastiveSegmentationModel
-from pretrain.engine import compute_losses
+from pretrain.losses import compute_losses
 from pretrain.maskcontrast import MaskContrast
 from utils.config.cli import ArgumentParser
 from utils.run.devices import DTYPES, Precision

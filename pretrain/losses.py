@@ -1,9 +1,11 @@
-"""The two losses of pretraining (paper, section 3.2 and 4.1)."""
+"""The two losses of pretraining (paper, section 3.2 and 4.1), and what each of its steps computes."""
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from utils.run.devices import Precision, pin
 
 
 def saliency_loss(scores: Tensor, masks: Tensor) -> Tensor:
@@ -72,3 +74,31 @@ def chunked_contrastive_loss(q: Tensor, keys: Tensor, labels: Tensor, T: float, 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of pixels whose largest logit is their own prototype's, 0..1."""
     return (logits.argmax(1) == labels).float().mean()
+
+
+def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision,
+                   chunk: int = 32768) -> dict[str, Tensor]:
+    """One batch of pairs: 'loss' (with gradient), 'contrastive', 'saliency', 'accuracy', 'foreground'.
+
+    Losses are in float32 or float64 in any ``precision``. ``chunk`` is the pixels of the contrastive loss at a time; 0
+    holds all of its logits in memory.
+    """
+    im_q, im_k = (precision.to_device(batch[view]) for view in ('query', 'key'))  # B x 3 x H x W
+    masks = [batch['query_mask'], batch['key_mask']]  # B x H x W
+    encoder: Any = getattr(model, 'module', model).model_q  # behind DistributedDataParallel, if there is one
+    if not encoder.upsample:
+        stride = encoder.backbone.stride
+        masks = [pin(mask[:, ::stride, ::stride], precision.device) for mask in masks]  # nearest
+    mask_q, mask_k = (precision.to_device(mask) for mask in masks)
+    with precision.autocast():
+        output = model(im_q, masks[0], im_k, mask_k)
+    if chunk:
+        contrastive, top1 = chunked_contrastive_loss(output.q, output.keys, output.labels, output.T, chunk)
+    else:
+        logits = output.logits  # P x (B + K)
+        contrastive, top1 = contrastive_loss(logits, output.labels), accuracy(logits, output.labels)
+    losses = {'loss': contrastive, 'contrastive': contrastive, 'accuracy': top1, 'foreground': mask_q.float().mean()}
+    if output.saliency is None:
+        return losses
+    saliency = saliency_loss(output.saliency, mask_q)
+    return losses | {'saliency': saliency, 'loss': contrastive + saliency}

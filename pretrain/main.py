@@ -18,7 +18,7 @@ from data.transforms import EvaluationTransform
 from data.views import ContrastivePair, ContrastiveView
 from models.backbones import FROZEN, freeze_layers
 from models.build import build_contrastive_model, synchronise_batchnorm
-from pretrain.engine import compute_losses
+from pretrain.losses import compute_losses
 from pretrain.maskcontrast import MaskContrast
 from pretrain.monitor import Monitor, probe_of
 from utils.config.cli import ConfigParser

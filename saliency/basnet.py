@@ -1,10 +1,11 @@
-"""BASNet, a salient-object network that predicts coarsely and then refines, and the masks of a trained one.
+"""BASNet, a salient-object network that predicts coarsely and then refines; the masks of a trained one; its training.
 
 Qin, Zhang, Huang, Gao, Dehghan and Jagersand, "BASNet: Boundary-Aware Salient Object Detection", CVPR 2019.
 Names and shapes of the state dict are those of the released checkpoint.
 """
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +14,17 @@ from torch import Tensor, nn
 from torchvision.models import resnet34
 from torchvision.models.resnet import BasicBlock
 
+from data.transforms import Sample, uniform
 from models.backbones import IMAGENET
 from models.segmentation import resize
-from models.weights import load_strict, read_weights
-from saliency.maps import image_map, network_input
-from utils.run.devices import pin, tf32, to_device
+from models.weights import Weights, load_strict, read_weights
+from saliency.sources import image_map, network_input, resize_by_area
+from utils.run.devices import Precision, pin, tf32, to_device, to_float32
 
 SIZE = 256  # side of the input, as published
 LEVELS = {6: (1024, 512, 512), 5: (1024, 512, 512), 4: (1024, 512, 256),  # decoder stage: channels read,
           3: (512, 256, 128), 2: (256, 128, 64), 1: (128, 64, 64)}        # channels inside, channels handed on
+SSIM_WINDOW, SSIM_SIGMA, SSIM_CONSTANTS = 11, 1.5, (0.01 ** 2, 0.03 ** 2)
 
 
 def join(x: Tensor, level: Tensor) -> Tensor:
@@ -137,3 +140,75 @@ class BASNetSaliency:
             scores = self.network(to_device(pin(torch.from_numpy(batch), self.device), self.device))[0]
             maps = torch.sigmoid(scores)[:, 0].cpu().numpy()  # N x size x size
         return [image_map(saliency, image) for saliency, image in zip(maps, images, strict=True)]
+
+
+class TrainingView:
+    """Resize to ``size`` x ``size`` pixels, random crop, horizontal flip (section 4.2).
+
+    A sample's 'image' (H, W, 3) uint8 becomes (3, crop, crop) float32, normalised as for prediction; its 'sal'
+    (H, W) in {0, 1} becomes (1, crop, crop) float32, the share of each pixel that is object.
+    """
+
+    def __init__(self, size: int = 256, crop: int = 224, flip_probability: float = 0.5) -> None:
+        self.size, self.crop, self.flip_probability = size, crop, flip_probability
+
+    def __call__(self, sample: Sample) -> Sample:
+        size = (self.size, self.size)
+        image = network_input(sample['image'], size, *IMAGENET)
+        mask = resize_by_area(sample['sal'].astype(np.float32), size)
+        top, left = (int(torch.randint(self.size - self.crop + 1, ())) for _ in range(2))
+        rows, columns = slice(top, top + self.crop), slice(left, left + self.crop)
+        image, mask = image[:, rows, columns], mask[None, rows, columns]
+        if uniform(0, 1) < self.flip_probability:
+            image, mask = image[..., ::-1], mask[..., ::-1]
+        return {'id': sample['id'], 'image': torch.from_numpy(image.copy()), 'sal': torch.from_numpy(mask.copy())}
+
+
+def load_initial_weights(network: nn.Module, weights: Weights) -> None:
+    """Load a BASNet, or its stages from a ResNet-34, whose stem is another. Raises UserError for other weights."""
+    if weights.kind == 'backbone':
+        network = nn.ModuleDict({f'layer{n}': network.get_submodule(f'encoder{n}') for n in (1, 2, 3, 4)})
+        weights = weights.without('conv1.', 'bn1.')
+    load_strict(network, weights, 'set pretraining to the checkpoint of a ResNet-34 or a BASNet')
+
+
+def ssim(pred: Tensor, target: Tensor) -> Tensor:
+    """Mean structural similarity (Wang et al., 2004) of maps (N, 1, H, W) in 0..1; Gaussian window, zero padding."""
+    distance = torch.arange(SSIM_WINDOW, dtype=pred.dtype, device=pred.device) - SSIM_WINDOW // 2
+    window = torch.exp(-distance ** 2 / (2 * SSIM_SIGMA ** 2))
+    window = window / window.sum()
+    kernel = torch.outer(window, window)[None, None]  # 1 x 1 x 11 x 11
+    products = torch.cat([pred, target, pred * pred, target * target, pred * target], dim=1)
+    local = F.conv2d(products, kernel.expand(5, 1, -1, -1), padding=SSIM_WINDOW // 2, groups=5)
+    mean_p, mean_t, pp, tt, pt = local.unbind(dim=1)  # each N x H x W
+    var_p, var_t, cov = pp - mean_p ** 2, tt - mean_t ** 2, pt - mean_p * mean_t
+    c1, c2 = SSIM_CONSTANTS
+    similarity = (2 * mean_p * mean_t + c1) * (2 * cov + c2)
+    return (similarity / ((mean_p ** 2 + mean_t ** 2 + c1) * (var_p + var_t + c2))).mean()
+
+
+def soft_iou(pred: Tensor, target: Tensor) -> Tensor:
+    """Mean over images of the IoU of maps (N, 1, H, W) in 0..1; of two empty maps it is 1."""
+    intersection = (pred * target).flatten(1).sum(dim=1)
+    union = (pred + target).flatten(1).sum(dim=1) - intersection
+    return torch.where(union > 0, intersection / union.clamp(min=1e-12), torch.ones_like(union)).mean()
+
+
+def hybrid_loss(score: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """BCE, 1 - SSIM and 1 - soft IoU (section 3.4) of raw scores (N, 1, H, W) and masks in 0..1 of the same dtype."""
+    pred = torch.sigmoid(score)
+    return F.binary_cross_entropy_with_logits(score, target), 1 - ssim(pred, target), 1 - soft_iou(pred, target)
+
+
+def basnet_loss(scores: Sequence[Tensor], target: Tensor) -> Tensor:
+    """Sum of the hybrid loss over all outputs of the network, with equal weight."""
+    return torch.stack([torch.stack(hybrid_loss(score, target)).sum() for score in scores]).sum()
+
+
+def compute_losses(network: nn.Module, batch: dict[str, Any], precision: Precision) -> dict[str, Tensor]:
+    """The 'loss' of one batch of views, in float32."""
+    with precision.autocast():
+        scores = network(precision.to_device(batch['image']))  # eight, each B x 1 x crop x crop
+    return {'loss': basnet_loss([to_float32(score) for score in scores], precision.to_device(batch['sal']))}
+
+

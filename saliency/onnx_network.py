@@ -15,7 +15,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from saliency.maps import image_map, network_input
+from saliency.sources import image_map, network_input
 from utils.config.keys import REQUIRED, Section, key, must
 from utils.config.reader import Reader
 from utils.run.errors import UserError
@@ -53,14 +53,11 @@ class OnnxSaliency:
             import onnxruntime
         except ImportError as error:
             raise UserError('--method onnx needs the package onnxruntime; run pip install onnxruntime.') from error
-        if not weights.is_file():
-            raise UserError(f'--weights {weights} does not exist; give the path of an .onnx file.')
-        cuda = 'CUDAExecutionProvider' in onnxruntime.get_available_providers()
-        if device not in ('auto', 'cpu', 'cuda'):
-            raise UserError(f'--device {device}: ONNX networks run on cuda or cpu; take one of them.')
-        if device == 'cuda' and not cuda:
-            raise UserError('--device cuda: onnxruntime sees no CUDA device; install onnxruntime-gpu or take cpu.')
-        on_cuda = [('CUDAExecutionProvider', {'use_tf32': '0'})] if cuda and device != 'cpu' else []
+        devices = ['cpu', *['cuda'] * ('CUDAExecutionProvider' in onnxruntime.get_available_providers())]
+        if device not in ('auto', *devices):
+            raise UserError(f'--device {device}: onnxruntime runs on {" or ".join(devices)} here; take it, or install '
+                            'onnxruntime-gpu for cuda.')
+        on_cuda = [('CUDAExecutionProvider', {'use_tf32': '0'})] if device != 'cpu' and 'cuda' in devices else []
         self.weights, self.config = weights, config
         try:
             self.session = onnxruntime.InferenceSession(str(weights), providers=[*on_cuda, 'CPUExecutionProvider'])

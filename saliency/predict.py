@@ -7,7 +7,6 @@
 Masks are PNGs of 0 and 255, of the size of their image, under the same names. Rerun to resume. Images without an
 object, damaged ones and the like are named in report.txt.
 """
-import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -21,8 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 from data.frames import Frame, open_frames, predict_frames
 from data.images import read_image
 from models.crf import Refine, crf_in_workers, require_crf
-from saliency.maps import binarise, crf_logits
-from saliency.sources import METHODS, MaskSource, build_source
+from saliency.sources import METHODS, MaskSource, binarise, build_source, crf_logits
 from utils.config.cli import ArgumentParser, at_least
 from utils.config.schema import DEVICES
 from utils.report.folder import FolderRun, fingerprint
@@ -33,30 +31,6 @@ from utils.run.parallel import available_cores, process_pool
 from utils.run.script import run_script
 
 NO_OBJECT = 'no object: less than 1% of the image is salient'
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument('--images', type=Path, required=True, help='folder of the images; subfolders count')
-    parser.add_argument('--output', type=Path, required=True, help='folder for the masks and the report')
-    parser.add_argument('--method', choices=METHODS, required=True, help='where the masks come from')
-    parser.add_argument('--weights', type=Path, help='weights of the network: a checkpoint or an .onnx file')
-    parser.add_argument('--onnx-config', type=Path, help='YAML file with input_size, mean and scale of an ONNX network')
-    parser.add_argument('--crf-postprocess', action='store_true',
-                        help="move the outlines of a network's masks onto the edges of the image with a CRF")
-    parser.add_argument('--workers', type=at_least(0), default=available_cores(),
-                        help='processes (unsupervised, CRF) or threads that read and write (networks); 0 works in the '
-                             'main process; default: one a CPU core')
-    parser.add_argument('--input-size', type=at_least(1), help="side of BASNet's input in pixels, the resize it was "
-                                                               'trained with (default: 256, as published)')
-    parser.add_argument('--batch-size', type=at_least(1), default=8, help='images a forward pass of a network')
-    parser.add_argument('--device', choices=DEVICES, default='auto', help='where a network runs')
-    args = parser.parse_args(argv)
-    if args.crf_postprocess:
-        if args.method == 'unsupervised':
-            raise UserError('--method unsupervised has GrabCut in place of the CRF; leave out --crf-postprocess.')
-        require_crf()
-    return args
 
 
 def write_masks(source: MaskSource, frames: Iterable[Frame], output: Path, batch_size: int = 1, threads: int = 1,
@@ -80,7 +54,26 @@ def write_unsupervised_mask(output: Path, frame: Frame) -> tuple[Path, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
+    parser = ArgumentParser(__doc__)
+    parser.add_argument('--images', type=Path, required=True, help='folder of the images; subfolders count')
+    parser.add_argument('--output', type=Path, required=True, help='folder for the masks and the report')
+    parser.add_argument('--method', choices=METHODS, required=True, help='where the masks come from')
+    parser.add_argument('--weights', type=Path, help='weights of the network: a checkpoint or an .onnx file')
+    parser.add_argument('--onnx-config', type=Path, help='YAML file with input_size, mean and scale of an ONNX network')
+    parser.add_argument('--crf-postprocess', action='store_true',
+                        help="move the outlines of a network's masks onto the edges of the image with a CRF")
+    parser.add_argument('--workers', type=at_least(0), default=available_cores(),
+                        help='processes (unsupervised, CRF) or threads that read and write (networks); 0 works in the '
+                             'main process; default: one a CPU core')
+    parser.add_argument('--input-size', type=at_least(1), help="side of BASNet's input in pixels, the resize it was "
+                                                               'trained with (default: 256, as published)')
+    parser.add_argument('--batch-size', type=at_least(1), default=8, help='images a forward pass of a network')
+    parser.add_argument('--device', choices=DEVICES, default='auto', help='where a network runs')
+    args = parser.parse_args(argv)
+    if args.crf_postprocess:
+        if args.method == 'unsupervised':
+            raise UserError('--method unsupervised has GrabCut in place of the CRF; leave out --crf-postprocess.')
+        require_crf()
     if not args.images.is_dir():
         raise UserError(f'{args.images} is not a folder; give the folder that holds the images.')
     total, duplicates, frames = open_frames(args.images)

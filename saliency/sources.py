@@ -1,18 +1,27 @@
-"""What a source of masks looks like, and how to get one by name."""
+"""Sources of masks: how to get one by name, from an image to its mask, and how the masks are scored."""
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
+import cv2
 import numpy as np
+from torch.utils.data import DataLoader
 
+from data.transforms import normalize, split_mask
+from utils.run import distributed
 from utils.run.devices import pick_device, to_device
 from utils.run.errors import UserError
+from utils.run.log import progress
 
 METHODS: dict[str, dict[str, bool]] = {  # the options that each takes, and whether it needs them
     'basnet': {'--weights': True, '--input-size': False}, 'onnx': {'--weights': True, '--onnx-config': True},
     'unsupervised': {}}
 # (H, W, 3) uint8 RGB images of any sizes -> a (H, W) float32 map in 0..1 of each, 1 on its salient objects
 MaskSource = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+SMALLEST = 0.01  # segment of a mask, as a share of the image
+SURE = 0.999  # probability at which a map that is 0 or 1 enters the CRF
+BETA2 = 0.3  # of the F-measure: precision counts more than recall (Achanta et al., CVPR 2009)
+THRESHOLDS = 255  # 0/255 .. 254/255, of precision and recall
 
 
 def build_source(method: str, weights: Path | None = None, onnx_config: Path | None = None,
@@ -36,3 +45,86 @@ def build_source(method: str, weights: Path | None = None, onnx_config: Path | N
         return BASNetSaliency(to_device(load_basnet(cast(Path, weights)), where), where, input_size or SIZE)
     from saliency.onnx_network import OnnxSaliency, read_onnx_config
     return OnnxSaliency(cast(Path, weights), read_onnx_config(cast(Path, onnx_config)), device)
+
+
+def resize_by_area(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize (H, W) or (H, W, 3) to (height, width): by area where it shrinks, else bilinear."""
+    shrinks = values.shape[0] > size[0] and values.shape[1] > size[1]
+    return cv2.resize(values, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def network_input(image: np.ndarray, size: tuple[int, int], mean: Sequence[float], scale: Sequence[float],
+                  divide_by_maximum: bool = True) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (3, height, width) float32: resized to ``size``, (height, width), and normalised.
+
+    A value v in 0..1 becomes (v - mean) / scale, three numbers each. 1 is the maximum of the resized image, or 255.
+    """
+    resized = resize_by_area(image, size)
+    whole = max(int(resized.max()), 1) if divide_by_maximum else 255
+    return normalize(resized, mean, scale, whole).numpy()
+
+
+def stretch(values: np.ndarray) -> np.ndarray:
+    """Stretch to 0..1; equal values, in which nothing is salient, become 0."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high - low > 1e-12 else np.zeros_like(values)
+
+
+def image_map(saliency: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Stretch a network's map (h, w) to 0..1 and resize it to its image: (H, W) float32."""
+    return cv2.resize(stretch(saliency.astype(np.float32)), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def crf_logits(saliency: np.ndarray) -> np.ndarray:
+    """What ``models.crf.dense_crf`` takes: (H, W) probabilities of the object -> (2, H, W) float32."""
+    object_probability = np.clip(saliency, 1 - SURE, SURE)
+    logits = np.log(object_probability / (1 - object_probability))
+    return np.stack([np.zeros_like(logits), logits]).astype(np.float32)
+
+
+def binarise(saliency: np.ndarray) -> np.ndarray | None:
+    """Threshold a map (H, W) in 0..1 at 0.5 and drop the connected segments (8 neighbours) below 1% of the image.
+
+    (H, W) bool, or None when nothing is left: the image is to be left out (ICCV 2021, supplementary material).
+    """
+    segments, count = split_mask((saliency > 0.5).astype(np.uint8), SMALLEST)
+    return segments > 0 if count else None
+
+
+def mask_iou(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Of two masks (H, W) bool; of two empty ones it is 1."""
+    union = int((mask | truth).sum())
+    return float((mask & truth).sum() / union) if union else 1.0
+
+
+def map_scores(saliency: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """IoU, mean absolute error, precision and recall at each threshold of one map: (2 + 2 THRESHOLDS,), to be averaged.
+
+    The map is (H, W) in 0..1, and its mask that of ``saliency/predict.py``, empty for an image left out. In ``truth``,
+    (H, W), objects are nonzero.
+    """
+    truth, mask = truth > 0, binarise(saliency)
+    levels = np.minimum((saliency * THRESHOLDS).astype(int), THRESHOLDS - 1)
+    chosen, hits = (np.bincount(values.ravel(), minlength=THRESHOLDS)[::-1].cumsum()[::-1]  # that reach a threshold
+                    for values in (levels, levels[truth]))
+    return np.concatenate([[mask_iou(np.zeros_like(truth) if mask is None else mask, truth),
+                            np.abs(saliency - truth).mean()],
+                           hits / np.maximum(chosen, 1), hits / max(int(truth.sum()), 1)])
+
+
+def read_scores(mean: np.ndarray) -> dict[str, float]:
+    """'mIoU', 'maxF' (of mean precision and recall at the best threshold) and 'MAE' in percent, as in results.json."""
+    precision, recall = mean[2:].reshape(2, THRESHOLDS)
+    f = (1 + BETA2) * precision * recall / np.maximum(BETA2 * precision + recall, 1e-12)
+    return {'mIoU': 100 * float(mean[0]), 'maxF': 100 * float(f.max()), 'MAE': 100 * float(mean[1])}
+
+
+def validate(source: MaskSource, loader: DataLoader) -> dict[str, float]:
+    """Score a mask source against precomputed masks, at each image's own size; see ``read_scores``.
+
+    A batch has lists of 'image', (H, W, 3) uint8, and 'sal', (H, W) in {0, 1}; several processes take them in turn.
+    """
+    scores = [map_scores(saliency, truth) for batch in progress(loader, 'validation')
+              for saliency, truth in zip(source(batch['image']), batch['sal'], strict=True)]
+    totals = distributed.gather_objects((len(scores), np.sum(scores, axis=0)))
+    return read_scores(sum(total for _, total in totals) / sum(count for count, _ in totals))

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from data.loaders import identity, loader_in_order, open_masks, train_loader
 from models.build import initial_weights
-from saliency.basnet import BASNet, BASNetSaliency
-from saliency.basnet_training import TrainingView, compute_losses, load_initial_weights, validate
+from saliency.basnet import BASNet, BASNetSaliency, TrainingView, compute_losses, load_initial_weights
+from saliency.sources import validate
 from utils.config.cli import ConfigParser
 from utils.config.schema import TrainSaliency
 from utils.report.results import save_results

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse.csgraph import shortest_path
 from scipy.spatial.distance import cdist
 
-from saliency.maps import stretch
+from saliency.sources import stretch
 from utils.report.pictures import thumbnail
 
 SIDE = 256             # longest side at which an image is analysed, pixels
@@ -29,7 +29,7 @@ def background_saliency(lab: np.ndarray) -> np.ndarray:
     """Robust background detection: (H, W, 3) float32, CIE-Lab -> (H, W) in 0..1, constant on each superpixel."""
     height, width = lab.shape[:2]
     labels = slic(lab)                                                       # H x W, values 0..P-1
-    touch, border = adjacency(labels), on_border(labels)                     # P x P, P
+    touch, border = adjacency(labels)                                        # P x P, P
     y, x = np.indices((height, width)).reshape(2, -1)
     pixels = np.column_stack([lab.reshape(-1, 3), (y + 0.5) / height, (x + 0.5) / width])
     means = cluster_means(pixels, labels.ravel(), len(touch)).astype(np.float64)
@@ -43,7 +43,7 @@ def background_saliency(lab: np.ndarray) -> np.ndarray:
 
     # Minimise sum w_bg s^2 + sum w_fg (s - 1)^2 + sum w_ij (s_i - s_j)^2 (equation 9): a linear system.
     reach = touch.astype(np.float32)
-    near = _linked(touch, border) | (reach @ reach > 0)                      # neighbours of neighbours too
+    near = touch | np.outer(border, border) | (reach @ reach > 0)            # neighbours of neighbours too
     w = np.where(near, np.exp(-d_app ** 2 / (2 * SIGMA_COLOUR ** 2)) + MU, 0.0)
     np.fill_diagonal(w, 0.0)
     system = np.diag(w_bg + w_fg + w.sum(axis=1) + 1e-6) - w
@@ -58,7 +58,8 @@ def background_weight(d_app: np.ndarray, touch: np.ndarray, border: np.ndarray) 
     nearest = np.where(touch, d_app, np.inf).min(axis=1)
     free = nearest[np.isfinite(nearest)].mean() if touch.any() else 0.0      # small steps must not add up
     step = np.maximum(d_app - free, 0) + 1e-5                                # 0 would mean 'no edge' to scipy
-    d_geo = shortest_path(np.where(_linked(touch, border), step, 0.0), directed=False)
+    linked = (touch | np.outer(border, border)) & ~np.eye(len(border), dtype=bool)  # the background may be in pieces
+    d_geo = shortest_path(np.where(linked, step, 0.0), directed=False)
     same = np.exp(-d_geo ** 2 / (2 * SIGMA_COLOUR ** 2))                     # belongs to the same region
     connectivity = same[:, border].sum(axis=1) / np.sqrt(same.sum(axis=1))   # border length / sqrt(area)
     return 1 - np.exp(-connectivity ** 2 / (2 * SIGMA_BORDER ** 2))
@@ -100,20 +101,16 @@ def cluster_means(values: np.ndarray, label: np.ndarray, count: int, otherwise: 
     return means if otherwise is None else np.where(size[:, None] > 0, means, otherwise)
 
 
-def adjacency(labels: np.ndarray) -> np.ndarray:
-    """(P, P) bool: which patches touch (8 neighbours); symmetric, the diagonal is False."""
-    count = labels.max() + 1
-    touch = np.zeros((count, count), bool)
-    for a, b in ((labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1]),
-                 (labels[1:, 1:], labels[:-1, :-1]), (labels[1:, :-1], labels[:-1, 1:])):
+def adjacency(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which patches touch (8 neighbours), (P, P) bool, none itself; and which touch the border of the image, (P,)."""
+    outside = labels.max() + 1                                               # a patch around the image
+    framed = np.pad(labels, 1, constant_values=outside)
+    touch = np.zeros((outside + 1, outside + 1), bool)
+    for a, b in ((framed[1:], framed[:-1]), (framed[:, 1:], framed[:, :-1]),
+                 (framed[1:, 1:], framed[:-1, :-1]), (framed[1:, :-1], framed[:-1, 1:])):
         touch[a, b] = True
-    return (touch | touch.T) & ~np.eye(count, dtype=bool)
-
-
-def on_border(labels: np.ndarray) -> np.ndarray:
-    """(P,) bool: which patches touch the border of the image."""
-    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    return np.isin(np.arange(labels.max() + 1), border)
+    touch = (touch | touch.T) & ~np.eye(outside + 1, dtype=bool)
+    return touch[:outside, :outside], touch[:outside, outside]
 
 
 def grabcut(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
@@ -125,9 +122,8 @@ def grabcut(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
     state[saliency > SURE_OBJECT] = cv2.GC_FGD
     state[saliency < SURE_BACKGROUND] = cv2.GC_BGD
     cv2.setRNGSeed(0)  # its colour models start at random: the same image must give the same mask
-    no_box = (0, 0, 1, 1)  # not read: the state says where to start
-    cv2.grabCut(image[..., ::-1].copy(), state, no_box, np.zeros((1, 65)), np.zeros((1, 65)), GRABCUT_STEPS,
-                cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(image[..., ::-1].copy(), state, (0, 0, 1, 1), np.zeros((1, 65)), np.zeros((1, 65)), GRABCUT_STEPS,
+                cv2.GC_INIT_WITH_MASK)  # no box is read: the state says where to start
     return np.isin(state, (cv2.GC_FGD, cv2.GC_PR_FGD))
 
 
@@ -140,8 +136,3 @@ def unsupervised_saliency(images: Sequence[np.ndarray]) -> list[np.ndarray]:
         mask = grabcut(small, background_saliency(lab)).astype(np.float32)
         maps.append(cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_LINEAR))
     return maps
-
-
-def _linked(touch: np.ndarray, border: np.ndarray) -> np.ndarray:
-    """Patches that touch, and all patches on the border: the background may be cut in pieces."""
-    return (touch | np.outer(border, border)) & ~np.eye(len(border), dtype=bool)

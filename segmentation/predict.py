@@ -7,7 +7,6 @@
 best_model.pth.tar of linear_finetune.py. Label maps are palette PNGs of the images' own sizes, under the same
 names. Rerun to resume. In Python: ``segmentation.segmenter.Segmenter``.
 """
-import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -40,21 +39,6 @@ LONGEST = 65_500  # side of a JPEG at most, pixels
 WHOLE = 0.9  # share of the frames that a video's header names, which need not be exact, that makes it whole
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument('--images', type=Path, required=True, help='an image, a folder of images or a video')
-    parser.add_argument('--output', type=Path, required=True, help='folder for predictions/, overlays/ and the report')
-    parser.add_argument('--model', required=True, help='clusters.pth.tar or best_model.pth.tar')
-    parser.add_argument('--weights', type=Path,
-                        help='checkpoint of the pretraining that clusters.pth.tar was made with, if it was moved')
-    parser.add_argument('--crf-postprocess', action='store_true', help='refine the label maps with a CRF')
-    parser.add_argument('--batch-size', type=at_least(1), default=8, help='images a forward pass')
-    parser.add_argument('--workers', type=at_least(1), default=available_cores(),
-                        help='threads that read and write, and processes of the CRF (default: one a CPU core)')
-    parser.add_argument('--device', choices=DEVICES, default='auto', help='where the network runs')
-    return parser.parse_args(argv)
-
-
 def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_size: int, threads: int,
             refine: Refine | None) -> Iterator[tuple[Path, str]]:
     """Write label maps and overlays; yields each image, and why it has no label map: '' if it has one."""
@@ -79,7 +63,18 @@ def move_stale(output: Path, name: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
+    parser = ArgumentParser(__doc__)
+    parser.add_argument('--images', type=Path, required=True, help='an image, a folder of images or a video')
+    parser.add_argument('--output', type=Path, required=True, help='folder for predictions/, overlays/ and the report')
+    parser.add_argument('--model', required=True, help='clusters.pth.tar or best_model.pth.tar')
+    parser.add_argument('--weights', type=Path,
+                        help='checkpoint of the pretraining that clusters.pth.tar was made with, if it was moved')
+    parser.add_argument('--crf-postprocess', action='store_true', help='refine the label maps with a CRF')
+    parser.add_argument('--batch-size', type=at_least(1), default=8, help='images a forward pass')
+    parser.add_argument('--workers', type=at_least(1), default=available_cores(),
+                        help='threads that read and write, and processes of the CRF (default: one a CPU core)')
+    parser.add_argument('--device', choices=DEVICES, default='auto', help='where the network runs')
+    args = parser.parse_args(argv)
     if args.crf_postprocess:
         require_crf()
     total, duplicates, frames = open_frames(args.images)

@@ -1,4 +1,5 @@
 """A tiny data set drawn by code, and quiet threads."""
+import argparse
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,22 @@ def load(tmp_path):
         (tmp_path / 'exp.yml').write_text(exp)
         return load_config(str(tmp_path / 'env.yml'), str(tmp_path / 'exp.yml'), schema, overrides)
     return load
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """parsed(main of a script, its arguments): what its parser makes of them; the script ends there."""
+    class ParsedError(Exception):
+        pass
+
+    def stop(parser: argparse.ArgumentParser, words: list[str]) -> None:
+        raise ParsedError(parse_args(parser, words))
+
+    def parsed(main, arguments: list[str]) -> argparse.Namespace:
+        monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', stop)
+        with pytest.raises(ParsedError) as stopped:
+            main(arguments)
+        return stopped.value.args[0]
+
+    parse_args = argparse.ArgumentParser.parse_args
+    return parsed

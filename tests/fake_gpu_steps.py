@@ -28,10 +28,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from models.backbones import FROZEN, freeze_layers
 from models.build import synchronise_batchnorm
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
-from pretrain import engine as pretrain_engine
+from pretrain import losses as pretrain_losses
 from pretrain.losses import saliency_loss
 from pretrain.maskcontrast import MaskContrast
-from saliency import basnet_training
+from saliency import basnet as saliency_basnet
 from saliency.basnet import BASNet, BASNetSaliency
 from segmentation import engine as segmentation_engine
 from segmentation import objects as embedding
@@ -119,7 +119,7 @@ def placed(build: Callable[[], nn.Module]) -> Iterator[tuple[Watch, Any]]:
 
 
 def pretraining(precision: str = 'fp32', world: int = 1, backbone: str = 'resnet18', batch: int = 4, size: int = 64,
-                K: int = 128, upsample: bool = True, chunk: int = pretrain_engine.CHUNK, gather: bool = False,
+                K: int = 128, upsample: bool = True, chunk: int = 32768, gather: bool = False,
                 sync_batchnorm: bool = False, frozen: bool = True, optimizer: str = 'sgd',
                 steps: int = 2) -> Record:
     """A step of pretraining as pretrain/main.py puts it together; ``batch`` pairs in each of ``world`` processes."""
@@ -136,7 +136,7 @@ def pretraining(precision: str = 'fp32', world: int = 1, backbone: str = 'resnet
     with processes(world), placed(build) as (watch, model):
         views = {f'{view}{kind}': torch.empty(batch, *shape, dtype=dtype).pin_memory() for view in ('query', 'key')
                  for kind, shape, dtype in (('', (3, size, size), torch.float32), ('_mask', (size, size), torch.uint8))}
-        return train(watch, model, views, partial(pretrain_engine.compute_losses, chunk=chunk), model.bank_statistics,
+        return train(watch, model, views, partial(pretrain_losses.compute_losses, chunk=chunk), model.bank_statistics,
                      steps, precision=precision, optimizer=optimizer)
 
 
@@ -158,7 +158,7 @@ def basnet(precision: str = 'fp32') -> Record:
     """A step of BASNet."""
     with placed(BASNet) as (watch, network):
         batch = {'image': torch.empty(2, 3, 64, 64).pin_memory(), 'sal': torch.empty(2, 1, 64, 64).pin_memory()}
-        return train(watch, network, batch, basnet_training.compute_losses, precision=precision, optimizer='adam')
+        return train(watch, network, batch, saliency_basnet.compute_losses, precision=precision, optimizer='adam')
 
 
 def evaluation_batch() -> Loader:
@@ -251,9 +251,9 @@ def unfused(name: str, parameters: Any, lr: float, **options: Any) -> torch.opti
 
 # name: what is replaced, by what, and the arguments of the step
 PLANTS = {
-    'tensor on the CPU': (pretrain_engine, 'saliency_loss', on_the_cpu, {}),
-    'item': (pretrain_engine, 'saliency_loss', with_item, {}),
-    'boolean index': (pretrain_engine, 'saliency_loss', with_boolean_index, {}),
+    'tensor on the CPU': (pretrain_losses, 'saliency_loss', on_the_cpu, {}),
+    'item': (pretrain_losses, 'saliency_loss', with_item, {}),
+    'boolean index': (pretrain_losses, 'saliency_loss', with_boolean_index, {}),
     'unpinned copy': (Precision, 'to_device', unpinned, {}),
     'blocking copy': (Precision, 'to_device', blocking, {}),
     'unfused optimiser': (trainer, 'build_optimizer', unfused, {'precision': 'fp16'}),

@@ -44,9 +44,6 @@ def test_commands_parse(page: str, words: list[str], monkeypatch: pytest.MonkeyP
         assert all(f"'{flag}'" in source for flag in flags)
         return
     module = importlib.import_module(script.removesuffix('.py').replace('/', '.'))
-    if hasattr(module, 'parse'):
-        module.parse(arguments)
-        return
     parse, load = ArgumentParser.parse_args, ConfigParser.load
 
     def parsed(self: ArgumentParser, argv: list[str]) -> argparse.Namespace:

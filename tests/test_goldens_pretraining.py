@@ -6,8 +6,7 @@ from torch import nn
 
 from models.backbones import freeze_layers
 from models.segmentation import ContrastiveSegmentationModel
-from pretrain.engine import compute_losses
-from pretrain.losses import accuracy, contrastive_loss, saliency_loss
+from pretrain.losses import accuracy, compute_losses, contrastive_loss, saliency_loss
 from pretrain.maskcontrast import MaskContrast
 from tests.golden_inputs import GOLDENS, fill, images, masks, tensor, unit_columns
 from utils.run.devices import Precision

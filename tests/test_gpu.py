@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import models.segmentation
 from models.segmentation import LinearSegmentationModel
-from pretrain import engine as pretrain_engine
-from saliency import basnet_training
+from pretrain import losses as pretrain_losses
+from saliency import basnet as saliency_basnet
 from saliency.basnet import BASNet, BASNetSaliency
 from segmentation import engine as segmentation_engine
 from tests.golden_inputs import photo
@@ -59,7 +59,7 @@ def no_wait(device: torch.device) -> Iterator[None]:
 def pretraining() -> tuple[nn.Module, Callable, dict[str, Tensor]]:
     model, views = method(size=SIZE, batch=BATCH)
     names = 'query', 'query_mask', 'key', 'key_mask'
-    return model, pretrain_engine.compute_losses, dict(zip(names, views, strict=True))
+    return model, pretrain_losses.compute_losses, dict(zip(names, views, strict=True))
 
 
 def linear() -> tuple[nn.Module, Callable, dict[str, Tensor]]:
@@ -70,7 +70,7 @@ def linear() -> tuple[nn.Module, Callable, dict[str, Tensor]]:
 
 def basnet() -> tuple[nn.Module, Callable, dict[str, Tensor]]:
     torch.manual_seed(0)
-    return BASNet(), basnet_training.compute_losses, {
+    return BASNet(), saliency_basnet.compute_losses, {
         'image': torch.randn(2, 3, 32, 32), 'sal': torch.rand(2, 1, 32, 32).round()}
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from saliency.basnet import BASNet
-from saliency.basnet_training import basnet_loss, hybrid_loss, soft_iou, ssim
+from saliency.basnet import BASNet, basnet_loss, hybrid_loss, soft_iou, ssim
 from tests.golden_inputs import GOLDENS, fill, images, masks, tensor
 
 GOLDEN = GOLDENS['basnet']

@@ -2,7 +2,7 @@
 import numpy as np
 import torch
 
-from saliency.maps import binarise, crf_logits, image_map, network_input, stretch
+from saliency.sources import binarise, crf_logits, image_map, network_input, stretch
 
 
 def test_threshold_is_strict():

@@ -202,12 +202,12 @@ def test_a_full_disk_is_one_sentence(folder, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.endswith('a.png); free some space or choose another folder.\n')
 
 
-def test_workers_are_the_cores_that_may_be_used(monkeypatch):
+def test_workers_are_the_cores_that_may_be_used(monkeypatch, parsed):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {3})
     monkeypatch.setattr(os, 'cpu_count', lambda: 64)
     flags = ['--images', 'a', '--output', 'b', '--method', 'unsupervised']
-    assert script.parse(flags).workers == 1
-    assert script.parse([*flags, '--workers', '5']).workers == 5
+    assert parsed(main, flags).workers == 1
+    assert parsed(main, [*flags, '--workers', '5']).workers == 5
 
 
 def test_mistakes_are_one_sentence(folder, tmp_path):

@@ -14,8 +14,8 @@ import saliency.predict as predict
 import saliency.train as script
 from data.folder import FolderDataset
 from data.loaders import collate
-from saliency.basnet import BASNet
-from saliency.basnet_training import TrainingView, compute_losses, map_scores, read_scores, validate
+from saliency.basnet import BASNet, TrainingView, compute_losses
+from saliency.sources import map_scores, read_scores, validate
 from tests.test_utils_report_run import Page
 from utils.report.run import read_history
 from utils.run.devices import Precision

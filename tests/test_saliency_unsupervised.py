@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 
-from saliency.maps import binarise
+from saliency.sources import binarise
 from saliency.unsupervised import (
     adjacency,
     background_weight,
     cluster_means,
-    on_border,
     slic,
     unsupervised_saliency,
 )
@@ -60,17 +59,16 @@ def test_graph_of_patches():
     labels = np.array([[0, 0, 1, 1], [0, 4, 4, 1], [2, 4, 4, 3], [2, 2, 3, 3]])
     expected = np.ones((5, 5), bool) & ~np.eye(5, dtype=bool)
     expected[[0, 3, 1, 2], [3, 0, 2, 1]] = False
-    np.testing.assert_array_equal(adjacency(labels), expected)
-    assert on_border(labels).tolist() == [True] * 4 + [False]
+    touch, border = adjacency(labels)
+    np.testing.assert_array_equal(touch, expected)
+    assert border.tolist() == [True] * 4 + [False]
     np.testing.assert_allclose(cluster_means(np.array([[1.0], [3.0], [5.0]]), np.array([0, 0, 2]), 3).ravel(),
                                [2, 0, 5])
 
 
 def test_what_touches_the_border_a_lot_is_background():
     side = 6
-    count = side * side
-    touch = adjacency(np.arange(count).reshape(side, side))
-    border = on_border(np.arange(count).reshape(side, side))
+    touch, border = adjacency(np.arange(side * side).reshape(side, side))
     inside = np.zeros((side, side), bool)
     inside[2:4, 2:6] = True  # an object that reaches the right border
     colour = np.where(inside.ravel(), 100.0, 0.0)

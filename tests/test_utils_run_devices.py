@@ -8,10 +8,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
-from pretrain import engine
+from pretrain import losses
 from pretrain.maskcontrast import MaskContrast
 from saliency.basnet import BASNet
-from saliency.basnet_training import compute_losses as saliency_losses
+from saliency.basnet import compute_losses as saliency_losses
 from saliency.sources import build_source
 from segmentation.engine import compute_losses as linear_losses
 from segmentation.objects import find_objects
@@ -85,7 +85,7 @@ def test_pretraining_computes_nothing_in_float64(chunk: int) -> None:
     model, views = method()
     precision, optimizer = Precision(CPU), build_optimizer('sgd', model.train().parameters(), 0.01)
     with NoDoubles():
-        found = engine.compute_losses(model, dict(zip(VIEWS, views, strict=True)), precision, chunk)
+        found = losses.compute_losses(model, dict(zip(VIEWS, views, strict=True)), precision, chunk)
         precision.step(found['loss'], optimizer)
 
 
@@ -108,7 +108,7 @@ def test_small_masks_are_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('utils.run.devices.to_device', lambda x, *_: moved.append(x) or x)
     batch = {'query': torch.randn(2, 3, 32, 32), 'key': torch.randn(2, 3, 32, 32),
              'query_mask': torch.ones(2, 32, 32, dtype=torch.uint8), 'key_mask': torch.ones(2, 32, 32).byte()}
-    engine.compute_losses(model, batch, Precision(CPU))
+    losses.compute_losses(model, batch, Precision(CPU))
     assert [tuple(x.shape) for x in moved] == [(2, 3, 32, 32)] * 2 + [(2, 4, 4)] * 2
     assert all(x.is_contiguous() for x in moved)
 

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from data.loaders import SeededSampler
 from models.segmentation import ContrastiveSegmentationModel
-from pretrain.engine import compute_losses
-from pretrain.losses import contrastive_loss, saliency_loss
+from pretrain.losses import compute_losses, contrastive_loss, saliency_loss
 from pretrain.maskcontrast import MaskContrast
 from tests.test_scripts import Runner
 from utils.run import distributed

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from pretrain.engine import compute_losses
+from pretrain.losses import compute_losses
 from tests.test_pretrain_maskcontrast import method
 from utils.run.devices import Precision, to_float32
 from utils.run.errors import UserError
