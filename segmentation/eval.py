@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from data.loaders import evaluation_loader, open_images
 from models.build import trained_linear_model
+from models.crf import require_crf
 from models.weights import fingerprint, read_weights
 from segmentation.engine import BEST, check_free, read_trained, score, stem
 from segmentation.metrics import made_with
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not (best.is_file() and best.samefile(weights)):
         elsewhere = f'output_dir={p.output_dir}-eval-{stem(weights)}'  # unless --set gives another: the last counts
         p = parser.load(args, elsewhere)
+    if args.crf_postprocess:
+        require_crf()
     device = start(p, args.nproc, __file__, argv)
 
     dataset = open_images(p, p.val_db_name, p.val_split, truth=True)

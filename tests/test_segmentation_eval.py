@@ -126,3 +126,13 @@ def test_what_is_damaged_is_not_taken_for_absent(trained, tmp_path: Path, conten
     (run / 'best_model.classes.yml').write_bytes(content)
     with pytest.raises(UserError, match='best_model.classes.yml is damaged'):
         evaluate(tmp_path, best, *overrides)
+
+
+def test_a_crf_that_is_not_installed_is_told_before_anything_is_made(trained, tmp_path: Path, monkeypatch) -> None:
+    _, overrides = trained
+    weights = other_weights(tmp_path / 'other.pth.tar', 5)
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(UserError, match='^the CRF needs pydensecrf'):
+        eval_script.main([*arguments('linear_finetune', tmp_path, *overrides), '--state-dict', str(weights),
+                          '--crf-postprocess'])
+    assert not (tmp_path / 'results' / 'linear_finetune-eval-other').exists()
