@@ -1,5 +1,6 @@
 """The random pairs of views of pretraining, drawn as torchvision draws them and made by OpenCV on 8 bit images."""
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import cv2
@@ -125,7 +126,8 @@ class ContrastivePair:
         self.images, self.view = images, view
 
     def __call__(self, sample: Sample) -> Sample:
-        for _ in range(IMAGES):
+        tried = chain([sample], (self.images.load(int(torch.randint(len(self.images), ()))) for _ in range(IMAGES - 1)))
+        for sample in tried:
             image, mask = sample['image'], sample['sal']
             for _ in range(DRAWS if mask.any() else 0):
                 draws = {name: self.view.draw(mask) for name in ('query', 'key')}
@@ -133,6 +135,6 @@ class ContrastivePair:
                 if all(MIN_FOREGROUND < cv2.countNonZero(view) / view.size < MAX_FOREGROUND for view in masks.values()):
                     return {'id': sample['id'], **{name: self.view.make_image(image, draws[name]) for name in draws},
                             **{f'{name}_mask': torch.from_numpy(view) for name, view in masks.items()}}
-            sample = self.images.load(int(torch.randint(len(self.images), ())))
-        raise UserError(f'{IMAGES} images in a row gave no two views with a foreground share between {MIN_FOREGROUND} '
-                        f'and {MAX_FOREGROUND}; the masks in {self.images.masks} look empty or full: check them.')
+        raise UserError(f'{IMAGES} images in a row, the last {sample["id"]}, gave no two views with a foreground share '
+                        f'between {MIN_FOREGROUND} and {MAX_FOREGROUND}; the masks in {self.images.masks} look empty '
+                        'or full: check them.')

@@ -74,7 +74,7 @@ def test_views_without_foreground_are_redrawn(shapes: Path) -> None:
     assert data[1, 1]['id'] not in ids[:2]
     for name in ids:
         fill(name, 0)
-    with pytest.raises(UserError, match=r'50 images in a row.*saliency_supervised_model look empty'):
+    with pytest.raises(UserError, match=r'50 images in a row, the last \S+, gave .*supervised_model look empty'):
         data[0, 1]
 
 
