@@ -110,12 +110,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     experiment = voc_animals.Experiment(args)
     groups = groups_of(args.start, args.groups, args.overrides)
-    for seed in args.seeds:
+    for seed in args.seeds:  # a table after each seed
         rows = {(INITIAL.name, row.features): row for row in experiment.add(args.start, seed, INITIAL)}
         for group, models in groups.items():
             rows |= {(group, label): experiment.add(args.start, seed, model)[0] for label, model in models.items()}
-    experiment.run(experiment.steps, list_only=args.list)
-    write(experiment.root, rows, experiment.scores())
+        if not args.list or seed == args.seeds[-1]:
+            experiment.run(experiment.steps, list_only=args.list)
+            write(experiment.root, rows, experiment.scores())
 
 
 if __name__ == '__main__':

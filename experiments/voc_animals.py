@@ -160,6 +160,19 @@ def class_tables(scores: Scores) -> str:
     return '\n'.join(parts)
 
 
+def write(root: Path, scores: Scores) -> None:
+    """Write the tables, and print that of the mIoU and its gain."""
+    texts = {'table.md': table({place: of_labels['mIoU'] for place, of_labels in scores.items()}),
+             'gains.md': table(gains(scores)), 'classes.md': class_tables(scores), 'figures.csv': csv_text(
+                 [*Row._fields, 'metric', 'class', 'mean', 'std', 'count'],
+                 [[*row, metric, label, *score] for (row, metric), of_labels in scores.items()
+                  for label, score in of_labels.items()])}
+    for name, text in texts.items():
+        write_text(root / name, text)
+    print(f'\nmIoU in percent\n\n{texts["table.md"]}\nGain over the stronger baseline of the same start, in points '
+          f'and in deviations of the difference\n\n{texts["gains.md"]}\nWritten to {root}')
+
+
 def experiment_parser(description: str) -> argparse.ArgumentParser:
     """With --db-root, --output, --weights, --seeds, --set and --list."""
     parser = ArgumentParser(description)
@@ -186,19 +199,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     experiment = Experiment(args, args.all_classes)
     models = [INITIAL, *(Model(f'{masks} masks', masks, masks) for masks in args.masks)]
-    for seed, start, model in product(args.seeds, args.start, models):
-        experiment.add(start, seed, model)
-    experiment.run(experiment.steps, list_only=args.list)
-    scores = experiment.scores()
-    texts = {'table.md': table({place: of_labels['mIoU'] for place, of_labels in scores.items()}),
-             'gains.md': table(gains(scores)), 'classes.md': class_tables(scores), 'figures.csv': csv_text(
-                 [*Row._fields, 'metric', 'class', 'mean', 'std', 'count'],
-                 [[*row, metric, label, *score] for (row, metric), of_labels in scores.items()
-                  for label, score in of_labels.items()])}
-    for name, text in texts.items():
-        write_text(experiment.root / name, text)
-    print(f'\nmIoU in percent\n\n{texts["table.md"]}\nGain over the stronger baseline of the same start, in points '
-          f'and in deviations of the difference\n\n{texts["gains.md"]}\nWritten to {experiment.root}')
+    for seed in args.seeds:  # tables after each seed
+        for start, model in product(args.start, models):
+            experiment.add(start, seed, model)
+        if not args.list or seed == args.seeds[-1]:
+            experiment.run(experiment.steps, list_only=args.list)
+            write(experiment.root, experiment.scores())
 
 
 if __name__ == '__main__':

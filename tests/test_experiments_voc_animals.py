@@ -132,6 +132,19 @@ def test_what_is_finished_is_not_run_again(machine: Machine, tmp_path: Path, cap
     assert all(config.freeze_layers is False for name, config in machine.started if name == 'main')
 
 
+@pytest.mark.parametrize(('script', 'name', 'more'), [
+    (voc_animals, 'table.md', ('--masks', 'supervised')), (ablations, 'ablations.md', ('--groups', 'temperature T'))])
+def test_finished_seeds_have_their_table(machine: Machine, tmp_path: Path, script, name: str, more: tuple) -> None:
+    call = arguments(tmp_path, *more, '--start', 'imagenet', '--seeds', '1')
+    script.main(call)
+    machine.fails_at = 2 * len(machine.started) + 1  # at the second step of the last seed
+    with pytest.raises(SystemExit):
+        script.main([*call, '2', '3'])
+    table = (tmp_path / 'out' / name).read_text()
+    assert '(n = 2)' in table
+    assert '(n = 3)' not in table
+
+
 @pytest.mark.parametrize(('key', 'left', 'named'), [('linear.epochs=1', 3, 'linear_backbone_given'),
                                                     ('pretrain.epochs=1', 15, 'initial/pretrain')])
 def test_runs_with_other_settings_are_kept_apart(machine: Machine, tmp_path: Path, capsys, key: str, left: int,
