@@ -1,9 +1,11 @@
 """How a script ends on what goes wrong, in one process and in several."""
 import re
+import signal
 
 import pytest
 import torch
 
+from utils.run import script
 from utils.run.script import run_script
 
 
@@ -39,3 +41,24 @@ def test_other_errors_of_a_gpu_keep_their_traceback(text: str) -> None:
 
     with pytest.raises(RuntimeError, match=text):
         run_script(main)
+
+
+def test_a_lost_loader_worker_that_is_told_twice_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    ending = script._ending
+
+    def tell(*_: object) -> None:
+        raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Bus error.')
+
+    def main() -> None:
+        signal.signal(signal.SIGCHLD, tell)  # as PyTorch's handler, which may come at any moment
+        tell()
+
+    def interrupted(failure: BaseException) -> tuple[int, str]:
+        signal.raise_signal(signal.SIGCHLD)
+        return ending(failure)
+
+    monkeypatch.setattr(script, '_ending', interrupted)
+    with pytest.raises(SystemExit) as ended:
+        script.run_script(main)
+    assert ended.value.code == 2
+    assert re.fullmatch('error: a loader worker was killed, .*\n', capsys.readouterr().err)

@@ -196,7 +196,7 @@ def test_a_killed_loader_worker_is_one_sentence(runner: Runner, number: int) -> 
     assert end_of(process) == EXIT_USER_ERROR, printed.read_text()
     assert printed.read_text().endswith(  # after PyTorch's own line on a bus error
         'error: a loader worker was killed, for lack of memory or of shared memory (/dev/shm; of a container by '
-        '--shm-size): raise it or lower num_workers, and rerun.\n')
+        '--shm-size): raise it or lower num_workers, and rerun: a training resumes.\n')
     assert 'Traceback' not in printed.read_text()
 
 
@@ -213,7 +213,7 @@ def test_a_killed_loader_worker_of_an_evaluation_is_one_sentence(capsys) -> None
     with pytest.raises(SystemExit) as ended:
         run_script(lambda: list(DataLoader(Dying(), num_workers=1)))
     assert ended.value.code == EXIT_USER_ERROR
-    assert re.fullmatch('error: a loader worker was killed, .* lower num_workers, and rerun.\n',
+    assert re.fullmatch('error: a loader worker was killed, .* lower num_workers, and rerun: a training resumes.\n',
                         capsys.readouterr().err)
 
 

@@ -76,6 +76,9 @@ def run_script(main: Callable[[], None]) -> None:
             except SystemExit:  # of --help
                 sys.stdout.flush()
                 raise
+            except (ConnectionError, EOFError, RuntimeError):  # of a loader worker that was killed, it may be
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises the same at any moment
+                raise  # what it raised by now is caught below
             sys.stdout.flush()
         distributed.leave()
     except (Exception, StoppedError) as failure:
@@ -112,7 +115,7 @@ def _ending(failure: BaseException) -> tuple[int, str]:
         return EXIT_UNREAD, ''
     elif _lost_worker(failure):
         text = ('a loader worker was killed, for lack of memory or of shared memory (/dev/shm; of a container by '
-                '--shm-size): raise it or lower num_workers, and rerun.')
+                '--shm-size): raise it or lower num_workers, and rerun: a training resumes.')
     elif isinstance(failure, RuntimeError) and NO_MEMORY.search(str(failure)):
         text = f'the GPU has too little memory ({str(failure).splitlines()[0].partition(". ")[0]}); {LESS_MEMORY}'
     elif isinstance(failure, OSError) and failure.errno in CANNOT_WRITE:
@@ -132,13 +135,10 @@ def sentence(error: UserError) -> str:
 
 def _lost_worker(error: BaseException) -> bool:
     """Whether a loader worker was killed, or found no shared memory."""
-    if not isinstance(error, (ConnectionError, EOFError, RuntimeError)):
-        return False
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises the same once more, at any moment
     if isinstance(error, RuntimeError):
         return re.search(r'DataLoader worker .*(killed by signal|exited unexpectedly)|</torch_', str(error)) is not None
-    return any(frame.f_code.co_filename.endswith('resource_sharer.py')  # it died while it handed over a tensor
-               for frame, _ in traceback.walk_tb(error.__traceback__))
+    return isinstance(error, (ConnectionError, EOFError)) and any(  # it died while it handed over a tensor
+        frame.f_code.co_filename.endswith('resource_sharer.py') for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _unread() -> bool:
