@@ -183,9 +183,13 @@ def test_bars_of_several_columns() -> None:
     assert [[bar.get_width() for bar in column] for column in axes.containers if len(column) == 2 and
             hasattr(column, 'datavalues')] == [[10.0, pytest.approx(np.nan, nan_ok=True)], [20.0, 5.0]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ['background', 'fish']
-    assert [text.get_text() for text in axes.texts] == ['10.0', '', '20.0', '5.0']
+    assert [text.get_text() for text in axes.texts] == ['10.0', '20.0', '5.0']
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['before', 'after']
 
+
+def test_a_number_stays_in_the_panel_where_the_deviation_leaves_it() -> None:
+    axes = class_bars({'K-means': {'': {'IoU': {'fish': 76.0}, 'IoU_std': {'fish': 42.5}}}}).axes[0]
+    assert axes.texts[0].get_position()[0] < 100 + 2 < axes.get_xlim()[1]
 
 def test_curves_of_many_columns_are_seen_on_a_dark_page() -> None:
     curves = {str(i): [{'num_clusters': 5, 'mIoU': i}, {'num_clusters': 9, 'mIoU': i + 1}] for i in range(8)}

@@ -122,7 +122,9 @@ def class_bars(protocols: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 'Fig
             bars[column] = axes.barh(
                 places, values, height, color=f'C{number}', hatch=HATCHES[number // 6 % len(HATCHES)], edgecolor=ink,
                 linewidth=0.3, xerr=spread if any(spread) else None, capsize=1.5, ecolor=ink)
-            axes.bar_label(bars[column], fmt='%.1f', padding=2, fontsize='x-small')
+            for place, value, std in zip(places, values, spread, strict=True):
+                if not np.isnan(value):  # within the panel, also where the standard deviation goes beyond 100
+                    axes.text(min(value + std, 100) + 1.5, place, f'{value:.1f}', va='center', fontsize='x-small')
         axes.set_yticks(np.arange(len(names)), names)
         axes.invert_yaxis()
         axes.set(title=title, xlabel='IoU, %', xticks=range(0, 101, 25), xlim=(0, 112))  # room for numbers
