@@ -53,6 +53,8 @@ class OnnxSaliency:
             import onnxruntime
         except ImportError as error:
             raise UserError('--method onnx needs the package onnxruntime; run pip install onnxruntime.') from error
+        if not weights.is_file():
+            raise UserError(f'--weights {weights} does not exist; give the path of an .onnx file.')
         devices = ['cpu', *['cuda'] * ('CUDAExecutionProvider' in onnxruntime.get_available_providers())]
         if device not in ('auto', *devices):
             raise UserError(f'--device {device}: onnxruntime runs on {" or ".join(devices)} here; take it, or install '

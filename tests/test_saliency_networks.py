@@ -91,6 +91,9 @@ def test_onnx_refuses_what_does_not_fit(onnx_network):
     onnx_network.write_bytes(b'nothing')
     with pytest.raises(UserError, match='not an ONNX network'):
         build_source('onnx', onnx_network, config, 'cpu')
+    onnx_network.unlink()
+    with pytest.raises(UserError, match='does not exist'):
+        build_source('onnx', onnx_network, config, 'cpu')
 
 
 @pytest.mark.parametrize(('operation', 'shape', 'attributes'), [

@@ -227,8 +227,8 @@ def test_mistakes_are_one_sentence(shapes, tmp_path, capsys, thin):
     assert 'folder /nowhere does not exist' in error('val_images=/nowhere', 'val_masks=/nowhere')
     assert 'imagenet_moco is a ResNet-50' in error('pretraining=imagenet_moco')
     (tmp_path / 'file').write_text('')
-    assert 'cannot write to output folder' in error(f'output_dir={tmp_path / "file"}')
-    assert 'cannot write to output folder' in error(f'output_dir={tmp_path / "file" / "below"}')
+    assert 'a file is in its place' in error(f'output_dir={tmp_path / "file"}')
+    assert 'a file is in its place' in error(f'output_dir={tmp_path / "file" / "below"}')
     for path in (shapes / 'images').iterdir():
         path.write_bytes(path.read_bytes()[:300])
     assert '18 of 18 images in' in error()

@@ -114,7 +114,8 @@ def lock_folder(output_dir: Path) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         handle = os.open(output_dir / '.lock', os.O_RDWR | os.O_CREAT, 0o644)  # open until the process ends
     except OSError as error:
-        raise UserError(f'cannot write to output folder {output_dir} ({error.strerror}); correct that, or choose '
+        why = 'a file is in its place' if isinstance(error, (FileExistsError, NotADirectoryError)) else error.strerror
+        raise UserError(f'cannot write to output folder {output_dir} ({why}); correct that, or choose '
                         'another one.') from error
     try:
         lock_file(handle)
