@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 torch.cuda.synchronize()
 
         def whole() -> None:
-            frames = open_frames(folder / 'images').frames
+            *_, frames = open_frames(folder / 'images')
             assert not any(why for _, why in segment(segmenter, frames, folder, BATCH, available_cores(), None))
 
         segmenter.run(tensors[:BATCH])  # warm up

@@ -229,10 +229,10 @@ def rough_mask(rng: Generator, mask: Array) -> Array:
 def generate(root: Path, train: int, val: int, size: int = 128, seed: int = 0) -> Path:
     """Draw a whole data set into the folder ``root``, or keep the one there if it was drawn alike.
 
-    The masks of the supervised model are exact, those of the unsupervised as of ``rough_mask``; every other image has
-    the ignore label at its borders; dataset.yml names the classes, and under ``synthetic`` the parameters. An image
-    depends on the seed, its split and its number only: a smaller set is part of a larger one. Raises UserError if
-    ``root`` holds anything else.
+    The masks of the supervised model are exact, those of the unsupervised as of ``rough_mask``; about half of
+    the images have the ignore label at the borders of their objects; dataset.yml names the classes, which take turns,
+    and under ``synthetic`` the parameters. An image depends on the seed, its split and its number only: a smaller set
+    is part of a larger one. Raises UserError if ``root`` holds anything else.
     """
     root = root.resolve()
     recipe = {'version': VERSION, 'train': train, 'val': val, 'size': size, 'seed': seed}
