@@ -7,6 +7,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch.multiprocessing as mp
 
@@ -111,3 +113,13 @@ def test_cores_are_shared_alike_before_the_processes_have_met(monkeypatch) -> No
     assert parallel.available_cores() == 9
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
     assert parallel.available_cores() == 2
+
+
+@pytest.mark.skipif(not parallel.TASKS.is_dir(), reason='only Linux shows the threads of a process')
+def test_no_thread_is_left_that_a_fork_would_find_in_a_lock() -> None:
+    def work(index: int) -> str:
+        cv2.resize(np.zeros((300, 400), np.uint8), (90, 70))
+        return str(threading.get_native_id())
+
+    for _ in range(300):
+        assert not {*parallel.in_threads(work, range(8), 4)} & {path.name for path in parallel.TASKS.iterdir()}

@@ -4,6 +4,7 @@ import os
 import platform
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -20,8 +21,8 @@ from threadpoolctl import threadpool_limits
 from utils.run import distributed
 from utils.run.errors import UserError
 
-BOOT = Path('/proc/sys/kernel/random/boot_id')
-WATCH = 0.5  # seconds between two looks of a worker at whether its parent lives
+BOOT, TASKS = Path('/proc/sys/kernel/random/boot_id'), Path('/proc/self/task')
+WATCH = 0.5  # seconds between two looks of a worker at whether its parent lives; a thread may take as long to end
 WORKERS_WAIT = hasattr(signal, 'sigtimedwait')  # not on macOS
 _affinities: list[frozenset[int]] = []  # of the processes of this job on this machine, once they have told
 Item = TypeVar('Item')
@@ -52,11 +53,13 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], thread
                limit: int | None = None) -> Iterator[Result]:
     """``map`` in threads: ``items`` (e.g. a network) goes on meanwhile, but waits at ``limit`` items in flight.
 
-    By default there is a thread for each core, and twice as many items in flight.
+    By default there is a thread for each core, and twice as many items in flight. No thread outlives this: one that is
+    ending may hold a lock of OpenCV, for which a loader worker that forks then would wait for ever.
     """
     threads = threads or available_cores()
     limit = limit or 2 * threads
-    pool = ThreadPoolExecutor(threads)
+    own: list[Path] = []  # on Linux, where processes fork
+    pool = ThreadPoolExecutor(threads, initializer=lambda: own.append(TASKS / str(threading.get_native_id())))
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -67,6 +70,9 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], thread
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+        patience = time.monotonic() + WATCH
+        while any(map(Path.exists, own)) and time.monotonic() < patience:
+            time.sleep(0.0005)
 
 
 @contextmanager
