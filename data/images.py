@@ -157,6 +157,17 @@ def read_mask(path: Path) -> Drawn:
         return Drawn(_objects(image).view(np.uint8), image.info.get(DRAWN_UPRIGHT[0]) == DRAWN_UPRIGHT[1])
 
 
+def read_objects(path: Path) -> Drawn:
+    """The objects of a mask, (h, w) numbers 1..n and 0 outside, as ``save_mask`` wrote them; of other masks one."""
+    with _reading(path, 'mask'), Image.open(path) as image:
+        ours, values = image.mode == 'L' and DRAWN_UPRIGHT[0] in image.info, np.asarray(image)
+    if not ours:
+        return read_mask(path)
+    numbers, levels = np.zeros(256, np.uint8), np.unique(values[values > 0])[::-1]
+    numbers[levels] = np.arange(1, len(levels) + 1)
+    return Drawn(numbers[values], True)
+
+
 def _objects(image: Image.Image) -> np.ndarray:
     """(h, w) bool."""
     grey = image.mode.startswith('I') or image.mode in ('1', 'L')

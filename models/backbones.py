@@ -187,15 +187,16 @@ class TimmBackbone(nn.Module):
     def fit(self, weights: Weights) -> Weights:
         """Weights of the classification network, behind a prefix or not, under this one's names and without a head."""
         own = {_flat(name): name for name in self.state_dict()}
-        head = {_flat(name) for name in self.whole().state_dict()} - own.keys()
+        head = {_flat(name) for name in self.whole().state_dict()}
         longest, readings = max(own, key=len), {}
         for before, names in weights.readings.items():
             ends = [name for name in names if f'.{name}'.replace('.', '_').endswith(f'_{longest}')]
             for prefix in leaders([name[:-len(longest)] for name in ends]) or ['']:
                 below = {name[len(prefix):]: value for name, value in names.items() if name.startswith(prefix)}
                 # names that neither has are left for load_strict to refuse
-                readings[before + prefix] = {own.get(_flat(name), name): value for name, value in below.items()
-                                             if _flat(name) not in head}
+                readings[before + prefix] = {
+                    own.get(_flat(name), name): value for name, value in below.items()
+                    if _flat(name) in own or not (_flat(name) in head or name.startswith('head.'))}
         return replace(weights, readings=readings)
 
 
@@ -221,9 +222,14 @@ def timm_weights(backbone: str) -> Weights:
     return Weights('backbone', {'': state}, f'timm {name}')
 
 
-def freeze_layers(backbone: DilatedResNet | TimmBackbone, stages: int = FROZEN) -> None:
-    """Freeze the stem and the first stages of a backbone; 0: the stem alone. Raises UserError if it has fewer."""
-    groups = backbone.stages()
+def freeze_layers(backbone: DilatedResNet | TimmBackbone, stages: bool | int = True) -> None:
+    """Freeze the stem and the first stages of a backbone; 0: the stem alone, True: FROZEN stages, False: nothing.
+
+    Raises UserError if it has fewer.
+    """
+    if stages is False:
+        return
+    stages, groups = FROZEN if stages is True else stages, backbone.stages()
     if stages >= len(groups):
         raise UserError(f'lower freeze_layers: {stages} is more than the {len(groups) - 1} stages of {backbone.name}.')
     frozen = {parameter for group in groups[:stages + 1] for parameter in group}

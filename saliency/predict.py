@@ -3,11 +3,14 @@
     python saliency/predict.py --images photos --output masks --method unsupervised
     python saliency/predict.py --images photos --output masks --method basnet --weights basnet.pth
     python saliency/predict.py --images photos --output masks --method onnx --weights net.onnx --onnx-config net.yml
+    python saliency/predict.py --images photos --output masks --method transformer \\
+        --backbone timm/vit_small_patch16_224.dino
 
-Masks are PNGs of 0 and 255, of the size of their image, under the same names. Rerun to resume. Images without an
-object, damaged ones and the like are named in report.txt.
+Masks are PNGs of 0 and 255, of the size of their image, under the same names; of several objects in an image the next
+ones have 254, 253, ... Rerun to resume. Images without an object, damaged ones and the like are named in report.txt.
 """
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -17,8 +20,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
+from data.coco import CocoFile
 from data.frames import Frame, open_frames, predict_frames
-from data.images import read_image
+from data.images import read_image, read_objects
 from models.crf import Refine, crf_in_workers, require_crf
 from saliency.sources import METHODS, MaskSource, binarise, build_source, crf_logits
 from utils.config.cli import ArgumentParser, at_least
@@ -27,7 +31,7 @@ from utils.report.folder import FolderRun, fingerprint
 from utils.run.errors import UserError
 from utils.run.files import save_mask
 from utils.run.log import progress
-from utils.run.parallel import available_cores, process_pool
+from utils.run.parallel import available_cores, in_threads, process_pool
 from utils.run.script import run_script
 
 NO_OBJECT = 'no object: less than 1% of the image is salient'
@@ -37,10 +41,13 @@ def write_masks(source: MaskSource, frames: Iterable[Frame], output: Path, batch
                 refine: Refine | None = None) -> Iterator[tuple[Path, str]]:
     """Write the masks; yields each image, and why it has no mask: '' if it has one."""
     def write(name: Path, image: np.ndarray, saliency: np.ndarray) -> str:
+        numbered = saliency.dtype == np.uint8  # objects of their own, of any size
         if refine is not None:
-            saliency = refine(image, crf_logits(saliency)).astype(np.float32)
-        mask = binarise(saliency)
-        if mask is None:
+            saliency = refine(image, crf_logits(saliency)).astype(saliency.dtype)
+        mask = saliency if numbered else binarise(saliency)
+        if mask is None or not mask.any():
+            if numbered:
+                return 'no object'
             return NO_OBJECT if refine is None else f'{NO_OBJECT} after the CRF'
         save_mask(mask, output / name.with_suffix('.png'))
         return ''
@@ -51,6 +58,23 @@ def write_masks(source: MaskSource, frames: Iterable[Frame], output: Path, batch
 def write_unsupervised_mask(output: Path, frame: Frame) -> tuple[Path, str]:
     """What a worker process does; see ``write_masks``."""
     return next(write_masks(build_source('unsupervised'), [frame], output))
+
+
+def write_coco(coco: CocoFile, masks: Path, names: Sequence[Path]) -> dict[Path, str]:
+    """Write the masks of these images to a COCO annotation file; those that it lacks, and why."""
+    objects = in_threads(lambda name: read_objects(masks / name.with_suffix('.png')).values, names)
+    whole = [coco.add(name.as_posix(), mask) for name, mask in zip(names, progress(objects, 'COCO', len(names)),
+                                                                   strict=True)]
+    coco.write()
+    return {name: f'a mask without an outline is not in {coco.path}' for name, good in zip(names, whole, strict=True)
+            if not good}
+
+
+def share(text: str) -> float:
+    """The type of an option that is above 0, up to 1."""
+    if not 0 < float(text) <= 1:
+        raise ArgumentTypeError(f'{text} is not a share; give more than 0, and 1 at most')
+    return float(text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,6 +91,17 @@ def main(argv: Sequence[str] | None = None) -> None:
                              'main process; default: one a CPU core')
     parser.add_argument('--input-size', type=at_least(1), help="side of BASNet's input in pixels, the resize it was "
                                                                'trained with (default: 256, as published)')
+    parser.add_argument('--backbone', help='vision transformer, timm/NAME; --weights PATH in place of those of timm')
+    parser.add_argument('--masks-per-image', type=at_least(1), metavar='N',
+                        help='transformer: up to N objects, by MaskCut (default: one, as MaskDistill has it)')
+    parser.add_argument('--resize', type=at_least(1), help='transformer: shorter side of its input (default: 640 px)')
+    parser.add_argument('--heads', type=at_least(1), help='transformer: heads whose attention counts (default: 5)')
+    parser.add_argument('--topk', type=share, help='transformer: share of the patches attended to (default: 0.4)')
+    parser.add_argument('--mass', type=share, help='transformer: share of the attention that is kept (default: 0.5)')
+    parser.add_argument('--pos-embed', choices=('dino', 'timm'),
+                        help='transformer: how learned positions come to another size (default: dino)')
+    parser.add_argument('--precision', choices=('fp32', 'bf16'), help='transformer: number format (default: fp32)')
+    parser.add_argument('--coco', type=Path, metavar='FILE', help='also write the masks as a COCO annotation file')
     parser.add_argument('--batch-size', type=at_least(1), default=8, help='images a forward pass of a network')
     parser.add_argument('--device', choices=DEVICES, default='auto', help='where a network runs')
     args = parser.parse_args(argv)
@@ -77,9 +112,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.images.is_dir():
         raise UserError(f'{args.images} is not a folder; give the folder that holds the images.')
     total, duplicates, frames = open_frames(args.images)
-    source = build_source(args.method, args.weights, args.onnx_config, args.device, args.input_size)
-    run = FolderRun(args.output, args.images, 'mask', method=args.method, weights=fingerprint(args.weights),
-                    onnx_config=fingerprint(args.onnx_config), input_size=args.input_size,
+    options = {name: getattr(args, name) for takes in METHODS.values() for name in takes}
+    coco = None if args.coco is None else CocoFile(args.coco)
+    source = build_source(args.method, args.device, **options)
+    files = {name: fingerprint(getattr(args, name)) for name in ('weights', 'onnx_config')}
+    run = FolderRun(args.output, args.images, 'mask', method=args.method, **options | files,
                     crf_postprocess=args.crf_postprocess or None)  # None: as where it was not known yet
     todo = list(run.todo(frames, args.output))
 
@@ -93,8 +130,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             results = write_masks(source, todo, args.output, args.batch_size, threads, refine)
         run.collect(progress(results, 'masks', total, len(run.existing)))
 
-    stale = dict.fromkeys(run.stale(args.output), 'a mask of an earlier run, whose image is no longer there')
-    summary = run.finish(duplicates, stale, 'contact_sheet.jpg', lambda name: [
+    others = dict.fromkeys(run.stale(args.output), 'a mask of an earlier run, whose image is no longer there')
+    if coco is not None:
+        others |= write_coco(coco, args.output, sorted([*run.existing, *run.written]))
+    summary = run.finish(duplicates, others, 'contact_sheet.jpg', lambda name: [
         read_image(args.images / name), read_image(args.output / name.with_suffix('.png'))])
     if not run.existing and not run.written:
         raise UserError(f'none of the {total} images has a mask: {run.failures()}; replace the images or take another '

@@ -1,22 +1,26 @@
 """Sources of masks: how to get one by name, from an image to its mask, and how the masks are scored."""
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import cast
+from typing import Any
 
 import cv2
 import numpy as np
 from torch.utils.data import DataLoader
 
 from data.transforms import normalize, split_mask
+from models.backbones import timm_weights
+from models.weights import read_weights
 from utils.run import distributed
-from utils.run.devices import pick_device, to_device
+from utils.run.devices import Precision, pick_device, to_device
 from utils.run.errors import UserError
 from utils.run.log import progress
 
 METHODS: dict[str, dict[str, bool]] = {  # the options that each takes, and whether it needs them
-    'basnet': {'--weights': True, '--input-size': False}, 'onnx': {'--weights': True, '--onnx-config': True},
+    'basnet': {'weights': True, 'input_size': False}, 'onnx': {'weights': True, 'onnx_config': True},
+    'transformer': {'backbone': True, **dict.fromkeys(('weights', 'pos_embed', 'resize', 'heads', 'topk', 'mass',
+                                                       'masks_per_image', 'precision'), False)},
     'unsupervised': {}}
-# (H, W, 3) uint8 RGB images of any sizes -> a (H, W) float32 map in 0..1 of each, 1 on its salient objects
+# (H, W, 3) uint8 RGB images of any sizes -> of each a (H, W) float32 map in 0..1, 1 on its salient objects, or (H, W)
+# uint8, 0 outside and 1..n on its objects
 MaskSource = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 SMALLEST = 0.01  # segment of a mask, as a share of the image
 SURE = 0.999  # probability at which a map that is 0 or 1 enters the CRF
@@ -24,27 +28,35 @@ BETA2 = 0.3  # of the F-measure: precision counts more than recall (Achanta et a
 THRESHOLDS = 255  # 0/255 .. 254/255, of precision and recall
 
 
-def build_source(method: str, weights: Path | None = None, onnx_config: Path | None = None,
-                 device: str = 'auto', input_size: int | None = None) -> MaskSource:
-    """The mask source of a name; its libraries are imported only here. ``input_size`` is that of BASNet, pixels.
+def build_source(method: str, device: str = 'auto', **options: Any) -> MaskSource:
+    """The mask source of a name; its libraries are imported only here.
 
-    Raises UserError for an option that the method needs or does not take, and for files that do not fit.
+    ``options`` are those of ``METHODS``, None: not given. Raises UserError for one that the method needs or does not
+    take, and for files that do not fit.
     """
-    takes = METHODS[method]
-    for option, value in (('--weights', weights), ('--onnx-config', onnx_config), ('--input-size', input_size)):
-        if value is not None and option not in takes:
+    given, takes = {name: value for name, value in options.items() if value is not None}, METHODS[method]
+    for name in dict.fromkeys((*options, *takes)):
+        option = f'--{name.replace("_", "-")}'
+        if name in given and name not in takes:
             raise UserError(f'--method {method} takes no {option}; leave it out.')
-        if value is None and takes.get(option):
-            raise UserError(f'--method {method} needs {option} PATH; or take --method unsupervised, which needs none.')
+        if name not in given and takes.get(name):
+            raise UserError(f'--method {method} needs {option}; or take --method unsupervised, which needs none.')
     if method == 'unsupervised':
         from saliency.unsupervised import unsupervised_saliency
         return unsupervised_saliency
     if method == 'basnet':
         from saliency.basnet import SIZE, BASNetSaliency, load_basnet
         where = pick_device(device)
-        return BASNetSaliency(to_device(load_basnet(cast(Path, weights)), where), where, input_size or SIZE)
+        return BASNetSaliency(to_device(load_basnet(given['weights']), where), where, given.get('input_size', SIZE))
+    if method == 'transformer':
+        from models.transformer import load_transformer
+        from saliency.transformer import TransformerSaliency
+        backbone, path = given.pop('backbone'), given.pop('weights', None)
+        weights = timm_weights(backbone) if path is None else read_weights(path, timm=True)
+        network = load_transformer(backbone, weights, given.pop('pos_embed', 'dino'))
+        return TransformerSaliency(network, Precision(pick_device(device), given.pop('precision', 'fp32')), **given)
     from saliency.onnx_network import OnnxSaliency, read_onnx_config
-    return OnnxSaliency(cast(Path, weights), read_onnx_config(cast(Path, onnx_config)), device)
+    return OnnxSaliency(given['weights'], read_onnx_config(given['onnx_config']), device)
 
 
 def resize_by_area(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -76,7 +88,13 @@ def image_map(saliency: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def crf_logits(saliency: np.ndarray) -> np.ndarray:
-    """What ``models.crf.dense_crf`` takes: (H, W) probabilities of the object -> (2, H, W) float32."""
+    """What ``models.crf.dense_crf`` takes: (H, W) float probabilities of the object -> (2, H, W) float32.
+
+    (H, W) object numbers 0..n are as sure as SURE -> (n + 1, H, W).
+    """
+    if saliency.dtype == np.uint8:
+        inside = saliency == np.arange(saliency.max() + 1)[:, None, None]
+        return np.where(inside, np.float32(np.log(SURE / (1 - SURE))), np.float32(0))
     object_probability = np.clip(saliency, 1 - SURE, SURE)
     logits = np.log(object_probability / (1 - object_probability))
     return np.stack([np.zeros_like(logits), logits]).astype(np.float32)

@@ -12,7 +12,7 @@ import pytest
 from tests.test_layout import BENCHMARKS, FILES, MAY_IMPORT, ROOT, imported_modules
 
 MODULES = {'opencv-python-headless': 'cv2', 'pillow': 'PIL', 'PyYAML': 'yaml', 'scikit-learn': 'sklearn',
-           'pydensecrf2': 'pydensecrf'}  # others are imported by their own name
+           'scikit-image': 'skimage', 'pydensecrf2': 'pydensecrf'}  # others are imported by their own name
 LINES = [line for line in (ROOT / 'requirements.txt').read_text().splitlines() if line and line[0] != '#']
 PACKAGES = [re.match(r'[\w-]+', line).group() for line in LINES]
 

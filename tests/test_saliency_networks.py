@@ -21,7 +21,7 @@ def weights(tmp_path_factory):
 
 def test_basnet_masks_images_of_all_sizes(weights):
     images = [photo('a', 40, 60), photo('b', 30, 20)]
-    maps = build_source('basnet', weights, device='cpu', input_size=64)(images)
+    maps = build_source('basnet', 'cpu', weights=weights, input_size=64)(images)
     for saliency, image in zip(maps, images, strict=True):
         assert saliency.shape == image.shape[:2]
         assert saliency.dtype == np.float32
@@ -33,20 +33,20 @@ def test_basnet_refuses_other_weights(tmp_path):
     torch.save({'conv1.weight': torch.zeros(1), 'inconv.weight': torch.zeros(2)}, path)
     with pytest.raises(UserError, match=r'missing: bn1d_1.bias, .* more; unexpected: conv1.weight; '
                                         r'other shape: inconv.weight .*; give the checkpoint of a BASNet'):
-        build_source('basnet', path, device='cpu')
+        build_source('basnet', 'cpu', weights=path)
     path.write_bytes(b'')
     with pytest.raises(UserError, match='truncated or no checkpoint'):
-        build_source('basnet', path, device='cpu')
+        build_source('basnet', 'cpu', weights=path)
 
 
 def test_sources_name_what_is_missing(tmp_path):
-    for arguments, sentence in ((('basnet',), '--weights'), (('onnx',), '--weights'),
-                                (('onnx', tmp_path / 'a.onnx'), '--onnx-config'),
-                                (('unsupervised', tmp_path / 'a.pth'), 'takes no --weights'),
-                                (('unsupervised', None, tmp_path / 'a.yml'), '--onnx-config'),
-                                (('unsupervised', None, None, 'cpu', 64), '--input-size')):
+    for method, options, sentence in (
+            ('basnet', {}, '--weights'), ('onnx', {}, '--weights'), ('transformer', {}, '--backbone'),
+            ('onnx', {'weights': tmp_path / 'a.onnx'}, '--onnx-config'), ('basnet', {'resize': 64}, '--resize'),
+            ('unsupervised', {'weights': tmp_path / 'a.pth'}, 'takes no --weights'),
+            ('unsupervised', {'weights': None, 'input_size': 64}, 'takes no --input-size')):
         with pytest.raises(UserError, match=sentence):
-            build_source(*arguments)
+            build_source(method, **options)
 
 
 CONFIG = 'input_size: [16, 24]\nmean: [0.5, 0.5, 0.5]\nscale: [1.0, 1.0, 1.0]\n'
@@ -77,7 +77,8 @@ def onnx_network(request, tmp_path):
 def test_onnx_network(onnx_network):
     images = [np.zeros((16, 24, 3), np.uint8), np.zeros((32, 48, 3), np.uint8)]
     images[0][4:8, 4:8, 0] = images[1][8:16, 8:16, 0] = 200
-    small, large = build_source('onnx', onnx_network, onnx_network.with_suffix('.yml'), 'cpu')(images)
+    source = build_source('onnx', 'cpu', weights=onnx_network, onnx_config=onnx_network.with_suffix('.yml'))
+    small, large = source(images)
     np.testing.assert_array_equal(small, images[0][..., 0] / np.float32(200))
     assert large.shape == (32, 48)
     assert large[12, 12] == 1
@@ -87,13 +88,13 @@ def test_onnx_refuses_what_does_not_fit(onnx_network):
     config = onnx_network.with_suffix('.yml')
     config.write_text(CONFIG.replace('16, 24', '8, 8'))
     with pytest.raises(UserError, match='set input_size'):
-        build_source('onnx', onnx_network, config, 'cpu')([np.zeros((9, 9, 3), np.uint8)])
+        build_source('onnx', 'cpu', weights=onnx_network, onnx_config=config)([np.zeros((9, 9, 3), np.uint8)])
     onnx_network.write_bytes(b'nothing')
     with pytest.raises(UserError, match='not an ONNX network'):
-        build_source('onnx', onnx_network, config, 'cpu')
+        build_source('onnx', 'cpu', weights=onnx_network, onnx_config=config)
     onnx_network.unlink()
     with pytest.raises(UserError, match='does not exist'):
-        build_source('onnx', onnx_network, config, 'cpu')
+        build_source('onnx', 'cpu', weights=onnx_network, onnx_config=config)
 
 
 @pytest.mark.parametrize(('operation', 'shape', 'attributes'), [
@@ -101,7 +102,7 @@ def test_onnx_refuses_what_does_not_fit(onnx_network):
     ('Flatten', [3 * 16 * 24], {'axis': 1})])
 def test_onnx_refuses_outputs_that_are_no_map(tmp_path, operation, shape, attributes):
     path = write_network(tmp_path, 'N', operation, shape, **attributes)
-    source = build_source('onnx', path, path.with_suffix('.yml'), 'cpu')
+    source = build_source('onnx', 'cpu', weights=path, onnx_config=path.with_suffix('.yml'))
     given = re.escape(str((1, *shape)))
     with pytest.raises(UserError, match=rf'the first output {given} is not one map an image; give a salient-object'):
         source([np.zeros((16, 24, 3), np.uint8)])

@@ -157,7 +157,7 @@ def test_crf_finds_the_outline(tmp_path, monkeypatch, workers):
     object_ = np.zeros((60, 80), bool)
     object_[16:44, 22:58] = True
     Image.fromarray(np.where(object_[..., None], [200, 60, 40], [40, 90, 60]).astype(np.uint8)).save(images / 'a.png')
-    monkeypatch.setattr(script, 'build_source', lambda *_: Coarse())
+    monkeypatch.setattr(script, 'build_source', lambda *_, **__: Coarse())
     flags = ['--images', str(images), '--method', 'basnet', '--workers', workers, '--output']
     main([*flags, str(tmp_path / 'plain')])
     main([*flags, str(tmp_path / 'refined'), '--crf-postprocess'])

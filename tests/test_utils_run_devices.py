@@ -153,7 +153,7 @@ def test_the_random_state_of_any_device_is_kept(monkeypatch: pytest.MonkeyPatch)
 
 def test_basnet_and_its_images_have_one_memory_order(tmp_path: Path) -> None:
     torch.save(BASNet().state_dict(), tmp_path / 'basnet.pth')
-    source = build_source('basnet', tmp_path / 'basnet.pth', device='cpu', input_size=32)
+    source = build_source('basnet', 'cpu', weights=tmp_path / 'basnet.pth', input_size=32)
     seen = []
     source.network.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[0]))
     source([torch.zeros(40, 30, 3, dtype=torch.uint8).numpy()] * 2)

@@ -77,8 +77,8 @@ def save_drawn(image: Image.Image, path: Path) -> None:
 
 
 def save_mask(mask: np.ndarray, path: Path) -> None:
-    """Write (H, W) bool, or in {0, 1}, as a grey PNG of 0 and 255."""
-    save_drawn(Image.fromarray(mask.astype(np.uint8) * 255), path)
+    """Write (H, W) bool or object numbers from 1 on as a grey PNG: 255 on the first object, 254 on the next, ..."""
+    save_drawn(Image.fromarray(np.where(mask > 0, 256 - mask.astype(int), 0).astype(np.uint8)), path)
 
 
 def save_label_map(labels: np.ndarray, path: Path) -> None:

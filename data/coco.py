@@ -1,0 +1,143 @@
+"""Object masks in COCO's formats: annotation files, and the results of a detector."""
+import json
+import logging
+import math
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from utils.run.errors import UserError
+from utils.run.files import write_text
+
+log = logging.getLogger(__name__)
+TOLERANCE = 2  # of a simplified outline, pixels
+Entry = dict[str, Any]
+
+
+def _outlines() -> ModuleType:
+    try:
+        from skimage import measure
+    except ImportError as error:
+        raise UserError('COCO outlines need scikit-image, which is not installed: pip install scikit-image') from error
+    return measure
+
+
+def polygons(mask: np.ndarray) -> list[list[float]]:
+    """The outlines of a mask (H, W) bool, each x, y, x, y, ... in pixels, closed; of less than three points none.
+
+    Marching squares at 0.5, simplified by Douglas and Peucker. Raises UserError if scikit-image is not installed.
+    """
+    measure, found = _outlines(), []
+    for contour in measure.find_contours(np.pad(mask, 1).astype(np.uint8), 0.5):
+        outline = contour - 1  # of the padding
+        if (outline[0] != outline[-1]).any():
+            outline = np.concatenate([outline, outline[:1]])
+        outline = measure.approximate_polygon(outline, TOLERANCE)
+        if len(outline) >= 3:
+            found.append(np.maximum(outline[:, ::-1], 0).ravel().tolist())
+    return found
+
+
+def annotation(mask: np.ndarray, number: int, image_id: int, score: float = 1.0) -> Entry | None:
+    """A mask (H, W) bool as an entry of 'annotations'; None if it has no outline. Box [x, y, w, h] in pixels."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    outlines = polygons(mask) if len(rows) else []
+    if not outlines:
+        return None
+    box = [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
+    return {'score': score, 'id': number, 'image_id': image_id, 'category_id': 0, 'iscrowd': 0, 'area': int(mask.sum()),
+            'bbox': [float(value) for value in box], 'segmentation': outlines, 'width': mask.shape[1],
+            'height': mask.shape[0]}
+
+
+class CocoFile:
+    """Collects the masks of images, one category, and writes them as a COCO annotation file.
+
+    Raises UserError if ``path`` is a folder, or scikit-image is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        _outlines()
+        if path.is_dir():
+            raise UserError(f'{path} is a folder; give the name of a file, e.g. {path / "masks.json"}.')
+        self.path = path
+        self.images: list[Entry] = []
+        self.annotations: list[Entry] = []
+
+    def add(self, name: str, objects: np.ndarray) -> bool:
+        """An image with the masks of its objects, (H, W) integers, 0 outside; whether all of them have an outline."""
+        image_id, whole = len(self.images), True
+        self.images.append({'file_name': name, 'height': objects.shape[0], 'width': objects.shape[1], 'id': image_id})
+        for number in np.unique(objects[objects > 0]):
+            entry = annotation(objects == number, len(self.annotations), image_id)
+            whole = whole and entry is not None
+            self.annotations += [] if entry is None else [entry]
+        return whole
+
+    def write(self) -> None:
+        write_text(self.path, json.dumps({'images': self.images, 'annotations': self.annotations, 'categories': [
+            {'supercategory': '', 'id': 0, 'name': ''}]}))
+
+
+def _mask_api() -> ModuleType:
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise UserError('COCO masks need pycocotools, which is not installed: pip install pycocotools') from error
+    return mask
+
+
+def decode(entry: Entry) -> np.ndarray:
+    """The mask of an entry, polygons or run lengths, with its image's height and width -> (height, width) bool."""
+    api, segmentation, height, width = _mask_api(), entry['segmentation'], entry['height'], entry['width']
+    try:
+        if isinstance(segmentation, dict) and isinstance(segmentation['counts'], (str, bytes)):
+            return api.decode(segmentation).astype(bool)
+        encoded = api.frPyObjects(segmentation, height, width)
+        return api.decode(api.merge(encoded) if isinstance(encoded, list) else encoded).astype(bool)
+    except Exception as error:  # pycocotools raises what it likes
+        raise UserError(f'a mask of image {entry["image_id"]} is no polygon and no run lengths ({error}); make the '
+                        'results again, with masks.') from error
+
+
+def read_coco(path: Path) -> Any:
+    """The content of a JSON file. Raises UserError for one that is missing or damaged."""
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_text(encoding='utf-8'))
+    raise UserError(f'{path} is missing or no JSON; give a COCO file.')
+
+
+def read_detections(results: Path, annotations: Path, num_categories: int) -> dict[str, list[Entry]]:
+    """{name of an image without suffix: its detections, the best first}; ``annotations`` names the images.
+
+    Raises UserError for files of another kind, no detection, an image that the annotations lack, categories from
+    ``num_categories`` on, and scores that are not finite.
+    """
+    _mask_api()  # told before anything is computed
+    try:
+        images = {image['id']: image for image in read_coco(annotations)['images']}
+        found: dict[str, list[Entry]] = {Path(image['file_name']).with_suffix('').as_posix(): []
+                                         for image in images.values()}
+        entries = read_coco(results)
+        best_first = sorted(entries, key=lambda entry: (entry['image_id'], -entry['score']))
+        if [*map(id, best_first)] != [*map(id, sorted(entries, key=lambda entry: entry['image_id']))]:
+            log.info('The detections in %s are not sorted by score, and are sorted now', results)
+        for entry in best_first:
+            if entry['image_id'] not in images:
+                raise UserError(f'{results} has detections of image {entry["image_id"]}, which {annotations} lacks; '
+                                'give the file that names the images of the detector.')
+            if entry['category_id'] not in range(num_categories) or not math.isfinite(entry['score']):
+                raise UserError(f'{results} has category {entry["category_id"]} of score {entry["score"]}; give '
+                                f'categories of 0..{num_categories - 1} and finite scores.')
+            image = images[entry['image_id']]
+            found[Path(image['file_name']).with_suffix('').as_posix()].append({
+                'segmentation': entry['segmentation'], **entry, 'height': image['height'], 'width': image['width']})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'{results} or {annotations} is not in COCO\'s format ({type(error).__name__} {error}); give a '
+                        'list of results, and a file with images.') from error
+    if not any(found.values()):
+        raise UserError(f'{results} has no detection; give a list of results.')
+    return found

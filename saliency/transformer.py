@@ -1,0 +1,166 @@
+"""Object masks from the attention of a frozen vision transformer.
+
+MaskDistill (Van Gansbeke et al., arXiv 2206.06363, 2022), section 3.1: one mask an image. Several come from MaskCut
+(Wang et al., "Cut and Learn for Unsupervised Object Detection and Instance Segmentation", CVPR 2023), section 3.2.
+"""
+from collections import defaultdict
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.transforms import normalize
+from models.transformer import FrozenTransformer
+from utils.run.devices import Precision
+from utils.run.errors import UserError
+
+CONNECTED, APART = 0.15, 1e-5  # MaskCut: cosine above which two patches belong together; weight of those that do not
+SMALLEST = 0.01  # MaskCut: a mask of a smaller share of the patches ends the search
+SAME = 1e-5  # share of a vector that rounding leaves
+CORNERS = [0, 0, -1, -1], [0, -1, 0, -1]
+
+
+def strongest(scores: Tensor, mass: float) -> Tensor:
+    """Scores (..., N) with 0 in place of the smallest ones, whose shares of the sum add up to 1 - ``mass`` at most."""
+    values, order = scores.sort(stable=True)
+    kept = (values / values.sum(-1, keepdim=True)).cumsum(-1) > 1 - mass
+    return torch.zeros_like(scores).scatter(-1, order, torch.where(kept, values, 0))
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """(N,) -> (count,) indices, of equal scores the lower first; torch.topk leaves their order open."""
+    return scores.sort(descending=True, stable=True).indices[:count]
+
+
+def component(mask: np.ndarray, seed: int) -> np.ndarray:
+    """The 4-connected component of a mask (rows, columns) bool that holds the patch ``seed``, counted row by row."""
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    return labels == labels.flat[seed]
+
+
+def salient_patches(query: Tensor, keys: Tensor, grid: tuple[int, int], heads: int = 5, topk: float = 0.4,
+                    mass: float = 0.5) -> np.ndarray:
+    """The object of one image: query (H, d) of the class token, keys (H, N, d) of its patches -> (rows, columns) bool.
+
+    The patches that the class token attends to most, in the first ``heads`` heads, choose by the keys of all heads
+    what is like them; of that the component of the first one is taken.
+    """
+    scores = torch.einsum('hd,hnd->n', query[:heads], keys[:heads]) / heads
+    chosen = largest(strongest(scores, mass), int(topk * len(scores)))
+    patches = keys.transpose(0, 1).flatten(1)  # N x (H * d)
+    alike = chosen[patches[chosen] @ patches[chosen[0]] > 0]
+    foreground = patches @ patches[alike].sum(0) > 0
+    return component(foreground.view(grid).cpu().numpy(), int(chosen[0]))
+
+
+def mask_cut(keys: Tensor, grid: tuple[int, int], count: int) -> np.ndarray:
+    """Up to ``count`` objects of one image by normalised cuts: keys (H, N, d) -> (rows, columns) uint8, 0 outside.
+
+    The patches of an object that is found leave the graph.
+    """
+    patches = F.normalize(keys.transpose(0, 1).flatten(1), dim=1)
+    objects = np.zeros(grid, np.uint8)
+    for number in range(1, count + 1):
+        free = torch.from_numpy(objects.ravel() == 0).to(patches.device)
+        live = patches * free[:, None]
+        affinity = torch.where(live @ live.T > CONNECTED, 1.0, APART)
+        vector = _second_eigenvector(affinity)
+        side = (vector > vector.mean()).reshape(grid)
+        corners, outlier = side[CORNERS].sum(), np.abs(vector).argmax()
+        if corners > 2 or (corners == 2 and not side.flat[outlier]):
+            side = ~side
+        side &= objects == 0
+        if not side.any():
+            break
+        found = component(side, int(np.where(side.ravel(), np.abs(vector), -1).argmax()))
+        if found.mean() < SMALLEST:
+            break
+        objects[found] = number
+    return objects
+
+
+def _second_eigenvector(affinity: Tensor) -> np.ndarray:
+    """(N,) of (D - W) x = lambda D x, of the second smallest eigenvalue (Shi and Malik, "Normalized Cuts", 2000)."""
+    scale = affinity.sum(1).rsqrt()
+    first = (1 / scale) / (1 / scale).norm()  # of the normalised affinity, of eigenvalue 1
+
+    def multiply(vector: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(vector.astype(np.float32).ravel()).to(affinity.device)
+        x = x - first * (first @ x)
+        x = scale * (affinity @ (scale * x))
+        return (x - first * (first @ x)).cpu().numpy()
+
+    start = np.cos(np.arange(len(affinity), dtype=np.float32))  # any one: the same image must give the same mask
+    if np.linalg.norm(multiply(start)) < SAME * np.linalg.norm(start):  # all patches are alike
+        return np.zeros(len(affinity))
+    operator = LinearOperator(affinity.shape, multiply, dtype=np.float32)
+    return eigsh(operator, k=1, which='LA', v0=start)[1][:, 0] * scale.cpu().numpy()
+
+
+def to_pixels(objects: np.ndarray, patch: tuple[int, int], resized: tuple[int, int],
+              size: tuple[int, int]) -> np.ndarray:
+    """Objects on patches (rows, columns) -> (height, width) uint8 of ``size``; of two on a pixel the first counts.
+
+    ``resized`` is height and width of the image that the patches cover, at the right and at the bottom with more.
+    """
+    height, width = resized
+    large = objects.repeat(patch[0], 0).repeat(patch[1], 1)[:height, :width]
+    drawn = np.zeros(size, np.uint8)
+    for number in range(int(objects.max()), 0, -1):
+        mask = Image.fromarray((large == number) * np.uint8(255))
+        drawn[np.asarray(mask.resize(size[::-1], Image.Resampling.BICUBIC)) > 0] = number
+    return drawn
+
+
+class TransformerSaliency:
+    """A mask source, see ``saliency.sources``: images -> (H, W) uint8 object numbers, 0 outside.
+
+    An image is resized to ``resize`` pixels on its shorter side; ``heads``, ``topk`` and ``mass`` are those of
+    ``salient_patches``; more than one of ``masks_per_image`` are of ``mask_cut``. Raises UserError for settings that
+    the network has not.
+    """
+
+    def __init__(self, transformer: FrozenTransformer, precision: Precision, resize: int = 640, heads: int = 5,
+                 topk: float = 0.4, mass: float = 0.5, masks_per_image: int = 1) -> None:
+        self.precision, self.transformer = precision, precision.to_device(transformer)
+        self.resize, self.heads, self.topk, self.mass, self.count = resize, heads, topk, mass, masks_per_image
+        rows, columns = (-(-resize // side) for side in transformer.patch)
+        if resize < max(transformer.patch) or int(topk * rows * columns) == 0:
+            raise UserError(f'--topk {topk} of the {rows * columns} patches of a square image is none, or --resize '
+                            f'{resize} less than a patch; raise them.')
+        probe = torch.zeros(1, 3, 2 * transformer.patch[0], 2 * transformer.patch[1])
+        there = transformer(precision.to_device(probe)).queries.shape[1]
+        if heads > there:
+            raise UserError(f'--heads {heads} is more than the {there} of {transformer.name}; lower it.')
+
+    def _prepare(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
+        """(H, W, 3) uint8 -> (3, h, w) normalised, padded to whole patches; height and width without the padding."""
+        height, width = image.shape[:2]
+        short = min(height, width)
+        size = self.resize * height // short, self.resize * width // short
+        small = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+        normal = normalize(small, self.transformer.mean, self.transformer.std)
+        down, right = (-side % patch for side, patch in zip(size, self.transformer.patch, strict=True))
+        return F.pad(normal, (0, right, 0, down)), size
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        prepared = [self._prepare(image) for image in images]
+        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, (tensor, _) in enumerate(prepared):
+            by_shape[tensor.shape[1:]].append(index)
+        drawn: dict[int, np.ndarray] = {}
+        for shape, members in by_shape.items():
+            batch = self.precision.to_device(torch.stack([prepared[index][0] for index in members]))
+            with self.precision.autocast():
+                tokens = self.transformer(batch)
+            grid = shape[0] // self.transformer.patch[0], shape[1] // self.transformer.patch[1]
+            for index, query, keys in zip(members, tokens.queries.float(), tokens.keys.float(), strict=True):
+                objects = (mask_cut(keys, grid, self.count) if self.count > 1 else salient_patches(
+                    query, keys, grid, self.heads, self.topk, self.mass).astype(np.uint8))
+                drawn[index] = to_pixels(objects, self.transformer.patch, prepared[index][1], images[index].shape[:2])
+        return [drawn[index] for index in range(len(images))]
