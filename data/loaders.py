@@ -32,12 +32,12 @@ def identity(p: Env, *names: str) -> tuple[str, ...]:
 
 
 def open_images(p: Run, name: str, split: str, truth: bool | None = False, saliency: str | None = None,
-                skip: bool = False, share: float = 1, seed: int = 0) -> ImageSet:
+                skip: bool = False, share: float = 1, seed: int = 0, label_maps: Path | None = None) -> ImageSet:
     """A split of a data set, in the layout that its folder has; VOC is downloaded when it is absent.
 
     With ``truth`` ground truth is read; None reads it where the data set has some. ``saliency`` names the object masks
     that are read. ``skip``: leave out IDs without image or mask and log how many; otherwise they are an error.
-    ``share`` and ``seed``: of the labelled IDs that are kept, see ``VOCSegmentation``.
+    ``share`` and ``seed`` (of the labelled IDs that are kept) and ``label_maps``: see ``VOCSegmentation``.
     Raises UserError for a data set that is missing, incomplete or without the ground truth that is needed.
     """
     root = Path(p.db_root) / name
@@ -45,7 +45,8 @@ def open_images(p: Run, name: str, split: str, truth: bool | None = False, salie
         with distributed.main_first():
             root = ensure_dataset(root)
     if not is_folder(root):
-        return VOCSegmentation(root, split, truth is not False, saliency, skip, share, seed, p.get('eval_classes', ()))
+        return VOCSegmentation(root, split, truth is not False, saliency, skip, share, seed, p.get('eval_classes', ()),
+                               label_maps)
     if truth:
         raise UserError(f'{root} is an unlabelled image folder without ground truth (it has no sets/); kmeans.py '
                         'clusters such a folder, everything else needs labels and lists.')

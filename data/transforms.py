@@ -53,10 +53,10 @@ def split_mask(mask: np.ndarray, min_component: float | None = None) -> tuple[np
     """A mask (H, W) uint8 in {0, 1} -> (H, W) unsigned integers, 0 outside and 1..n in its objects, and n.
 
     An object is a connected component (8 neighbours) of at least ``min_component``, as a share of the image; with
-    None it is the whole mask.
+    None it is the whole mask, or what the mask has numbered.
     """
     if min_component is None:
-        return mask, 1
+        return mask, max(1, int(mask.max(initial=0)))
     _, segments, stats, _ = cv2.connectedComponentsWithStats(mask)
     kept = stats[:, cv2.CC_STAT_AREA] >= min_component * mask.size
     kept[0] = False  # segment 0 is what lies outside

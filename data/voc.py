@@ -12,6 +12,8 @@ from data.files import keep_complete
 from data.image_set import ImageSet, random_rank
 from data.images import Drawn, palette_conflict, read_labels
 from utils.run.errors import UserError, name_some
+from utils.run.log import progress
+from utils.run.parallel import in_threads
 
 VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
                'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train',
@@ -122,12 +124,13 @@ class VOCSegmentation(ImageSet):
     With ``semseg`` a sample has its ground truth (of SegmentationClassAug for trainaug), 'semseg', (H, W) uint8 class
     ids of ``scored_classes``, 255 = ignore; with ``saliency`` masks, of saliency_<saliency>/. A missing file is a
     UserError, but ``skip_without_saliency`` leaves out IDs without image or mask. ``share`` and ``seed`` are those of
-    ``random_share``; the other IDs need no files.
+    ``random_share``; the other IDs need no files. ``label_maps`` are another folder of ground truth, and IDs without a
+    file there, or without a label in it, are left out.
     """
 
     def __init__(self, root: Path, split: str, semseg: bool = False, saliency: str | None = None,
                  skip_without_saliency: bool = False, share: float = 1, seed: int = 0,
-                 eval_classes: Sequence[str] = ()) -> None:
+                 eval_classes: Sequence[str] = (), label_maps: Path | None = None) -> None:
         super().__init__(root / 'images', split, None if saliency is None else root / f'saliency_{saliency}')
         self.ids = random_share(read_ids(root, split), share, seed)
         self.stored_classes = read_classes(root)
@@ -138,9 +141,11 @@ class VOCSegmentation(ImageSet):
             self.left_out = listed - len(self.ids)
         self._keep('image', self.images)
         if semseg:
-            self.truth = root / ('SegmentationClassAug' if split == 'trainaug' else 'SegmentationClass')
+            self.truth = label_maps or root / ('SegmentationClassAug' if split == 'trainaug' else 'SegmentationClass')
             self.layers.insert(0, ('semseg', self.truth, self._read_truth))
-            self._keep('ground truth', self.truth)
+            self._keep('ground truth', self.truth, skip=label_maps is not None)
+            if label_maps is not None:
+                self.ids = self._with_labels(self.truth)
             step = max(1, len(self.ids) // PALETTES)
             if conflict := palette_conflict([self.truth / f'{name}.png' for name in self.ids[::step]]):
                 log.warning('the palettes of the ground truth in %s differ: %s; if the same ids do not mean the same '
@@ -150,10 +155,22 @@ class VOCSegmentation(ImageSet):
 
     def _keep(self, what: str, *folders: Path, skip: bool = False) -> None:
         """Keep the IDs that have their files in these folders."""
-        files = {name: [Path(folder.name, f'{name}{".jpg" if folder == self.images else ".png"}') for folder in folders]
+        files = {name: [Path(folder.name if folder.parent == self.root else folder,
+                             f'{name}{".jpg" if folder == self.images else ".png"}') for folder in folders]
                  for name in self.ids}
         self.ids = keep_complete(self.root, files, f'IDs of {self.split} have no {what} in {folders[-1]}',
                                  f'add or rename the files, or correct the list: {ONE_A_LINE}', skip)
+
+    def _with_labels(self, folder: Path) -> list[str]:
+        """The IDs of label maps that are not of the ignore label alone. Raises UserError if there are none."""
+        labelled = in_threads(lambda name: bool((read_labels(folder / f'{name}.png').values != VOID).any()),
+                              progress(self.ids, 'looking at the label maps', len(self.ids)))
+        kept = [name for name, one in zip(self.ids, labelled, strict=True) if one]
+        if not kept:
+            raise UserError(f'none of the {len(self.ids)} label maps in {folder} has a label; check them.')
+        if len(kept) < len(self.ids):
+            log.info('%d label maps in %s have no label; left out', len(self.ids) - len(kept), folder)
+        return kept
 
     def _read_truth(self, path: Path) -> Drawn:
         drawn = read_labels(path)

@@ -1,6 +1,7 @@
 """Weights of checkpoints, by the names of the released ones; nothing is ever loaded in part."""
 import hashlib
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -77,6 +78,8 @@ def identify(checkpoint: Mapping[str, Any], source: str, timm: bool = False) -> 
     With ``timm`` other names are those of a plain backbone of timm, head included; else they are a UserError.
     """
     names = _flatten(checkpoint)
+    for prefix in _prefixes(names, 'backbone.', 'head.0.convs.'):  # MaskDistill's decoder; head.weight is an embedding
+        names = {re.sub(rf'^{re.escape(prefix)}head\.', f'{prefix}decoder.', name): x for name, x in names.items()}
     encoders = _prefixes(names, 'backbone.', 'decoder.')
     encoders += [f'{prefix}model_q.' for prefix in _prefixes(names, 'model_q.')]
     found = {'linear': [prefix for prefix in encoders if f'{prefix}{CLASSIFIER}weight' in names],

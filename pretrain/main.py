@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from data.loaders import identity, open_images, train_loader
 from data.transforms import EvaluationTransform
 from data.views import ContrastivePair, ContrastiveView
-from models.backbones import FROZEN, freeze_layers
+from models.backbones import freeze_layers
 from models.build import build_contrastive_model, synchronise_batchnorm
 from pretrain.losses import compute_losses
 from pretrain.maskcontrast import MaskContrast
@@ -46,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder = build_contrastive_model(p)
     if p.sync_batchnorm:
         encoder = synchronise_batchnorm(encoder, device)
-    if p.freeze_layers is not False:
-        freeze_layers(encoder.backbone, FROZEN if p.freeze_layers is True else p.freeze_layers)
+    freeze_layers(encoder.backbone, p.freeze_layers)
     mean, std, size = encoder.backbone.mean, encoder.backbone.std, p.augmentation_kwargs.size
     dataset = open_images(p, p.train_db_name, p.train_split, saliency=p.saliency, skip=True)
     pair = ContrastivePair(dataset, ContrastiveView(mean, std, **p.augmentation_kwargs))

@@ -1,5 +1,5 @@
 """Whitening and K-means on prototypes, the matching of clusters to classes, and its scores."""
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -92,17 +92,18 @@ def silhouette(points: np.ndarray, clusters: np.ndarray, seed: int) -> float:
     return float(silhouette_score(points, clusters)) if usable else float('nan')
 
 
-def match_clusters(confusion: np.ndarray, matching: str = 'majority') -> np.ndarray:
-    """(clusters,) the class of each cluster: one to one, by the assignment of greatest total IoU (Hungarian).
+def match_clusters(confusion: np.ndarray, matching: str = 'majority',
+                   by: Callable[[np.ndarray], np.ndarray] = iou_matrix) -> np.ndarray:
+    """(clusters,) the class of each cluster: one to one, by the assignment of greatest total IoU, or another score.
 
     With more clusters than classes, 'majority' gives each cluster the class of highest IoU; 'hungarian' is the
     assignment in which a class may take up to ceil(clusters / classes) clusters.
     """
-    iou = iou_matrix(confusion)
-    num_classes, num_clusters = iou.shape
+    scores = by(confusion)
+    num_classes, num_clusters = scores.shape
     if num_clusters > num_classes and matching == 'majority':
-        return iou.argmax(0)
-    rows, clusters = linear_sum_assignment(np.tile(iou, (-(-num_clusters // num_classes), 1)), maximize=True)
+        return scores.argmax(0)
+    rows, clusters = linear_sum_assignment(np.tile(scores, (-(-num_clusters // num_classes), 1)), maximize=True)
     return rows[clusters.argsort()] % num_classes
 
 

@@ -37,11 +37,32 @@ CAPTIONS = 'image', 'ground truth', 'prediction', 'after CRF'
 BEST = 'best_model.pth.tar'  # a plain state dict; <stem>.classes.yml beside it says what it was trained for
 
 
-def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision) -> dict[str, Tensor]:
-    """The 'loss' of one batch of the training split: mean cross-entropy, for which the ignore label does not count."""
+def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision,
+                   hardest: float | None = None) -> dict[str, Tensor]:
+    """The 'loss' of one batch of the training split: mean cross-entropy, for which the ignore label does not count.
+
+    ``hardest`` is the share of pixels of ``ohem_loss``; None: all count.
+    """
     with precision.autocast():
-        logits = model(precision.to_device(batch['image']))  # B x classes x H x W
-    return {'loss': F.cross_entropy(to_float32(logits), precision.to_device(batch['semseg']), ignore_index=VOID)}
+        logits = to_float32(model(precision.to_device(batch['image'])))  # B x classes x H x W
+    labels = precision.to_device(batch['semseg'])
+    if hardest is None:
+        return {'loss': F.cross_entropy(logits, labels, ignore_index=VOID)}
+    if (batch['semseg'] == VOID).all():
+        log.warning('no pixel of the images %s has a label: their loss is 0', name_some(batch['id']))
+    return {'loss': ohem_loss(logits, labels, hardest)}
+
+
+def ohem_loss(logits: Tensor, labels: Tensor, share: float) -> Tensor:
+    """Mean cross-entropy of the hardest pixels: logits (B, C, H, W), labels (B, H, W), 255 is ignored.
+
+    These are ``share`` of all pixels, or all labelled ones where they are fewer (Shrivastava et al., CVPR 2016; as
+    MaskDistill has it, arXiv 2206.06363, section 4.1). 0 without a labelled pixel.
+    """
+    losses = F.cross_entropy(logits, labels, ignore_index=VOID, reduction='none').flatten()
+    largest = losses.topk(max(1, int(share * losses.numel()))).values  # ignored pixels have 0 and come last
+    count = (labels != VOID).sum().clamp(max=len(largest))
+    return largest.sum() / count.clamp(min=1)
 
 
 class Output(NamedTuple):

@@ -8,6 +8,7 @@ Configs in configs/finetune train the whole network on a share of the labels.
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from data.loaders import evaluation_loader, open_images, train_loader
 from data.transforms import LinearTrainTransform
-from models.build import build_linear_model
+from data.voc import read_names
+from models.backbones import freeze_layers
+from models.build import build_linear_model, synchronise_batchnorm
 from models.crf import require_crf
 from models.weights import fingerprint, load_strict, read_weights
 from segmentation.engine import BEST, compute_losses, read_trained, score, validate, write_trained
 from segmentation.metrics import iou_of, made_with, warn_of_shared
 from utils.config.cli import ConfigParser
+from utils.config.paths import user_path
 from utils.config.schema import LinearFinetune
 from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
+from utils.run.errors import UserError, name_some
 from utils.run.files import write_text
 from utils.run.script import run_script
 from utils.run.setup import start
@@ -43,9 +48,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     best_path, task = Path(p.output_dir) / BEST, 'finetuned' if p.network_lr_factor else 'linear'
 
     dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
-    train_set = open_images(p, p.train_db_name, p.train_split, truth=True, share=p.label_share, seed=p.label_seed)
+    maps = None if p.label_maps is None else Path(p.root_dir) / user_path(p.label_maps)
+    train_set = open_images(p, p.train_db_name, p.train_split, True, share=p.label_share, seed=p.label_seed,
+                            label_maps=maps)
+    named = maps and maps / 'classes.yml'  # of pseudo_labels.py
+    if named and named.is_file() and tuple(read_names(named)) != dataset.classes:
+        raise UserError(f'{named} names other classes than {p.val_db_name} has ({name_some(dataset.classes, 21)}); '
+                        'make label maps of these, with_labels: true.')
     classes, labelled = dataset.classes, train_set.ids
     model = build_linear_model(p, len(classes))
+    if p.sync_batchnorm:
+        model = synchronise_batchnorm(model, device)  # before stages are frozen: it makes modules anew
     mean, std = model.backbone.mean, model.backbone.std
     loader = train_loader(p, train_set.transformed(LinearTrainTransform(p.train_size, mean, std, p.border_label)))
     crf = p.crf_kwargs if args.crf_postprocess else None
@@ -56,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if p.network_lr_factor == 0:
         model.freeze_all_but_classifier()
     else:
+        freeze_layers(model.backbone, p.freeze_layers)
         groups.append({'params': model.network_parameters(), 'lr_factor': p.network_lr_factor})
     if p.compile:
         model.compile()
@@ -67,15 +81,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if distributed.is_main():
         write_text(best_path.with_name('labelled.txt'), '\n'.join(labelled) + '\n')
         write_trained(best_path, task, classes)
+    losses = partial(compute_losses, hardest=p.ohem_share if p.loss == 'ohem' else None)
     if p.epochs == 0 and distributed.is_main():
         save_checkpoint(model.state_dict(), best_path)
     with trainer.stoppable():
         for epoch in trainer.epochs():
             model.set_train_mode(p.freeze_batchnorm)
-            trainer.train_one_epoch(compute_losses)
+            trainer.train_one_epoch(losses)
             with trainer.at_once():
                 miou = float(iou_of(validate(model, val_loader, device, len(classes))).mean())
-            if miou > best and distributed.is_main():
+            if (miou > best or p.select == 'last') and distributed.is_main():
                 save_checkpoint(model.state_dict(), best_path)
             best = max(best, miou)
             trainer.writer.add_scalars({'val/miou': 100 * miou}, epoch + 1)

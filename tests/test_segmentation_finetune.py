@@ -2,8 +2,10 @@
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from data.voc import random_share
@@ -79,6 +81,37 @@ def test_the_whole_network_learns_from_half_of_the_labels(run, tmp_path: Path) -
         state = load_checkpoint(folder / 'best_model.pth.tar')
         assert torch.equal(state['backbone.weight'], before['backbone.weight']) is not changed
         assert not torch.equal(state['decoder.4.weight'], before['decoder.4.weight'])
+
+
+def test_label_maps_stand_for_the_ground_truth(run, tmp_path: Path, capsys) -> None:
+    colours(tmp_path)
+    maps = tmp_path / 'results' / 'maps'
+    maps.mkdir(parents=True)
+    for name in 'abcd':
+        labels = np.zeros((32, 32), np.uint8)
+        labels[MIDDLE] = 1
+        Image.fromarray(labels if name != 'd' else np.full_like(labels, 255)).save(maps / f'{name}.png')
+    train = 'train_batch_size=3', 'label_maps=maps', 'network_lr_factor=1', 'optimizer_kwargs.lr=0.3'
+    folder = run(*train, 'loss=ohem', 'ohem_share=0.5', 'select=last', output='distilled')
+    assert (folder / 'labelled.txt').read_text() == 'a\nb\nc\n'  # d has no label, the others no map
+    assert results(folder)['finetuned']['IoU'] == {'background': 100, 'red': 100}
+    printed = capsys.readouterr().out
+    assert '4 of 8 IDs of train have no ground truth in' in printed
+    assert '1 label maps in' in printed
+    last = load_checkpoint(folder / 'checkpoint.pth.tar')['model']
+    best = load_checkpoint(folder / 'best_model.pth.tar')
+    assert all(torch.equal(last[f'module.{name}'], value) for name, value in best.items())
+    (maps / 'classes.yml').write_text('classes: [background, cluster_1]')
+    with pytest.raises(UserError, match='classes.yml names other classes than Colours has .background, red'):
+        run(*train, output='others')
+    (maps / 'classes.yml').write_text('classes: [background, red]')
+    with pytest.raises(UserError, match='eval_classes does not go with label maps'):
+        run(*train, 'eval_classes=[red]', output='some')
+    Image.fromarray(np.full((32, 32), 7, np.uint8)).save(maps / 'a.png')
+    with pytest.raises(UserError, match='a.png holds class id 7, outside 0..1'):
+        run(*train, output='wrong')
+    with pytest.raises(UserError, match='8 of 8 IDs of train have no ground truth in .*nowhere'):
+        run(*train, 'label_maps=nowhere', output='missing')
 
 
 def test_val_images_that_are_trained_on(run, tmp_path: Path, capsys) -> None:

@@ -11,15 +11,27 @@ from utils.config.keys import schema_keys
 from utils.config.load import as_dict, load_config
 from utils.config.paths import REPOSITORY
 from utils.config.schema import SCHEMAS as ALL
-from utils.config.schema import CrfKwargs, Env, Kmeans, LinearFinetune, Pretrain, Retrieval, TrainSaliency, conflicts
+from utils.config.schema import (
+    CrfKwargs,
+    Env,
+    Kmeans,
+    LinearFinetune,
+    Pretrain,
+    PseudoLabels,
+    Retrieval,
+    TrainSaliency,
+    conflicts,
+)
 from utils.run.errors import UserError
 
 CONFIGS = REPOSITORY / 'configs'
 SCHEMAS = {'linear_finetune': LinearFinetune, 'finetune': LinearFinetune, 'kmeans': Kmeans, 'retrieval': Retrieval,
            'saliency': TrainSaliency, 'configs': Pretrain}
-STEMS = {'pretrain': Pretrain, 'linear': LinearFinetune, 'kmeans': Kmeans, 'retrieval': Retrieval}  # of voc_animals
+# of voc_animals and maskdistill
+STEMS = {'pretrain': Pretrain, 'linear': LinearFinetune, 'kmeans': Kmeans, 'retrieval': Retrieval,
+         'distill': LinearFinetune, 'pseudo': PseudoLabels}
 SHIPPED = sorted(path for path in CONFIGS.rglob('*.yml') if path != CONFIGS / 'env.yml'
-                 and (path.parent.name in SCHEMAS or path.parent.parent.name == 'voc_animals'))
+                 and (path.parent.name in (*SCHEMAS, 'maskdistill') or path.parent.parent.name == 'voc_animals'))
 MINIMAL = 'pretraining: none\nepochs: 1\ntrain_batch_size: 2\n'
 
 
@@ -55,7 +67,7 @@ def test_every_shipped_file_loads_and_opens_with_its_command(path):
     assert (folder, script) == {
         Pretrain: ('pretrain', 'main.py'), LinearFinetune: ('segmentation', 'linear_finetune.py'),
         Kmeans: ('segmentation', 'kmeans.py'), Retrieval: ('segmentation', 'retrieval.py'),
-        TrainSaliency: ('saliency', 'train.py')}[schema]
+        PseudoLabels: ('segmentation', 'pseudo_labels.py'), TrainSaliency: ('saliency', 'train.py')}[schema]
 
 
 def test_presets_hold_the_published_values():

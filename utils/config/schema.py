@@ -110,15 +110,19 @@ class Training(Run):
     checkpoint_every: int = key(0, 'steps between checkpoints within an epoch; 0: only after each epoch', True, ge=0)
 
 
-class Pretrain(Common, Training):
+class NetworkTraining(Common, Training):
+    """Keys of everything that trains a backbone."""
+    sync_batchnorm: bool = key(False, 'BatchNorm over all processes (a deviation from the paper: one per process)')
+    freeze_layers: bool | int = key(False, 'freeze the stem and this many stages of the backbone; true is 2', ge=0)
+
+
+class Pretrain(NetworkTraining):
     """pretrain/main.py"""
     train_db_name: Text = key('VOCSegmentation', 'folder of the data set under db_root')
     train_split: Text = key('trainaug', 'image IDs: sets/<name>.txt; unlabelled image folder: all, train or val')
     saliency: Text = key('supervised_model', 'masks to use: the folder saliency_<name> of the data set')
     loss_chunk: int = key(32768, 'pixels of the contrastive loss at a time; 0 holds all logits in memory', True, ge=0)
-    sync_batchnorm: bool = key(False, 'BatchNorm over all processes (a deviation from the paper: one per process)')
     gather_prototypes: bool = key(False, 'contrast with the prototypes of all processes (a deviation from the paper)')
-    freeze_layers: bool | int = key(False, 'freeze the stem and this many stages of both encoders; true is 2', ge=0)
     moco_kwargs: MocoKwargs = key(MocoKwargs, 'the memory bank and the momentum encoder')
     augmentation_kwargs: AugmentationKwargs = key(AugmentationKwargs, 'the random views')
     panel_every: int = key(5, 'epochs between two pictures of views and embeddings; 0 takes none', True, ge=0)
@@ -137,13 +141,17 @@ class Evaluation(Run):
     eval_classes: list[Text] = key([], 'classes scored with background; others are ignored, in training too; []: all')
 
 
-class LinearFinetune(Common, Training, Evaluation):
+class LinearFinetune(NetworkTraining, Evaluation):
     """segmentation/linear_finetune.py and segmentation/eval.py"""
     train_db_name: Text = key('VOCSegmentation', 'folder of the data set under db_root')
     train_split: Text = key('trainaug', 'list of image IDs to train on: sets/<name>.txt')
     train_size: int = key(512, 'side to which training images are resized, pixels', ge=1)
     label_share: float = key(1.0, 'share of train_split to train on; label_seed draws it once for all', gt=0, le=1)
     label_seed: int = key(0, 'draws label_share; with one seed smaller shares are part of larger ones', ge=0)
+    label_maps: Text | None = key(None, 'folder of label maps to train on, ID.png, in place of the ground truth')
+    loss: Literal['ce', 'ohem'] = key('ce', 'cross-entropy of all pixels, or of the hardest ones (MaskDistill)')
+    ohem_share: float = key(0.2, 'ohem: share of the pixels of a batch, the hardest, that count', gt=0, le=1)
+    select: Literal['miou', 'last'] = key('miou', 'best_model.pth.tar: of best mIoU on val_split, or of the last epoch')
     border_label: Border = key(0, 'label of the border of the affine map: 0 as published, 255 to ignore it')
     features: Literal['decoder', 'backbone'] = key('decoder', 'what is classified; plain backbones have no decoder')
     network_lr_factor: float = key(0.0, 'learning rate below the classifier, as a multiple of lr; 0 freezes', ge=0)
@@ -178,6 +186,24 @@ class Retrieval(Prototypes):
     ignore_classes: list[Text] = key([], 'classes a second result ignores; its mean leaves out background too')
 
 
+class PseudoLabels(Common, Evaluation):
+    """segmentation/pseudo_labels.py"""
+    val_split: Text = key('trainaug', 'list of image IDs that get label maps: sets/<name>.txt')
+    saliency: Text = key('transformer_model', 'masks: the folder saliency_<name> of the data set')
+    features: Literal['box_cls', 'embedding', 'backbone'] = key(
+        'box_cls', 'of a mask: the class token of its box (vision transformers), or what is pooled over it')
+    results: Text | None = key(None, "a detector's results in COCO's format, categories from 0 on, not clusters")
+    coco: Text | None = key(None, 'COCO file that names the images of results')
+    num_clusters: int = key(20, 'clusters of the masks', ge=1, le=254)
+    candidates: list[Annotated[int, Field(ge=1, le=254)]] = key([], 'numbers of clusters: the silhouette chooses')
+    with_labels: bool = key(True, 'give clusters the classes of the ground truth, where the data set has some')
+    confidence: float | None = key(None, 'share of the masks that are kept (default: 0.8); the least score of those of '
+                                         'a detector (default: 0.9)', ge=0, le=1)
+    overlap: Literal['first', 'best', 'published'] = key('first', 'a mask that meets a better one: skipped, cut, or as '
+                                                                  'the published code has it')
+    ignore_below: bool = key(False, 'masks below the confidence become the ignore label, and not background')
+
+
 class TrainSaliency(Training):
     """saliency/train.py"""
     images: Text = key(REQUIRED, 'folder of the images, relative to db_root; subfolders count')
@@ -191,7 +217,7 @@ class TrainSaliency(Training):
     flip_probability: float = key(0.5, 'probability of the horizontal flip', ge=0, le=1)
 
 
-SCHEMAS = (Pretrain, LinearFinetune, Kmeans, Retrieval, TrainSaliency)
+SCHEMAS = (Pretrain, LinearFinetune, Kmeans, Retrieval, PseudoLabels, TrainSaliency)
 
 
 def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -213,7 +239,12 @@ def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield 'crop', f'crop {get("crop")} is larger than resize {get("resize")}; lower it'
     if 'val_images' in values and (get('val_images') is None) != (get('val_masks', 'absent') is None):
         yield 'val_images', 'val_images and val_masks go together; give both or neither'
-    if 'components' in values:  # the protocols on prototypes: nothing runs on random weights
+    if get('eval_classes') and (get('label_maps') or 'candidates' in values):
+        yield 'eval_classes', 'eval_classes does not go with label maps, which hold all classes; leave it out'
+    if 'candidates' in values and (get('results') is None) != (get('coco') is None):
+        yield 'results', 'results and coco go together: the detections, and the file that names their images'
+    # the protocols on prototypes: nothing runs on random weights
+    if 'components' in values or ('candidates' in values and get('results') is None):
         if start in ('imagenet_classification', 'imagenet_moco', 'none') and (
                 get('features') == 'embedding' or get('saliency') == 'network'):
             yield 'pretraining', (f'pretraining: {start} holds no trained heads; give the path of a checkpoint, or '

@@ -1,0 +1,215 @@
+"""Label maps from object masks: cluster the masks, give each cluster a class, and paint the confident masks.
+
+    python segmentation/pseudo_labels.py --config_env configs/env.yml \\
+        --config_exp configs/maskdistill/pseudo_labels_VOCSegmentation.yml
+    python segmentation/pseudo_labels.py --config_env configs/env.yml \\
+        --config_exp configs/maskdistill/pseudo_labels_VOCSegmentation.yml --results detections.json --coco masks.json
+
+MaskDistill (Van Gansbeke et al., arXiv 2206.06363, 2022), section 3.2. Where the data set has ground truth each cluster
+gets a class of it (with_labels: true), else it is a class of its own. With --results masks, classes and scores are
+those of a detector. Leaves label_maps/, which linear_finetune.py trains on (its key label_maps), and classes.yml.
+"""
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
+
+import numpy as np
+import torch
+import yaml
+from torch.nn import functional as F
+
+from data.coco import decode, read_detections
+from data.image_set import ImageSet
+from data.images import read_objects
+from data.loaders import identity, loader_in_order, open_images
+from data.transforms import EvaluationTransform, normalize
+from data.voc import VOID
+from models.build import build_prototype_model, initial_weights
+from models.transformer import FrozenTransformer, load_transformer
+from segmentation.cluster_model import placeholders
+from segmentation.clustering import kmeans, silhouette
+from segmentation.engine import report_scores
+from segmentation.mask_labels import classes_of_clusters, cluster_confidence, confident, label_map, standardise
+from segmentation.metrics import confusion_matrix
+from segmentation.objects import find_objects, pack, unpack
+from utils.config.cli import ConfigParser
+from utils.config.paths import find_file
+from utils.config.schema import PseudoLabels
+from utils.report.pictures import panel
+from utils.report.results import remove_stale
+from utils.report.run import PREDICTIONS, write_run_report
+from utils.run.devices import to_device
+from utils.run.errors import UserError, name_some
+from utils.run.files import save_image, save_label_map, write_text
+from utils.run.log import progress
+from utils.run.parallel import in_threads
+from utils.run.script import run_script
+from utils.run.setup import start
+
+log = logging.getLogger(__name__)
+MAPS, CLASSES, PICTURES = 'label_maps', 'classes.yml', 'visualizations'
+SHARE, LEAST = 0.8, 0.9  # confidence where the config has none: share of clustered masks, score of a detector
+
+
+class Masks(NamedTuple):
+    """N masks, those of an image side by side."""
+    image: np.ndarray  # (N,) index of the image of each
+    labels: np.ndarray  # (N,) label of each, from 1 on
+    scores: np.ndarray  # (N,) confidence, the more the better
+    least: float  # score that a mask needs
+    draw: Callable[[int], np.ndarray]  # index -> (H, W) bool
+    classes: Sequence[str]  # names of the labels, background first
+
+
+@torch.inference_mode()
+def box_feature(transformer: FrozenTransformer, image: np.ndarray, box: Sequence[float],
+                device: torch.device) -> np.ndarray:
+    """(C,) the class token of a box x, y, width, height in pixels, cut out of an image (H, W, 3) uint8.
+
+    Raises UserError for a box without a pixel.
+    """
+    x, y, width, height = box
+    crop = image[round(y):round(y + height), round(x):round(x + width)]
+    if not crop.size:
+        raise UserError(f'box {tuple(box)} holds no pixel of its image, {image.shape[1]} x {image.shape[0]}; check it.')
+    down, right = (-side % patch for side, patch in zip(crop.shape[:2], transformer.patch, strict=True))
+    padded = F.pad(normalize(crop, transformer.mean, transformer.std), (0, right, 0, down))
+    return transformer(to_device(padded[None], device)).cls[0].float().cpu().numpy()
+
+
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """x, y, width, height of a mask (H, W) bool that is not empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1
+
+
+def describer(p: PseudoLabels, device: torch.device) -> Callable[[dict[str, Any]], list[np.ndarray]]:
+    """A function from a batch, lists of 'image' and of numbered objects 'sal', to the (n, D) features of each image."""
+    if p.features == 'box_cls':
+        transformer = to_device(load_transformer(p.backbone, initial_weights(p, p.backbone)), device)
+        return lambda batch: [np.array([box_feature(transformer, image, box_of(objects == k), device)
+                                        for k in range(1, int(objects.max()) + 1)])
+                              for image, objects in zip(batch['image'], batch['sal'], strict=True)]
+    model: Any = to_device(build_prototype_model(cast(Any, p)), device)
+    prepare = EvaluationTransform(p.val_size, model.backbone.mean, model.backbone.std)
+
+    def pooled(batch: dict[str, Any]) -> list[np.ndarray]:
+        images = torch.stack([prepare({'image': image})['image'] for image in batch['image']])
+        return [found.prototypes for found in find_objects(model, to_device(images, device), p.features, batch['sal'])]
+
+    return pooled
+
+
+def cluster_masks(p: PseudoLabels, dataset: ImageSet, device: torch.device, labelled: bool) -> Masks:
+    """All masks of the split, clustered; ``labelled``: by name of the classes of the ground truth.
+
+    Raises UserError if there are fewer masks than clusters.
+    """
+    dataset.layers = [(key, folder, read_objects if key == 'sal' else read) for key, folder, read in dataset.layers]
+    features, packed, images, classes = [], [], [], []
+    describe = describer(p, device)
+    for number, batch in enumerate(progress(loader_in_order(p, dataset), 'features')):
+        truths = batch['semseg'] if labelled else [None] * len(batch['sal'])
+        found = zip(describe(batch), batch['sal'], truths, strict=True)
+        for index, (of_image, objects, truth) in enumerate(found, number * p.val_batch_size):
+            for mask, feature in ((objects == k, feature) for k, feature in enumerate(of_image, 1)):
+                if mask.any():
+                    votes = np.bincount([] if truth is None else truth[mask], minlength=256)[1:len(dataset.classes)]
+                    classes.append(int(votes.argmax()) if votes.any() else -1)  # without background
+                    features.append(feature)
+                    packed.append(pack(mask))
+                    images.append(index)
+    points, counts = standardise(np.array(features)), p.candidates or [p.num_clusters]
+    runs = {count: kmeans(points, count, p.seed, unit='masks') for count in counts}
+    silhouettes = {count: silhouette(points, run.ids, p.seed) for count, run in runs.items()}
+    for count, value in silhouettes.items():
+        log.info('Silhouette of %d clusters is %.3f', count, value)
+    count = max(counts, key=lambda count: np.nan_to_num(silhouettes[count], nan=-2))
+    best, labels = runs[count], np.arange(count)
+    if labelled:
+        labels = classes_of_clusters(best.ids, np.array(classes), count, len(dataset.classes) - 1)
+    scores = cluster_confidence(points, best.centres)
+    least = float(np.quantile(scores, 1 - (SHARE if p.confidence is None else p.confidence)))
+    log.info('%d masks in %d clusters; those of confidence %.3f and more are kept', len(points), count, least)
+    return Masks(np.array(images), 1 + labels[best.ids], scores, least,
+                 lambda i: unpack(packed[i]).astype(bool), dataset.classes if labelled else placeholders(count))
+
+
+def detected_masks(p: PseudoLabels, dataset: ImageSet, results: Path, annotations: Path) -> Masks:
+    """The masks of a detector for the images of a split, whose categories are the classes from 0 on."""
+    of_image = read_detections(results, annotations, len(dataset.classes) - 1)
+    if lost := sorted({name for name, entries in of_image.items() if entries} - set(dataset.ids)):
+        raise UserError(f'{results} has detections in {name_some(lost)}, which {dataset.root.name} {dataset.split} '
+                        'lacks; give those of this split.')
+    found = [(i, entry) for i, name in enumerate(dataset.ids) for entry in of_image.get(name, ())]
+    return Masks(np.array([i for i, _ in found]), np.array([entry['category_id'] + 1 for _, entry in found]),
+                 np.array([entry['score'] for _, entry in found]), LEAST if p.confidence is None else p.confidence,
+                 lambda k: decode(found[k][1]), dataset.classes)
+
+
+def write_maps(p: PseudoLabels, dataset: ImageSet, masks: Masks, truth: bool) -> tuple[np.ndarray, list[str]]:
+    """Write the label map of every image, and pictures of some; a confusion matrix, 0 without truth, and IDs drawn."""
+    output, classes = Path(p.output_dir), len(masks.classes)
+    kept, drawn = confident(masks.image, masks.scores, masks.least), dataset.ids[:p.num_visualizations]
+    sides = np.searchsorted(masks.image, np.arange(len(dataset) + 1))
+
+    def write(index: int) -> np.ndarray | int:
+        name, sample = dataset.ids[index], dataset.load(index)
+        members = np.arange(*sides[index:index + 2])
+        members = members[(-masks.scores[members]).argsort(kind='stable')].tolist()  # the best first
+        drawn_masks = [masks.draw(k) for k in members]
+        height, width = sample['image'].shape[:2]
+        if wrong := [mask.shape for mask in drawn_masks if mask.shape != (height, width)]:
+            raise UserError(f'a mask of {name} is {wrong[0][1]} x {wrong[0][0]}, its image {width} x {height}; '
+                            'make the masks from these images.')
+        labels = label_map(drawn_masks, masks.labels[members].tolist(), kept[members].tolist(),
+                           (height, width), p.overlap, p.ignore_below)
+        save_label_map(labels, output / MAPS / f'{name}.png')
+        if name in drawn:
+            parts = {'image': sample['image'], 'label map': labels} | (
+                {'ground truth': sample['semseg']} if 'semseg' in sample else {})
+            save_image(panel(list(parts.values()), list(parts)), output / PICTURES / f'{name}.png')
+        if not truth:
+            return 0
+        return confusion_matrix(sample['semseg'], np.where(labels == VOID, 0, labels).astype(np.uint8), classes)
+
+    confusion = sum(in_threads(write, progress(range(len(dataset)), 'label maps', len(dataset))))
+    for folder, names in ((MAPS, dataset.ids), (PICTURES, drawn)):
+        remove_stale(output / folder, names)
+    return np.asarray(confusion), drawn
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = ConfigParser(__doc__, PseudoLabels, processes=False)
+    parser.add_argument('--results', help="a detector's results, in COCO's format")
+    parser.add_argument('--coco', help='COCO file that names the images of --results')
+    args = parser.parse_args(argv)
+    p = parser.load(args)
+    device = start(p, 1, __file__, argv, identity(p, p.val_db_name))
+    dataset = open_images(p, p.val_db_name, p.val_split, None if p.with_labels else False,
+                          p.saliency if p.results is None else None, skip=True)
+    truth = dataset.truth is not None
+    if p.results is None or p.coco is None:
+        masks = cluster_masks(p, dataset, device, truth)
+    else:
+        masks = detected_masks(p, dataset, find_file(p.results), find_file(p.coco))
+    scored = truth and len(masks.classes) == len(dataset.classes) and masks.classes[1:] == dataset.classes[1:]
+    confusion, drawn = write_maps(p, dataset, masks, scored)
+    output = Path(p.output_dir)
+    write_text(output / MAPS / CLASSES, yaml.safe_dump({'classes': list(masks.classes)}, sort_keys=False))
+    log.info('Label maps: %s', output / MAPS)
+    pictures = [(name, output / PICTURES / f'{name}.png') for name in drawn]
+    made = {'masks': str(p.results or dataset.masks), 'features': p.features, 'pretraining': p.pretraining,
+            'data': f'{dataset.root.name} {dataset.split}', 'images': len(dataset)}
+    if scored:
+        report_scores(p, 'Pseudo labels', {'pseudo_labels': confusion}, masks.classes, made, pictures=pictures)
+    else:
+        write_run_report(p, 'Pseudo labels', {}, masks.classes, pictures={PREDICTIONS: pictures})
+
+
+if __name__ == '__main__':
+    run_script(main)

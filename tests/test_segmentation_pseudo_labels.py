@@ -1,0 +1,164 @@
+"""Pseudo labels: features of boxes and clusters of the published script, and the script on flat colours."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+
+from models.transformer import FrozenTransformer
+from segmentation import pseudo_labels as script
+from segmentation.pseudo_labels import box_feature
+from tests import golden_transformers as inputs
+from tests.colours import MIDDLE, ColourModel, results, runner, write_image, write_lists
+from tests.golden_inputs import generator
+from tests.golden_transformers import GOLDENS
+from utils.run.errors import UserError
+from utils.run.files import save_mask
+
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(scope='module')
+def transformer() -> FrozenTransformer:
+    network = inputs.fill(timm.create_model('vit_small_patch8_224', num_classes=0))
+    return FrozenTransformer(network, 'timm/vit_small_patch8_224')
+
+
+def test_features_of_boxes(transformer: FrozenTransformer) -> None:
+    golden, draw = GOLDENS['crop_features'], generator('crops')
+    sizes = {'2008_000001': (60, 80), '2008_000002': (75, 50), '2008_000003': (64, 64), '2008_000004': (96, 125)}
+    photos = {name: inputs.photo(name, *size) for name, size in sizes.items()}
+    boxes, found = [], []
+    for i in range(40):
+        name, (h, w) = list(sizes.items())[i % 4]
+        width, height = int(draw.integers(12, w // 2)), int(draw.integers(12, h // 2))
+        box = [int(draw.integers(0, w - width)), int(draw.integers(0, h - height)), width, height]
+        boxes.append([2.5, 3.5, 20, 17] if i == 0 else box)
+        found.append(box_feature(transformer, photos[name], boxes[-1], CPU))
+    assert boxes == golden['boxes']
+    features = np.stack(found)
+    assert list(features.shape) == golden['shape']
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), golden['norms'], atol=1e-3)
+    for row, values in ((features[0], 'first'), (features[1], 'second'), (features[-1], 'last')):
+        assert any(np.allclose(row[::step][:8], golden[values], atol=1e-4) for step in range(1, 49))
+    with pytest.raises(UserError, match='holds no pixel'):
+        box_feature(transformer, photos['2008_000001'], (5, 5, 0.2, 3), CPU)
+
+
+def test_features_of_the_published_script(transformer: FrozenTransformer) -> None:
+    golden = GOLDENS['cluster_script']
+    sizes = [(40 + i % 5, 48 + i % 7) for i in range(10)]
+    features = np.stack([box_feature(transformer, inputs.colour_photo(f'2009_{i:06d}', 7 * i % 20, h, w),
+                                     (4, 4, w - 8, h - 8), CPU) for i, (h, w) in enumerate(sizes)])
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), golden['feature_norms'], atol=1e-3)
+    steps = [features[0, ::step][:8] for step in range(1, 49)]
+    assert any(np.allclose(values, golden['feature_0'], atol=1e-4) for values in steps)
+
+
+COLOURS = [(label, f'{name}_{i}') for label, name in ((1, 'red'), (2, 'green'), (3, 'blue')) for i in range(3)]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch):
+    """run(overrides, flags=...): the script on three training images of each colour; returns its folder."""
+    root = tmp_path / 'Colours'
+    for label, name in COLOURS:
+        write_image(root, name, [(label, MIDDLE)])
+    write_lists(root, train=[name for _, name in COLOURS])
+    monkeypatch.setattr(script, 'build_prototype_model', lambda p: ColourModel())
+    return runner(script, 'pseudo_labels', tmp_path, 'num_clusters=3')
+
+
+def map_of(folder: Path, name: str) -> np.ndarray:
+    return np.asarray(Image.open(folder / 'label_maps' / f'{name}.png'))
+
+
+def expected_map(label: int) -> np.ndarray:
+    labels = np.zeros((32, 32), np.uint8)
+    labels[MIDDLE] = label
+    return labels
+
+
+def test_clusters_take_the_classes_of_the_ground_truth(run) -> None:
+    folder = run('confidence=1')
+    for label, name in COLOURS:
+        assert (map_of(folder, name) == expected_map(label)).all(), name
+    assert results(folder)['pseudo_labels']['mIoU'] == 100
+    assert yaml.safe_load((folder / 'label_maps' / 'classes.yml').read_text())['classes'] == [
+        'background', 'red', 'green', 'blue']
+    assert 'Pseudo labels' in (folder / 'report.html').read_text()
+
+
+def test_without_labels_a_cluster_is_a_class(run) -> None:
+    folder = run('with_labels=false', 'candidates=[2, 3, 4]')
+    found = {name.split('_')[0]: set() for _, name in COLOURS}
+    for _, name in COLOURS:
+        values = map_of(folder, name)
+        assert np.unique(values[MIDDLE]).tolist() == [values[12, 12]]
+        found[name.split('_')[0]].add(int(values[12, 12]))
+    assert sorted(map(tuple, found.values())) == [(1,), (2,), (3,)]
+    assert yaml.safe_load((folder / 'label_maps' / 'classes.yml').read_text())['classes'][1:] == [
+        'cluster_1', 'cluster_2', 'cluster_3']
+    assert not (folder / 'results.json').exists()
+
+
+def test_several_objects_and_images_without_one(run, tmp_path: Path) -> None:
+    root = tmp_path / 'Colours'
+    objects = np.zeros((32, 32), np.uint8)
+    objects[:16, :16], objects[16:, 16:] = 1, 2
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[objects == 1], image[objects == 2] = (250, 20, 20), (20, 250, 20)
+    Image.fromarray(image).save(root / 'images' / 'two.jpg', quality=100, subsampling=0)
+    save_mask(objects, root / 'saliency_supervised_model' / 'two.png')
+    write_image(root, 'none', [(1, MIDDLE)], masks=[])
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(root / 'SegmentationClass' / 'two.png')
+    write_lists(root, train=[*(name for _, name in COLOURS), 'two', 'none'])
+    folder = run('confidence=1')
+    assert (map_of(folder, 'two') == objects).all()
+    assert (map_of(folder, 'none') == 255).all()
+
+
+def test_boxes_of_a_transformer(run, tmp_path: Path) -> None:
+    network = inputs.fill(timm.create_model('vit_tiny_patch16_224', num_classes=0))
+    torch.save(network.state_dict(), tmp_path / 'dino.pth')
+    folder = run('features=box_cls', 'backbone=timm/vit_tiny_patch16_224', f'pretraining={tmp_path / "dino.pth"}')
+    assert results(folder)['pseudo_labels']['mIoU'] == 100
+    with pytest.raises(UserError, match='9 masks cannot form num_clusters 20'):
+        run('num_clusters=20', output='many')
+
+
+def test_results_of_a_detector(run, tmp_path: Path) -> None:
+    names = [name for _, name in COLOURS]
+    annotations = tmp_path / 'coco.json'
+    coco = {'images': [{'id': i, 'file_name': f'{name}.jpg', 'height': 32, 'width': 32}
+                       for i, name in enumerate(names)]}
+    square = [8, 8, 24, 8, 24, 24, 8, 24]
+    found = [{'image_id': i, 'category_id': label - 1, 'score': 0.95, 'segmentation': [square]}
+             for i, (label, _) in enumerate(COLOURS)]
+    found.insert(0, {'image_id': 0, 'category_id': 2, 'score': 0.5, 'segmentation': [square]})  # not the best first
+    annotations.write_text(json.dumps(coco))
+    flags = ['--results', str(tmp_path / 'results.json'), '--coco', str(annotations)]
+    (tmp_path / 'results.json').write_text(json.dumps(found))
+    folder = run(flags=flags)
+    for label, name in COLOURS:
+        assert (map_of(folder, name) == expected_map(label)).all()
+    for change, sentence in (({'category_id': 3}, 'category 3 of score 0.5'), ({'score': None}, "in COCO's format"),
+                             ({'image_id': 99}, 'detections of image 99')):
+        (tmp_path / 'results.json').write_text(json.dumps([found[0] | change]))
+        with pytest.raises(UserError, match=sentence):
+            run(flags=flags)
+    for wrong, sentence in (([], 'no detection'), ([found[0] | {'segmentation': []}], 'a mask of image 0 is no poly'),
+                            ([{k: v for k, v in found[0].items() if k != 'segmentation'}], 'KeyError .segmentation'),
+                            ([found[0] | {'category_id': 1.5}], 'category 1.5 of score')):
+        (tmp_path / 'results.json').write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=sentence):
+            run(flags=flags)
+    (tmp_path / 'results.json').write_text('[')
+    with pytest.raises(UserError, match='results.json is missing or no JSON; give a COCO file'):
+        run(flags=flags)
+    with pytest.raises(UserError, match='results and coco go together'):
+        run(flags=flags[:2])
