@@ -41,15 +41,19 @@ def polygons(mask: np.ndarray) -> list[list[float]]:
     return found
 
 
+def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """x, y, width, height in pixels of a mask (H, W) bool that is not empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return float(columns[0]), float(rows[0]), float(np.ptp(columns) + 1), float(np.ptp(rows) + 1)
+
+
 def annotation(mask: np.ndarray, number: int, image_id: int, score: float = 1.0) -> Entry | None:
     """A mask (H, W) bool as an entry of 'annotations'; None if it has no outline. Box [x, y, w, h] in pixels."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    outlines = polygons(mask) if len(rows) else []
+    outlines = polygons(mask)
     if not outlines:
         return None
-    box = [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
     return {'score': score, 'id': number, 'image_id': image_id, 'category_id': 0, 'iscrowd': 0, 'area': int(mask.sum()),
-            'bbox': [float(value) for value in box], 'segmentation': outlines, 'width': mask.shape[1],
+            'bbox': [*box_of(mask)], 'segmentation': outlines, 'width': mask.shape[1],
             'height': mask.shape[0]}
 
 

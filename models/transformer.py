@@ -67,6 +67,11 @@ class FrozenTransformer(nn.Module):
         self.trained, self.trained_grid = network.pos_embed, network.patch_embed.grid_size
         self.mean, self.std = mean, std
 
+    def pad(self, image: Tensor) -> Tensor:
+        """A normalised image (3, H, W) with zeros at the right and at the bottom, up to whole patches."""
+        down, right = (-side % patch for side, patch in zip(image.shape[-2:], self.patch, strict=True))
+        return F.pad(image, (0, right, 0, down))
+
     def _resize(self, height: int, width: int) -> tuple[int, int]:
         """Ready the network for images of a size; the grid of their patches."""
         grid = height // self.patch[0], width // self.patch[1]

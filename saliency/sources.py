@@ -7,8 +7,6 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from data.transforms import normalize, split_mask
-from models.backbones import timm_weights
-from models.weights import read_weights
 from utils.run import distributed
 from utils.run.devices import Precision, pick_device, to_device
 from utils.run.errors import UserError
@@ -49,7 +47,9 @@ def build_source(method: str, device: str = 'auto', **options: Any) -> MaskSourc
         where = pick_device(device)
         return BASNetSaliency(to_device(load_basnet(given['weights']), where), where, given.get('input_size', SIZE))
     if method == 'transformer':
+        from models.backbones import timm_weights
         from models.transformer import load_transformer
+        from models.weights import read_weights
         from saliency.transformer import TransformerSaliency
         backbone, path = given.pop('backbone'), given.pop('weights', None)
         weights = timm_weights(backbone) if path is None else read_weights(path, timm=True)

@@ -144,9 +144,7 @@ class TransformerSaliency:
         short = min(height, width)
         size = self.resize * height // short, self.resize * width // short
         small = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
-        normal = normalize(small, self.transformer.mean, self.transformer.std)
-        down, right = (-side % patch for side, patch in zip(size, self.transformer.patch, strict=True))
-        return F.pad(normal, (0, right, 0, down)), size
+        return self.transformer.pad(normalize(small, self.transformer.mean, self.transformer.std)), size
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         prepared = [self._prepare(image) for image in images]

@@ -20,9 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 import numpy as np
 import torch
 import yaml
-from torch.nn import functional as F
 
-from data.coco import decode, read_detections
+from data.coco import box_of, decode, read_detections
 from data.image_set import ImageSet
 from data.images import read_objects
 from data.loaders import identity, loader_in_order, open_images
@@ -76,15 +75,8 @@ def box_feature(transformer: FrozenTransformer, image: np.ndarray, box: Sequence
     crop = image[round(y):round(y + height), round(x):round(x + width)]
     if not crop.size:
         raise UserError(f'box {tuple(box)} holds no pixel of its image, {image.shape[1]} x {image.shape[0]}; check it.')
-    down, right = (-side % patch for side, patch in zip(crop.shape[:2], transformer.patch, strict=True))
-    padded = F.pad(normalize(crop, transformer.mean, transformer.std), (0, right, 0, down))
+    padded = transformer.pad(normalize(crop, transformer.mean, transformer.std))
     return transformer(to_device(padded[None], device)).cls[0].float().cpu().numpy()
-
-
-def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """x, y, width, height of a mask (H, W) bool that is not empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1
 
 
 def describer(p: PseudoLabels, device: torch.device) -> Callable[[dict[str, Any]], list[np.ndarray]]:
@@ -104,11 +96,12 @@ def describer(p: PseudoLabels, device: torch.device) -> Callable[[dict[str, Any]
     return pooled
 
 
-def cluster_masks(p: PseudoLabels, dataset: ImageSet, device: torch.device, labelled: bool) -> Masks:
-    """All masks of the split, clustered; ``labelled``: by name of the classes of the ground truth.
+def cluster_masks(p: PseudoLabels, dataset: ImageSet, device: torch.device) -> Masks:
+    """All masks of the split, clustered, by name of the classes of the ground truth where that is read.
 
     Raises UserError if there are fewer masks than clusters.
     """
+    labelled = dataset.truth is not None
     dataset.layers = [(key, folder, read_objects if key == 'sal' else read) for key, folder, read in dataset.layers]
     features, packed, images, classes = [], [], [], []
     describe = describer(p, device)
@@ -151,7 +144,7 @@ def detected_masks(p: PseudoLabels, dataset: ImageSet, results: Path, annotation
                  lambda k: decode(found[k][1]), dataset.classes)
 
 
-def write_maps(p: PseudoLabels, dataset: ImageSet, masks: Masks, truth: bool) -> tuple[np.ndarray, list[str]]:
+def write_maps(p: PseudoLabels, dataset: ImageSet, masks: Masks) -> tuple[np.ndarray, list[str]]:
     """Write the label map of every image, and pictures of some; a confusion matrix, 0 without truth, and IDs drawn."""
     output, classes = Path(p.output_dir), len(masks.classes)
     kept, drawn = confident(masks.image, masks.scores, masks.least), dataset.ids[:p.num_visualizations]
@@ -173,7 +166,7 @@ def write_maps(p: PseudoLabels, dataset: ImageSet, masks: Masks, truth: bool) ->
             parts = {'image': sample['image'], 'label map': labels} | (
                 {'ground truth': sample['semseg']} if 'semseg' in sample else {})
             save_image(panel(list(parts.values()), list(parts)), output / PICTURES / f'{name}.png')
-        if not truth:
+        if 'semseg' not in sample:
             return 0
         return confusion_matrix(sample['semseg'], np.where(labels == VOID, 0, labels).astype(np.uint8), classes)
 
@@ -192,20 +185,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = start(p, 1, __file__, argv, identity(p, p.val_db_name))
     dataset = open_images(p, p.val_db_name, p.val_split, None if p.with_labels else False,
                           p.saliency if p.results is None else None, skip=True)
-    truth = dataset.truth is not None
     if p.results is None or p.coco is None:
-        masks = cluster_masks(p, dataset, device, truth)
+        masks = cluster_masks(p, dataset, device)
     else:
         masks = detected_masks(p, dataset, find_file(p.results), find_file(p.coco))
-    scored = truth and len(masks.classes) == len(dataset.classes) and masks.classes[1:] == dataset.classes[1:]
-    confusion, drawn = write_maps(p, dataset, masks, scored)
+    confusion, drawn = write_maps(p, dataset, masks)
     output = Path(p.output_dir)
     write_text(output / MAPS / CLASSES, yaml.safe_dump({'classes': list(masks.classes)}, sort_keys=False))
     log.info('Label maps: %s', output / MAPS)
     pictures = [(name, output / PICTURES / f'{name}.png') for name in drawn]
     made = {'masks': str(p.results or dataset.masks), 'features': p.features, 'pretraining': p.pretraining,
             'data': f'{dataset.root.name} {dataset.split}', 'images': len(dataset)}
-    if scored:
+    if dataset.truth is not None:  # the masks have its classes
         report_scores(p, 'Pseudo labels', {'pseudo_labels': confusion}, masks.classes, made, pictures=pictures)
     else:
         write_run_report(p, 'Pseudo labels', {}, masks.classes, pictures={PREDICTIONS: pictures})
