@@ -22,8 +22,8 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.prediction import draw
 from data.images import Photograph, fit_to_photograph, read_image, read_labels, read_mask
+from data.transforms import mask_iou
 from data.voc import VOID, read_ids
-from saliency.sources import mask_iou
 from saliency.unsupervised import unsupervised_saliency
 from utils.config.cli import ArgumentParser
 from utils.report.results import markdown

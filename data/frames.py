@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 
 from data.files import SUFFIXES, drop_duplicates, find_images
-from data.images import ImageFileError, read_image
+from data.images import ImageFileError, Photograph, read_photograph
 from utils.run.errors import UserError
 from utils.run.parallel import in_threads
 
 VIDEOS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm')
-Frame = tuple[Path, Callable[[], np.ndarray]]  # relative name, and what reads the image, or raises ImageFileError
+Frame = tuple[Path, Callable[[], Photograph]]  # relative name, and what reads the image, or raises ImageFileError
 
 
 def open_frames(path: Path) -> tuple[int, dict[Path, Path], Iterator[Frame]]:
@@ -26,11 +26,11 @@ def open_frames(path: Path) -> tuple[int, dict[Path, Path], Iterator[Frame]]:
     """
     if path.is_dir():
         names, duplicates = drop_duplicates(find_images(path))
-        return len(names), duplicates, ((name, partial(read_image, path / name)) for name in names)
+        return len(names), duplicates, ((name, partial(read_photograph, path / name)) for name in names)
     if not path.is_file():
         raise UserError(f'{path} does not exist; give an image, a folder of images or a video.')
     if path.suffix.lower() in SUFFIXES:
-        return 1, {}, iter([(Path(path.name), partial(read_image, path))])
+        return 1, {}, iter([(Path(path.name), partial(read_photograph, path))])
     if path.suffix.lower() not in VIDEOS:
         raise UserError(f'{path} is neither an image ({", ".join(SUFFIXES)}) nor a video ({", ".join(VIDEOS)}); '
                         'convert it to one of them.')
@@ -48,27 +48,32 @@ def _video_frames(capture: cv2.VideoCapture) -> Iterator[Frame]:
         whole, image = capture.retrieve()
         if not whole:
             break
-        yield Path(f'{index:06}.png'), partial(cv2.cvtColor, image, cv2.COLOR_BGR2RGB)
+        yield Path(f'{index:06}.png'), partial(_decoded, image)
         index += 1
     capture.release()
 
 
-def predict_frames(frames: Iterable[Frame], prepare: Callable[[np.ndarray], Any], stack: Callable[[list], Any],
+def _decoded(frame: np.ndarray) -> Photograph:
+    return Photograph(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), 1)
+
+
+def predict_frames(frames: Iterable[Frame], prepare: Callable[[Path, Photograph], Any], stack: Callable[[list], Any],
                    predict: Callable[[Any], Sequence], write: Callable[[Path, np.ndarray, Any], str], batch_size: int,
                    threads: int) -> Iterator[tuple[Path, str]]:
     """Predict in batches; threads read, prepare and stack the next images and write the results of the last ones.
 
-    ``prepare``: image -> input of the network; ``stack``: inputs -> batch; ``predict``, in the calling thread: batch ->
-    an output for each input; ``write``: (name, image, output) -> why the image has no result, '' if it has one.
+    ``prepare``: (name, photograph) -> input of the network, or raises ImageFileError; ``stack``: inputs -> batch;
+    ``predict``, in the calling thread: batch -> an output for each input; ``write``: (name, image, output) -> why the
+    image has no result, '' if it has one.
     ``threads`` read, and as many write. Yields each name, and why it has no result, such as that it cannot be read.
     """
     def read(frame: Frame) -> tuple[Path, np.ndarray | None, Any]:
         name, load = frame
         try:
-            image = load()
+            photograph = load()
+            return name, photograph.pixels, prepare(name, photograph)
         except ImageFileError as error:
             return name, None, error.reason
-        return name, image, prepare(image)
 
     def join(batch: list) -> tuple[list, Any]:
         inputs = [prepared for _, image, prepared in batch if image is not None]

@@ -49,6 +49,12 @@ def resize_mask(mask: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
 
 
+def mask_iou(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Of two masks (H, W) bool; of two empty ones it is 1."""
+    union = int((mask | truth).sum())
+    return float((mask & truth).sum() / union) if union else 1.0
+
+
 def split_mask(mask: np.ndarray, min_component: float | None = None) -> tuple[np.ndarray, int]:
     """A mask (H, W) uint8 in {0, 1} -> (H, W) unsigned integers, 0 outside and 1..n in its objects, and n.
 

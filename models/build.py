@@ -76,7 +76,7 @@ def build_prototype_model(p: Prototypes) -> ContrastiveSegmentationModel | Backb
 
 def prototype_network(p: Prototypes, model: nn.Module) -> dict[str, Any]:
     """What decides the prototypes of a run, kept by clusters.pth.tar and memory.npz; 'size' is in pixels."""
-    here = Path(p.pretraining)
+    here = Path(str(p.moco_state_dict if p.pretraining == 'imagenet_moco' else p.pretraining))
     return {'backbone': p.backbone, 'model_kwargs': as_dict(p.model_kwargs), 'features': p.features,
             'masks': p.saliency, 'min_component': p.min_component if p.components else None, 'size': p.val_size,
             'pretraining': str(here.resolve() if here.is_file() else here), 'root_dir': p.root_dir,

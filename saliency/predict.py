@@ -52,7 +52,7 @@ def write_masks(source: MaskSource, frames: Iterable[Frame], output: Path, batch
         save_mask(mask, output / name.with_suffix('.png'))
         return ''
 
-    return predict_frames(frames, lambda image: image, list, source, write, batch_size, threads)
+    return predict_frames(frames, lambda name, photograph: photograph.pixels, list, source, write, batch_size, threads)
 
 
 def write_unsupervised_mask(output: Path, frame: Frame) -> tuple[Path, str]:

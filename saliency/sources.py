@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from torch.utils.data import DataLoader
 
-from data.transforms import normalize, split_mask
+from data.transforms import mask_iou, normalize, split_mask
 from utils.run import distributed
 from utils.run.devices import Precision, pick_device, to_device
 from utils.run.errors import UserError
@@ -107,12 +107,6 @@ def binarise(saliency: np.ndarray) -> np.ndarray | None:
     """
     segments, count = split_mask((saliency > 0.5).astype(np.uint8), SMALLEST)
     return segments > 0 if count else None
-
-
-def mask_iou(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Of two masks (H, W) bool; of two empty ones it is 1."""
-    union = int((mask | truth).sum())
-    return float((mask & truth).sum() / union) if union else 1.0
 
 
 def map_scores(saliency: np.ndarray, truth: np.ndarray) -> np.ndarray:

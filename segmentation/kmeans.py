@@ -13,6 +13,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from segmentation.metrics import iou_of, made_with_network, standard_deviation
 from segmentation.objects import KEPT, MASKS, EmbeddedSplit, embed_split, save_masks, unpack
 from utils.config.cli import ConfigParser
 from utils.config.schema import Kmeans
+from utils.report.folder import read_settings
 from utils.report.pictures import montage, overlay, panel, thumbnail
 from utils.report.results import iou_entry, log_iou, remove_stale, save_results
 from utils.report.run import CLUSTER_IMAGES, PREDICTIONS, write_run_report
@@ -44,6 +46,7 @@ from utils.run.setup import start
 
 log = logging.getLogger(__name__)
 SHOWN, COLUMNS, SIDE = 24, 6, 160  # of a contact sheet: objects, objects in a row, longer side of an image in pixels
+LOW_IOU = 0.75  # of predicted masks with precomputed ones: below it clusters of the former are far worse
 MAX_CLUSTERS = 254  # label maps hold a byte a pixel, 0 is the background and 255 the ignore label
 # clusters, the (N,) cluster of each object (-1: none), and for results.json and the report the entries, the confusion
 # matrices and the pictures of clusters
@@ -97,14 +100,31 @@ def write_sheets(folder: Path, dataset: ImageSet, split: EmbeddedSplit, objects:
 
 def save_clusters(p: Kmeans, clusters: ClusterModel, sizes: Sequence[int]) -> None:
     """Write clusters.pth.tar and, for clusters without classes, clusters.yml, for their names beside their sizes."""
-    if p.saliency != 'network':
-        log.warning('These clusters are those of precomputed masks (%s), and new images get predicted ones', p.saliency)
-    path = Path(p.output_dir) / CLUSTERS
+    path, method = Path(p.output_dir) / CLUSTERS, clusters.network['mask_method']
     if clusters.classes is None:
         renew_names(path.parent, clusters, sizes)
         log.info('Names of the clusters, for you to edit: %s', path.with_name(NAMES))
     clusters.save(path)
-    log.info('For new images: python segmentation/predict.py --model %s --images FOLDER --output FOLDER', path)
+    log.info('For new images: python segmentation/predict.py --model %s --images FOLDER --output FOLDER%s', path,
+             '' if p.saliency == 'network' or method == 'unsupervised' else ' --masks FOLDER')
+
+
+def describe_masks(dataset: ImageSet, split: EmbeddedSplit) -> dict[str, Any]:
+    """What clusters.pth.tar says of precomputed masks, None where it is not known: method, mean IoU of predicted ones.
+
+    Warns if this is low.
+    """
+    method, iou = None, None if np.isnan(split.mask_iou) else split.mask_iou
+    if dataset.masks is not None:
+        with suppress(UserError):  # another script's report.json says nothing
+            method = (read_settings(dataset.masks) or {}).get('method')
+    if iou is not None:
+        log.info('Mean IoU of the masks that the network predicts with those of %s is %.3f', dataset.masks, iou)
+        if iou < LOW_IOU:
+            log.warning('The network predicts other masks than those that these clusters are of: segment new images '
+                        'with masks made as these were (segmentation/predict.py --masks), and cluster with predicted '
+                        'ones (saliency: network) only after a longer training or one on larger crops')
+    return {'mask_method': method, 'mask_iou': iou}
 
 
 def summary(runs: Sequence[np.ndarray], num_clusters: int, classes: Sequence[str]) -> dict[str, Any]:
@@ -220,13 +240,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                            p.min_component if p.components else None).require_masks()
 
     split, fit = embed(dataset, p.num_visualizations, True), None
-    log.info('%d objects in %d images; %d have a mask', len(split), len(dataset),
-             np.count_nonzero(split.prototypes.any(1)))
+    log.info('%d objects in %d images; %d have a mask; %d images left out', len(split), len(dataset),
+             np.count_nonzero(split.prototypes.any(1)), dataset.left_out)
     if p.fit_split not in (None, p.val_split):
         fit = embed(open_images(p, p.val_db_name, p.fit_split, saliency=masks, skip=True), 0, False).prototypes
     if not distributed.leave():
         return
-    network, output_dir = prototype_network(p, model), Path(p.output_dir)
+    network, output_dir = prototype_network(p, model) | describe_masks(dataset, split), Path(p.output_dir)
     clusters, ids, results, confusions, sheets = (evaluate if dataset.truth else explore)(
         p, dataset, split, fit, network)
     majority = np.where(split.inside.any(1), split.inside.argmax(1), -1)
@@ -237,8 +257,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for task in results.keys() - {'overclustering'}:
         results[task] = {**results[task], 'made_with': made_with_network(network, dataset)}
     merged = save_results(results, output_dir)
-    if p.pretraining == 'none' or getattr(model, 'classification_head', None) is None:
-        log.info('No %s: new images need a trained network that predicts their masks', CLUSTERS)
+    if p.pretraining == 'none':
+        log.info('No %s: these random weights cannot be had again for new images', CLUSTERS)
     else:
         save_clusters(p, clusters, results.get('clusters', {}).get('sizes', []))
     log.info('Label maps: %s', output_dir / 'predictions')

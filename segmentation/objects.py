@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.transforms import resize_mask, split_mask
+from data.transforms import mask_iou, resize_mask, split_mask
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, resize, weighted_prototypes
 from segmentation.metrics import confusion_matrix
 from utils.report.pictures import PART, thumbnail
@@ -32,6 +32,7 @@ class Objects(NamedTuple):
     ids: np.ndarray  # (h, w) integers, 0 outside and 1..n in the objects; (S, S), or as a precomputed mask
     prototypes: np.ndarray  # (n, D) of unit length, zero where the mask is empty
     scores: Tensor  # (S, S) raw saliency scores, or a single 1 for a precomputed mask
+    iou: float = float('nan')  # of the mask that the network predicts with the precomputed one, if there are both
 
 
 @torch.inference_mode()
@@ -44,19 +45,22 @@ def find_objects(model: ContrastiveSegmentationModel | BackboneModel, images: Te
     score. ``min_component``: see ``split_mask``.
     """
     maps, size, device = model.maps(images), images.shape[-1], images.device
-    if masks is None:
+    predicted: list[np.ndarray] = []
+    if 'saliency' in maps:
         scores = resize(maps['saliency'], (size, size))[:, 0]  # B x S x S
-        masks = list((scores > THRESHOLD).to(torch.uint8).cpu().numpy())
-    else:
+        predicted = list((scores > THRESHOLD).to(torch.uint8).cpu().numpy())
+    if masks is not None:
         scores = images.new_ones(len(images), 1, 1)
-    objects = [split_mask(mask, min_component) for mask in masks]
-    pooled = []
+    objects = [split_mask(mask, min_component) for mask in (predicted if masks is None else masks)]
+    pooled, ious = [], []
     for i, (ids, count) in enumerate(objects):
-        at_network = torch.from_numpy(resize_mask(ids, size, size).astype(np.int32)).to(device)
+        small = resize_mask(ids, size, size)
+        ious.append(mask_iou(predicted[i] > 0, small > 0) if predicted and masks is not None else float('nan'))
+        at_network = torch.from_numpy(small.astype(np.int32)).to(device)
         weights = (at_network == torch.arange(1, count + 1, device=device)[:, None, None]) * scores[i]  # n x S x S
         pooled.append(weighted_prototypes(maps[features][i:i + 1], weights[None])[0])  # n x D
     prototypes = np.split(torch.cat(pooled).cpu().numpy(), np.cumsum([count for _, count in objects])[:-1])
-    return [Objects(ids, *of_image) for (ids, _), *of_image in zip(objects, prototypes, scores, strict=True)]
+    return [Objects(ids, *of_image) for (ids, _), *of_image in zip(objects, prototypes, scores, ious, strict=True)]
 
 
 def pack(mask: np.ndarray) -> bytes:
@@ -80,6 +84,7 @@ class EmbeddedSplit:
     shapes: list[tuple[int, int]]  # height, width of each image
     masks: list[bytes]  # of each object as it was found, packed; none if they are not kept
     pictures: list[list[np.ndarray]]  # thumbnails of each image and its ground truth, if it travelled with its batch
+    mask_iou: float = float('nan')  # mean of ``Objects.iou``
 
     def __len__(self) -> int:
         return len(self.image)
@@ -134,7 +139,7 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Ite
         masks = [pack(objects.ids == k) for k in range(1, count + 1)] if keep_masks else []
         picture = [] if original is None else [thumbnail(x, PART) for x in (original, semseg) if x is not None]
         inside, outside = pixels[:, 1:].T.copy(), pixels[:, 0].copy()  # not views, which would keep all 256 x 256
-        return objects.prototypes, inside, outside, shape, masks, picture
+        return objects.prototypes, inside, outside, shape, masks, picture, objects.iou
 
     batches = []
     for batch in progress(loader, 'embedding'):
@@ -145,10 +150,10 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Ite
     parts = distributed.gather_objects(batches) if shared else [batches]
     in_order = chain(*zip_longest(*parts, fillvalue=[]))  # processes took the batches in turn
     images = list(chain(*in_order))
-    prototypes, inside, outside, shapes, masks, pictures = zip(*images, strict=True)
+    prototypes, inside, outside, shapes, masks, pictures, ious = zip(*images, strict=True)
     return EmbeddedSplit(np.concatenate(prototypes), np.concatenate(inside), np.stack(outside),
                          np.repeat(np.arange(len(images)), [*map(len, prototypes)]), list(shapes),
-                         list(chain(*masks)), list(pictures))
+                         list(chain(*masks)), list(pictures), float(np.mean(ious)))
 
 
 def save_masks(path: Path, prototypes: np.ndarray, masks: Sequence[bytes]) -> None:

@@ -2,6 +2,7 @@
 
     python segmentation/predict.py --images NEW --output segmented --model photos/results/kmeans/clusters.pth.tar
     python segmentation/predict.py --images film.mp4 --output frames --model best_model.pth.tar --crf-postprocess
+    python segmentation/predict.py --images NEW --output segmented --model clusters.pth.tar --masks unsupervised
 
 --images is an image, a folder (subfolders count) or a video; --model is clusters.pth.tar of kmeans.py or
 best_model.pth.tar of linear_finetune.py. Label maps are palette PNGs of the images' own sizes, under the same
@@ -19,9 +20,9 @@ import torch
 from PIL import Image
 
 from data.frames import Frame, open_frames, predict_frames
-from data.images import read_image
+from data.images import Photograph, fit_to_photograph, read_image, read_mask
 from models.crf import Refine, crf_in_workers, require_crf
-from segmentation.segmenter import Output, Segmenter
+from segmentation.segmenter import MASKS, Output, Segmenter
 from utils.config.cli import ArgumentParser, at_least
 from utils.config.paths import find_file
 from utils.config.schema import DEVICES
@@ -39,9 +40,31 @@ LONGEST = 65_500  # side of a JPEG at most, pixels
 WHOLE = 0.9  # share of the frames that a video's header names, which need not be exact, that makes it whole
 
 
+def with_mask(frames: Iterable[Frame], masks: Path, missing: dict[Path, str]) -> Iterator[Frame]:
+    """The frames that have a mask in a folder; ``missing`` gets the others, and why."""
+    for frame in frames:
+        if (masks / frame[0].with_suffix('.png')).is_file():
+            yield frame
+        else:
+            missing[frame[0]] = f'no mask in {masks}'
+
+
 def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_size: int, threads: int,
-            refine: Refine | None) -> Iterator[tuple[Path, str]]:
-    """Write label maps and overlays; yields each image, and why it has no label map: '' if it has one."""
+            refine: Refine | None, masks: Path | None = None) -> Iterator[tuple[Path, str]]:
+    """Write label maps and overlays; yields each image, and why it has no label map: '' if it has one.
+
+    ``masks`` is the folder of the masks, where they are given.
+    """
+    def prepare(name: Path, photograph: Photograph) -> tuple[torch.Tensor, np.ndarray | None]:
+        if masks is None:
+            return segmenter.prepare(photograph.pixels), segmenter.find_mask(photograph.pixels)
+        path = masks / name.with_suffix('.png')
+        return segmenter.prepare(photograph.pixels), fit_to_photograph(read_mask(path), photograph, path, False)
+
+    def stack(inputs: list) -> tuple[torch.Tensor, list[np.ndarray] | None]:
+        images, found = zip(*inputs, strict=True)
+        return pin(torch.stack(images), segmenter.device), None if segmenter.masks == 'network' else list(found)
+
     def write(name: Path, image: np.ndarray, found: Output) -> str:
         labels = segmenter.finish(image, found, refine)
         drawn = thumbnail(overlay(image, labels), LONGEST)
@@ -49,8 +72,8 @@ def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_s
         save_label_map(labels, output / MAPS / name.with_suffix('.png'))  # last: it says that the image is done
         return ''
 
-    return predict_frames(frames, segmenter.prepare, lambda tensors: pin(torch.stack(tensors), segmenter.device),
-                          lambda images: segmenter.run(images, refine is not None), write, batch_size, threads)
+    return predict_frames(frames, prepare, stack, lambda batch: segmenter.run(batch[0], refine is not None, batch[1]),
+                          write, batch_size, threads)
 
 
 def move_stale(output: Path, name: Path) -> None:
@@ -69,6 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--model', required=True, help='clusters.pth.tar or best_model.pth.tar')
     parser.add_argument('--weights', type=Path,
                         help='checkpoint of the pretraining that clusters.pth.tar was made with, if it was moved')
+    parser.add_argument('--masks', metavar='unsupervised|network|FOLDER',
+                        help='clusters: object masks as of saliency/predict.py --method unsupervised, those that the '
+                             'network predicts, or in a folder, under the names of the images (of one that is called '
+                             'network write ./network); by default as those of the clusters were made, if they tell')
     parser.add_argument('--crf-postprocess', action='store_true', help='refine the label maps with a CRF')
     parser.add_argument('--batch-size', type=at_least(1), default=8, help='images a forward pass')
     parser.add_argument('--workers', type=at_least(1), default=available_cores(),
@@ -78,27 +105,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.crf_postprocess:
         require_crf()
     total, duplicates, frames = open_frames(args.images)
-    model = find_file(args.model)
-    segmenter = Segmenter.load(model, args.device, args.weights)
+    model, folder = find_file(args.model), None if args.masks in (None, *MASKS[:2]) else Path(args.masks)
+    if folder is not None and not folder.is_dir():
+        raise UserError(f'--masks {args.masks} is no folder; give one that holds masks, unsupervised or network.')
+    segmenter = Segmenter.load(model, args.device, args.weights, args.masks if folder is None else 'given')
     classes = segmenter.classes
     merged = [f'{label} in {classes.index(name)}' for label, name in enumerate(classes) if classes.index(name) != label]
-    settings = {'model': fingerprint(model), 'merged clusters': merged, 'crf': args.crf_postprocess}
+    masks = {'network': None, 'given': folder and str(folder.resolve())}.get(segmenter.masks, segmenter.masks)
+    settings = {'model': fingerprint(model), 'merged clusters': merged, 'crf': args.crf_postprocess,
+                'masks': masks}  # None: as where there were no others yet
     run = FolderRun(args.output, args.images, 'label map', **settings)
     save_image(legend(classes), args.output / 'legend.png')
 
-    todo = run.todo(progress(frames, 'prediction', total), args.output / MAPS)
+    missing: dict[Path, str] = {}
+    todo: Iterable[Frame] = run.todo(progress(frames, 'prediction', total), args.output / MAPS)
+    todo = todo if folder is None else with_mask(todo, folder, missing)
     # while one image is refined, the next waits
     threads = 2 * args.workers if args.crf_postprocess else args.workers
     with crf_in_workers({}, args.workers) if args.crf_postprocess else nullcontext() as refine:
-        run.collect(segment(segmenter, todo, args.output, args.batch_size, threads, refine))
+        run.collect(segment(segmenter, todo, args.output, args.batch_size, threads, refine, folder))
 
-    count, cut = len(run.existing) + len(run.written) + len(run.failed), {}
+    count, cut = len(run.existing) + len(run.written) + len(run.failed) + len(missing), {}
     if count < WHOLE * total:
         cut = {Path(args.images.name): f'it ends after {count} of {total} frames'}
     else:
         for name in run.stale(args.output / MAPS):
             move_stale(args.output, name)
-    summary = run.finish(duplicates, cut, 'contact_sheet.png', lambda name: [
+    summary = run.finish(duplicates, missing | cut, 'contact_sheet.png', lambda name: [
         read_image(args.output / OVERLAYS / name.with_suffix('.jpg'))], classes)
     if run.failed:
         raise UserError(f'{len(run.failed)} of {count} images cannot be read: {run.failures()}; replace them and '
@@ -106,6 +139,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cut:
         raise UserError(f'video {args.images} ends after {count} of {total} frames; copy or convert it anew and rerun, '
                         f'the label maps of these frames are in {args.output / MAPS}.')
+    if len(missing) == count:
+        raise UserError(f'none of the {count} images has a mask in {folder}; a mask needs the relative path of its '
+                        'image with .png.')
     print(summary)
 
 

@@ -6,7 +6,7 @@
     names = segment.classes
 """
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from data.voc import VOC_CLASSES, read_classes, scored_classes
 from models.build import build_prototype_model, trained_linear_model
 from models.crf import Refine
 from models.weights import fingerprint, identify
+from saliency.sources import binarise, build_source
 from segmentation.cluster_model import ClusterModel
 from segmentation.engine import read_trained
 from segmentation.objects import THRESHOLD, Objects, find_objects
@@ -31,11 +32,13 @@ from utils.run.errors import MissingFileError, UserError, name_some
 log = logging.getLogger(__name__)
 SIZE = 512  # side of the network's input, for weights that do not say
 FOREIGN = 20.0  # taken off the score of a label inside an object of another label
+CERTAIN = 6.9  # of the score of a precomputed mask, above and below the threshold: a probability of 0.999
+MASKS = ('network', 'unsupervised', 'given')  # where the masks of new images come from
 
 
 class Output(NamedTuple):
     """What the network says of one image, at its input size S."""
-    labels: np.ndarray  # (S, S) uint8
+    labels: np.ndarray  # (S, S) uint8; of a precomputed mask of its size
     logits: np.ndarray | None = None  # (C, S, S) float32, if they are to be refined
     channels: np.ndarray = np.arange(256)  # label of each channel of the logits
 
@@ -44,21 +47,25 @@ class Segmenter:
     """Images in, label maps out; safe to ``prepare`` and ``finish`` in threads beside ``run``.
 
     The network's input is (3, ``size``, ``size``). ``model`` is a linear model or, with ``clusters``, the network that
-    they were found with: each object then has the label of the nearest centre.
+    they were found with: each object then has the label of the nearest centre. Objects are those of ``masks``, one of
+    ``MASKS``.
     """
 
     def __init__(self, model: Any, classes: tuple[str, ...], size: int, device: torch.device,
-                 clusters: ClusterModel | None = None) -> None:
+                 clusters: ClusterModel | None = None, masks: str = 'network') -> None:
         to_device(model, device)
         self.model, self.classes, self.size, self.device, self.clusters = model, classes, size, device, clusters
+        self.masks, self.source = masks, build_source('unsupervised') if masks == 'unsupervised' else None
         self.transform = EvaluationTransform(size, model.backbone.mean, model.backbone.std)
 
     @staticmethod
-    def load(path: str | Path, device: str = 'auto', weights: str | Path | None = None) -> 'Segmenter':
+    def load(path: str | Path, device: str = 'auto', weights: str | Path | None = None,
+             masks: str | None = None) -> 'Segmenter':
         """From best_model.pth.tar of linear_finetune.py (or a released linear model) or clusters.pth.tar of kmeans.py.
 
         ``device`` is one of ``utils.config.schema.DEVICES``, ``weights`` the pretraining checkpoint that the clusters
-        were found with, if it was moved. Raises UserError for other files, or weights of another network.
+        were found with, if it was moved, ``masks`` one of ``MASKS`` (None: what the clusters were found with). Raises
+        UserError for other files, weights of another network, and masks that it lacks.
         """
         path, where = Path(path), pick_device(device)
         checkpoint = load_checkpoint(path)
@@ -66,9 +73,11 @@ class Segmenter:
         if clusters is not None:
             clusters = clusters.with_names_beside(path)
             network = load_network(clusters.network, path, weights)
-            return Segmenter(network, clusters.classes or (), clusters.network['size'], where, clusters)
-        if weights is not None:
-            raise UserError(f'{path} holds all of its weights; leave out --weights, which goes with clusters.pth.tar.')
+            masks = choose_masks(masks, clusters.network, path, network)
+            return Segmenter(network, clusters.classes or (), clusters.network['size'], where, clusters, masks)
+        if weights is not None or masks is not None:
+            raise UserError(f'{path} holds all of its weights and needs no masks; leave out --weights and --masks, '
+                            'which go with clusters.pth.tar.')
         run = read_config(path.parent) or {}
         model = trained_linear_model(identify(checkpoint, str(path)), run.get('backbone'))
         size, classes = int(run.get('val_size', SIZE)), _classes_of(path, run, model.classifier.out_channels)
@@ -76,10 +85,25 @@ class Segmenter:
             log.warning('No config.yml beside %s: taking %d px and the classes %s', path, size, name_some(classes, 3))
         return Segmenter(model, classes, size, where)
 
-    def __call__(self, image: np.ndarray, refine: Refine | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 RGB -> (H, W) int32, indices of ``classes``; ``refine``: e.g. ``models.crf.dense_crf``."""
-        output, = self.run(self.prepare(image)[None], refine is not None)
+    def __call__(self, image: np.ndarray, refine: Refine | None = None, mask: np.ndarray | None = None) -> np.ndarray:
+        """(H, W, 3) uint8 RGB -> (H, W) int32, indices of ``classes``; ``refine``: e.g. ``models.crf.dense_crf``.
+
+        ``mask`` (H, W), nonzero on the object, is needed where ``masks`` are given. Raises UserError for another shape.
+        """
+        inputs = self.prepare(image)[None]
+        mask = self.find_mask(image) if mask is None else (mask != 0).astype(np.uint8)
+        if mask is not None and mask.shape != image.shape[:2]:
+            raise UserError(f'a mask of shape {mask.shape} is not that of an image of shape {image.shape}; give '
+                            '(height, width).')
+        output, = self.run(inputs, refine is not None, None if mask is None else [mask])
         return self.finish(image, output, refine).astype(np.int32)
+
+    def find_mask(self, image: np.ndarray) -> np.ndarray | None:
+        """The mask of ``saliency/predict.py``, (H, W) uint8 in {0, 1}; None where another source has them."""
+        if self.source is None:
+            return None
+        mask = binarise(self.source([image])[0])
+        return np.zeros(image.shape[:2], np.uint8) if mask is None else mask.astype(np.uint8)
 
     def prepare(self, image: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 -> (3, S, S) float32, normalised. Raises UserError for an image of another kind."""
@@ -90,12 +114,15 @@ class Segmenter:
 
     @tf32(False)
     @torch.inference_mode()
-    def run(self, images: Tensor, keep_logits: bool = False) -> list[Output]:
-        """Run the network on a batch (B, 3, S, S)."""
+    def run(self, images: Tensor, keep_logits: bool = False, masks: Sequence[np.ndarray] | None = None) -> list[Output]:
+        """Run the network on a batch (B, 3, S, S), with the masks (H, W) uint8 in {0, 1} that it does not predict."""
         images = to_device(images, self.device)
         if self.clusters is not None:
+            if masks is None and self.masks != 'network':
+                raise UserError('these clusters need the mask of each image; give mask=, or load them with '
+                                "masks='unsupervised'.")
             network, background, outputs = self.clusters.network, self.clusters.labels[0], []
-            for objects in find_objects(self.model, images, network['features'], None, network['min_component']):
+            for objects in find_objects(self.model, images, network['features'], masks, network['min_component']):
                 labels = np.array([background, *self.clusters.label(objects.prototypes)], np.uint8)[objects.ids]
                 outputs.append(Output(labels, *(object_logits(labels, objects, background) if keep_logits else ())))
             return outputs
@@ -115,9 +142,11 @@ def object_logits(labels: np.ndarray, objects: Objects, background: int) -> tupl
     """Logits (C, S, S) float32 whose argmax is a label map (S, S) of objects, and the label (C,) of each channel.
 
     The background, the first channel, has the saliency threshold everywhere; a label has the saliency score, not above
-    the threshold outside the objects and far below it inside those of other labels.
+    the threshold outside the objects and far below it inside those of other labels. Precomputed masks are certain.
     """
     inside, scores = objects.ids > 0, objects.scores.cpu().numpy()
+    if scores.size == 1:
+        scores = THRESHOLD + CERTAIN * np.where(inside, 1, -1).astype(np.float32)
     channels = np.array([background, *np.setdiff1d(labels, background)])
     logits = np.full((len(channels), *labels.shape), THRESHOLD, np.float32)
     scores = np.where(inside, scores, np.minimum(scores, THRESHOLD))  # small components may have been dropped
@@ -128,8 +157,8 @@ def object_logits(labels: np.ndarray, objects: Objects, background: int) -> tupl
 
 def load_network(network: Mapping[str, Any], clusters: Path, weights: str | Path | None) -> nn.Module:
     """The network of the file ``clusters``. Raises UserError if its checkpoint is gone, or holds another network."""
-    source, masks = str(weights or network['pretraining']), network.get('masks')
-    p: Any = SimpleNamespace(**{**network, 'saliency': 'network', 'pretraining': source})
+    source = str(weights or network['pretraining'])
+    p: Any = SimpleNamespace(**{**network, 'saliency': network.get('masks', 'network'), 'pretraining': source})
     try:
         model = build_prototype_model(p)
     except MissingFileError as error:
@@ -138,11 +167,31 @@ def load_network(network: Mapping[str, Any], clusters: Path, weights: str | Path
     if fingerprint(model) != network['fingerprint']:
         raise UserError(f'{source} holds the weights of another network than the one {clusters} was made with; give '
                         'that one with --weights, or run kmeans.py again.')
-    if masks != 'network':
-        log.warning('%s was made with %s masks, and new images get the masks that the network predicts: their objects '
-                    'may differ from those of the clusters', clusters,
-                    'unnamed' if masks is None else f'the precomputed {masks}')
     return model
+
+
+def choose_masks(masks: str | None, network: Mapping[str, Any], clusters: Path, model: nn.Module) -> str:
+    """Where the masks of new images come from, one of ``MASKS``: as asked for, else as those of the file ``clusters``.
+
+    Where nothing says how those were made, the network predicts them, and a warning says so. Raises UserError if it
+    cannot.
+    """
+    named, method, iou = (network.get(name) for name in ('masks', 'mask_method', 'mask_iou'))
+    made = 'network' if named == 'network' else method
+    predicts, chosen = getattr(model, 'classification_head', None) is not None, masks or made
+    if masks not in (None, *MASKS):
+        raise UserError(f'there are no masks {masks}; choose {", ".join(MASKS)}.')
+    if chosen not in MASKS or (chosen == 'network' and not predicts):
+        text = (f'{clusters} was made with {"unnamed" if named is None else f"the precomputed {named}"} masks'
+                f'{f" of --method {method}" if method else ""}')
+        if not predicts:
+            raise UserError(f'{text}, and its network predicts none; give --masks unsupervised, or --masks FOLDER with '
+                            'masks of the new images that were made as those were.')
+        log.warning('%s, and new images get the masks that the network predicts%s: their objects may differ from those '
+                    'of the clusters; --masks FOLDER takes others', text,
+                    '' if iou is None else f', whose mean IoU with those was {iou:.2f}')
+        return 'network'
+    return chosen
 
 
 def _classes_of(path: Path, run: Mapping[str, Any], count: int) -> tuple[str, ...]:

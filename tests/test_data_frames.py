@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data.frames import open_frames, predict_frames
-from data.images import ImageFileError
+from data.images import ImageFileError, Photograph
 from tests.golden_inputs import photo
 from utils.run.errors import UserError
 
@@ -23,7 +23,7 @@ def write_video(path: Path, count: int = 5) -> None:
 def test_frames_of_a_video(tmp_path: Path) -> None:
     write_video(tmp_path / 'film.avi')
     total, doubles, frames = open_frames(tmp_path / 'film.avi')
-    read = [(name.as_posix(), load()) for name, load in frames]
+    read = [(name.as_posix(), load().pixels) for name, load in frames]
     assert (total, doubles) == (5, {})
     assert [name for name, _ in read] == [f'00000{i}.png' for i in range(5)]
     for i, (_, image) in enumerate(read):
@@ -37,7 +37,7 @@ def test_folder_and_single_image(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(photo(name, 20, 30)).save(tmp_path / name)
     total, doubles, frames = open_frames(tmp_path)
-    read = {name.as_posix(): load().shape for name, load in frames}
+    read = {name.as_posix(): load().pixels.shape for name, load in frames}
     assert total == 2
     assert read == {'b.png': (20, 30, 3), 'sub/a.jpg': (20, 30, 3)}
     assert doubles == {Path('sub/a.webp'): Path('sub/a.jpg')}
@@ -57,15 +57,16 @@ def test_one_sentence_each(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('broken', [set(), {0, 4}, {3, 4, 5}, set(range(7))])
 def test_outputs_belong_to_their_images_wherever_others_cannot_be_read(broken: set[int]) -> None:
-    def read(i: int) -> np.ndarray:
+    def read(i: int) -> Photograph:
         if i in broken:
             raise ImageFileError(f'{i} is cut off', 'cut off')
-        return np.full((2, 2), i)
+        return Photograph(np.full((2, 2), i), 1)
 
     written, sizes = {}, []
     frames = [(Path(f'{i}.png'), lambda i=i: read(i)) for i in range(7)]
     made = list(predict_frames(
-        frames, lambda image: image.sum(), np.array, lambda batch: [sizes.append(len(batch)), *(10 * batch)][1:],
+        frames, lambda name, photograph: photograph.pixels.sum(), np.array,
+        lambda batch: [sizes.append(len(batch)), *(10 * batch)][1:],
         lambda name, image, output: written.update({name: (image[0, 0], output)}) or ('odd' if output % 80 else ''),
         3, 2))
     assert made == [(Path(f'{i}.png'), 'cut off' if i in broken else 'odd' if i % 2 else '') for i in range(7)]

@@ -15,6 +15,8 @@ MAY_IMPORT = {
     'pretrain': {'pretrain', 'segmentation', 'data', 'models', 'utils'},
     'experiments': {'experiments', 'saliency', 'segmentation', 'pretrain', 'data', 'models', 'utils'},
 }
+# files that may import more: those of new images make masks as saliency/predict.py does
+MORE = {'segmentation/segmenter.py': {'saliency'}}
 # rooms that read no report, and rooms of utils: what a run is told knows neither how it runs nor what it leaves behind
 NEVER = {'data': 'utils.report', 'models': 'utils.report', 'utils/config': 'utils.report'}
 OURS = {*MAY_IMPORT, 'tests', 'benchmarks'}
@@ -50,7 +52,8 @@ def test_imported_modules_sees_every_form():
 @pytest.mark.parametrize('name', FILES)
 def test_imports_go_downwards(name):
     modules = imported_modules((ROOT / name).read_text())
-    assert {module.partition('.')[0] for module in modules} & OURS <= MAY_IMPORT[name.partition('/')[0]]
+    allowed = MAY_IMPORT[name.partition('/')[0]] | MORE.get(name, set())
+    assert {module.partition('.')[0] for module in modules} & OURS <= allowed
     for room, never in NEVER.items():
         assert not (name.startswith(f'{room}/') and any(f'{module}.'.startswith(f'{never}.') for module in modules))
 

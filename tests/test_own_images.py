@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 from PIL import Image
 
 from tests.colours import RGB
@@ -20,11 +22,12 @@ SMALL = {'pretrain/main.py': ['pretraining=none', 'backbone=resnet18', 'augmenta
                               'optimizer=adam', 'optimizer_kwargs.lr=0.003', 'model_kwargs.dropout=0.0'],
          'segmentation/kmeans.py': ['backbone=resnet18', 'val_size=32', 'num_workers=0', 'device=cpu',
                                     'model_kwargs.dropout=0.0']}
+BEFORE, AFTER = 'kmeans_backbone', 'kmeans'  # the training
 
 
 def page_commands(**paths: str) -> list[list[str]]:
-    """The commands at the top of the page, with its folders replaced."""
-    section = (ROOT / 'docs/own_images.md').read_text().split('\n## ')[0]
+    """The commands of the page up to the training's, with its folders replaced."""
+    section = (ROOT / 'docs/own_images.md').read_text().split('\n## 4')[0]
     commands = [shlex.split(line)[1:] for line in section.splitlines() if line.startswith('    python ')]
     pattern = re.compile('|'.join(rf'(?<![\w/]){re.escape(name)}(?![\w])' for name in paths))
     return [[pattern.sub(lambda found: paths[found.group()], word) for word in words] for words in commands]
@@ -41,24 +44,32 @@ def test_from_photographs_to_segmentation(tmp_path: Path, capsys) -> None:
     (tmp_path / 'photos' / 'images' / 'a' / 'broken.jpg').write_bytes(b'nothing')
     results = tmp_path / 'photos' / 'results'
     commands = page_commands(photos=str(tmp_path / 'photos'), NEW=str(tmp_path / 'photos' / 'images' / 'a' / '0.jpg'),
-                               segmented=str(tmp_path / 'segmented'))
-    assert [words[0] for words in commands] == ['saliency/predict.py', 'pretrain/main.py', 'segmentation/kmeans.py',
-                                                'segmentation/predict.py']
+                               segmented=str(tmp_path / 'segmented'),
+                             segmented_trained=str(tmp_path / 'segmented_trained'))
+    assert [words[0] for words in commands] == [
+        'saliency/predict.py', 'segmentation/kmeans.py', 'segmentation/predict.py',
+        'pretrain/main.py', 'segmentation/kmeans.py', 'segmentation/predict.py']
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / 'weights.pth')  # in the place of ImageNet's
     for script, *words in commands:
         words = [word.replace('5-20', '2-3') for word in words]
         more = SMALL.get(script, ['--workers', '1'])
+        if any(BEFORE in word for word in words) and script == 'segmentation/kmeans.py':
+            more = [*more, f'pretraining={tmp_path}/weights.pth']
         importlib.import_module(script.removesuffix('.py').replace('/', '.')).main(words + more)
     assert '13 images: 12 masks written' in capsys.readouterr().out
-    found = json.loads((results / 'kmeans' / 'results.json').read_text())['clusters']
-    assert found['num_clusters'] in (2, 3)
-    written = {path.relative_to(results / 'kmeans' / 'predictions').as_posix()
-               for path in (results / 'kmeans' / 'predictions').rglob('*.png')}
-    assert written == {f'{"ab"[i % 2]}/{i}.png' for i in range(12)}
-    again = np.array(Image.open(tmp_path / 'segmented' / 'predictions' / '0.png'))
-    np.testing.assert_array_equal(again, np.array(Image.open(results / 'kmeans' / 'predictions' / 'a' / '0.png')))
+    for name, segmented in ((BEFORE, 'segmented'), (AFTER, 'segmented_trained')):
+        found = json.loads((results / name / 'results.json').read_text())['clusters']
+        assert found['num_clusters'] in (2, 3)
+        assert found['made_with']['masks'] == 'masks'
+        written = {path.relative_to(results / name / 'predictions').as_posix()
+                   for path in (results / name / 'predictions').rglob('*.png')}
+        assert written == {f'{"ab"[i % 2]}/{i}.png' for i in range(12)}
+        again = np.array(Image.open(tmp_path / segmented / 'predictions' / '0.png'))
+        np.testing.assert_array_equal(again, np.array(Image.open(results / name / 'predictions' / 'a' / '0.png')))
 
     # an earlier checkpoint is a start too
-    script, *words = commands[1]
+    script, *words = commands[3]
     importlib.import_module('pretrain.main').main([
         *words, *SMALL[script], 'output_dir=further', 'epochs=1',
         f'pretraining={results}/pretrain/checkpoint.pth.tar'])
@@ -68,20 +79,20 @@ def test_from_photographs_to_segmentation(tmp_path: Path, capsys) -> None:
     # other photographs are not taken for those that the results are of
     (tmp_path / 'photos').rename(tmp_path / 'moved')
     (tmp_path / 'photos').symlink_to('moved')
-    script, *words = commands[1]
+    script, *words = commands[3]
     start = importlib.import_module('pretrain.main').main
     other = [f'root_dir={tmp_path}/moved/results', *SMALL[script]]
     with pytest.raises(UserError, match=r'of another config \(db_root: .*/moved"\); choose another root_dir'):
         start([*words, *other])
 
 
-@pytest.mark.parametrize(('name', 'schema'), [('pretrain', Pretrain), ('kmeans', Kmeans)])
+@pytest.mark.parametrize(('name', 'schema'), [('pretrain', Pretrain), ('kmeans', Kmeans), ('kmeans_backbone', Kmeans)])
 def test_configs_open_with_their_command_and_ask_for_the_folder(name: str, schema: type) -> None:
     path = f'configs/own_images/{name}.yml'
     config = load_config('configs/own_images/env.yml', path, schema, ['db_root=photos'])
     assert config.db_root == str(ROOT / 'photos')
     assert config.output_dir == str(ROOT / 'results' / 'own_images' / name)
-    script = {'pretrain': 'pretrain/main.py', 'kmeans': 'segmentation/kmeans.py'}[name]
+    script = 'pretrain/main.py' if schema is Pretrain else 'segmentation/kmeans.py'
     assert (ROOT / path).read_text().startswith(
         f'# python {script} --config_env configs/own_images/env.yml --config_exp {path} '
         '--set db_root=FOLDER root_dir=FOLDER/results')

@@ -13,6 +13,7 @@ from segmentation import kmeans as script
 from segmentation.metrics import iou_of
 from segmentation.objects import EmbeddedSplit
 from tests.colours import MIDDLE, SIDE, ColourModel, results, runner, write_image, write_lists
+from utils.run.checkpoint import load_checkpoint
 from utils.run.errors import UserError
 
 WIDE = (slice(8, 24), slice(4, 28))  # 384 pixels: MIDDLE and 128 more
@@ -81,6 +82,10 @@ def test_masks_of_the_network(run, tmp_path: Path) -> None:
     for one in runs:
         assert one['IoU']['red'] == pytest.approx(100 * seen / 256)
         assert one['IoU']['background'] == pytest.approx(100 * 4608 / (4608 + 6 * (256 - seen) - missed))
+    # beside precomputed masks they are compared: five boxes of 256 pixels, and one of 384
+    run(f'output_dir={tmp_path / "given"}', 'pretraining=some.pth')
+    iou = load_checkpoint(tmp_path / 'given' / 'clusters.pth.tar')['network']['mask_iou']
+    assert iou == pytest.approx((5 * seen / 256 + seen / 384) / 6)
 
 
 def test_overclustering_prints_a_line_a_count(run, tmp_path: Path, capsys) -> None:

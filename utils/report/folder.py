@@ -26,6 +26,15 @@ def fingerprint(path: Path | None) -> str | None:
     return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings in the report of a ``FolderRun``; None if a folder has none. Raises UserError for a damaged one."""
+    path = folder / REPORT
+    try:
+        return dict(json.loads(path.read_text())['settings']) if path.exists() else None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f'{path} is not a report of this script; move it or choose another --output.') from None
+
+
 class FolderRun:
     """Keeps the output folder for this run, and which images are written, there already or have no result.
 
@@ -46,17 +55,13 @@ class FolderRun:
             raise UserError(f'--output {output} and --images {images} lie one inside the other, so that results would '
                             'be taken for images; choose a folder elsewhere.')
         lock_folder(output)
-        path = output / REPORT
-        try:
-            before = json.loads(path.read_text())['settings'] if path.exists() else self.settings
-            changed = [f'{name} {before.get(name)} then, {value} now' for name, value in self.settings.items()
-                       if before.get(name) != value]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f'{path} is not a report of this script; move it or choose another --output.') from None
+        before = read_settings(output)
+        changed = [f'{name} {before.get(name)} then, {value} now' for name, value in self.settings.items()
+                   if before.get(name) != value] if before is not None else []
         if changed:
             raise UserError(f'--output {output} was made with other settings ({"; ".join(changed)}); choose another '
                             'folder or delete this one.')
-        if before is self.settings:
+        if before is None:
             self._write_json(settings=self.settings)
 
     def _write_json(self, **content: Any) -> None:
