@@ -1,4 +1,5 @@
 # make demo: the whole method on images drawn by code.   make test: lint, type check and all tests.
+# make reproduce: the published tables on PASCAL VOC, on a GPU; ARGS='--preset all --moco PATH --seeds 1 2 3'.
 # make test-gpu: the tests that need an NVIDIA GPU (with two of them also NCCL).
 # All make .venv and install into it on the first call.   make PYTHON=python3.12 demo chooses the Python.
 PYTHON ?= python3
@@ -8,7 +9,7 @@ RUN    := $(BIN)/python
 PIP     = $(RUN) -m pip install --quiet --disable-pip-version-check
 DEMO   := results/demo
 
-.PHONY: demo test test-gpu install clean
+.PHONY: demo reproduce test test-gpu install clean
 
 install: $(VENV)/installed
 
@@ -35,6 +36,10 @@ test-gpu: install
 
 demo: install
 	$(RUN) experiments/demo.py --output $(DEMO)
+
+reproduce: install
+	mkdir -p datasets
+	$(RUN) experiments/reproduce.py $(ARGS)
 
 # segmentation/predict.py on the drawn images, taken as a folder without labels
 docs/own_images.png: OWN := $(DEMO)/own_images

@@ -31,6 +31,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from data.views import ContrastivePair, ContrastiveView
 from data.voc import VOCSegmentation
+from experiments.estimate import draw_batch
 from experiments.shapes import generate
 from models.backbones import IMAGENET, DilatedDepthwiseConv, build_backbone
 from models.segmentation import ContrastiveSegmentationModel
@@ -178,15 +179,6 @@ class Way:
         self.precision.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return dict(parts)
-
-
-def draw_batch(count: int, size: int) -> Batch:
-    """Noise with a square object in the middle of each view."""
-    edge = size // 4
-    masks = torch.zeros(count, size, size, dtype=torch.uint8)
-    masks[:, edge:3 * edge, edge:3 * edge] = 1
-    views = {name: torch.randn(count, 3, size, size) for name in ('query', 'key')}
-    return {**views, 'query_mask': masks, 'key_mask': masks}
 
 
 def peak_memory(name: str, args: argparse.Namespace) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from models.crf import require_crf
 from utils.config.keys import schema_keys
 from utils.config.paths import REPOSITORY
-from utils.config.schema import Kmeans, LinearFinetune, Pretrain, Retrieval, Run
+from utils.config.schema import Kmeans, LinearFinetune, Pretrain, PseudoLabels, Retrieval, Run
 from utils.report.results import read_results
 from utils.run.errors import EXIT_STOPPED, UserError, name_some
 from utils.run.files import write_text
@@ -21,7 +21,8 @@ from utils.run.script import SIGNALS, handled
 
 SCRIPTS: dict[str, tuple[str, type[Run]]] = {
     'pretrain': ('pretrain/main.py', Pretrain), 'linear': ('segmentation/linear_finetune.py', LinearFinetune),
-    'kmeans': ('segmentation/kmeans.py', Kmeans), 'retrieval': ('segmentation/retrieval.py', Retrieval)}
+    'kmeans': ('segmentation/kmeans.py', Kmeans), 'retrieval': ('segmentation/retrieval.py', Retrieval),
+    'pseudo_labels': ('segmentation/pseudo_labels.py', PseudoLabels)}
 FINISHED, OUTPUT = 'finished.json', 'output.txt'  # in the folder of a step
 
 

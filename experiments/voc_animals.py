@@ -173,11 +173,11 @@ def write(root: Path, scores: Scores) -> None:
           f'and in deviations of the difference\n\n{texts["gains.md"]}\nWritten to {root}')
 
 
-def experiment_parser(description: str) -> argparse.ArgumentParser:
-    """With --db-root, --output, --weights, --seeds, --set and --list."""
-    parser = ArgumentParser(description)
-    parser.add_argument('--db-root', type=Path, required=True, help='folder that holds VOCSegmentation/')
-    parser.add_argument('--output', type=Path, required=True, help='folder of all runs, tables and plots')
+def experiment_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """With --db-root, --output, --weights, --seeds, --set and --list; the first two are required without a default."""
+    parser, given = ArgumentParser(description), 'output' in defaults
+    parser.add_argument('--db-root', type=Path, required=not given, help='folder that holds VOCSegmentation/')
+    parser.add_argument('--output', type=Path, required=not given, help='folder of all runs, tables and plots')
     parser.add_argument('--weights', type=Path, help='ImageNet weights with the names of timm, which else fetches them')
     parser.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3], help='processes can share them out in one '
                         '--output: the tables of all are those of a last call with all seeds')
@@ -186,6 +186,7 @@ def experiment_parser(description: str) -> argparse.ArgumentParser:
                              f'{", ".join(SCRIPTS)}, e.g. pretrain.epochs=4 val_size=112')
     parser.add_argument('--list', action='store_true', help='run none of the commands that are left, but print them; '
                                                             'the tables are of what is there')
+    parser.set_defaults(**defaults)
     return parser
 
 
