@@ -1,12 +1,15 @@
 """An unlabelled image folder as a data set: no ground truth, no lists."""
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from data.files import drop_duplicates, find_files, find_images, keep_complete
 from data.image_set import ImageSet, random_rank
 from data.images import ImageFileError
-from data.voc import check_layout
+from data.voc import LABEL_NAMES, check_layout, named_labels, read_truth, with_labels
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
 from utils.run.parallel import in_threads
@@ -43,12 +46,14 @@ class FolderDataset(ImageSet):
     Every file is decoded once at the start: damaged ones are named in the log and left out, as are images without a
     mask. ``split`` and ``seed`` are those of ``choose_split``. Raises UserError if a folder is missing, no image has a
     mask, all masks are empty or full, or more than a tenth of the files (and more than 10) are damaged or are masks of
-    another shape than their image's.
+    another shape than their image's. With ``label_maps``, which name their classes, a sample has 'semseg' as in
+    ``VOCSegmentation``, and images without a label there are left out.
     """
 
     drawn_on_stored = False
 
-    def __init__(self, images: Path, masks: Path | None = None, split: str = 'all', seed: int = 0) -> None:
+    def __init__(self, images: Path, masks: Path | None = None, split: str = 'all', seed: int = 0,
+                 label_maps: Path | None = None) -> None:
         super().__init__(images, split, masks)
         if not images.is_dir():
             check_layout(images.parent)
@@ -60,6 +65,8 @@ class FolderDataset(ImageSet):
         chosen = choose_split(names, split, seed)
         self.files = {name.with_suffix('').as_posix(): name for name in chosen}  # by ID
         self.ids = list(self.files) if masks is None else self._with_mask(masks, names)
+        if label_maps is not None:
+            self._take_labels(label_maps)
         self.ids = self._sound()
         self.left_out = len(chosen) - len(self)
 
@@ -76,6 +83,17 @@ class FolderDataset(ImageSet):
         return keep_complete(masks, {name: [Path(f'{name}.png')] for name in self.files},
                              f'images in {self.images} have no mask in {masks}',
                              'a mask needs the relative path of its image with .png')
+
+    def _take_labels(self, label_maps: Path) -> None:
+        names = named_labels(label_maps)
+        if names is None:
+            raise UserError(f'{label_maps / LABEL_NAMES} is missing, which names the labels of an unlabelled image '
+                            'folder; make the label maps with pseudo_labels.py.')
+        self.truth, self.classes = label_maps, names
+        self.layers.insert(0, ('semseg', label_maps, partial(read_truth, num_classes=len(names), table=np.arange(256))))
+        self.ids = with_labels(label_maps, keep_complete(
+            label_maps, {name: [Path(f'{name}.png')] for name in self.ids},
+            f'images in {self.images} have no label map in {label_maps}', 'make them with pseudo_labels.py'))
 
     def _sound(self) -> list[str]:
         """The IDs of images that can be read, with masks of their shape."""

@@ -14,7 +14,7 @@ from data.image_set import ImageSet
 from data.transforms import Colour, EvaluationTransform, Sample
 from data.voc import VOCSegmentation
 from utils.config.paths import user_path
-from utils.config.schema import Env, Evaluation, Run, Training, TrainSaliency
+from utils.config.schema import Env, Evaluation, LinearFinetune, Run, Training, TrainSaliency
 from utils.run import distributed
 from utils.run.devices import pick_device, reads_pinned
 from utils.run.errors import UserError
@@ -37,7 +37,8 @@ def open_images(p: Run, name: str, split: str, truth: bool | None = False, salie
 
     With ``truth`` ground truth is read; None reads it where the data set has some. ``saliency`` names the object masks
     that are read. ``skip``: leave out IDs without image or mask and log how many; otherwise they are an error.
-    ``share`` and ``seed`` (of the labelled IDs that are kept) and ``label_maps``: see ``VOCSegmentation``.
+    ``share`` and ``seed`` (of the labelled IDs that are kept) and ``label_maps``: see ``VOCSegmentation``; an
+    unlabelled image folder has no other ground truth.
     Raises UserError for a data set that is missing, incomplete or without the ground truth that is needed.
     """
     root = Path(p.db_root) / name
@@ -47,15 +48,28 @@ def open_images(p: Run, name: str, split: str, truth: bool | None = False, salie
     if not is_folder(root):
         return VOCSegmentation(root, split, truth is not False, saliency, skip, share, seed, p.get('eval_classes', ()),
                                label_maps)
-    if truth:
+    if truth and label_maps is None:
         raise UserError(f'{root} is an unlabelled image folder without ground truth (it has no sets/); kmeans.py '
-                        'clusters such a folder, everything else needs labels and lists.')
+                        'clusters such a folder, label_maps of pseudo_labels.py can be trained on, everything else '
+                        'needs labels and lists.')
     images, output = (root / 'images').resolve(), Path(p.output_dir).resolve()
     if images in (output, *output.parents):
         raise UserError(f'output_dir {output} lies inside {images}, so that results would be taken for images; '
                         'choose another root_dir or output_dir.')
     masks = None if saliency is None else root / f'saliency_{saliency}'
-    return FolderDataset(root / 'images', masks, split, p.seed)
+    return FolderDataset(root / 'images', masks, split, p.seed, label_maps)
+
+
+def label_maps_of(p: LinearFinetune) -> Path | None:
+    return None if p.label_maps is None else Path(p.root_dir) / user_path(p.label_maps)
+
+
+def open_scored(p: LinearFinetune) -> ImageSet:
+    """``val_split`` with ground truth; of an unlabelled image folder the label maps stand for it."""
+    maps = label_maps_of(p) if is_folder(Path(p.db_root) / p.val_db_name) else None
+    if maps is not None:
+        log.info('%s has no ground truth: scores say how far the network agrees with %s', p.db_root, maps)
+    return open_images(p, p.val_db_name, p.val_split, truth=True, label_maps=maps)
 
 
 def open_masks(p: TrainSaliency, images: str, masks: str) -> FolderDataset:

@@ -3,6 +3,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', '
 VOID = 255  # the ignore label
 PALETTES = 32  # of the ground truth, spread over the list, that are compared
 DEVKIT = ('JPEGImages', 'ImageSets')
+LABEL_NAMES = 'classes.yml'  # beside label maps that are no ground truth
 ONE_A_LINE = 'an ID is the name of its image below images/ without .jpg, one a line'
 log = logging.getLogger(__name__)
 
@@ -118,14 +120,50 @@ def random_share(ids: Sequence[str], share: float, seed: int) -> list[str]:
     return [name for name in ids if name in kept]
 
 
+def named_labels(label_maps: Path) -> tuple[str, ...] | None:
+    """Names of the labels of a folder of label maps, background first, by its classes.yml; None without that file.
+
+    Several labels may have one name. Raises UserError for another content.
+    """
+    path = label_maps / LABEL_NAMES
+    if not path.is_file():
+        return None
+    names = read_names(path)
+    if not 0 < len(names) < VOID:
+        raise UserError(f'{path} must hold "classes: [background, ...]", a name for each label; fix it.')
+    return tuple(names)
+
+
+def with_labels(folder: Path, ids: Sequence[str]) -> list[str]:
+    """The IDs of label maps that are not of the ignore label alone. Raises UserError if there are none."""
+    labelled = in_threads(lambda name: bool((read_labels(folder / f'{name}.png').values != VOID).any()),
+                          progress(ids, 'looking at the label maps', len(ids)))
+    kept = [name for name, one in zip(ids, labelled, strict=True) if one]
+    if not kept:
+        raise UserError(f'none of the {len(ids)} label maps in {folder} has a label; check them.')
+    if len(kept) < len(ids):
+        log.info('%d label maps in %s have no label; left out', len(ids) - len(kept), folder)
+    return kept
+
+
+def read_truth(path: Path, num_classes: int, table: np.ndarray) -> Drawn:
+    """Class ids of a file, by ``table``. Raises UserError for one that is outside 0..num_classes - 1 and not 255."""
+    drawn = read_labels(path)
+    wrong = np.setdiff1d(drawn.values, (*range(num_classes), VOID))
+    if wrong.size:
+        raise UserError(f'ground truth {path} holds class id {wrong[0]}, outside 0..{num_classes - 1} '
+                        'and 255 (ignore); fix the file or list the class in dataset.yml.')
+    return drawn._replace(values=table[drawn.values])
+
+
 class VOCSegmentation(ImageSet):
     """Photographs with masks: ``root/{images,SegmentationClass,SegmentationClassAug,saliency_*,sets}``.
 
     With ``semseg`` a sample has its ground truth (of SegmentationClassAug for trainaug), 'semseg', (H, W) uint8 class
     ids of ``scored_classes``, 255 = ignore; with ``saliency`` masks, of saliency_<saliency>/. A missing file is a
     UserError, but ``skip_without_saliency`` leaves out IDs without image or mask. ``share`` and ``seed`` are those of
-    ``random_share``; the other IDs need no files. ``label_maps`` are another folder of ground truth, and IDs without a
-    file there, or without a label in it, are left out.
+    ``random_share``; the other IDs need no files. ``label_maps`` are another folder of ground truth, whose classes its
+    classes.yml may name, and IDs without a file there, or without a label in it, are left out.
     """
 
     def __init__(self, root: Path, split: str, semseg: bool = False, saliency: str | None = None,
@@ -133,8 +171,8 @@ class VOCSegmentation(ImageSet):
                  eval_classes: Sequence[str] = (), label_maps: Path | None = None) -> None:
         super().__init__(root / 'images', split, None if saliency is None else root / f'saliency_{saliency}')
         self.ids = random_share(read_ids(root, split), share, seed)
-        self.stored_classes = read_classes(root)
-        self.classes, self._table = scored_classes(self.stored_classes, eval_classes)
+        names = None if label_maps is None else named_labels(label_maps)
+        self.classes, self._table = scored_classes(names or read_classes(root), eval_classes)
         if self.masks is not None and skip_without_saliency:
             listed = len(self.ids)
             self._keep('image or no saliency mask', self.images, self.masks, skip=True)
@@ -142,10 +180,11 @@ class VOCSegmentation(ImageSet):
         self._keep('image', self.images)
         if semseg:
             self.truth = label_maps or root / ('SegmentationClassAug' if split == 'trainaug' else 'SegmentationClass')
-            self.layers.insert(0, ('semseg', self.truth, self._read_truth))
+            stored = len(names or read_classes(root))
+            self.layers.insert(0, ('semseg', self.truth, partial(read_truth, num_classes=stored, table=self._table)))
             self._keep('ground truth', self.truth, skip=label_maps is not None)
             if label_maps is not None:
-                self.ids = self._with_labels(self.truth)
+                self.ids = with_labels(self.truth, self.ids)
             step = max(1, len(self.ids) // PALETTES)
             if conflict := palette_conflict([self.truth / f'{name}.png' for name in self.ids[::step]]):
                 log.warning('the palettes of the ground truth in %s differ: %s; if the same ids do not mean the same '
@@ -160,22 +199,3 @@ class VOCSegmentation(ImageSet):
                  for name in self.ids}
         self.ids = keep_complete(self.root, files, f'IDs of {self.split} have no {what} in {folders[-1]}',
                                  f'add or rename the files, or correct the list: {ONE_A_LINE}', skip)
-
-    def _with_labels(self, folder: Path) -> list[str]:
-        """The IDs of label maps that are not of the ignore label alone. Raises UserError if there are none."""
-        labelled = in_threads(lambda name: bool((read_labels(folder / f'{name}.png').values != VOID).any()),
-                              progress(self.ids, 'looking at the label maps', len(self.ids)))
-        kept = [name for name, one in zip(self.ids, labelled, strict=True) if one]
-        if not kept:
-            raise UserError(f'none of the {len(self.ids)} label maps in {folder} has a label; check them.')
-        if len(kept) < len(self.ids):
-            log.info('%d label maps in %s have no label; left out', len(self.ids) - len(kept), folder)
-        return kept
-
-    def _read_truth(self, path: Path) -> Drawn:
-        drawn = read_labels(path)
-        wrong = np.setdiff1d(drawn.values, (*range(len(self.stored_classes)), VOID))
-        if wrong.size:
-            raise UserError(f'ground truth {path} holds class id {wrong[0]}, outside 0..{len(self.stored_classes) - 1} '
-                            'and 255 (ignore); fix the file or list the class in dataset.yml.')
-        return drawn._replace(values=self._table[drawn.values])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
+from experiments.distill import SETTINGS, TEACHER, distil
 from experiments.runner import Chain, Step, crf_flags
 from segmentation import table
 from utils.config.cli import ArgumentParser
@@ -22,10 +23,12 @@ READ = {'before': {'-embedding': (EXACT,), '-backbone': (EXACT, 'features=backbo
 COLUMNS = {'before': ('linear-before-eval', 'kmeans-before-embedding', 'kmeans-before-backbone',
                       'retrieval-before-embedding', 'retrieval-before-backbone'),
            'after': ('linear-after-eval', 'kmeans-after-given', 'retrieval-after-given'),
-           'after, with its own masks': ('kmeans-after', 'retrieval-after')}
+           'after, with its own masks': ('kmeans-after', 'retrieval-after'),
+           'distilled': ('kmeans-after-train', 'distilled-1-kmeans-after-train')}
 NOTE = ('The same encoder before and after pretraining without labels. Before: the better of its embedding and its '
         'backbone features. Before and after, K-means and retrieval have the exact masks (so that the background is '
-        'always right); the last column has the masks that the trained network predicts.')
+        'always right); then with the masks that the trained network predicts. Distilled: a network '
+        'that learnt clusters of the training images, which have exact masks, and these clusters with predicted masks.')
 
 
 def plan(chain: Chain, drawing: Sequence[str]) -> tuple[list[Step], list[Step]]:
@@ -46,6 +49,8 @@ def plan(chain: Chain, drawing: Sequence[str]) -> tuple[list[Step], list[Step]]:
                                       'segmentation/eval.py')]
         steps += [chain.step(task, f'configs/demo/{task}.yml', f'{task}-{name}{suffix}', [weights, *read], (encoder,))
                   for task in ('kmeans', 'retrieval') for suffix, read in READ[name].items()]
+    teacher = chain.step('kmeans', 'configs/demo/kmeans.yml', 'kmeans-after-train', [weights, *TEACHER], (encoder,))
+    steps += [teacher, *distil(chain, 'configs/demo', teacher, 'distilled', SETTINGS['confidence, OHEM'], [weights])]
     return [draw, *encoders.values()], steps
 
 

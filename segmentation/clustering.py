@@ -1,5 +1,5 @@
 """Whitening and K-means on prototypes, the matching of clusters to classes, and its scores."""
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -110,6 +110,13 @@ def match_clusters(confusion: np.ndarray, matching: str = 'majority',
 def merge_clusters(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
     """(classes, clusters) -> (classes, classes): the columns of each class's clusters added up."""
     return confusion @ np.eye(len(confusion), dtype=np.int64)[mapping]
+
+
+def merge_labels(confusion: np.ndarray, names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """(classes, labels) -> (classes, classes): labels by their names if all are classes, else as ``match_clusters``."""
+    if set(names) <= set(classes):
+        return merge_clusters(confusion, np.array([*map(classes.index, names)]))
+    return merge_clusters(confusion, match_clusters(confusion))
 
 
 def normalized_mutual_information(contingency: np.ndarray) -> float:

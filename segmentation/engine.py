@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 
 from data.image_set import ImageSet
 from data.transforms import resize_mask
-from data.voc import VOID
+from data.voc import LABEL_NAMES, VOID
 from models.crf import Refine, crf_in_workers
 from models.segmentation import LinearSegmentationModel
+from segmentation.clustering import match_clusters, merge_clusters, merge_labels
 from segmentation.metrics import confusion_matrix, iou_of
 from utils.config.reader import damaged, read_config, read_yaml
 from utils.report.pictures import panel
@@ -34,6 +35,8 @@ from utils.run.parallel import available_cores, in_threads
 log = logging.getLogger(__name__)
 MAPS, PICTURES = ('predictions', 'predictions_crf'), 'visualizations'  # label maps of the network, and refined ones
 CAPTIONS = 'image', 'ground truth', 'prediction', 'after CRF'
+TASKS = 'linear', 'finetuned', (DISTILLED := 'distilled')  # of a model; the last: on label maps
+AGREEMENT = 'agreement'  # of a distilled model with label maps: the scores where there is no ground truth
 BEST = 'best_model.pth.tar'  # a plain state dict; <stem>.classes.yml beside it says what it was trained for
 
 
@@ -86,23 +89,30 @@ def run_network(model: LinearSegmentationModel, loader: DataLoader, device: torc
         yield from map(Output, batch['id'], batch['original'], batch['semseg'], labels, kept)
 
 
-def validate(model: LinearSegmentationModel, loader: DataLoader, device: torch.device, num_classes: int) -> np.ndarray:
-    """Confusion matrix of all processes at the network's input size, to which the ground truth is resized (nearest)."""
-    counts = (confusion_matrix(resize_mask(output.semseg, *output.labels.shape[::-1]), output.labels, num_classes)
-              for output in run_network(model, loader, device))
-    return np.asarray(sum(distributed.gather_objects(sum(counts))))  # 0 of a process without images
+def validate(model: LinearSegmentationModel, loader: DataLoader, device: torch.device, classes: Sequence[str],
+             names: Sequence[str]) -> np.ndarray:
+    """Confusion matrix of all processes at the network's input size, to which the ground truth is resized (nearest).
+
+    ``names`` are those of the network's labels, see ``merge_labels``.
+    """
+    counts = (confusion_matrix(resize_mask(output.semseg, *output.labels.shape[::-1]), output.labels, len(classes),
+                               len(names)) for output in run_network(model, loader, device))
+    # 0 of a process without images
+    return merge_labels(np.asarray(sum(distributed.gather_objects(sum(counts)))), names, classes)
 
 
-def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet, device: torch.device,
-          config: Mapping[str, Any], title: str, task: str, made: Mapping[str, Any], num_visualizations: int,
-          crf: Mapping[str, Any] | None, crf_workers: int | None) -> None:
+def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet, names: Sequence[str],
+          device: torch.device, config: Mapping[str, Any], title: str, task: str, made: Mapping[str, Any],
+          num_visualizations: int, crf: Mapping[str, Any] | None, crf_workers: int | None) -> None:
     """Predict the split, print the results, and write them with label maps, pictures and report.
 
     Argmax maps are resized (nearest) to the image. All that is after the network runs in threads beside it. Batches
     bring the first ``num_visualizations`` images, which are drawn, as decoded; with ``crf`` all.
+    ``names`` are those of the network's labels, see ``merge_labels``; the maps hold the labels themselves.
     ``task`` is the name of the entry in results.json, 'made_with' ``made``; with ``crf``, keyword arguments of
     ``dense_crf``, the printed one is <task>_crf. The CRF has ``crf_workers`` processes, None: one a CPU core, 0: none
-    of its own. Without it what an earlier one left is removed if it was made with something else.
+    of its own. Without it what an earlier one left is removed if it was made with something else. What was DISTILLED
+    also has <task>_matched, after an assignment of greatest IoU, as the figures of K-means are.
     Raises UserError if pydensecrf is not installed, or if a process of the CRF was killed.
     """
     workers, output_dir = available_cores() if crf_workers is None else crf_workers, Path(config['output_dir'])
@@ -118,24 +128,34 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet,
         if output.name in drawn:
             picture = panel([output.image, output.semseg, *maps], CAPTIONS[:2 + len(maps)])
             save_image(picture, output_dir / PICTURES / f'{output.name}.png')
-        return np.stack([confusion_matrix(output.semseg, labels, len(classes)) for labels in maps])
+        return np.stack([confusion_matrix(output.semseg, labels, len(classes), len(names)) for labels in maps])
 
     with nullcontext() if crf is None else crf_in_workers(crf, workers) as refine:
         outputs = run_network(model, loader, device, crf is not None)
         counts = in_threads(partial(finish, refine), outputs, threads, threads + (loader.batch_size or 1))
-        # (1 or 2, classes, classes), of the network and of the refined maps; 0 of a process without images
+        # (1 or 2, classes, labels), of the network and of the refined maps; 0 of a process without images
         matrices = np.asarray(sum(distributed.gather_objects(sum(counts))))
     if not distributed.is_main():
         return
+    if not set(names) <= set(classes):
+        log.info('The labels are clusters: each takes the class of the assignment of greatest IoU')
+    if task in (DISTILLED, AGREEMENT) and config['label_maps']:
+        made = {**made, 'label_maps': config['label_maps']}
+    entries = {name: merge_labels(matrix, names, classes)
+               for name, matrix in zip((task, f'{task}_crf'), matrices, strict=False)}
     if crf is not None:
-        log.info('Without the CRF: mIoU %.2f; with it:', 100 * iou_of(matrices[0]).mean())
-    for folder, names in zip((*MAPS, PICTURES), (ids, ids, drawn), strict=True):
-        remove_stale(output_dir / folder, names)
+        log.info('Without the CRF: mIoU %.2f; with it:', 100 * iou_of(entries[task]).mean())
+    if task == DISTILLED:
+        entries = {f'{name}_matched': merge_clusters(matrix, match_clusters(matrix))
+                   for name, matrix in zip(entries, matrices, strict=True)} | entries
+    for folder in MAPS[:len(matrices)]:
+        write_text(output_dir / folder / LABEL_NAMES, yaml.safe_dump({'classes': list(names)}, sort_keys=False))
+    for folder, kept in zip((*MAPS, PICTURES), (ids, ids, drawn), strict=True):
+        remove_stale(output_dir / folder, kept)
     log.info('Label maps: %s; pictures: %s', output_dir / MAPS[0], output_dir / PICTURES)
-    refined = f'{task}_crf'
-    results = report_scores(config, title, dict(zip((task, refined), matrices, strict=False)), classes, made,
-                            [refined], [(name, output_dir / PICTURES / f'{name}.png') for name in drawn])
-    if refined not in results:
+    results = report_scores(config, title, entries, classes, made, [f'{task}_crf', f'{task}_crf_matched'],
+                            [(name, output_dir / PICTURES / f'{name}.png') for name in drawn])
+    if f'{task}_crf' not in results:
         shutil.rmtree(output_dir / MAPS[1], ignore_errors=True)
 
 
@@ -167,10 +187,11 @@ def write_trained(weights: Path, task: str, classes: Sequence[str]) -> None:
 
 
 def read_trained(weights: Path, scored: Sequence[str] | None = None) -> tuple[str, tuple[str, ...] | None]:
-    """The name of a model's results, 'linear' or 'finetuned', and its classes: what <stem>.classes.yml says.
+    """The name of a model's results, one of TASKS, and its classes: what <stem>.classes.yml says.
 
     Without that file, of an earlier version, the task is that of config.yml beside it and the classes are None. Raises
-    UserError if one of the two is damaged, or if the classes are not those that are to be ``scored``.
+    UserError if one of the two is damaged, or if the classes are not those that are to be ``scored``, unless it was
+    DISTILLED.
     """
     path = _classes_file(weights)
     if weights.name == 'checkpoint.pth.tar' and not path.exists():  # of the training whose best model stands beside it
@@ -180,10 +201,10 @@ def read_trained(weights: Path, scored: Sequence[str] | None = None) -> tuple[st
         run = read_config(weights.parent) or {}
         return 'finetuned' if run.get('network_lr_factor') else 'linear', None
     task, classes = content.get('task'), content.get('classes')
-    if task not in ('linear', 'finetuned') or not isinstance(classes, list) \
+    if task not in TASKS or not isinstance(classes, list) \
             or not all(isinstance(name, str) for name in classes):
         raise damaged(path, 'it must hold a task and a list of classes')
-    if scored is not None and classes != list(scored):
+    if scored is not None and task != DISTILLED and classes != list(scored):
         raise UserError(f'{weights} was trained for the classes {name_some(classes, 21)}, and the data set has '
                         f'{name_some(scored, 21)}; take the data set and eval_classes of its training.')
     return task, tuple(classes)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.loaders import evaluation_loader, open_images
+from data.loaders import evaluation_loader, identity, label_maps_of, open_scored
 from models.build import trained_linear_model
 from models.crf import require_crf
 from models.weights import fingerprint, read_weights
-from segmentation.engine import BEST, check_free, read_trained, score, stem
+from segmentation.engine import AGREEMENT, BEST, check_free, read_trained, score, stem
 from segmentation.metrics import made_with
 from utils.config.cli import ConfigParser
 from utils.config.paths import find_file
@@ -43,11 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         p = parser.load(args, elsewhere)
     if args.crf_postprocess:
         require_crf()
-    device = start(p, args.nproc, __file__, argv)
+    device = start(p, args.nproc, __file__, argv, identity(p, p.val_db_name))
 
-    dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
+    dataset = open_scored(p)
     task, trained = read_trained(weights, dataset.classes)
-    model = trained_linear_model(read_weights(weights), p.backbone, num_classes=len(dataset.classes),
+    task, classes = AGREEMENT if dataset.truth == label_maps_of(p) else task, trained or dataset.classes
+    model = trained_linear_model(read_weights(weights), p.backbone, num_classes=len(classes),
                                  features=p.features, decoder=p.model_kwargs.decoder)
     if trained is None:
         log.info('Nothing beside %s names its classes: they are taken for those of %s', weights, p.val_db_name)
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     loader = evaluation_loader(p, dataset, model.backbone.mean, model.backbone.std,
                                p.num_visualizations if crf is None else None)
     to_device(model, device)
-    score(model, loader, dataset, device, p, 'Evaluation', task,
+    score(model, loader, dataset, classes, device, p, 'Evaluation', task,
           made_with(weights, digest, dataset, p.val_size), p.num_visualizations, crf, p.crf_workers)
 
 

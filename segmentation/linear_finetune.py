@@ -14,21 +14,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.loaders import evaluation_loader, open_images, train_loader
+from data.loaders import evaluation_loader, identity, label_maps_of, open_images, open_scored, train_loader
 from data.transforms import LinearTrainTransform
-from data.voc import read_names
 from models.backbones import freeze_layers
 from models.build import build_linear_model, synchronise_batchnorm
 from models.crf import require_crf
 from models.weights import fingerprint, load_strict, read_weights
-from segmentation.engine import BEST, compute_losses, read_trained, score, validate, write_trained
+from segmentation.engine import AGREEMENT, BEST, DISTILLED, compute_losses, read_trained, score, validate, write_trained
 from segmentation.metrics import iou_of, made_with, warn_of_shared
 from utils.config.cli import ConfigParser
-from utils.config.paths import user_path
 from utils.config.schema import LinearFinetune
 from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
-from utils.run.errors import UserError, name_some
 from utils.run.files import write_text
 from utils.run.script import run_script
 from utils.run.setup import start
@@ -44,18 +41,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     p = parser.load(args)
     if args.crf_postprocess:
         require_crf()
-    device = start(p, args.nproc, __file__, argv)
-    best_path, task = Path(p.output_dir) / BEST, 'finetuned' if p.network_lr_factor else 'linear'
+    device = start(p, args.nproc, __file__, argv, identity(p, p.train_db_name, p.val_db_name))
+    best_path, maps = Path(p.output_dir) / BEST, label_maps_of(p)
+    task = 'finetuned' if p.network_lr_factor else 'linear'
+    title = 'Fine-tuning' if p.network_lr_factor else 'Linear classifier'
+    if maps is not None:
+        task, title = DISTILLED, 'Distillation'
 
-    dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
-    maps = None if p.label_maps is None else Path(p.root_dir) / user_path(p.label_maps)
+    dataset = open_scored(p)
     train_set = open_images(p, p.train_db_name, p.train_split, True, share=p.label_share, seed=p.label_seed,
                             label_maps=maps)
-    named = maps and maps / 'classes.yml'  # of pseudo_labels.py
-    if named and named.is_file() and tuple(read_names(named)) != dataset.classes:
-        raise UserError(f'{named} names other classes than {p.val_db_name} has ({name_some(dataset.classes, 21)}); '
-                        'make label maps of these, with_labels: true.')
-    classes, labelled = dataset.classes, train_set.ids
+    classes, labelled = dataset.classes if maps is None else train_set.classes, train_set.ids
     model = build_linear_model(p, len(classes))
     if p.sync_batchnorm:
         model = synchronise_batchnorm(model, device)  # before stages are frozen: it makes modules anew
@@ -89,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             model.set_train_mode(p.freeze_batchnorm)
             trainer.train_one_epoch(losses)
             with trainer.at_once():
-                miou = float(iou_of(validate(model, val_loader, device, len(classes))).mean())
+                miou = float(iou_of(validate(model, val_loader, device, dataset.classes, classes)).mean())
             if (miou > best or p.select == 'last') and distributed.is_main():
                 save_checkpoint(model.state_dict(), best_path)
             best = max(best, miou)
@@ -100,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     load_strict(model, read_weights(best_path))
     if crf is not None:  # it needs all images as decoded, too many to travel with each validation
         val_loader = evaluation_loader(p, dataset, mean, std, originals=None)
-    score(model, val_loader, dataset, device, p, 'Fine-tuning' if p.network_lr_factor else 'Linear classifier',
-          task, made_with(best_path, fingerprint(model), dataset, p.val_size), p.num_visualizations, crf, p.crf_workers)
+    score(model, val_loader, dataset, classes, device, p, title, AGREEMENT if dataset.truth == maps else task,
+          made_with(best_path, fingerprint(model), dataset, p.val_size), p.num_visualizations, crf, p.crf_workers)
 
 
 if __name__ == '__main__':

@@ -6,8 +6,9 @@
         --config_exp configs/maskdistill/pseudo_labels_VOCSegmentation.yml --results detections.json --coco masks.json
 
 MaskDistill (Van Gansbeke et al., arXiv 2206.06363, 2022), section 3.2. Where the data set has ground truth each cluster
-gets a class of it (with_labels: true), else it is a class of its own. With --results masks, classes and scores are
-those of a detector. Leaves label_maps/, which linear_finetune.py trains on (its key label_maps), and classes.yml.
+gets a class of it (with_labels: true), else it is a class of its own. With clusters: PATH they are those of kmeans.py;
+with --results masks, classes and scores are those of a detector. Leaves label_maps/, which linear_finetune.py trains
+on (its key label_maps), and classes.yml in it.
 """
 import logging
 import sys
@@ -26,11 +27,12 @@ from data.image_set import ImageSet
 from data.images import read_objects
 from data.loaders import identity, loader_in_order, open_images
 from data.transforms import EvaluationTransform, normalize
-from data.voc import VOID
+from data.voc import LABEL_NAMES, VOID
 from models.build import build_prototype_model, initial_weights
 from models.transformer import FrozenTransformer, load_transformer
-from segmentation.cluster_model import placeholders
-from segmentation.clustering import kmeans, silhouette
+from models.weights import fingerprint
+from segmentation.cluster_model import ClusterModel, placeholders
+from segmentation.clustering import kmeans, merge_labels, nearest_centre, silhouette
 from segmentation.engine import report_scores
 from segmentation.mask_labels import classes_of_clusters, cluster_confidence, confident, label_map, standardise
 from segmentation.metrics import confusion_matrix
@@ -41,6 +43,7 @@ from utils.config.schema import PseudoLabels
 from utils.report.pictures import panel
 from utils.report.results import remove_stale
 from utils.report.run import PREDICTIONS, write_run_report
+from utils.run.checkpoint import load_checkpoint
 from utils.run.devices import to_device
 from utils.run.errors import UserError, name_some
 from utils.run.files import save_image, save_label_map, write_text
@@ -50,7 +53,7 @@ from utils.run.script import run_script
 from utils.run.setup import start
 
 log = logging.getLogger(__name__)
-MAPS, CLASSES, PICTURES = 'label_maps', 'classes.yml', 'visualizations'
+MAPS, PICTURES = 'label_maps', 'visualizations'
 SHARE, LEAST = 0.8, 0.9  # confidence where the config has none: share of clustered masks, score of a detector
 
 
@@ -61,7 +64,7 @@ class Masks(NamedTuple):
     scores: np.ndarray  # (N,) confidence, the more the better
     least: float  # score that a mask needs
     draw: Callable[[int], np.ndarray]  # index -> (H, W) bool
-    classes: Sequence[str]  # names of the labels, background first
+    names: Sequence[str]  # of the labels, background first; several may have one
 
 
 @torch.inference_mode()
@@ -79,14 +82,21 @@ def box_feature(transformer: FrozenTransformer, image: np.ndarray, box: Sequence
     return transformer(to_device(padded[None], device)).cls[0].float().cpu().numpy()
 
 
-def describer(p: PseudoLabels, device: torch.device) -> Callable[[dict[str, Any]], list[np.ndarray]]:
-    """A function from a batch, lists of 'image' and of numbered objects 'sal', to the (n, D) features of each image."""
+def describer(p: PseudoLabels, device: torch.device,
+              clusters: ClusterModel | None) -> Callable[[dict[str, Any]], list[np.ndarray]]:
+    """A function from a batch, lists of 'image' and of numbered objects 'sal', to the (n, D) features of each image.
+
+    Raises UserError if ``clusters`` were found with another network.
+    """
     if p.features == 'box_cls':
         transformer = to_device(load_transformer(p.backbone, initial_weights(p, p.backbone)), device)
         return lambda batch: [np.array([box_feature(transformer, image, box_of(objects == k), device)
                                         for k in range(1, int(objects.max()) + 1)])
                               for image, objects in zip(batch['image'], batch['sal'], strict=True)]
     model: Any = to_device(build_prototype_model(cast(Any, p)), device)
+    if clusters is not None and clusters.network['fingerprint'] != fingerprint(model):
+        raise UserError(f'{p.clusters} was made with {clusters.network["pretraining"]}, another network than that of '
+                        f'pretraining: {p.pretraining}; give that one.')
     prepare = EvaluationTransform(p.val_size, model.backbone.mean, model.backbone.std)
 
     def pooled(batch: dict[str, Any]) -> list[np.ndarray]:
@@ -94,6 +104,21 @@ def describer(p: PseudoLabels, device: torch.device) -> Callable[[dict[str, Any]
         return [found.prototypes for found in find_objects(model, to_device(images, device), p.features, batch['sal'])]
 
     return pooled
+
+
+def read_clusters(p: PseudoLabels) -> ClusterModel | None:
+    """Those of kmeans.py, with names, if the config has some. Raises UserError if they are of other features."""
+    if p.clusters is None:
+        return None
+    path = find_file(p.clusters, p.root_dir)
+    clusters = ClusterModel.of(load_checkpoint(path), path)
+    if clusters is None:
+        raise UserError(f'{path} holds no clusters; give clusters.pth.tar of kmeans.py.')
+    for key, ours in (('features', p.features), ('size', p.val_size), ('min_component', None)):
+        if clusters.network[key] != ours:
+            raise UserError(f'{path} was made with {key} {clusters.network[key]}, and this config has {ours}; '
+                            'make both alike, without components.')
+    return clusters.with_names_beside(path)
 
 
 def cluster_masks(p: PseudoLabels, dataset: ImageSet, device: torch.device) -> Masks:
@@ -104,7 +129,8 @@ def cluster_masks(p: PseudoLabels, dataset: ImageSet, device: torch.device) -> M
     labelled = dataset.truth is not None
     dataset.layers = [(key, folder, read_objects if key == 'sal' else read) for key, folder, read in dataset.layers]
     features, packed, images, classes = [], [], [], []
-    describe = describer(p, device)
+    clusters = read_clusters(p)
+    describe = describer(p, device, clusters)
     for number, batch in enumerate(progress(loader_in_order(p, dataset), 'features')):
         truths = batch['semseg'] if labelled else [None] * len(batch['sal'])
         found = zip(describe(batch), batch['sal'], truths, strict=True)
@@ -116,20 +142,25 @@ def cluster_masks(p: PseudoLabels, dataset: ImageSet, device: torch.device) -> M
                     features.append(feature)
                     packed.append(pack(mask))
                     images.append(index)
-    points, counts = standardise(np.array(features)), p.candidates or [p.num_clusters]
-    runs = {count: kmeans(points, count, p.seed, unit='masks') for count in counts}
-    silhouettes = {count: silhouette(points, run.ids, p.seed) for count, run in runs.items()}
-    for count, value in silhouettes.items():
-        log.info('Silhouette of %d clusters is %.3f', count, value)
-    count = max(counts, key=lambda count: np.nan_to_num(silhouettes[count], nan=-2))
-    best, labels = runs[count], np.arange(count)
-    if labelled:
-        labels = classes_of_clusters(best.ids, np.array(classes), count, len(dataset.classes) - 1)
-    scores = cluster_confidence(points, best.centres)
+    if clusters is not None:
+        points, names = clusters.whitening(np.array(features)), [(clusters.classes or ())[k] for k in clusters.labels]
+        labels, centres = 1 + nearest_centre(points, clusters.centres)[0], clusters.centres
+    else:
+        points, counts = standardise(np.array(features)), p.candidates or [p.num_clusters]
+        runs = {count: kmeans(points, count, p.seed, unit='masks') for count in counts}
+        silhouettes = {count: silhouette(points, run.ids, p.seed) for count, run in runs.items()}
+        for count, value in silhouettes.items():
+            log.info('Silhouette of %d clusters is %.3f', count, value)
+        count = max(counts, key=lambda count: np.nan_to_num(silhouettes[count], nan=-2))
+        best, class_of, names = runs[count], np.arange(count), placeholders(count)
+        if labelled:
+            class_of = classes_of_clusters(best.ids, np.array(classes), count, len(dataset.classes) - 1)
+            names = list(dataset.classes)
+        labels, centres = 1 + class_of[best.ids], best.centres
+    scores = cluster_confidence(points, centres)
     least = float(np.quantile(scores, 1 - (SHARE if p.confidence is None else p.confidence)))
-    log.info('%d masks in %d clusters; those of confidence %.3f and more are kept', len(points), count, least)
-    return Masks(np.array(images), 1 + labels[best.ids], scores, least,
-                 lambda i: unpack(packed[i]).astype(bool), dataset.classes if labelled else placeholders(count))
+    log.info('%d masks in %d clusters; those of confidence %.3f and more are kept', len(points), len(centres), least)
+    return Masks(np.array(images), labels, scores, least, lambda i: unpack(packed[i]).astype(bool), names)
 
 
 def detected_masks(p: PseudoLabels, dataset: ImageSet, results: Path, annotations: Path) -> Masks:
@@ -146,7 +177,7 @@ def detected_masks(p: PseudoLabels, dataset: ImageSet, results: Path, annotation
 
 def write_maps(p: PseudoLabels, dataset: ImageSet, masks: Masks) -> tuple[np.ndarray, list[str]]:
     """Write the label map of every image, and pictures of some; a confusion matrix, 0 without truth, and IDs drawn."""
-    output, classes = Path(p.output_dir), len(masks.classes)
+    output, classes = Path(p.output_dir), len(dataset.classes)
     kept, drawn = confident(masks.image, masks.scores, masks.least), dataset.ids[:p.num_visualizations]
     sides = np.searchsorted(masks.image, np.arange(len(dataset) + 1))
 
@@ -168,7 +199,8 @@ def write_maps(p: PseudoLabels, dataset: ImageSet, masks: Masks) -> tuple[np.nda
             save_image(panel(list(parts.values()), list(parts)), output / PICTURES / f'{name}.png')
         if 'semseg' not in sample:
             return 0
-        return confusion_matrix(sample['semseg'], np.where(labels == VOID, 0, labels).astype(np.uint8), classes)
+        return confusion_matrix(sample['semseg'], np.where(labels == VOID, 0, labels).astype(np.uint8), classes,
+                                len(masks.names))
 
     confusion = sum(in_threads(write, progress(range(len(dataset)), 'label maps', len(dataset))))
     for folder, names in ((MAPS, dataset.ids), (PICTURES, drawn)):
@@ -191,15 +223,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         masks = detected_masks(p, dataset, find_file(p.results), find_file(p.coco))
     confusion, drawn = write_maps(p, dataset, masks)
     output = Path(p.output_dir)
-    write_text(output / MAPS / CLASSES, yaml.safe_dump({'classes': list(masks.classes)}, sort_keys=False))
+    write_text(output / MAPS / LABEL_NAMES, yaml.safe_dump({'classes': list(masks.names)}, sort_keys=False))
     log.info('Label maps: %s', output / MAPS)
     pictures = [(name, output / PICTURES / f'{name}.png') for name in drawn]
     made = {'masks': str(p.results or dataset.masks), 'features': p.features, 'pretraining': p.pretraining,
             'data': f'{dataset.root.name} {dataset.split}', 'images': len(dataset)}
-    if dataset.truth is not None:  # the masks have its classes
-        report_scores(p, 'Pseudo labels', {'pseudo_labels': confusion}, masks.classes, made, pictures=pictures)
+    if dataset.truth is not None:
+        confusion = merge_labels(confusion, masks.names, dataset.classes)
+        report_scores(p, 'Pseudo labels', {'pseudo_labels': confusion}, dataset.classes, made, pictures=pictures)
     else:
-        write_run_report(p, 'Pseudo labels', {}, masks.classes, pictures={PREDICTIONS: pictures})
+        write_run_report(p, 'Pseudo labels', {}, masks.names, pictures={PREDICTIONS: pictures})
 
 
 if __name__ == '__main__':

@@ -19,6 +19,8 @@ from data.files import keep_complete
 from data.image_set import ImageSet
 from data.images import read_labels, read_photograph, turn_upright
 from data.loaders import open_images
+from data.voc import named_labels
+from segmentation.clustering import merge_labels
 from segmentation.engine import report_scores
 from segmentation.metrics import confusion_matrix
 from utils.config.cli import ConfigParser
@@ -35,12 +37,13 @@ log = logging.getLogger(__name__)
 def offline_confusion(dataset: ImageSet, folder: Path) -> np.ndarray:
     """(classes, classes) confusion matrix of the label maps of a folder.
 
-    Raises UserError if one is missing, unreadable or of another size, or holds a wrong class id.
+    Their labels may have names in a file beside them, see ``merge_labels``. Raises UserError if a label map is missing,
+    unreadable or of another size, or holds a wrong class id.
     """
     keep_complete(folder, {name: [Path(f'{name}.png')] for name in dataset.ids},
                   f'images of {dataset.split} have no prediction in {folder}',
                   'predict them too, or give another folder with --predictions', skip=False)
-    num_classes = len(dataset.classes)
+    names, num_classes = named_labels(folder) or dataset.classes, len(dataset.classes)
 
     def count(index: int) -> np.ndarray:
         path, truth = folder / f'{dataset.ids[index]}.png', dataset.load(index)['semseg']
@@ -49,13 +52,13 @@ def offline_confusion(dataset: ImageSet, folder: Path) -> np.ndarray:
         if prediction.shape != truth.shape:
             raise UserError(f'prediction {path} has shape {prediction.shape}, its ground truth {truth.shape}; store '
                             'class ids in one channel at the size of the image.')
-        if prediction.max() >= num_classes:
-            raise UserError(f'prediction {path} holds class id {prediction.max()}, outside 0..{num_classes - 1}; '
+        if prediction.max() >= len(names):
+            raise UserError(f'prediction {path} holds class id {prediction.max()}, outside 0..{len(names) - 1}; '
                             'predict every pixel as one of the classes.')
-        return confusion_matrix(truth, prediction.astype(np.uint8), num_classes)
+        return confusion_matrix(truth, prediction.astype(np.uint8), num_classes, len(names))
 
-    return sum(in_threads(count, progress(range(len(dataset)), 'scoring')),
-               np.zeros((num_classes, num_classes), np.int64))
+    counts = in_threads(count, progress(range(len(dataset)), 'scoring'))
+    return merge_labels(sum(counts, np.zeros((num_classes, len(names)), np.int64)), names, dataset.classes)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -56,6 +56,8 @@ class Segmenter:
         to_device(model, device)
         self.model, self.classes, self.size, self.device, self.clusters = model, classes, size, device, clusters
         self.masks, self.source = masks, build_source('unsupervised') if masks == 'unsupervised' else None
+        # labels of one name are one
+        self.table = np.array([*map(classes.index, classes), *range(len(classes), 256)], np.uint8)
         self.transform = EvaluationTransform(size, model.backbone.mean, model.backbone.std)
 
     @staticmethod
@@ -127,8 +129,9 @@ class Segmenter:
                 outputs.append(Output(labels, *(object_logits(labels, objects, background) if keep_logits else ())))
             return outputs
         logits = self.model(images)  # B x C x S x S
-        labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
-        return [*map(Output, labels, logits.cpu().contiguous().numpy())] if keep_logits else [*map(Output, labels)]
+        labels = self.table[logits.argmax(1).cpu().numpy()]
+        kept = logits.cpu().contiguous().numpy() if keep_logits else [None] * len(labels)
+        return [Output(*found, self.table) for found in zip(labels, kept, strict=True)]
 
     @staticmethod
     def finish(image: np.ndarray, output: Output, refine: Refine | None = None) -> np.ndarray:

@@ -25,6 +25,7 @@ import yaml
 from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from data.voc import VOC_CLASSES
 from models.backbones import FROZEN, freeze_layers
 from models.build import synchronise_batchnorm
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
@@ -169,7 +170,8 @@ def evaluation_batch() -> Loader:
 def validation() -> Record:
     """Validation of the linear model, one batch."""
     with placed(lambda: LinearSegmentationModel('resnet18')) as (watch, model):
-        assert segmentation_engine.validate(model, evaluation_batch(), GPU, 21).sum() == 3 * 64 * 64
+        confusion = segmentation_engine.validate(model, evaluation_batch(), GPU, VOC_CLASSES, VOC_CLASSES)
+        assert confusion.sum() == 3 * 64 * 64
         return watch.record()
 
 

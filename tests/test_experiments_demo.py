@@ -7,11 +7,11 @@ import pytest
 from experiments import demo
 from experiments.runner import Chain, Step
 from utils.config.load import load_config
-from utils.config.schema import Kmeans, LinearFinetune, Pretrain, Retrieval
+from utils.config.schema import Kmeans, LinearFinetune, Pretrain, PseudoLabels, Retrieval
 from utils.run.errors import UserError
 
 SCHEMAS = {'main': Pretrain, 'linear_finetune': LinearFinetune, 'eval': LinearFinetune, 'kmeans': Kmeans,
-           'retrieval': Retrieval}
+           'retrieval': Retrieval, 'pseudo_labels': PseudoLabels}
 
 
 def test_the_plan_of_the_demo(tmp_path: Path) -> None:
@@ -25,17 +25,22 @@ def test_the_plan_of_the_demo(tmp_path: Path) -> None:
         assert config.output_dir == str(tmp_path / step.folder)
         assert set(step.needs) <= {*first, *protocols[:number]}
         configs[step.folder] = config
-    assert len(configs) == 2 + 2 * 4 + 2 * 2
+    assert len(configs) == 2 + 2 * 4 + 2 * 2 + 3
     assert [configs[name].epochs for name in ('pretrain', 'pretrain_before')] == [3, 0]
     assert {config.val_size for name, config in configs.items() if 'pretrain' not in name} == {64}
     for name in configs.keys() - {'pretrain', 'pretrain_before', 'linear-before-eval', 'linear-after-eval'}:
         assert ('before' in name) == ('pretrain_before' in configs[name].pretraining)
     assert {name: config.saliency for name, config in configs.items() if name.startswith('kmeans')} == {
         'kmeans-before-embedding': 'supervised_model', 'kmeans-before-backbone': 'supervised_model',
-        'kmeans-after-given': 'supervised_model', 'kmeans-after': 'network'}
+        'kmeans-after-given': 'supervised_model', 'kmeans-after': 'network', 'kmeans-after-train': 'network'}
+    maps, student = configs['maps-0.8-kmeans-after-train'], configs['distilled-1-kmeans-after-train']
+    assert maps.clusters == 'kmeans-after-train/clusters.pth.tar'
+    assert (configs['kmeans-after-train'].fit_split, maps.val_split, student.train_split) == ('train',) * 3
+    assert student.label_maps == f'{Path(maps.output_dir).name}/label_maps'
     table = demo.joined(tmp_path)
     assert {Path(word).name for word in table if word.startswith(str(tmp_path)) and '-' in Path(word).name} == {
-        *configs.keys() - {'pretrain', 'pretrain_before', 'linear-before', 'linear-after'}}
+        *configs.keys() - {'pretrain', 'pretrain_before', 'linear-before', 'linear-after',
+                           'maps-0.8-kmeans-after-train'}}
 
 
 def script(text: str, folder: str, *needs: Step) -> Step:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.colours import RGB
 from utils.config.load import load_config
-from utils.config.schema import Kmeans, Pretrain
+from utils.config.schema import Kmeans, LinearFinetune, Pretrain, PseudoLabels
 from utils.run.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,13 +86,16 @@ def test_from_photographs_to_segmentation(tmp_path: Path, capsys) -> None:
         start([*words, *other])
 
 
-@pytest.mark.parametrize(('name', 'schema'), [('pretrain', Pretrain), ('kmeans', Kmeans), ('kmeans_backbone', Kmeans)])
+@pytest.mark.parametrize(('name', 'schema'), [
+    ('pretrain', Pretrain), ('kmeans', Kmeans), ('kmeans_backbone', Kmeans), ('pseudo_labels', PseudoLabels),
+    ('distill', LinearFinetune)])
 def test_configs_open_with_their_command_and_ask_for_the_folder(name: str, schema: type) -> None:
     path = f'configs/own_images/{name}.yml'
     config = load_config('configs/own_images/env.yml', path, schema, ['db_root=photos'])
     assert config.db_root == str(ROOT / 'photos')
     assert config.output_dir == str(ROOT / 'results' / 'own_images' / name)
-    script = 'pretrain/main.py' if schema is Pretrain else 'segmentation/kmeans.py'
+    script = {Pretrain: 'pretrain/main.py', Kmeans: 'segmentation/kmeans.py'}.get(
+        schema, f'segmentation/{"linear_finetune" if name == "distill" else name}.py')
     assert (ROOT / path).read_text().startswith(
         f'# python {script} --config_env configs/own_images/env.yml --config_exp {path} '
         '--set db_root=FOLDER root_dir=FOLDER/results')

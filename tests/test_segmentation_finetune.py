@@ -1,4 +1,5 @@
 """Training on a share of the labels, of the whole network or the classifier alone, on a set worked out by hand."""
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from models.segmentation import LinearSegmentationModel
 from models.weights import identify, load_strict
 from segmentation import eval as eval_script
 from segmentation import linear_finetune as script
+from segmentation import score_predictions, segmenter
+from segmentation.segmenter import Segmenter
 from tests.colours import MIDDLE, plain_backbone, results, runner, write_image, write_lists
 from utils.run.checkpoint import load_checkpoint
 from utils.run.errors import UserError
@@ -27,10 +30,11 @@ TRAINING = ('train_db_name=Colours', 'train_size=32', 'train_batch_size=4')
 class GreyModel(LinearSegmentationModel):
     """A 1x1 convolution that sees no colour at first, under a classifier that can therefore tell nothing apart."""
 
-    def __init__(self, *_) -> None:
+    def __init__(self, num_classes: int = 2) -> None:
         nn.Module.__init__(self)
         torch.manual_seed(0)
-        self.backbone, self.decoder = nn.Conv2d(3, 8, 1), nn.Sequential(OrderedDict({'4': nn.Conv2d(8, 2, 1)}))
+        self.backbone = nn.Conv2d(3, 8, 1)
+        self.decoder = nn.Sequential(OrderedDict({'4': nn.Conv2d(8, num_classes, 1)}))
         nn.init.zeros_(self.backbone.weight)
         self.backbone.mean, self.backbone.std = IMAGENET
 
@@ -49,7 +53,7 @@ def colours(folder: Path) -> Path:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch):
     """run(overrides, output=...): the script on tmp_path/Colours with the stand-in network; returns its folder."""
-    monkeypatch.setattr(script, 'build_linear_model', lambda p, num_classes: GreyModel())
+    monkeypatch.setattr(script, 'build_linear_model', lambda p, num_classes: GreyModel(num_classes))
     return runner(script, 'linear_finetune', tmp_path, *TRAINING, 'epochs=6', 'scheduler=constant')
 
 
@@ -94,24 +98,91 @@ def test_label_maps_stand_for_the_ground_truth(run, tmp_path: Path, capsys) -> N
     train = 'train_batch_size=3', 'label_maps=maps', 'network_lr_factor=1', 'optimizer_kwargs.lr=0.3'
     folder = run(*train, 'loss=ohem', 'ohem_share=0.5', 'select=last', output='distilled')
     assert (folder / 'labelled.txt').read_text() == 'a\nb\nc\n'  # d has no label, the others no map
-    assert results(folder)['finetuned']['IoU'] == {'background': 100, 'red': 100}
+    for task in ('distilled', 'distilled_matched'):
+        assert results(folder)[task]['IoU'] == {'background': 100, 'red': 100}
+    assert results(folder)['distilled']['made_with']['label_maps'] == 'maps'
     printed = capsys.readouterr().out
     assert '4 of 8 IDs of train have no ground truth in' in printed
     assert '1 label maps in' in printed
     last = load_checkpoint(folder / 'checkpoint.pth.tar')['model']
     best = load_checkpoint(folder / 'best_model.pth.tar')
     assert all(torch.equal(last[f'module.{name}'], value) for name, value in best.items())
-    (maps / 'classes.yml').write_text('classes: [background, cluster_1]')
-    with pytest.raises(UserError, match='classes.yml names other classes than Colours has .background, red'):
-        run(*train, output='others')
-    (maps / 'classes.yml').write_text('classes: [background, red]')
     with pytest.raises(UserError, match='eval_classes does not go with label maps'):
         run(*train, 'eval_classes=[red]', output='some')
     Image.fromarray(np.full((32, 32), 7, np.uint8)).save(maps / 'a.png')
     with pytest.raises(UserError, match='a.png holds class id 7, outside 0..1'):
         run(*train, output='wrong')
+    (maps / 'classes.yml').write_text('classes: {background: red}')
+    with pytest.raises(UserError, match='classes.yml must hold .classes: .background'):
+        run(*train, output='wrong')
     with pytest.raises(UserError, match='8 of 8 IDs of train have no ground truth in .*nowhere'):
         run(*train, 'label_maps=nowhere', output='missing')
+
+
+@pytest.fixture
+def clusters(tmp_path: Path) -> Path:
+    """Label maps of the training images: two clusters, of which red objects are the second, and none the first."""
+    colours(tmp_path)
+    maps = tmp_path / 'results' / 'clusters'
+    maps.mkdir(parents=True)
+    for name in 'abcd':
+        labels = np.zeros((32, 32), np.uint8)
+        labels[MIDDLE] = 2
+        Image.fromarray(labels).save(maps / f'{name}.png')
+    (maps / 'classes.yml').write_text('classes: [background, cluster_1, cluster_2]')
+    return maps
+
+
+DISTILL = 'label_maps=clusters', 'network_lr_factor=1', 'optimizer_kwargs.lr=0.3', 'select=last'
+
+
+@pytest.mark.parametrize('names', ['background, cluster_1, cluster_2', 'background, background, red',
+                                   'background, red, red'])
+def test_clusters_are_scored_by_their_names_or_matched(run, clusters: Path, tmp_path: Path, names: str) -> None:
+    (clusters / 'classes.yml').write_text(f'classes: [{names}]')
+    folder = run(*DISTILL)
+    whole = {'background': 100, 'red': 100}
+    assert results(folder)['distilled']['IoU'] == results(folder)['distilled_matched']['IoU'] == whole
+    assert np.unique(np.asarray(Image.open(folder / 'predictions' / 'val_0.png'))).tolist() == [0, 2]
+    offline = runner(score_predictions, 'linear_finetune', tmp_path, *TRAINING, 'epochs=6', 'scheduler=constant')
+    assert results(offline(*DISTILL))['offline']['IoU'] == whole
+    again = runner(eval_script, 'linear_finetune', tmp_path, *TRAINING)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eval_script, 'trained_linear_model', lambda weights, *_, num_classes, **__: (
+            load_strict(model := GreyModel(num_classes), weights) or model.eval()))
+        evaluated = again(output='eval', flags=['--state-dict', str(folder / 'best_model.pth.tar')])
+        patch.setattr(segmenter, 'trained_linear_model', lambda weights, *_: (
+            load_strict(model := GreyModel(3), weights) or model.eval()))
+        segment = Segmenter.load(folder / 'best_model.pth.tar', 'cpu')
+    assert results(evaluated)['distilled']['IoU'] == whole
+    image = np.asarray(Image.open(tmp_path / 'Colours' / 'images' / 'val_0.jpg'))
+    assert segment.classes[segment(image)[12, 12]] == names.split(', ')[2]
+    assert segment(image)[12, 12] == (1 if names == 'background, red, red' else 2)
+
+
+def test_names_that_are_no_classes_of_the_split_do_not_count(run, clusters: Path) -> None:
+    (clusters / 'classes.yml').write_text('classes: [background, red, background]')  # the wrong way round
+    folder = run(*DISTILL)
+    assert results(folder)['distilled']['IoU'] == {'background': 75, 'red': 0}
+    assert results(folder)['distilled_matched']['IoU'] == {'background': 100, 'red': 100}
+
+
+def test_a_folder_without_labels(run, clusters: Path, tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / 'Colours' / 'images', tmp_path / 'photos' / 'images')
+    folders = 'train_db_name=photos', 'train_split=all', 'val_db_name=photos', 'val_split=all', 'train_batch_size=4'
+    folder = run(*DISTILL, *folders)
+    assert (folder / 'labelled.txt').read_text() == 'a\nb\nc\nd\n'  # the others have no label map
+    entry = results(folder)['agreement']
+    assert entry['IoU'] == {'background': 100, 'cluster_1': 0, 'cluster_2': 100}
+    assert entry['absent_classes'] == ['cluster_1']
+    assert not {'distilled', 'distilled_matched'} & results(folder).keys()
+    with pytest.raises(UserError, match='db_root: .* choose another root_dir'):
+        run(*DISTILL, *folders, f'db_root={tmp_path / "photos"}', 'train_db_name=.', 'val_db_name=.')
+    (clusters / 'classes.yml').unlink()
+    with pytest.raises(UserError, match='classes.yml is missing, which names the labels of an unlabelled image folder'):
+        run(*DISTILL, *folders, output='nameless')
+    with pytest.raises(UserError, match='photos is an unlabelled image folder without ground truth'):
+        run(*folders, output='nothing')
 
 
 def test_val_images_that_are_trained_on(run, tmp_path: Path, capsys) -> None:

@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from models.transformer import FrozenTransformer
+from segmentation import kmeans
 from segmentation import pseudo_labels as script
 from segmentation.pseudo_labels import box_feature
 from tests import golden_transformers as inputs
@@ -104,6 +105,31 @@ def test_without_labels_a_cluster_is_a_class(run) -> None:
     assert yaml.safe_load((folder / 'label_maps' / 'classes.yml').read_text())['classes'][1:] == [
         'cluster_1', 'cluster_2', 'cluster_3']
     assert not (folder / 'results.json').exists()
+
+
+def test_clusters_of_kmeans(run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(ColourModel, 'classification_head', True, raising=False)
+    monkeypatch.setattr(kmeans, 'build_prototype_model', lambda p: ColourModel())
+    found = runner(kmeans, 'kmeans', tmp_path, 'num_clusters=3', 'val_split=train', 'saliency=supervised_model')(
+        output='kmeans')
+    folder = run('clusters=kmeans/clusters.pth.tar', 'confidence=1')
+    names = yaml.safe_load((folder / 'label_maps' / 'classes.yml').read_text())['classes']
+    assert sorted(names) == sorted(['background', 'red', 'green', 'blue'])
+    for label, name in COLOURS:
+        assert names[map_of(folder, name)[12, 12]] == name.split('_')[0]
+        prediction = np.asarray(Image.open(found / 'predictions' / f'{name}.png'))
+        assert (prediction == expected_map(label)).all()  # there ids are those of the classes
+    assert results(folder)['pseudo_labels']['mIoU'] == 100
+    with pytest.raises(UserError, match='clusters.pth.tar was made with size 32, and this config has 40'):
+        run('clusters=kmeans/clusters.pth.tar', 'val_size=40', output='size')
+    with pytest.raises(UserError, match='clusters are of features: embedding or backbone'):
+        run('clusters=kmeans/clusters.pth.tar', 'features=box_cls')
+    monkeypatch.setattr(script, 'fingerprint', lambda model: 'another')
+    with pytest.raises(UserError, match='another network than that of pretraining: '):
+        run('clusters=kmeans/clusters.pth.tar', output='network')
+    torch.save({'state_dict': {}}, tmp_path / 'other.pth.tar')
+    with pytest.raises(UserError, match='other.pth.tar holds no clusters'):
+        run(f'clusters={tmp_path / "other.pth.tar"}', output='other')
 
 
 def test_several_objects_and_images_without_one(run, tmp_path: Path) -> None:

@@ -19,7 +19,10 @@ from utils.run.log import METRICS, PICTURES, warn_of_failure
 
 log = logging.getLogger(__name__)
 TASKS = {'linear': 'Linear classifier', 'linear_crf': 'Linear classifier + CRF', 'finetuned': 'Fine-tuned',
-         'finetuned_crf': 'Fine-tuned + CRF', 'kmeans': 'K-means', 'retrieval': 'Retrieval',
+         'finetuned_crf': 'Fine-tuned + CRF', 'distilled': 'Distilled', 'distilled_crf': 'Distilled + CRF',
+         'distilled_matched': 'Distilled, matched', 'distilled_crf_matched': 'Distilled + CRF, matched',
+         'agreement': 'Agreement with label maps', 'agreement_crf': 'Agreement with label maps + CRF',
+         'pseudo_labels': 'Label maps', 'kmeans': 'K-means', 'retrieval': 'Retrieval',
          'retrieval_7': 'Retrieval, 7 classes', 'offline': 'Label maps on disk', 'saliency': 'Masks',
          'clusters': 'Clusters'}  # others under their own names
 CURVE = 'overclustering'  # a list of {num_clusters, mIoU, std, ...}
