@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from utils.run.errors import UserError
+from utils.run.errors import UserError, name_some
 from utils.run.files import write_text
 
 log = logging.getLogger(__name__)
 TOLERANCE = 2  # of a simplified outline, pixels
 Entry = dict[str, Any]
+Instances = dict[str, list[Entry]]  # of each image, by its name without suffix
 
 
 def _outlines() -> ModuleType:
@@ -86,7 +87,7 @@ class CocoFile:
             {'supercategory': '', 'id': 0, 'name': ''}]}))
 
 
-def _mask_api() -> ModuleType:
+def mask_api() -> ModuleType:
     try:
         from pycocotools import mask
     except ImportError as error:
@@ -96,12 +97,11 @@ def _mask_api() -> ModuleType:
 
 def decode(entry: Entry) -> np.ndarray:
     """The mask of an entry, polygons or run lengths, with its image's height and width -> (height, width) bool."""
-    api, segmentation, height, width = _mask_api(), entry['segmentation'], entry['height'], entry['width']
+    api, segmentation, height, width = mask_api(), entry['segmentation'], entry['height'], entry['width']
     try:
-        if isinstance(segmentation, dict) and isinstance(segmentation['counts'], (str, bytes)):
-            return api.decode(segmentation).astype(bool)
-        encoded = api.frPyObjects(segmentation, height, width)
-        return api.decode(api.merge(encoded) if isinstance(encoded, list) else encoded).astype(bool)
+        if not isinstance(segmentation, dict) or not isinstance(segmentation['counts'], (str, bytes)):
+            segmentation = api.frPyObjects(segmentation, height, width)
+        return api.decode(api.merge(segmentation) if isinstance(segmentation, list) else segmentation).astype(bool)
     except Exception as error:  # pycocotools raises what it likes
         raise UserError(f'a mask of image {entry["image_id"]} is no polygon and no run lengths ({error}); make the '
                         'results again, with masks.') from error
@@ -114,34 +114,41 @@ def read_coco(path: Path) -> Any:
     raise UserError(f'{path} is missing or no JSON; give a COCO file.')
 
 
-def read_detections(results: Path, annotations: Path, num_categories: int) -> dict[str, list[Entry]]:
-    """{name of an image without suffix: its detections, the best first}; ``annotations`` names the images.
+def read_instances(path: Path, categories: dict[int, str] | None = None,
+                   annotations: Path | None = None) -> tuple[Instances, dict[int, str]]:
+    """The objects of images, in the order of their ids, the best first, crowds last; and the names of the categories.
 
-    Raises UserError for files of another kind, no detection, an image that the annotations lack, categories from
-    ``num_categories`` on, and scores that are not finite.
+    ``path``: an annotation file (no score is 1), or a detector's results on the images of ``annotations``. Raises
+    UserError for files of another kind, no object, an image named twice or not at all, other categories, bad scores.
     """
-    _mask_api()  # told before anything is computed
+    content = named = read_coco(path)
+    source, names = path, categories or {}
     try:
-        images = {image['id']: image for image in read_coco(annotations)['images']}
-        found: dict[str, list[Entry]] = {Path(image['file_name']).with_suffix('').as_posix(): []
-                                         for image in images.values()}
-        entries = read_coco(results)
-        best_first = sorted(entries, key=lambda entry: (entry['image_id'], -entry['score']))
-        if [*map(id, best_first)] != [*map(id, sorted(entries, key=lambda entry: entry['image_id']))]:
-            log.info('The detections in %s are not sorted by score, and are sorted now', results)
+        if isinstance(content, dict):
+            names = {category['id']: category['name'] for category in content['categories']}
+            content = [{'score': 1.0, 'bbox': entry['bbox'], **entry} for entry in content['annotations']]
+        elif annotations is not None:
+            source, named = annotations, read_coco(annotations)
+        images = {image['id']: image for image in sorted(named['images'], key=lambda image: image['id'])}
+        found: Instances = {Path(image['file_name']).with_suffix('').as_posix(): [] for image in images.values()}
+        if len(found) < len(named['images']):
+            raise UserError(f'{source} names an image twice; give each an id and a name of its own.')
+        best_first = sorted(content, key=lambda entry: (entry['image_id'], entry.get('iscrowd', 0), -entry['score']))
+        if [*map(id, best_first)] != [*map(id, sorted(content, key=lambda entry: entry['image_id']))]:
+            log.info('The objects in %s are not sorted by score, crowds last, and are sorted now', path)
         for entry in best_first:
             if entry['image_id'] not in images:
-                raise UserError(f'{results} has detections of image {entry["image_id"]}, which {annotations} lacks; '
-                                'give the file that names the images of the detector.')
-            if entry['category_id'] not in range(num_categories) or not math.isfinite(entry['score']):
-                raise UserError(f'{results} has category {entry["category_id"]} of score {entry["score"]}; give '
-                                f'categories of 0..{num_categories - 1} and finite scores.')
+                raise UserError(f'{path} has objects of image {entry["image_id"]}, which {source} lacks; add it.')
+            number, name = entry['category_id'], names.get(entry['category_id'])
+            if categories and (number, name) not in categories.items() or not math.isfinite(entry['score']):
+                raise UserError(f'{path} has category {number} of score {entry["score"]}, named {name!r}; give finite '
+                                f'scores, and of the categories {name_some([*(categories or names).items()], 3)}.')
             image = images[entry['image_id']]
             found[Path(image['file_name']).with_suffix('').as_posix()].append({
                 'segmentation': entry['segmentation'], **entry, 'height': image['height'], 'width': image['width']})
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'{results} or {annotations} is not in COCO\'s format ({type(error).__name__} {error}); give a '
-                        'list of results, and a file with images.') from error
-    if not any(found.values()):
-        raise UserError(f'{results} has no detection; give a list of results.')
-    return found
+        raise UserError(f'{path} or {source} is not in COCO\'s format ({type(error).__name__} {error}); give an '
+                        'annotation file, or a list of results and a file with their images.') from error
+    if all(entry.get('iscrowd') for entries in found.values() for entry in entries):
+        raise UserError(f'{path} has no object; give a file with some.')
+    return found, names

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import yaml
 
-from data.coco import box_of, decode, read_detections
+from data.coco import box_of, decode, read_instances
 from data.image_set import ImageSet
 from data.images import read_objects
 from data.loaders import identity, loader_in_order, open_images
@@ -165,7 +165,7 @@ def cluster_masks(p: PseudoLabels, dataset: ImageSet, device: torch.device) -> M
 
 def detected_masks(p: PseudoLabels, dataset: ImageSet, results: Path, annotations: Path) -> Masks:
     """The masks of a detector for the images of a split, whose categories are the classes from 0 on."""
-    of_image = read_detections(results, annotations, len(dataset.classes) - 1)
+    of_image, _ = read_instances(results, dict(enumerate(dataset.classes[1:])), annotations)
     if lost := sorted({name for name, entries in of_image.items() if entries} - set(dataset.ids)):
         raise UserError(f'{results} has detections in {name_some(lost)}, which {dataset.root.name} {dataset.split} '
                         'lacks; give those of this split.')

@@ -102,6 +102,14 @@ def features(name: str, classes: int, per_class: int, dim: int, spread: float) -
     return (values * np.exp(0.5 * draw.standard_normal(dim))).astype(np.float32), order.astype(np.int64)
 
 
+def octagon(x: int, y: int, width: int, height: int) -> list[list[float]]:
+    """The polygons of a mask: one, in a box."""
+    dx, dy, right, low = width // 4, height // 4, x + width, y + height
+    corners = [(x + dx, y), (right - dx, y), (right, y + dy), (right, low - dy), (right - dx, low), (x + dx, low),
+               (x, low - dy), (x, y + dy)]
+    return [[float(value) for corner in corners for value in corner]]
+
+
 def detections(name: str, images: int, per_image: int, height: int, width: int, classes: int) -> list[dict[str, Any]]:
     """A detector's results, the best of each image first: octagons; none of image 1 reaches a score of 0.9."""
     draw, out = generator('detections/' + name), []
@@ -113,12 +121,25 @@ def detections(name: str, images: int, per_image: int, height: int, width: int, 
             h, w = int(draw.integers(height // 4, height // 2)), int(draw.integers(width // 4, width // 2))
             y, x = int(draw.integers(0, height - h)), int(draw.integers(0, width - w))
             y = 0 if image_id == 2 and score == scores[0] else y
-            dy, dx = h // 4, w // 4
-            corners = [(x + dx, y), (x + w - dx, y), (x + w, y + dy), (x + w, y + h - dy), (x + w - dx, y + h),
-                       (x + dx, y + h), (x, y + h - dy), (x, y + dy)]
             out.append({'image_id': image_id, 'category_id': int(draw.integers(0, classes)),
-                        'score': round(float(score), 4), 'bbox': [x, y, w, h],
-                        'segmentation': [[float(value) for corner in corners for value in corner]]})
+                        'score': round(float(score), 4), 'bbox': [x, y, w, h], 'segmentation': octagon(x, y, w, h)})
+    return out
+
+
+def ground_truth(name: str, found: list[dict[str, Any]], per_image: int, height: int, width: int,
+                 classes: int) -> list[dict[str, Any]]:
+    """Annotations: the first detections of each image, moved and stretched a little, one of four in another class."""
+    draw, out = generator('ground truth/' + name), []
+    for image_id in sorted({entry['image_id'] for entry in found}):
+        for entry in [entry for entry in found if entry['image_id'] == image_id][:per_image]:
+            x, y, w, h = entry['bbox']
+            x = int(np.clip(x + draw.uniform(-0.15, 0.15) * w, 0, width - 8))
+            y = int(np.clip(y + draw.uniform(-0.15, 0.15) * h, 0, height - 8))
+            w = int(np.clip(w * draw.uniform(0.85, 1.15), 6, width - x))
+            h = int(np.clip(h * draw.uniform(0.85, 1.15), 6, height - y))
+            category = entry['category_id'] if draw.integers(0, 4) else int(draw.integers(0, classes))
+            out.append({'id': len(out) + 1, 'image_id': image_id, 'category_id': category, 'iscrowd': 0, 'area': w * h,
+                        'bbox': [x, y, w, h], 'segmentation': octagon(x, y, w, h)})
     return out
 
 

@@ -1,13 +1,19 @@
-"""The final network of MaskDistill, its loss, frozen stages and schedule, against figures of the published code."""
+"""The final network of MaskDistill, its loss, frozen stages, schedule and scores, against the published code."""
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from data.coco import read_instances
 from models.backbones import freeze_layers
 from models.segmentation import LinearSegmentationModel
 from models.weights import identify, load_strict
 from segmentation.engine import compute_losses, ohem_loss
 from segmentation.metrics import confusion_matrix, iou_of
+from segmentation.score_instances import average_precision
+from tests import golden_transformers as inputs
 from tests.golden_inputs import generator, images, labels, tensor, weight
 from tests.golden_transformers import GOLDENS
 from utils.run.devices import Precision
@@ -56,6 +62,25 @@ def test_evaluation() -> None:
     golden = GOLDENS['evaluation']
     np.testing.assert_allclose(iou_of(total), golden['iou'], atol=1e-12)
     assert iou_of(total).mean() == pytest.approx(golden['miou'], abs=1e-12)
+
+
+@pytest.mark.parametrize(('protocol', 'most'), [('multi', None), ('single', 1)])
+def test_eval_instances(tmp_path: Path, protocol: str, most: int | None) -> None:
+    golden, detections = GOLDENS['eval_instances'], inputs.detections('a', 6, 6, 60, 80, classes=6)
+    annotations = {'images': [{'id': i, 'file_name': f'2010_{i:06d}.jpg', 'height': 60, 'width': 80} for i in range(6)],
+                   'annotations': inputs.ground_truth('a', detections, 3, 60, 80, classes=6),
+                   'categories': [{'id': i, 'name': f'class {i}'} for i in range(6)]}
+    for name, content in (('truth', annotations), ('found', detections)):
+        (tmp_path / name).write_text(json.dumps(content))
+    truth, _ = read_instances(tmp_path / 'truth')
+    found, _ = read_instances(tmp_path / 'found', None, tmp_path / 'truth')
+    truth, found = ({name: entries[:most] for name, entries in objects.items()} for objects in (truth, found))
+    np.testing.assert_allclose(average_precision(truth, found), golden[protocol]['stats'], rtol=0, atol=1e-10)
+    if most:
+        kept = golden[protocol]
+        assert [entry['id'] for entries in truth.values() for entry in entries] == kept['ground_truth_kept']
+        assert [[entry['image_id'], entry['score']] for entries in found.values()
+                for entry in entries] == kept['predictions_kept']
 
 
 @pytest.mark.parametrize('group', ['md18', 'md18-free'])

@@ -22,8 +22,8 @@ NEVER = {'data': 'utils.report', 'models': 'utils.report', 'utils/config': 'util
 OURS = {*MAY_IMPORT, 'tests', 'benchmarks'}
 SCRIPTS = {'pretrain/main.py', 'segmentation/linear_finetune.py', 'segmentation/kmeans.py',
            'segmentation/retrieval.py', 'segmentation/eval.py', 'segmentation/score_predictions.py',
-           'segmentation/predict.py', 'segmentation/pseudo_labels.py', 'segmentation/visualize.py',
-           'saliency/predict.py', 'saliency/train.py'}
+           'segmentation/predict.py', 'segmentation/pseudo_labels.py', 'segmentation/score_instances.py',
+           'segmentation/visualize.py', 'saliency/predict.py', 'saliency/train.py'}
 SEE_CONFIG = SCRIPTS | {'data/loaders.py', 'models/build.py'}
 PATH_LINE = 'sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root'
 FILES = sorted(path.relative_to(ROOT).as_posix() for package in MAY_IMPORT for path in (ROOT / package).rglob('*.py'))

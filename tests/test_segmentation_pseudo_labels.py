@@ -173,11 +173,11 @@ def test_results_of_a_detector(run, tmp_path: Path) -> None:
     for label, name in COLOURS:
         assert (map_of(folder, name) == expected_map(label)).all()
     for change, sentence in (({'category_id': 3}, 'category 3 of score 0.5'), ({'score': None}, "in COCO's format"),
-                             ({'image_id': 99}, 'detections of image 99')):
+                             ({'image_id': 99}, 'objects of image 99')):
         (tmp_path / 'results.json').write_text(json.dumps([found[0] | change]))
         with pytest.raises(UserError, match=sentence):
             run(flags=flags)
-    for wrong, sentence in (([], 'no detection'), ([found[0] | {'segmentation': []}], 'a mask of image 0 is no poly'),
+    for wrong, sentence in (([], 'has no object'), ([found[0] | {'segmentation': []}], 'a mask of image 0 is no poly'),
                             ([{k: v for k, v in found[0].items() if k != 'segmentation'}], 'KeyError .segmentation'),
                             ([found[0] | {'category_id': 1.5}], 'category 1.5 of score')):
         (tmp_path / 'results.json').write_text(json.dumps(wrong))

@@ -1,0 +1,66 @@
+"""Score instance masks by COCO's average precision: AP, AP50 and AP75.
+
+    python segmentation/score_instances.py --predictions detections.json --annotations val.json --output results/masks
+"""
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
+
+import numpy as np
+
+from data.coco import Instances, decode, mask_api, read_instances
+from utils.config.cli import ArgumentParser
+from utils.report.results import save_results
+from utils.run.errors import UserError, name_some
+from utils.run.script import run_script
+
+
+def average_precision(truth: Instances, found: Instances, class_agnostic: bool = False) -> np.ndarray:
+    """(12,) AP, AP50, AP75, ... of COCO, 0..1; -1 without an object. Raises UserError for masks of different sizes."""
+    api, files, sizes = mask_api(), [], {}  # type: ignore[var-annotated]
+    from pycocotools import coco, cocoeval
+    with redirect_stdout(None):
+        for objects in (truth, found):
+            masks = [(i, entry, api.encode(np.asfortranarray(decode(entry), np.uint8)))
+                     for i, name in enumerate(truth) for entry in objects.get(name, ())]
+            if wrong := [entry for i, entry, mask in masks if sizes.setdefault(i, mask['size']) != mask['size']]:
+                raise UserError(f'masks of image {wrong[0]["image_id"]} differ in size; make them from one image.')
+            files.append(coco.COCO())
+            files[-1].dataset = {  # annotations from 1 on, since pycocotools takes 0 for none
+                'images': [{'id': i, 'height': 0, 'width': 0} for i in range(len(truth))],
+                'categories': [{'id': number} for number in {0, *(entry['category_id'] for _, entry, _ in masks)}],
+                'annotations': [{'iscrowd': 0, 'area': int(api.area(mask)), **entry, 'id': number, 'image_id': i,
+                                 'category_id': 0 if class_agnostic else entry['category_id'], 'segmentation': mask}
+                                for number, (i, entry, mask) in enumerate(masks, 1)]}
+            files[-1].createIndex()
+        evaluation = cocoeval.COCOeval(*files, 'segm')
+        for step in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
+            step()
+    return evaluation.stats
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument('--predictions', type=Path, required=True, help='list of results, or an annotation file')
+    parser.add_argument('--annotations', type=Path, required=True, help='COCO annotation file of the ground truth')
+    parser.add_argument('--output', type=Path, required=True, help='folder for results.json')
+    parser.add_argument('--class-agnostic', action='store_true', help='categories do not count: masks without classes')
+    args = parser.parse_args(argv)
+    truth, names = read_instances(args.annotations)
+    found, _ = read_instances(args.predictions, None if args.class_agnostic else names, args.annotations)
+    if lost := [name for name, entries in found.items() if entries and name not in truth]:
+        raise UserError(f'{args.annotations} lacks the images {name_some(lost)} of {args.predictions}; add them.')
+    made, results = {name: str(value) for name, value in vars(args).items()} | {'images': len(truth)}, {}
+    for protocol, most in (('single', 1), ('multi', None)):
+        kept = [{name: entries[:most] for name, entries in objects.items()} for objects in (truth, found)]
+        values = (100 * average_precision(kept[0], kept[1], args.class_agnostic)[:3]).tolist()
+        print(f'{protocol}: AP is {values[0]:.2f}, AP50 is {values[1]:.2f}, AP75 is {values[2]:.2f}')
+        results[f'instances_{protocol}'] = dict(zip(('AP', 'AP50', 'AP75'), values, strict=True)) | {'made_with': made}
+    save_results(results, args.output)
+
+
+if __name__ == '__main__':
+    run_script(main)
