@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import yaml
 
-from data.coco import box_of, decode, read_instances
+from data.coco import Entry, box_of, decode, read_instances
 from data.image_set import ImageSet
 from data.images import read_objects
 from data.loaders import identity, loader_in_order, open_images
@@ -34,7 +34,7 @@ from models.weights import fingerprint
 from segmentation.cluster_model import ClusterModel, placeholders
 from segmentation.clustering import kmeans, merge_labels, nearest_centre, silhouette
 from segmentation.engine import report_scores
-from segmentation.mask_labels import classes_of_clusters, cluster_confidence, confident, label_map, standardise
+from segmentation.mask_labels import box_iou, classes_of_clusters, cluster_confidence, confident, label_map, standardise
 from segmentation.metrics import confusion_matrix
 from segmentation.objects import find_objects, pack, unpack
 from utils.config.cli import ConfigParser
@@ -82,6 +82,14 @@ def box_feature(transformer: FrozenTransformer, image: np.ndarray, box: Sequence
     return transformer(to_device(padded[None], device)).cls[0].float().cpu().numpy()
 
 
+def box_class(mask: np.ndarray, objects: Sequence[Entry]) -> int:
+    """The category of the object whose box has the best IoU with that of a mask (H, W), of equals the first, or -1."""
+    if wrong := [e['image_id'] for e in objects if (e['height'], e['width'], len(e['bbox'])) != (*mask.shape, 4)]:
+        raise UserError(f'image {wrong[0]} of truth_boxes has another size than its photograph, or no box; correct it.')
+    corners = np.array([(x, y, x + w, y + h) for x, y, w, h in (box_of(mask), *(e['bbox'] for e in objects))], float)
+    return objects[int(box_iou(corners[0], corners[1:]).argmax())]['category_id'] if objects else -1
+
+
 def describer(p: PseudoLabels, device: torch.device,
               clusters: ClusterModel | None) -> Callable[[dict[str, Any]], list[np.ndarray]]:
     """A function from a batch, lists of 'image' and of numbered objects 'sal', to the (n, D) features of each image.
@@ -127,6 +135,9 @@ def cluster_masks(p: PseudoLabels, dataset: ImageSet, device: torch.device) -> M
     Raises UserError if there are fewer masks than clusters.
     """
     labelled = dataset.truth is not None
+    boxes = read_instances(find_file(p.truth_boxes), dict(enumerate(dataset.classes[1:])))[0] if p.truth_boxes else {}
+    if lacking := [name for name in dataset.ids if boxes and name not in boxes]:
+        raise UserError(f'{p.truth_boxes} lacks the images {name_some(lacking)}; add them.')
     dataset.layers = [(key, folder, read_objects if key == 'sal' else read) for key, folder, read in dataset.layers]
     features, packed, images, classes = [], [], [], []
     clusters = read_clusters(p)
@@ -138,10 +149,13 @@ def cluster_masks(p: PseudoLabels, dataset: ImageSet, device: torch.device) -> M
             for mask, feature in ((objects == k, feature) for k, feature in enumerate(of_image, 1)):
                 if mask.any():
                     votes = np.bincount([] if truth is None else truth[mask], minlength=256)[1:len(dataset.classes)]
-                    classes.append(int(votes.argmax()) if votes.any() else -1)  # without background
+                    classes.append(box_class(mask, boxes[dataset.ids[index]]) if boxes
+                                   else int(votes.argmax()) if votes.any() else -1)  # without background
                     features.append(feature)
                     packed.append(pack(mask))
                     images.append(index)
+    if not features:
+        raise UserError(f'no mask in {dataset.masks} has a pixel; check them.')
     if clusters is not None:
         points, names = clusters.whitening(np.array(features)), [(clusters.classes or ())[k] for k in clusters.labels]
         labels, centres = 1 + nearest_centre(points, clusters.centres)[0], clusters.centres
@@ -215,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     p = parser.load(args)
     device = start(p, 1, __file__, argv, identity(p, p.val_db_name))
-    dataset = open_images(p, p.val_db_name, p.val_split, None if p.with_labels else False,
+    dataset = open_images(p, p.val_db_name, p.val_split, bool(p.truth_boxes) or (None if p.with_labels else False),
                           p.saliency if p.results is None else None, skip=True)
     if p.results is None or p.coco is None:
         masks = cluster_masks(p, dataset, device)

@@ -35,15 +35,16 @@ def test_from_photographs_to_a_network(tmp_path: Path) -> None:
     vit = fill(timm.create_model('deit_tiny_patch16_224', num_classes=0))
     torch.save(vit.state_dict(), tmp_path / 'vit.pth')
     paths = {'photos': str(tmp_path / 'photos'), 'segmented': str(tmp_path / 'segmented'),
-             'NEW': str(tmp_path / 'photos' / 'images'), 'timm/vit_small_patch16_224.dino': 'timm/deit_tiny_patch16_224'}
+             'NEW': str(tmp_path / 'photos/images'), 'timm/vit_small_patch16_224.dino': 'timm/deit_tiny_patch16_224'}
     small = {'saliency/predict.py': ['--weights', str(tmp_path / 'vit.pth'), '--heads', '1', '--resize', '96',
                                      '--workers', '1', '--coco', str(tmp_path / 'masks.json')],
              'segmentation/pseudo_labels.py': ['features=box_cls', 'backbone=timm/deit_tiny_patch16_224',
                                                'num_clusters=2', f'pretraining={tmp_path / "vit.pth"}',
                                                'num_workers=0'],
              'segmentation/linear_finetune.py': ['backbone=resnet18', 'pretraining=none', 'freeze_layers=false',
-                                                 'train_size=32', 'val_size=32', 'train_batch_size=7', 'epochs=12',
-                                                 'scheduler=constant', 'num_workers=0', 'optimizer=adam'],
+                                                 'network_lr_factor=0', 'features=backbone', 'freeze_batchnorm=all',
+                                                 'train_size=64', 'val_size=64', 'train_batch_size=2', 'epochs=4',
+                                                 'scheduler=constant', 'num_workers=0', 'optimizer_kwargs.lr=0.001'],
              'segmentation/predict.py': ['--workers', '1']}
     commands = [shlex.split(line)[1:] for line in SECTION.splitlines() if line.startswith('    python ')]
     assert [script for script, *_ in commands] == list(small)

@@ -157,6 +157,35 @@ def test_boxes_of_a_transformer(run, tmp_path: Path) -> None:
         run('num_clusters=20', output='many')
 
 
+def test_the_class_of_a_mask_is_that_of_its_best_box(run, tmp_path: Path) -> None:
+    images = [{'id': i, 'file_name': f'{name}.jpg', 'height': 32, 'width': 32} for i, (_, name) in enumerate(COLOURS)]
+    objects = [{'image_id': i, 'category_id': category, 'bbox': box, 'segmentation': []}
+               for i, (label, _) in enumerate(COLOURS)
+               for category, box in ((label - 1, [0, 0, 32, 32]), (label % 3, [7, 9, 16, 16]),
+                                     (label - 1, [9, 7, 16, 16]))]
+    names = [{'id': i, 'name': name} for i, name in enumerate(('red', 'green', 'blue'))]
+
+    def labelled(*overrides: str, **others: list) -> Path:
+        content = {'images': images, 'annotations': objects, 'categories': names} | others
+        (tmp_path / 'boxes.json').write_text(json.dumps(content))
+        return run('confidence=1', f'truth_boxes={tmp_path / "boxes.json"}', *overrides)
+
+    folder = labelled()
+    for label, name in COLOURS:  # unlike the ground truth's maps, and of two equals the first
+        assert (map_of(folder, name) == expected_map(label % 3 + 1)).all()
+    for sentence, others in (
+            ('image 0 of truth_boxes has another size', {'images': [{**image, 'height': 64} for image in images]}),
+            ('image 0 of truth_boxes .* no box', {'annotations': [{**entry, 'bbox': []} for entry in objects]}),
+            ('boxes.json lacks the images red_1, .* and 3 more', {'images': images[:1], 'annotations': objects[:1]}),
+            ("category 0 of score 1.0, named 'blue'", {'categories': [{**names[0], 'name': 'blue'}, *names[1:]]}),
+            ('boxes.json has no object', {'annotations': []})):
+        with pytest.raises(UserError, match=sentence):
+            labelled(**others)
+    for other in (['with_labels=false'], ['results=found.json', 'coco=boxes.json']):
+        with pytest.raises(UserError, match='truth_boxes names clusters'):
+            labelled(*other)
+
+
 def test_results_of_a_detector(run, tmp_path: Path) -> None:
     names = [name for _, name in COLOURS]
     annotations = tmp_path / 'coco.json'

@@ -198,6 +198,7 @@ class PseudoLabels(Common, Evaluation):
     candidates: list[Annotated[int, Field(ge=1, le=254)]] = key([], 'numbers of clusters: the silhouette chooses')
     clusters: Text | None = key(None, 'clusters.pth.tar of kmeans.py, instead of clusters of its own; classes by name')
     with_labels: bool = key(True, 'give clusters the classes of the ground truth, where the data set has some')
+    truth_boxes: Text | None = key(None, 'COCO file: a mask has the class of its best box, not of most of its pixels')
     confidence: float | None = key(None, 'share of the masks that are kept (default: 0.8); the least score of those of '
                                          'a detector (default: 0.9)', ge=0, le=1)
     overlap: Literal['first', 'best', 'published'] = key('first', 'a mask that meets a better one: skipped, cut, or as '
@@ -242,10 +243,14 @@ def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield 'val_images', 'val_images and val_masks go together; give both or neither'
     if get('eval_classes') and (get('label_maps') or 'candidates' in values):
         yield 'eval_classes', 'eval_classes does not go with label maps, which hold all classes; leave it out'
-    if 'candidates' in values and get('clusters') and (get('features') == 'box_cls' or get('results')):
-        yield 'clusters', 'clusters are of features: embedding or backbone, and not of results; leave one out'
+    if 'candidates' in values and get('clusters') and (get('features') == 'box_cls' or get('results')
+                                                       or get('truth_boxes')):
+        yield 'clusters', ('clusters are of features: embedding or backbone, and go neither with results nor with '
+                           'truth_boxes; leave one out')
     if 'candidates' in values and (get('results') is None) != (get('coco') is None):
         yield 'results', 'results and coco go together: the detections, and the file that names their images'
+    if get('truth_boxes') and (get('results') or not get('with_labels')):
+        yield 'truth_boxes', 'truth_boxes names clusters, and needs with_labels: true and no results; leave it out'
     # the protocols on prototypes: nothing runs on random weights
     if 'components' in values or ('candidates' in values and get('results') is None):
         if start in ('imagenet_classification', 'imagenet_moco', 'none') and (
