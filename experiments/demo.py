@@ -24,7 +24,7 @@ COLUMNS = {'before': ('linear-before-eval', 'kmeans-before-embedding', 'kmeans-b
                       'retrieval-before-embedding', 'retrieval-before-backbone'),
            'after': ('linear-after-eval', 'kmeans-after-given', 'retrieval-after-given'),
            'after, with its own masks': ('kmeans-after', 'retrieval-after'),
-           'distilled': ('kmeans-after-train', 'distilled-1-kmeans-after-train')}
+           'distilled': ('kmeans-after-train', 'ohem-0.8-round-1-kmeans-after-train')}
 NOTE = ('The same encoder before and after pretraining without labels. Before: the better of its embedding and its '
         'backbone features. Before and after, K-means and retrieval have the exact masks (so that the background is '
         'always right); then with the masks that the trained network predicts. Distilled: a network '
@@ -50,7 +50,7 @@ def plan(chain: Chain, drawing: Sequence[str]) -> tuple[list[Step], list[Step]]:
         steps += [chain.step(task, f'configs/demo/{task}.yml', f'{task}-{name}{suffix}', [weights, *read], (encoder,))
                   for task in ('kmeans', 'retrieval') for suffix, read in READ[name].items()]
     teacher = chain.step('kmeans', 'configs/demo/kmeans.yml', 'kmeans-after-train', [weights, *TEACHER], (encoder,))
-    steps += [teacher, *distil(chain, 'configs/demo', teacher, 'distilled', SETTINGS['confidence, OHEM'], [weights])]
+    steps += [teacher, *distil(chain, 'configs/demo', teacher, SETTINGS['confidence, OHEM'], [weights])]
     return [draw, *encoders.values()], steps
 
 

@@ -44,8 +44,8 @@ SETTINGS = {'all masks': Setting(1.0, 'ce'), 'confidence': Setting(0.8, 'ce'), '
             'confidence, OHEM': Setting(0.8, 'ohem'), 'confidence, CRF round': Setting(0.8, 'ce', 2)}
 
 
-def distil(chain: Chain, configs: str, teacher: Step, name: str, setting: Setting,
-           shared: Sequence[str], data: Sequence[str] = ()) -> list[Step]:
+def distil(chain: Chain, configs: str, teacher: Step, setting: Setting, shared: Sequence[str],
+           data: Sequence[str] = ()) -> list[Step]:
     """The steps from a teacher, a run of kmeans.py, to a network; the last one's results are those of the network.
 
     ``configs`` is the folder of pseudo_labels.yml and distill.yml; ``shared`` overrides are for all steps, ``data`` for
@@ -55,7 +55,7 @@ def distil(chain: Chain, configs: str, teacher: Step, name: str, setting: Settin
         *shared, f'clusters={teacher.folder}/clusters.pth.tar', f'confidence={setting.confidence}'], (teacher,))
     steps, labels, config = [maps], f'{maps.folder}/label_maps', f'{configs}/distill.yml'
     for number in range(1, setting.rounds + 1):
-        folder = f'{name}-{number}-{teacher.folder}'
+        folder = f'{setting.loss}-{setting.confidence}-round-{number}-{teacher.folder}'
         given = [*shared, *data, f'label_maps={labels}', f'loss={setting.loss}']
         steps.append(chain.step('linear', config, folder, given, (steps[-1],)))
         if number < setting.rounds:
@@ -109,8 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             weights = [] if args.weights is None else [f'pretraining={args.weights.resolve()}']
             shared = [f'seed={seed}', f'val_db_name={args.data}', *weights]
         teacher = chain.step('kmeans', f'{configs}/kmeans.yml', f'clusters-{seed}', [*shared, *given], tuple(first))
-        students = {name: distil(chain, configs, teacher, name.replace(', ', '-').replace(' ', '_'), SETTINGS[name],
-                                 shared, data) for name in args.settings}
+        students = {name: distil(chain, configs, teacher, SETTINGS[name], shared, data) for name in args.settings}
         chain.run([*first, teacher, *(step for steps in students.values() for step in steps)], jobs=args.jobs)
         for name, steps in students.items():
             scores[name, seed] = (chain.results(teacher)['kmeans']['mIoU'],

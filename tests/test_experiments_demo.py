@@ -33,7 +33,7 @@ def test_the_plan_of_the_demo(tmp_path: Path) -> None:
     assert {name: config.saliency for name, config in configs.items() if name.startswith('kmeans')} == {
         'kmeans-before-embedding': 'supervised_model', 'kmeans-before-backbone': 'supervised_model',
         'kmeans-after-given': 'supervised_model', 'kmeans-after': 'network', 'kmeans-after-train': 'network'}
-    maps, student = configs['maps-0.8-kmeans-after-train'], configs['distilled-1-kmeans-after-train']
+    maps, student = configs['maps-0.8-kmeans-after-train'], configs['ohem-0.8-round-1-kmeans-after-train']
     assert maps.clusters == 'kmeans-after-train/clusters.pth.tar'
     assert (configs['kmeans-after-train'].fit_split, maps.val_split, student.train_split) == ('train',) * 3
     assert student.label_maps == f'{Path(maps.output_dir).name}/label_maps'

@@ -49,8 +49,8 @@ def test_all_found(score, capsys) -> None:
         kept = results[f'instances_{protocol}']
         assert [kept[name] for name in ('AP', 'AP50', 'AP75')] == pytest.approx([100, 100, 100])
         assert kept['made_with']['images'] == 2
-    assert capsys.readouterr().out == ('single: AP is 100.00, AP50 is 100.00, AP75 is 100.00\n'
-                                       'multi: AP is 100.00, AP50 is 100.00, AP75 is 100.00\n')
+    printed = capsys.readouterr().out.splitlines()[:2]  # and no table of pycocotools
+    assert printed == [f'{kind}: AP is 100.00, AP50 is 100.00, AP75 is 100.00' for kind in ('single', 'multi')]
 
 
 def test_half_found(score) -> None:
