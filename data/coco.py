@@ -129,6 +129,8 @@ def read_instances(path: Path, categories: dict[int, str] | None = None,
             content = [{'score': 1.0, 'bbox': entry['bbox'], **entry} for entry in content['annotations']]
         elif annotations is not None:
             source, named = annotations, read_coco(annotations)
+            names = {category['id']: category['name'] for category in named.get('categories', ())
+                     if category['name']} or names
         images = {image['id']: image for image in sorted(named['images'], key=lambda image: image['id'])}
         found: Instances = {Path(image['file_name']).with_suffix('').as_posix(): [] for image in images.values()}
         if len(found) < len(named['images']):

@@ -125,6 +125,9 @@ def read_labels(path: Path) -> Drawn:
         values = np.array(image)
         if values.ndim != 2:
             raise ValueError(f'it has {len(image.getbands())} channels, and class ids lie in one')
+        if values.dtype.kind not in 'biu':
+            raise ValueError('it holds fractions, and class ids are whole numbers')
+        values = values.astype(np.uint8) if values.dtype == bool else values
         return Drawn(values, image.info.get(DRAWN_UPRIGHT[0]) == DRAWN_UPRIGHT[1])
 
 

@@ -52,6 +52,8 @@ def open_images(p: Run, name: str, split: str, truth: bool | None = False, salie
         raise UserError(f'{root} is an unlabelled image folder without ground truth (it has no sets/); kmeans.py '
                         'clusters such a folder, label_maps of pseudo_labels.py can be trained on, everything else '
                         'needs labels and lists.')
+    if share < 1:
+        raise UserError(f'label_share {share} needs a list of image IDs, and {root} has none (sets/); leave it out.')
     images, output = (root / 'images').resolve(), Path(p.output_dir).resolve()
     if images in (output, *output.parents):
         raise UserError(f'output_dir {output} lies inside {images}, so that results would be taken for images; '

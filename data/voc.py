@@ -129,7 +129,7 @@ def named_labels(label_maps: Path) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
     names = read_names(path)
-    if not 0 < len(names) < VOID:
+    if not 0 < len(names) <= VOID:
         raise UserError(f'{path} must hold "classes: [background, ...]", a name for each label; fix it.')
     return tuple(names)
 

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from data.voc import read_names
-from segmentation.clustering import Whitening, nearest_centre
+from segmentation.clustering import BACKGROUND, Whitening, nearest_centre, placeholders
 from utils.run.checkpoint import load_checkpoint, require_finite, save_checkpoint
 from utils.run.errors import UserError
 from utils.run.files import write_text
 
 log = logging.getLogger(__name__)
 CLUSTERS, NAMES = 'clusters.pth.tar', 'clusters.yml'
-ARRAYS, BACKGROUND = ('mean', 'projection', 'centres', 'labels'), 'background'
+ARRAYS = 'mean', 'projection', 'centres', 'labels'
 
 
 @dataclass
@@ -65,9 +65,6 @@ class ClusterModel:
                             'cluster; fix it, or delete it to have placeholders.')
         return replace(self, labels=np.array([names.index(name) for name in names]), classes=tuple(names))
 
-
-def placeholders(count: int) -> list[str]:
-    return [BACKGROUND, *(f'cluster_{k}' for k in range(1, count + 1))]
 
 
 def renew_names(folder: Path, model: ClusterModel, sizes: Sequence[int]) -> None:

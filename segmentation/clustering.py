@@ -12,9 +12,10 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 
 from segmentation.metrics import iou_matrix, iou_of
-from utils.run.errors import UserError
+from utils.run.errors import UserError, name_some
 
 DIMENSIONS = 32
+BACKGROUND = 'background'
 EMPTY = 1e-9  # share of the greatest variance below which a direction holds rounding alone
 SAMPLE = 5000  # points of the silhouette at most: it compares each with each
 
@@ -112,11 +113,26 @@ def merge_clusters(confusion: np.ndarray, mapping: np.ndarray) -> np.ndarray:
     return confusion @ np.eye(len(confusion), dtype=np.int64)[mapping]
 
 
+def placeholders(count: int) -> list[str]:
+    return [BACKGROUND, *(f'cluster_{k}' for k in range(1, count + 1))]
+
+
+def is_matched(names: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether labels are clusters without names, which the ground truth gives classes to."""
+    return list(names) == placeholders(len(names) - 1) and not set(names) <= set(classes)
+
+
 def merge_labels(confusion: np.ndarray, names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """(classes, labels) -> (classes, classes): labels by their names if all are classes, else as ``match_clusters``."""
-    if set(names) <= set(classes):
-        return merge_clusters(confusion, np.array([*map(classes.index, names)]))
-    return merge_clusters(confusion, match_clusters(confusion))
+    """(classes, labels) -> (classes, classes): labels by their names, or placeholders as ``match_clusters``.
+
+    Raises UserError for other names that are no classes.
+    """
+    if is_matched(names, classes):
+        return merge_clusters(confusion, match_clusters(confusion))
+    if unknown := sorted(set(names) - set(classes)):
+        raise UserError(f'labels are named {name_some(unknown)}, which are no classes of the scored data set '
+                        f'({name_some(classes, 21)}); correct the names in classes.yml, and leave out eval_classes.')
+    return merge_clusters(confusion, np.array([*map(classes.index, names)]))
 
 
 def normalized_mutual_information(contingency: np.ndarray) -> float:

@@ -19,7 +19,7 @@ from data.transforms import resize_mask
 from data.voc import LABEL_NAMES, VOID
 from models.crf import Refine, crf_in_workers
 from models.segmentation import LinearSegmentationModel
-from segmentation.clustering import match_clusters, merge_clusters, merge_labels
+from segmentation.clustering import is_matched, match_clusters, merge_clusters, merge_labels
 from segmentation.metrics import confusion_matrix, iou_of
 from utils.config.reader import damaged, read_config, read_yaml
 from utils.report.pictures import panel
@@ -137,10 +137,9 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet,
         matrices = np.asarray(sum(distributed.gather_objects(sum(counts))))
     if not distributed.is_main():
         return
-    if not set(names) <= set(classes):
+    if is_matched(names, classes):
         log.info('The labels are clusters: each takes the class of the assignment of greatest IoU')
-    if task in (DISTILLED, AGREEMENT) and config['label_maps']:
-        made = {**made, 'label_maps': config['label_maps']}
+        made = {**made, 'matched': True}
     entries = {name: merge_labels(matrix, names, classes)
                for name, matrix in zip((task, f'{task}_crf'), matrices, strict=False)}
     if crf is not None:

@@ -24,6 +24,7 @@ from utils.config.cli import ConfigParser
 from utils.config.paths import find_file
 from utils.config.schema import LinearFinetune
 from utils.run.devices import to_device
+from utils.run.errors import UserError
 from utils.run.script import run_script
 from utils.run.setup import start
 
@@ -47,7 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     dataset = open_scored(p)
     task, trained = read_trained(weights, dataset.classes)
-    task, classes = AGREEMENT if dataset.truth == label_maps_of(p) else task, trained or dataset.classes
+    classes = trained or dataset.classes
+    if dataset.truth == label_maps_of(p):
+        if len(classes) != len(dataset.classes):
+            raise UserError(f'{dataset.truth} names {len(dataset.classes)} classes and {weights} tells {len(classes)} '
+                            'apart; give the label maps that it was trained on.')
+        task, classes = AGREEMENT, dataset.classes  # by label: names of either may have been edited
     model = trained_linear_model(read_weights(weights), p.backbone, num_classes=len(classes),
                                  features=p.features, decoder=p.model_kwargs.decoder)
     if trained is None:

@@ -5,6 +5,7 @@
 
 Configs in configs/finetune train the whole network on a share of the labels.
 """
+import hashlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -26,12 +27,20 @@ from utils.config.cli import ConfigParser
 from utils.config.schema import LinearFinetune
 from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
+from utils.run.errors import UserError
 from utils.run.files import write_text
+from utils.run.parallel import in_threads
 from utils.run.script import run_script
 from utils.run.setup import start
 from utils.run.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+
+def content_digest(folder: Path, ids: Sequence[str]) -> str:
+    """Of the label maps of these images."""
+    files = in_threads(lambda name: hashlib.sha256((folder / f'{name}.png').read_bytes()).digest(), ids)
+    return hashlib.sha256(b''.join(files) + '\n'.join(ids).encode(errors='surrogateescape')).hexdigest()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,11 +81,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = Trainer(p, model, device, loader, labelled, groups)
     best = trainer.extra.get('best_miou', -1.0)
 
+    named = None
     if trainer.epoch or trainer.step:
-        read_trained(best_path, classes)
+        named = read_trained(best_path, classes)[1]
+    if maps is not None:
+        digest = content_digest(maps, labelled)
+        if trainer.extra.setdefault('label_maps', digest) != digest:
+            raise UserError(f'the label maps in {maps} are not those that this training began with; restore them, or '
+                            'choose another output_dir.')
     if distributed.is_main():
         write_text(best_path.with_name('labelled.txt'), '\n'.join(labelled) + '\n')
-        write_trained(best_path, task, classes)
+        if named is None:  # names of labels are the user's to edit
+            write_trained(best_path, task, classes)
     losses = partial(compute_losses, hardest=p.ohem_share if p.loss == 'ohem' else None)
     if p.epochs == 0 and distributed.is_main():
         save_checkpoint(model.state_dict(), best_path)
@@ -96,8 +112,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     load_strict(model, read_weights(best_path))
     if crf is not None:  # it needs all images as decoded, too many to travel with each validation
         val_loader = evaluation_loader(p, dataset, mean, std, originals=None)
-    score(model, val_loader, dataset, classes, device, p, title, AGREEMENT if dataset.truth == maps else task,
-          made_with(best_path, fingerprint(model), dataset, p.val_size), p.num_visualizations, crf, p.crf_workers)
+    made = made_with(best_path, fingerprint(model), dataset, p.val_size)
+    if maps is not None:
+        made |= {'label_maps': str(maps), 'label_maps_digest': trainer.extra['label_maps']}
+    score(model, val_loader, dataset, classes, device, p, title, AGREEMENT if dataset.truth == maps else task, made,
+          p.num_visualizations, crf, p.crf_workers)
 
 
 if __name__ == '__main__':

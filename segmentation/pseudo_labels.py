@@ -31,8 +31,8 @@ from data.voc import LABEL_NAMES, VOID
 from models.build import build_prototype_model, initial_weights
 from models.transformer import FrozenTransformer, load_transformer
 from models.weights import fingerprint
-from segmentation.cluster_model import ClusterModel, placeholders
-from segmentation.clustering import kmeans, merge_labels, nearest_centre, silhouette
+from segmentation.cluster_model import ClusterModel
+from segmentation.clustering import kmeans, merge_labels, nearest_centre, placeholders, silhouette
 from segmentation.engine import report_scores
 from segmentation.mask_labels import box_iou, classes_of_clusters, cluster_confidence, confident, label_map, standardise
 from segmentation.metrics import confusion_matrix
@@ -104,7 +104,7 @@ def describer(p: PseudoLabels, device: torch.device,
     model: Any = to_device(build_prototype_model(cast(Any, p)), device)
     if clusters is not None and clusters.network['fingerprint'] != fingerprint(model):
         raise UserError(f'{p.clusters} was made with {clusters.network["pretraining"]}, another network than that of '
-                        f'pretraining: {p.pretraining}; give that one.')
+                        f'pretraining: {p.pretraining} and backbone: {p.backbone}; give those of kmeans.py.')
     prepare = EvaluationTransform(p.val_size, model.backbone.mean, model.backbone.std)
 
     def pooled(batch: dict[str, Any]) -> list[np.ndarray]:
@@ -122,6 +122,8 @@ def read_clusters(p: PseudoLabels) -> ClusterModel | None:
     clusters = ClusterModel.of(load_checkpoint(path), path)
     if clusters is None:
         raise UserError(f'{path} holds no clusters; give clusters.pth.tar of kmeans.py.')
+    if len(clusters.centres) >= VOID:
+        raise UserError(f'{path} has {len(clusters.centres)} clusters, and a label map holds {VOID - 1}; take fewer.')
     for key, ours in (('features', p.features), ('size', p.val_size), ('min_component', None)):
         if clusters.network[key] != ours:
             raise UserError(f'{path} was made with {key} {clusters.network[key]}, and this config has {ours}; '
@@ -179,6 +181,9 @@ def cluster_masks(p: PseudoLabels, dataset: ImageSet, device: torch.device) -> M
 
 def detected_masks(p: PseudoLabels, dataset: ImageSet, results: Path, annotations: Path) -> Masks:
     """The masks of a detector for the images of a split, whose categories are the classes from 0 on."""
+    if len(dataset.classes) == 1:
+        raise UserError(f'{dataset.root} names no classes, which the categories of {results} would be; name them in '
+                        'dataset.yml beside sets/.')
     of_image, _ = read_instances(results, dict(enumerate(dataset.classes[1:])), annotations)
     if lost := sorted({name for name, entries in of_image.items() if entries} - set(dataset.ids)):
         raise UserError(f'{results} has detections in {name_some(lost)}, which {dataset.root.name} {dataset.split} '
@@ -187,6 +192,15 @@ def detected_masks(p: PseudoLabels, dataset: ImageSet, results: Path, annotation
     return Masks(np.array([i for i, _ in found]), np.array([entry['category_id'] + 1 for _, entry in found]),
                  np.array([entry['score'] for _, entry in found]), LEAST if p.confidence is None else p.confidence,
                  lambda k: decode(found[k][1]), dataset.classes)
+
+
+def write_names(path: Path, names: Sequence[str]) -> None:
+    """Write the names of the labels; those of before, which may have been edited, are kept beside it."""
+    text = yaml.safe_dump({'classes': list(names)}, sort_keys=False)
+    if path.is_file() and path.read_text(encoding='utf-8') != text:
+        log.info('The names of the labels are written anew; those of before: %s',
+                 path.replace(path.with_name('classes_before.yml')))
+    write_text(path, text)
 
 
 def write_maps(p: PseudoLabels, dataset: ImageSet, masks: Masks) -> tuple[np.ndarray, list[str]]:
@@ -235,9 +249,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         masks = cluster_masks(p, dataset, device)
     else:
         masks = detected_masks(p, dataset, find_file(p.results), find_file(p.coco))
+    write_names(Path(p.output_dir) / MAPS / LABEL_NAMES, masks.names)  # first: without them labels would be classes
     confusion, drawn = write_maps(p, dataset, masks)
     output = Path(p.output_dir)
-    write_text(output / MAPS / LABEL_NAMES, yaml.safe_dump({'classes': list(masks.names)}, sort_keys=False))
     log.info('Label maps: %s', output / MAPS)
     pictures = [(name, output / PICTURES / f'{name}.png') for name in drawn]
     made = {'masks': str(p.results or dataset.masks), 'features': p.features, 'pretraining': p.pretraining,

@@ -20,7 +20,7 @@ from data.image_set import ImageSet
 from data.images import read_labels, read_photograph, turn_upright
 from data.loaders import open_images
 from data.voc import named_labels
-from segmentation.clustering import merge_labels
+from segmentation.clustering import is_matched, merge_labels
 from segmentation.engine import report_scores
 from segmentation.metrics import confusion_matrix
 from utils.config.cli import ConfigParser
@@ -57,6 +57,8 @@ def offline_confusion(dataset: ImageSet, folder: Path) -> np.ndarray:
                             'predict every pixel as one of the classes.')
         return confusion_matrix(truth, prediction.astype(np.uint8), num_classes, len(names))
 
+    if is_matched(names, dataset.classes):
+        log.info('The labels are clusters: each takes the class of the assignment of greatest IoU')
     counts = in_threads(count, progress(range(len(dataset)), 'scoring'))
     return merge_labels(sum(counts, np.zeros((num_classes, len(names)), np.int64)), names, dataset.classes)
 

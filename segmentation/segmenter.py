@@ -206,5 +206,6 @@ def _classes_of(path: Path, run: Mapping[str, Any], count: int) -> tuple[str, ..
     if classes is None:
         root, kept = Path(run.get('db_root', ''), run.get('val_db_name', '')), run.get('eval_classes') or ()
         stored = read_classes(root) if run and root.is_dir() else VOC_CLASSES
-        classes = scored_classes(stored, kept)[0] if set(kept) <= set(stored) else ()
+        known = set(kept) <= set(stored) and not run.get('label_maps')  # whose labels may be clusters
+        classes = scored_classes(stored, kept)[0] if known else ()
     return classes if len(classes) == count else tuple(f'class_{label}' for label in range(count))

@@ -100,7 +100,7 @@ def test_label_maps_stand_for_the_ground_truth(run, tmp_path: Path, capsys) -> N
     assert (folder / 'labelled.txt').read_text() == 'a\nb\nc\n'  # d has no label, the others no map
     for task in ('distilled', 'distilled_matched'):
         assert results(folder)[task]['IoU'] == {'background': 100, 'red': 100}
-    assert results(folder)['distilled']['made_with']['label_maps'] == 'maps'
+    assert results(folder)['distilled']['made_with']['label_maps'] == str(maps)
     printed = capsys.readouterr().out
     assert '4 of 8 IDs of train have no ground truth in' in printed
     assert '1 label maps in' in printed
@@ -160,7 +160,27 @@ def test_clusters_are_scored_by_their_names_or_matched(run, clusters: Path, tmp_
     assert segment(image)[12, 12] == (1 if names == 'background, red, red' else 2)
 
 
-def test_names_that_are_no_classes_of_the_split_do_not_count(run, clusters: Path) -> None:
+def test_names_must_be_classes_and_maps_stay_those_of_the_training(run, clusters: Path, capsys) -> None:
+    (clusters / 'classes.yml').write_text('classes: [background, red, sneaker]')
+    with pytest.raises(UserError, match='labels are named sneaker, which are no classes of the scored data set'):
+        run(*DISTILL)
+    (clusters / 'classes.yml').write_text('classes: [background, cluster_1, cluster_2]')
+    folder = run(*DISTILL, output='named')
+    assert 'The labels are clusters' in capsys.readouterr().out
+    assert results(folder)['distilled']['made_with']['matched'] is True
+    names = folder / 'best_model.classes.yml'
+    names.write_text(names.read_text().replace('cluster_2', 'red').replace('cluster_1', 'background'))
+    edited = names.read_text()
+    run(*DISTILL, output='named')
+    assert names.read_text() == edited
+    labels = np.zeros((32, 32), np.uint8)
+    labels[MIDDLE] = 1
+    Image.fromarray(labels).save(clusters / 'a.png')
+    with pytest.raises(UserError, match='are not those that this training began with'):
+        run(*DISTILL, output='named')
+
+
+def test_names_decide_what_labels_are(run, clusters: Path) -> None:
     (clusters / 'classes.yml').write_text('classes: [background, red, background]')  # the wrong way round
     folder = run(*DISTILL)
     assert results(folder)['distilled']['IoU'] == {'background': 75, 'red': 0}
@@ -178,6 +198,12 @@ def test_a_folder_without_labels(run, clusters: Path, tmp_path: Path) -> None:
     assert not {'distilled', 'distilled_matched'} & results(folder).keys()
     with pytest.raises(UserError, match='db_root: .* choose another root_dir'):
         run(*DISTILL, *folders, f'db_root={tmp_path / "photos"}', 'train_db_name=.', 'val_db_name=.')
+    (clusters / 'classes.yml').write_text('classes: [background, cat, cat]')
+    merged = run(*DISTILL, *folders, output='merged')
+    assert results(merged)['agreement']['IoU'] == {'background': 100, 'cat': 100}
+    assert results(merged)['agreement']['mIoU'] == 100
+    with pytest.raises(UserError, match='label_share 0.5 needs a list of image IDs'):
+        run(*DISTILL, *folders, 'label_share=0.5', output='share')
     (clusters / 'classes.yml').unlink()
     with pytest.raises(UserError, match='classes.yml is missing, which names the labels of an unlabelled image folder'):
         run(*DISTILL, *folders, output='nameless')

@@ -89,8 +89,12 @@ def test_clusters_take_the_classes_of_the_ground_truth(run) -> None:
     for label, name in COLOURS:
         assert (map_of(folder, name) == expected_map(label)).all(), name
     assert results(folder)['pseudo_labels']['mIoU'] == 100
-    assert yaml.safe_load((folder / 'label_maps' / 'classes.yml').read_text())['classes'] == [
-        'background', 'red', 'green', 'blue']
+    names = folder / 'label_maps' / 'classes.yml'
+    assert yaml.safe_load(names.read_text())['classes'] == ['background', 'red', 'green', 'blue']
+    names.write_text('classes: [mine]')
+    run('confidence=1')
+    assert names.with_name('classes_before.yml').read_text() == 'classes: [mine]'
+    assert yaml.safe_load(names.read_text())['classes'] == ['background', 'red', 'green', 'blue']
     assert 'Pseudo labels' in (folder / 'report.html').read_text()
 
 
@@ -212,6 +216,12 @@ def test_results_of_a_detector(run, tmp_path: Path) -> None:
         (tmp_path / 'results.json').write_text(json.dumps(wrong))
         with pytest.raises(UserError, match=sentence):
             run(flags=flags)
+    shifted = [entry | {'category_id': entry['category_id'] + 1} for entry in found if entry['category_id'] < 2]
+    (tmp_path / 'results.json').write_text(json.dumps(shifted))
+    annotations.write_text(json.dumps(coco | {'categories': [{'id': 1, 'name': 'red'}, {'id': 2, 'name': 'green'}]}))
+    with pytest.raises(UserError, match="named 'red'; give finite"):
+        run(flags=flags)
+    annotations.write_text(json.dumps(coco))
     (tmp_path / 'results.json').write_text('[')
     with pytest.raises(UserError, match='results.json is missing or no JSON; give a COCO file'):
         run(flags=flags)

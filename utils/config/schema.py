@@ -249,6 +249,8 @@ def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                            'truth_boxes; leave one out')
     if 'candidates' in values and (get('results') is None) != (get('coco') is None):
         yield 'results', 'results and coco go together: the detections, and the file that names their images'
+    if get('clusters') and get('candidates'):
+        yield 'candidates', 'candidates chooses a number of clusters, and clusters has one; leave one out'
     if get('truth_boxes') and (get('results') or not get('with_labels')):
         yield 'truth_boxes', 'truth_boxes names clusters, and needs with_labels: true and no results; leave it out'
     # the protocols on prototypes: nothing runs on random weights
