@@ -103,7 +103,7 @@ def test_the_table_has_what_is_finished_of_the_same_protocol(tmp_path: Path, cap
                'supervised/seed_1/kmeans': {'kmeans': entry(44.0), 'overclustering': [
                    {'num_clusters': count, **entry(55)} for count in (300, 500)]},
                'supervised/seed_1/finetune_01': {'finetuned': entry(30)},
-               'maskdistill/seed_1/distill': {'finetuned': entry(40.0)},
+               'maskdistill/seed_1/distill': {'distilled': entry(40.0)},
                'maskdistill/seed_1/pseudo_labels': {'pseudo_labels': entry(50.0)}}
     for *_, step in chain.parts:
         if step.folder in results:
@@ -120,11 +120,12 @@ def test_the_table_has_what_is_finished_of_the_same_protocol(tmp_path: Path, cap
         ('supervised', 'K-means, 500 clusters'): ['57.0', '55.00 (n = 1)', '-2.00'],
         ('supervised', 'Retrieval'): ['49.6', '-', '-'],
         ('supervised', 'Retrieval, 7 classes'): ['62.3', '-', '-'],
-        ('maskdistill', 'Fine-tuned'): ['45.8', '40.00 (n = 1)', '-'],
+        ('maskdistill', 'Distilled'): ['45.8', '40.00 (n = 1)', '-'],
         ('maskdistill', 'Linear classifier'): ['58.7', '-', '-'],
         ('maskdistill', 'Linear classifier + CRF'): ['62.8', '-', '-'],
         ('supervised', 'K-means, 300 clusters'): ['-', '55.00 (n = 1)', '-'],
-        ('supervised', 'Fine-tuned, 1%'): ['-', '30.00 (n = 1)', '-']}
+        ('supervised', 'Fine-tuned, 1%'): ['-', '30.00 (n = 1)', '-'],
+        ('maskdistill', 'Label maps'): ['-', '50.00 (n = 1)', '-']}
     text = (tmp_path / 'table.md').read_text()
     assert text.endswith('in percent\n\nmaskdistill: published with label maps of a Mask R-CNN that learnt from the '
                          'masks, so that no difference is told.\n')
