@@ -162,7 +162,7 @@ def evaluate(run: Runner, device: str, name: str) -> None:
 @DEVICES
 def test_evaluations_are_those_of_the_cpu(run: Runner, device: str) -> None:
     evaluate(run, device, device)
-    maps = [[np.asarray(Image.open(path)) for path in sorted((run.root_dir / name / 'predictions').iterdir())]
+    maps = [[np.asarray(Image.open(path)) for path in sorted((run.root_dir / name / 'predictions').glob('*.png'))]
             for name in ('eval-reference', f'eval-{device}')]
     assert [found.shape for found in maps[0]] == [found.shape for found in maps[1]]
     assert len(maps[0]) == 6

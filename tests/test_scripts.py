@@ -124,7 +124,7 @@ def test_linear_classifier_and_eval_agree(run: Runner, capsys) -> None:
     evaluated = results(run.root_dir / 'eval')
     assert evaluated['linear'] == figures
     assert len(list((run.root_dir / 'eval' / 'visualizations').iterdir())) == 2
-    assert len(list((run.root_dir / 'eval' / 'predictions_crf').iterdir())) == 6
+    assert len(list((run.root_dir / 'eval' / 'predictions_crf').glob('*.png'))) == 6
     assert 'Confusion matrix: Linear classifier + CRF' in Page(run.root_dir / 'eval' / 'report.html').text
     run('segmentation.eval', 'output_dir=eval', flags=('--state-dict', str(folder / 'best_model.pth.tar')))
     assert results(run.root_dir / 'eval') == evaluated  # the CRF's results, which the same weights gave, stay
@@ -138,7 +138,7 @@ def test_linear_classifier_and_eval_agree(run: Runner, capsys) -> None:
     assert {'Training', 'Confusion matrix: Linear classifier'} <= set(Page(folder / 'report.html').text.splitlines())
     # the score is that of the PNGs against the original masks
     hits, union = np.zeros(8), np.zeros(8)
-    for path in (folder / 'predictions').iterdir():
+    for path in (folder / 'predictions').glob('*.png'):
         prediction = Image.open(path)
         assert prediction.mode == 'P'
         assert prediction.getpalette()[:24] == PALETTE[:8].ravel().tolist()
