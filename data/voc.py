@@ -13,6 +13,7 @@ from data.files import keep_complete
 from data.image_set import ImageSet, random_rank
 from data.images import Drawn, palette_conflict, read_labels
 from utils.run.errors import UserError, name_some
+from utils.run.files import write_text
 from utils.run.log import progress
 from utils.run.parallel import in_threads
 
@@ -134,6 +135,11 @@ def named_labels(label_maps: Path) -> tuple[str, ...] | None:
     return tuple(names)
 
 
+def name_labels(label_maps: Path, names: Sequence[str]) -> None:
+    """Write what ``named_labels`` reads."""
+    write_text(label_maps / LABEL_NAMES, yaml.safe_dump({'classes': list(names)}, sort_keys=False))
+
+
 def with_labels(folder: Path, ids: Sequence[str]) -> list[str]:
     """The IDs of label maps that are not of the ignore label alone. Raises UserError if there are none."""
     labelled = in_threads(lambda name: bool((read_labels(folder / f'{name}.png').values != VOID).any()),
@@ -172,7 +178,8 @@ class VOCSegmentation(ImageSet):
         super().__init__(root / 'images', split, None if saliency is None else root / f'saliency_{saliency}')
         self.ids = random_share(read_ids(root, split), share, seed)
         names = None if label_maps is None else named_labels(label_maps)
-        self.classes, self._table = scored_classes(names or read_classes(root), eval_classes)
+        stored = names or read_classes(root)
+        self.classes, self._table = scored_classes(stored, eval_classes)
         if self.masks is not None and skip_without_saliency:
             listed = len(self.ids)
             self._keep('image or no saliency mask', self.images, self.masks, skip=True)
@@ -180,8 +187,8 @@ class VOCSegmentation(ImageSet):
         self._keep('image', self.images)
         if semseg:
             self.truth = label_maps or root / ('SegmentationClassAug' if split == 'trainaug' else 'SegmentationClass')
-            stored = len(names or read_classes(root))
-            self.layers.insert(0, ('semseg', self.truth, partial(read_truth, num_classes=stored, table=self._table)))
+            read = partial(read_truth, num_classes=len(stored), table=self._table)
+            self.layers.insert(0, ('semseg', self.truth, read))
             self._keep('ground truth', self.truth, skip=label_maps is not None)
             if label_maps is not None:
                 self.ids = with_labels(self.truth, self.ids)

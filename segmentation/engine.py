@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from data.image_set import ImageSet
 from data.transforms import resize_mask
-from data.voc import LABEL_NAMES, VOID
+from data.voc import VOID, name_labels
 from models.crf import Refine, crf_in_workers
 from models.segmentation import LinearSegmentationModel
 from segmentation.clustering import is_matched, match_clusters, merge_clusters, merge_labels
@@ -148,7 +148,7 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet,
         entries = {f'{name}_matched': merge_clusters(matrix, match_clusters(matrix))
                    for name, matrix in zip(entries, matrices, strict=True)} | entries
     for folder in MAPS[:len(matrices)]:
-        write_text(output_dir / folder / LABEL_NAMES, yaml.safe_dump({'classes': list(names)}, sort_keys=False))
+        name_labels(output_dir / folder, names)
     for folder, kept in zip((*MAPS, PICTURES), (ids, ids, drawn), strict=True):
         remove_stale(output_dir / folder, kept)
     log.info('Label maps: %s; pictures: %s', output_dir / MAPS[0], output_dir / PICTURES)

@@ -17,12 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 
 from data.frames import Frame, open_frames, predict_frames
 from data.images import Photograph, fit_to_photograph, read_image, read_mask
-from data.voc import LABEL_NAMES
+from data.voc import name_labels
 from models.crf import Refine, crf_in_workers, require_crf
 from segmentation.segmenter import MASKS, Output, Segmenter
 from utils.config.cli import ArgumentParser, at_least
@@ -32,7 +31,7 @@ from utils.report.folder import FolderRun, fingerprint
 from utils.report.pictures import legend, overlay, thumbnail
 from utils.run.devices import pin
 from utils.run.errors import UserError
-from utils.run.files import save_image, save_label_map, write_text
+from utils.run.files import save_image, save_label_map
 from utils.run.log import progress
 from utils.run.parallel import available_cores
 from utils.run.script import run_script
@@ -118,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 'masks': masks}  # None: as where there were no others yet
     run = FolderRun(args.output, args.images, 'label map', **settings)
     save_image(legend(classes), args.output / 'legend.png')
-    write_text(args.output / MAPS / LABEL_NAMES, yaml.safe_dump({'classes': list(classes)}, sort_keys=False))
+    name_labels(args.output / MAPS, classes)
 
     missing: dict[Path, str] = {}
     todo: Iterable[Frame] = run.todo(progress(frames, 'prediction', total), args.output / MAPS)

@@ -87,14 +87,21 @@ def test_the_whole_network_learns_from_half_of_the_labels(run, tmp_path: Path) -
         assert not torch.equal(state['decoder.4.weight'], before['decoder.4.weight'])
 
 
+def write_maps(folder: Path, name: str, label: int) -> Path:
+    """Label maps of four training images in folder/results/name, where the object has this label."""
+    maps = folder / 'results' / name
+    maps.mkdir(parents=True)
+    labels = np.zeros((32, 32), np.uint8)
+    labels[MIDDLE] = label
+    for image in 'abcd':
+        Image.fromarray(labels).save(maps / f'{image}.png')
+    return maps
+
+
 def test_label_maps_stand_for_the_ground_truth(run, tmp_path: Path, capsys) -> None:
     colours(tmp_path)
-    maps = tmp_path / 'results' / 'maps'
-    maps.mkdir(parents=True)
-    for name in 'abcd':
-        labels = np.zeros((32, 32), np.uint8)
-        labels[MIDDLE] = 1
-        Image.fromarray(labels if name != 'd' else np.full_like(labels, 255)).save(maps / f'{name}.png')
+    maps = write_maps(tmp_path, 'maps', 1)
+    Image.fromarray(np.full((32, 32), 255, np.uint8)).save(maps / 'd.png')
     train = 'train_batch_size=3', 'label_maps=maps', 'network_lr_factor=1', 'optimizer_kwargs.lr=0.3'
     folder = run(*train, 'loss=ohem', 'ohem_share=0.5', 'select=last', output='distilled')
     assert (folder / 'labelled.txt').read_text() == 'a\nb\nc\n'  # d has no label, the others no map
@@ -123,12 +130,7 @@ def test_label_maps_stand_for_the_ground_truth(run, tmp_path: Path, capsys) -> N
 def clusters(tmp_path: Path) -> Path:
     """Label maps of the training images: two clusters, of which red objects are the second, and none the first."""
     colours(tmp_path)
-    maps = tmp_path / 'results' / 'clusters'
-    maps.mkdir(parents=True)
-    for name in 'abcd':
-        labels = np.zeros((32, 32), np.uint8)
-        labels[MIDDLE] = 2
-        Image.fromarray(labels).save(maps / f'{name}.png')
+    maps = write_maps(tmp_path, 'clusters', 2)
     (maps / 'classes.yml').write_text('classes: [background, cluster_1, cluster_2]')
     return maps
 
