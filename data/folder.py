@@ -9,7 +9,7 @@ import numpy as np
 from data.files import drop_duplicates, find_files, find_images, keep_complete
 from data.image_set import ImageSet, random_rank
 from data.images import ImageFileError
-from data.voc import LABEL_NAMES, VOID, check_layout, named_labels, read_truth, with_labels
+from data.voc import LABEL_NAMES, VOID, check_layout, keep_labelled, label_digest, named_labels, read_truth
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
 from utils.run.parallel import in_threads
@@ -67,7 +67,10 @@ class FolderDataset(ImageSet):
         self.ids = list(self.files) if masks is None else self._with_mask(masks, names)
         if label_maps is not None:
             self._take_labels(label_maps)
+        self._digests: dict[str, bytes] = {}  # of the label maps
         self.ids = self._sound()
+        if label_maps is not None:
+            keep_labelled(self, map(self._digests.__getitem__, self.ids))
         self.left_out = len(chosen) - len(self)
 
     def image_path(self, index: int) -> Path:
@@ -92,10 +95,11 @@ class FolderDataset(ImageSet):
         self.truth, self.classes = label_maps, tuple(dict.fromkeys(names))  # labels of one name are one class
         table = np.full(256, VOID, np.uint8)
         table[:len(names)] = [*map(self.classes.index, names)]
-        self.layers.insert(0, ('semseg', label_maps, partial(read_truth, num_classes=len(names), table=table)))
-        self.ids = with_labels(label_maps, keep_complete(
-            label_maps, {name: [Path(f'{name}.png')] for name in self.ids},
-            f'images in {self.images} have no label map in {label_maps}', 'make them with pseudo_labels.py'))
+        self.layers.insert(0, ('semseg', label_maps, partial(read_truth, num_classes=len(names), table=table,
+                                                             named=label_maps / LABEL_NAMES)))
+        self.ids = keep_complete(label_maps, {name: [Path(f'{name}.png')] for name in self.ids},
+                                 f'images in {self.images} have no label map in {label_maps}',
+                                 'make them with pseudo_labels.py')
 
     def _sound(self) -> list[str]:
         """The IDs of images that can be read, with masks of their shape."""
@@ -119,7 +123,11 @@ class FolderDataset(ImageSet):
     def _problem(self, index: int) -> str | None:
         """Why an image cannot be used; '' if it can, None if its mask is empty or full."""
         try:
-            mask = self.load(index).get('sal')
+            sample = self.load(index)
         except ImageFileError as error:
             return error.reason
+        if self.truth is not None:
+            path = self.truth / f'{self.ids[index]}.png'
+            self._digests[self.ids[index]] = label_digest(path, sample['semseg'])
+        mask = sample.get('sal')
         return '' if mask is None or (mask.any() and not mask.all()) else None

@@ -26,6 +26,7 @@ class ImageSet(Dataset):
 
     classes: tuple[str, ...] = ('background',)
     truth: Path | None = None  # folder of the ground truth, if it is read
+    digest = ''  # of label maps that are read in its place
     left_out = 0
     drawn_on_stored = True  # masks, where neither size nor note tells, lie on the pixels as stored, not as seen
     transform: Callable[[Sample], Sample] | None = None

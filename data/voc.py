@@ -1,10 +1,12 @@
 """Images with their ground truth and object masks, in the VOC folder layout."""
+import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -13,7 +15,7 @@ from data.files import keep_complete
 from data.image_set import ImageSet, random_rank
 from data.images import Drawn, palette_conflict, read_labels
 from utils.run.errors import UserError, name_some
-from utils.run.files import write_text
+from utils.run.files import set_aside, write_text
 from utils.run.log import progress
 from utils.run.parallel import in_threads
 
@@ -28,13 +30,18 @@ ONE_A_LINE = 'an ID is the name of its image below images/ without .jpg, one a l
 log = logging.getLogger(__name__)
 
 
-def read_names(path: Path) -> list[str]:
-    """The list ``classes`` of a YAML file; [] if there are no names. Raises UserError for what is no YAML in UTF-8."""
+def read_texts(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file, {} if it has none, where 'no' and 3 are text too. Raises UserError for a damaged one."""
     try:
-        content = yaml.load(path.read_bytes(), yaml.BaseLoader)  # all text: 'no' and 'on' are names
+        content = yaml.load(path.read_bytes(), yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise UserError(f'{path} is not valid YAML in UTF-8 ({str(error).splitlines()[0]}); fix it.') from error
-    names = content.get('classes') if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else {}
+
+
+def read_names(path: Path) -> list[str]:
+    """The list ``classes`` of ``read_texts``; [] if there are no names."""
+    names = read_texts(path).get('classes')
     return names if isinstance(names, list) and all(isinstance(name, str) and name for name in names) else []
 
 
@@ -124,41 +131,50 @@ def random_share(ids: Sequence[str], share: float, seed: int) -> list[str]:
 def named_labels(label_maps: Path) -> tuple[str, ...] | None:
     """Names of the labels of a folder of label maps, background first, by its classes.yml; None without that file.
 
-    Several labels may have one name. Raises UserError for another content.
+    Several labels may have one name. Raises UserError for another content, or another number of names than written.
     """
     path = label_maps / LABEL_NAMES
     if not path.is_file():
         return None
-    names = read_names(path)
-    if not 0 < len(names) <= VOID:
-        raise UserError(f'{path} must hold "classes: [background, ...]", a name for each label; fix it.')
+    names, count = read_names(path), read_texts(path).get('labels')
+    if not 0 < len(names) <= VOID or count not in (None, str(len(names))):
+        raise UserError(f'{path} must hold "classes: [background, ...]", a name for each label, {count or "all"} of '
+                        f'them, and has {len(names)}; fix it.')
     return tuple(names)
 
 
 def name_labels(label_maps: Path, names: Sequence[str]) -> None:
-    """Write what ``named_labels`` reads."""
-    write_text(label_maps / LABEL_NAMES, yaml.safe_dump({'classes': list(names)}, sort_keys=False))
+    """Write what ``named_labels`` reads; other names of before, which may be a user's, are kept beside it."""
+    path = label_maps / LABEL_NAMES
+    text = yaml.safe_dump({'labels': len(names), 'classes': list(names)}, sort_keys=False)
+    if path.is_file() and path.read_bytes() != text.encode():
+        log.info('The names of the labels are written anew; those of before: %s', set_aside(path))
+    write_text(path, text)
 
 
-def with_labels(folder: Path, ids: Sequence[str]) -> list[str]:
-    """The IDs of label maps that are not of the ignore label alone. Raises UserError if there are none."""
-    labelled = in_threads(lambda name: bool((read_labels(folder / f'{name}.png').values != VOID).any()),
-                          progress(ids, 'looking at the label maps', len(ids)))
-    kept = [name for name, one in zip(ids, labelled, strict=True) if one]
-    if not kept:
-        raise UserError(f'none of the {len(ids)} label maps in {folder} has a label; check them.')
-    if len(kept) < len(ids):
-        log.info('%d label maps in %s have no label; left out', len(ids) - len(kept), folder)
-    return kept
+def label_digest(path: Path, labels: np.ndarray) -> bytes:
+    """Of the file of a label map; b'' if all of its labels are the ignore label."""
+    return hashlib.sha256(path.read_bytes()).digest() if (labels != VOID).any() else b''
 
 
-def read_truth(path: Path, num_classes: int, table: np.ndarray) -> Drawn:
-    """Class ids of a file, by ``table``. Raises UserError for one that is outside 0..num_classes - 1 and not 255."""
+def keep_labelled(dataset: ImageSet, digests: Iterable[bytes]) -> None:
+    """Keep the images with a ``label_digest``, and that of all. Raises UserError if there are none."""
+    found = {name: digest for name, digest in zip(dataset.ids, digests, strict=True) if digest}
+    if not found:
+        raise UserError(f'none of the {len(dataset)} label maps in {dataset.truth} has a label; check them.')
+    if len(found) < len(dataset):
+        log.info('%d label maps in %s have no label; left out', len(dataset) - len(found), dataset.truth)
+    dataset.ids, names = list(found), '\n'.join(found).encode(errors='surrogateescape')
+    dataset.digest = hashlib.sha256(b''.join(found.values()) + names).hexdigest()
+
+
+def read_truth(path: Path, num_classes: int, table: np.ndarray, named: Path) -> Drawn:
+    """Class ids of a file, by ``table``. Raises UserError for one that is neither 255 nor one of those ``named``."""
     drawn = read_labels(path)
     wrong = np.setdiff1d(drawn.values, (*range(num_classes), VOID))
     if wrong.size:
         raise UserError(f'ground truth {path} holds class id {wrong[0]}, outside 0..{num_classes - 1} '
-                        'and 255 (ignore); fix the file or list the class in dataset.yml.')
+                        f'and 255 (ignore); fix the file or list the class in {named}.')
     return drawn._replace(values=table[drawn.values])
 
 
@@ -187,11 +203,14 @@ class VOCSegmentation(ImageSet):
         self._keep('image', self.images)
         if semseg:
             self.truth = label_maps or root / ('SegmentationClassAug' if split == 'trainaug' else 'SegmentationClass')
-            read = partial(read_truth, num_classes=len(stored), table=self._table)
+            read = partial(read_truth, num_classes=len(stored), table=self._table,
+                           named=label_maps / LABEL_NAMES if label_maps and names else root / 'dataset.yml')
             self.layers.insert(0, ('semseg', self.truth, read))
             self._keep('ground truth', self.truth, skip=label_maps is not None)
             if label_maps is not None:
-                self.ids = with_labels(self.truth, self.ids)
+                files = [label_maps / f'{name}.png' for name in self.ids]
+                keep_labelled(self, in_threads(lambda path: label_digest(path, read(path).values),
+                                               progress(files, 'looking at the label maps', len(files))))
             step = max(1, len(self.ids) // PALETTES)
             if conflict := palette_conflict([self.truth / f'{name}.png' for name in self.ids[::step]]):
                 log.warning('the palettes of the ground truth in %s differ: %s; if the same ids do not mean the same '

@@ -22,6 +22,7 @@ METHODS: dict[str, dict[str, bool]] = {  # the options that each takes, and whet
 MaskSource = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 SMALLEST = 0.01  # segment of a mask, as a share of the image
 SURE = 0.999  # probability at which a map that is 0 or 1 enters the CRF
+CERTAIN = float(np.log(SURE / (1 - SURE)))  # its logit
 BETA2 = 0.3  # of the F-measure: precision counts more than recall (Achanta et al., CVPR 2009)
 THRESHOLDS = 255  # 0/255 .. 254/255, of precision and recall
 
@@ -94,7 +95,7 @@ def crf_logits(saliency: np.ndarray) -> np.ndarray:
     """
     if saliency.dtype == np.uint8:
         inside = saliency == np.arange(saliency.max() + 1)[:, None, None]
-        return np.where(inside, np.float32(np.log(SURE / (1 - SURE))), np.float32(0))
+        return np.where(inside, np.float32(CERTAIN), np.float32(0))
     object_probability = np.clip(saliency, 1 - SURE, SURE)
     logits = np.log(object_probability / (1 - object_probability))
     return np.stack([np.zeros_like(logits), logits]).astype(np.float32)

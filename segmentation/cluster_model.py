@@ -1,5 +1,4 @@
 """Clusters as a file: what gives an object of a new image its label, and the names that users give to clusters."""
-import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,11 +13,12 @@ from data.voc import read_names
 from segmentation.clustering import BACKGROUND, Whitening, nearest_centre, placeholders
 from utils.run.checkpoint import load_checkpoint, require_finite, save_checkpoint
 from utils.run.errors import UserError
-from utils.run.files import write_text
+from utils.run.files import set_aside, write_text
 
 log = logging.getLogger(__name__)
 CLUSTERS, NAMES = 'clusters.pth.tar', 'clusters.yml'
 ARRAYS = 'mean', 'projection', 'centres', 'labels'
+NETWORK = 'backbone', 'model_kwargs', 'features', 'size', 'pretraining', 'root_dir', 'fingerprint'
 
 
 @dataclass
@@ -42,9 +42,12 @@ class ClusterModel:
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any], path: Path) -> 'ClusterModel | None':
-        """From the contents of the file at ``path``; None if ``save`` wrote none. Raises UserError for nan or inf."""
+        """From the contents of ``path``; None if ``save`` wrote none. Raises UserError for a part of it, nan or inf."""
         if not {*ARRAYS, 'classes', 'network'} <= checkpoint.keys():
             return None
+        if not all(map(torch.is_tensor, map(checkpoint.get, ARRAYS))) or not {*NETWORK} <= {*checkpoint['network']}:
+            raise UserError(f'{path} must hold the tensors {", ".join(ARRAYS)}, and of its network '
+                            f'{", ".join(NETWORK)}; run kmeans.py again.')
         arrays = {name: checkpoint[name].numpy() for name in ARRAYS}
         require_finite(arrays, path, 'clusters')
         mean, projection, centres, labels = arrays.values()
@@ -66,7 +69,6 @@ class ClusterModel:
         return replace(self, labels=np.array([names.index(name) for name in names]), classes=tuple(names))
 
 
-
 def renew_names(folder: Path, model: ClusterModel, sizes: Sequence[int]) -> None:
     """Write placeholders for the user to edit, unless the names in ``folder`` are those of the same clusters.
 
@@ -81,9 +83,7 @@ def renew_names(folder: Path, model: ClusterModel, sizes: Sequence[int]) -> None
         if before.centres.shape == model.centres.shape and np.allclose(before.centres, model.centres, atol=1e-6):
             return
     if names.is_file() and not _untouched(names):
-        free = (names.with_stem(f'{names.stem}_before_{number}') for number in itertools.count(1))
-        moved = names.replace(next(place for place in free if not place.exists()))
-        log.info('The clusters are not those of before: their names are now in %s', moved)
+        log.info('The clusters are not those of before: their names are now in %s', set_aside(names))
     first, *others = placeholders(len(sizes))
     lines = ['# Names of the clusters, for you to edit: clusters/ shows what is in each. Clusters of one name become',
              f'# one class, and one that is named {BACKGROUND} goes into it. segmentation/predict.py reads this file.',

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader
 
 from data.image_set import ImageSet
 from data.transforms import resize_mask
-from data.voc import VOID, name_labels
+from data.voc import VOID, name_labels, read_names, read_texts
 from models.crf import Refine, crf_in_workers
 from models.segmentation import LinearSegmentationModel
 from segmentation.clustering import is_matched, match_clusters, merge_clusters, merge_labels
 from segmentation.metrics import confusion_matrix, iou_of
-from utils.config.reader import damaged, read_config, read_yaml
+from utils.config.reader import damaged, read_config
 from utils.report.pictures import panel
 from utils.report.results import iou_entry, log_iou, read_results, remove_stale, save_results
 from utils.report.run import PREDICTIONS, write_run_report
@@ -108,11 +108,10 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet,
 
     Argmax maps are resized (nearest) to the image. All that is after the network runs in threads beside it. Batches
     bring the first ``num_visualizations`` images, which are drawn, as decoded; with ``crf`` all.
-    ``names`` are those of the network's labels, see ``merge_labels``; the maps hold the labels themselves.
+    ``names`` are those of the network's labels, which the maps hold, see ``report_scores``.
     ``task`` is the name of the entry in results.json, 'made_with' ``made``; with ``crf``, keyword arguments of
     ``dense_crf``, the printed one is <task>_crf. The CRF has ``crf_workers`` processes, None: one a CPU core, 0: none
-    of its own. Without it what an earlier one left is removed if it was made with something else. What was DISTILLED
-    also has <task>_matched, after an assignment of greatest IoU, as the figures of K-means are.
+    of its own. Without it what an earlier one left is removed if it was made with something else.
     Raises UserError if pydensecrf is not installed, or if a process of the CRF was killed.
     """
     workers, output_dir = available_cores() if crf_workers is None else crf_workers, Path(config['output_dir'])
@@ -137,37 +136,40 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet,
         matrices = np.asarray(sum(distributed.gather_objects(sum(counts))))
     if not distributed.is_main():
         return
-    if is_matched(names, classes):
-        log.info('The labels are clusters: each takes the class of the assignment of greatest IoU')
-        made = {**made, 'matched': True}
-    entries = {name: merge_labels(matrix, names, classes)
-               for name, matrix in zip((task, f'{task}_crf'), matrices, strict=False)}
     if crf is not None:
-        log.info('Without the CRF: mIoU %.2f; with it:', 100 * iou_of(entries[task]).mean())
-    if task == DISTILLED:
-        entries = {f'{name}_matched': merge_clusters(matrix, match_clusters(matrix))
-                   for name, matrix in zip(entries, matrices, strict=True)} | entries
+        log.info('Without the CRF: mIoU %.2f; with it:', 100 * iou_of(merge_labels(matrices[0], names, classes)).mean())
     for folder in MAPS[:len(matrices)]:
         name_labels(output_dir / folder, names)
     for folder, kept in zip((*MAPS, PICTURES), (ids, ids, drawn), strict=True):
         remove_stale(output_dir / folder, kept)
     log.info('Label maps: %s; pictures: %s', output_dir / MAPS[0], output_dir / PICTURES)
-    results = report_scores(config, title, entries, classes, made, [f'{task}_crf', f'{task}_crf_matched'],
+    confusions = dict(zip((task, f'{task}_crf'), matrices, strict=False))
+    results = report_scores(config, title, confusions, names, classes, made,
                             [(name, output_dir / PICTURES / f'{name}.png') for name in drawn])
     if f'{task}_crf' not in results:
         shutil.rmtree(output_dir / MAPS[1], ignore_errors=True)
 
 
-def report_scores(config: Mapping[str, Any], title: str, confusions: Mapping[str, np.ndarray], classes: Sequence[str],
-                  made: Mapping[str, Any], companions: Sequence[str] = (),
+def report_scores(config: Mapping[str, Any], title: str, confusions: Mapping[str, np.ndarray], names: Sequence[str],
+                  classes: Sequence[str], made: Mapping[str, Any],
                   pictures: Sequence[tuple[str, Path]] = ()) -> dict[str, Any]:
-    """Print the IoU of the last of the matrices, {task: matrix}, save all (see ``save_results``), write the report."""
-    present = next(iter(confusions.values())).sum(1) > 0
-    entries = {task: iou_entry(iou_of(confusion), classes, present) for task, confusion in confusions.items()}
+    """Print the IoU of the last of {task: (classes, labels) pixels}, save all, write the report; gives all results.
+
+    ``names`` are those of the labels, see ``merge_labels``. What was DISTILLED also has <task>_matched, after an
+    assignment of greatest IoU, as the results of K-means are. An earlier <task>_crf of something else goes.
+    """
+    if is_matched(names, classes):
+        log.info('The labels are clusters: each takes the class of the assignment of greatest IoU')
+        made = {**made, 'matched': True}
+    merged = {f'{task}_matched': merge_clusters(confusion, match_clusters(confusion))
+              for task, confusion in confusions.items() if task.startswith(DISTILLED)}
+    merged |= {task: merge_labels(confusion, names, classes) for task, confusion in confusions.items()}
+    entries = {task: iou_entry(iou_of(matrix), classes, matrix.sum(1) > 0) for task, matrix in merged.items()}
     log_iou(list(entries.values())[-1])
+    refined = [f'{task}_crf{end}' for task in confusions for end in ('', '_matched')]
     results = save_results({task: {**entry, 'made_with': dict(made)} for task, entry in entries.items()},
-                           Path(config['output_dir']), companions)
-    write_run_report(config, title, results, classes, confusions, {PREDICTIONS: pictures})
+                           Path(config['output_dir']), refined)
+    write_run_report(config, title, results, classes, merged, {PREDICTIONS: pictures})
     return results
 
 
@@ -189,19 +191,16 @@ def read_trained(weights: Path, scored: Sequence[str] | None = None) -> tuple[st
     """The name of a model's results, one of TASKS, and its classes: what <stem>.classes.yml says.
 
     Without that file, of an earlier version, the task is that of config.yml beside it and the classes are None. Raises
-    UserError if one of the two is damaged, or if the classes are not those that are to be ``scored``, unless it was
-    DISTILLED.
+    UserError if one is damaged, or the classes are not those that are to be ``scored``, unless it was DISTILLED.
     """
     path = _classes_file(weights)
     if weights.name == 'checkpoint.pth.tar' and not path.exists():  # of the training whose best model stands beside it
         path = _classes_file(weights.with_name(BEST))
-    content = read_yaml(path)
-    if content is None:
+    if not path.exists():
         run = read_config(weights.parent) or {}
         return 'finetuned' if run.get('network_lr_factor') else 'linear', None
-    task, classes = content.get('task'), content.get('classes')
-    if task not in TASKS or not isinstance(classes, list) \
-            or not all(isinstance(name, str) for name in classes):
+    task, classes = read_texts(path).get('task'), read_names(path)
+    if task not in TASKS or not classes:
         raise damaged(path, 'it must hold a task and a list of classes')
     if scored is not None and task != DISTILLED and classes != list(scored):
         raise UserError(f'{weights} was trained for the classes {name_some(classes, 21)}, and the data set has '

@@ -5,7 +5,6 @@
 
 Configs in configs/finetune train the whole network on a share of the labels.
 """
-import hashlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -29,18 +28,12 @@ from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
 from utils.run.errors import UserError
 from utils.run.files import write_text
-from utils.run.parallel import in_threads
 from utils.run.script import run_script
 from utils.run.setup import start
 from utils.run.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-
-def content_digest(folder: Path, ids: Sequence[str]) -> str:
-    """Of the label maps of these images."""
-    files = in_threads(lambda name: hashlib.sha256((folder / f'{name}.png').read_bytes()).digest(), ids)
-    return hashlib.sha256(b''.join(files) + '\n'.join(ids).encode(errors='surrogateescape')).hexdigest()
+TITLES = {'linear': 'Linear classifier', 'finetuned': 'Fine-tuning', DISTILLED: 'Distillation'}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,10 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_crf()
     device = start(p, args.nproc, __file__, argv, identity(p, p.train_db_name, p.val_db_name))
     best_path, maps = Path(p.output_dir) / BEST, label_maps_of(p)
-    task = 'finetuned' if p.network_lr_factor else 'linear'
-    title = 'Fine-tuning' if p.network_lr_factor else 'Linear classifier'
-    if maps is not None:
-        task, title = DISTILLED, 'Distillation'
+    task = DISTILLED if maps else 'finetuned' if p.network_lr_factor else 'linear'
 
     dataset = open_scored(p)
     train_set = open_images(p, p.train_db_name, p.train_split, True, share=p.label_share, seed=p.label_seed,
@@ -84,11 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     named = None
     if trainer.epoch or trainer.step:
         named = read_trained(best_path, classes)[1]
-    if maps is not None:
-        digest = content_digest(maps, labelled)
-        if trainer.extra.setdefault('label_maps', digest) != digest:
-            raise UserError(f'the label maps in {maps} are not those that this training began with; restore them, or '
-                            'choose another output_dir.')
+    if maps and trainer.extra.setdefault('label_maps', train_set.digest) != train_set.digest:
+        raise UserError(f'the label maps in {maps} are not those that this training began with; restore them, or '
+                        'choose another output_dir.')
     if distributed.is_main():
         write_text(best_path.with_name('labelled.txt'), '\n'.join(labelled) + '\n')
         if named is None:  # names of labels are the user's to edit
@@ -114,9 +102,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         val_loader = evaluation_loader(p, dataset, mean, std, originals=None)
     made = made_with(best_path, fingerprint(model), dataset, p.val_size)
     if maps is not None:
-        made |= {'label_maps': str(maps), 'label_maps_digest': trainer.extra['label_maps']}
-    score(model, val_loader, dataset, classes, device, p, title, AGREEMENT if dataset.truth == maps else task, made,
-          p.num_visualizations, crf, p.crf_workers)
+        made |= {'label_maps': str(maps), 'label_maps_digest': train_set.digest}
+    score(model, val_loader, dataset, classes, device, p, TITLES[task], AGREEMENT if dataset.truth == maps else task,
+          made, p.num_visualizations, crf, p.crf_workers)
 
 
 if __name__ == '__main__':

@@ -20,19 +20,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import numpy as np
 import torch
-import yaml
 
 from data.coco import Entry, box_of, decode, read_instances
 from data.image_set import ImageSet
 from data.images import read_objects
 from data.loaders import identity, loader_in_order, open_images
 from data.transforms import EvaluationTransform, normalize
-from data.voc import LABEL_NAMES, VOID
+from data.voc import VOID, name_labels
 from models.build import build_prototype_model, initial_weights
 from models.transformer import FrozenTransformer, load_transformer
 from models.weights import fingerprint
 from segmentation.cluster_model import ClusterModel
-from segmentation.clustering import kmeans, merge_labels, nearest_centre, placeholders, silhouette
+from segmentation.clustering import kmeans, nearest_centre, placeholders, silhouette
 from segmentation.engine import report_scores
 from segmentation.mask_labels import box_iou, classes_of_clusters, cluster_confidence, confident, label_map, standardise
 from segmentation.metrics import confusion_matrix
@@ -46,7 +45,7 @@ from utils.report.run import PREDICTIONS, write_run_report
 from utils.run.checkpoint import load_checkpoint
 from utils.run.devices import to_device
 from utils.run.errors import UserError, name_some
-from utils.run.files import save_image, save_label_map, write_text
+from utils.run.files import save_image, save_label_map
 from utils.run.log import progress
 from utils.run.parallel import in_threads
 from utils.run.script import run_script
@@ -125,8 +124,8 @@ def read_clusters(p: PseudoLabels) -> ClusterModel | None:
     if len(clusters.centres) >= VOID:
         raise UserError(f'{path} has {len(clusters.centres)} clusters, and a label map holds {VOID - 1}; take fewer.')
     for key, ours in (('features', p.features), ('size', p.val_size), ('min_component', None)):
-        if clusters.network[key] != ours:
-            raise UserError(f'{path} was made with {key} {clusters.network[key]}, and this config has {ours}; '
+        if clusters.network.get(key) != ours:
+            raise UserError(f'{path} was made with {key} {clusters.network.get(key)}, and this config has {ours}; '
                             'make both alike, without components.')
     return clusters.with_names_beside(path)
 
@@ -194,15 +193,6 @@ def detected_masks(p: PseudoLabels, dataset: ImageSet, results: Path, annotation
                  lambda k: decode(found[k][1]), dataset.classes)
 
 
-def write_names(path: Path, names: Sequence[str]) -> None:
-    """Write the names of the labels; those of before, which may have been edited, are kept beside it."""
-    text = yaml.safe_dump({'classes': list(names)}, sort_keys=False)
-    if path.is_file() and path.read_text(encoding='utf-8') != text:
-        log.info('The names of the labels are written anew; those of before: %s',
-                 path.replace(path.with_name('classes_before.yml')))
-    write_text(path, text)
-
-
 def write_maps(p: PseudoLabels, dataset: ImageSet, masks: Masks) -> tuple[np.ndarray, list[str]]:
     """Write the label map of every image, and pictures of some; a confusion matrix, 0 without truth, and IDs drawn."""
     output, classes = Path(p.output_dir), len(dataset.classes)
@@ -249,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         masks = cluster_masks(p, dataset, device)
     else:
         masks = detected_masks(p, dataset, find_file(p.results), find_file(p.coco))
-    write_names(Path(p.output_dir) / MAPS / LABEL_NAMES, masks.names)  # first: without them labels would be classes
+    name_labels(Path(p.output_dir) / MAPS, masks.names)  # first: without them labels would be classes
     confusion, drawn = write_maps(p, dataset, masks)
     output = Path(p.output_dir)
     log.info('Label maps: %s', output / MAPS)
@@ -257,8 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = {'masks': str(p.results or dataset.masks), 'features': p.features, 'pretraining': p.pretraining,
             'data': f'{dataset.root.name} {dataset.split}', 'images': len(dataset)}
     if dataset.truth is not None:
-        confusion = merge_labels(confusion, masks.names, dataset.classes)
-        report_scores(p, 'Pseudo labels', {'pseudo_labels': confusion}, dataset.classes, made, pictures=pictures)
+        report_scores(p, 'Pseudo labels', {'pseudo_labels': confusion}, masks.names, dataset.classes, made, pictures)
     else:
         write_run_report(p, 'Pseudo labels', {}, masks.names, pictures={PREDICTIONS: pictures})
 

@@ -20,7 +20,6 @@ from data.image_set import ImageSet
 from data.images import read_labels, read_photograph, turn_upright
 from data.loaders import open_images
 from data.voc import named_labels
-from segmentation.clustering import is_matched, merge_labels
 from segmentation.engine import report_scores
 from segmentation.metrics import confusion_matrix
 from utils.config.cli import ConfigParser
@@ -34,11 +33,10 @@ from utils.run.setup import start
 log = logging.getLogger(__name__)
 
 
-def offline_confusion(dataset: ImageSet, folder: Path) -> np.ndarray:
-    """(classes, classes) confusion matrix of the label maps of a folder.
+def offline_confusion(dataset: ImageSet, folder: Path) -> tuple[np.ndarray, Sequence[str]]:
+    """(classes, labels) confusion matrix of the label maps of a folder, and the names of their labels.
 
-    Their labels may have names in a file beside them, see ``merge_labels``. Raises UserError if a label map is missing,
-    unreadable or of another size, or holds a wrong class id.
+    Raises UserError if a label map is missing, unreadable or of another size, or holds a wrong class id.
     """
     keep_complete(folder, {name: [Path(f'{name}.png')] for name in dataset.ids},
                   f'images of {dataset.split} have no prediction in {folder}',
@@ -57,10 +55,8 @@ def offline_confusion(dataset: ImageSet, folder: Path) -> np.ndarray:
                             'predict every pixel as one of the classes.')
         return confusion_matrix(truth, prediction.astype(np.uint8), num_classes, len(names))
 
-    if is_matched(names, dataset.classes):
-        log.info('The labels are clusters: each takes the class of the assignment of greatest IoU')
     counts = in_threads(count, progress(range(len(dataset)), 'scoring'))
-    return merge_labels(sum(counts, np.zeros((num_classes, len(names)), np.int64)), names, dataset.classes)
+    return sum(counts, np.zeros((num_classes, len(names)), np.int64)), names
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     start(p, 1, __file__, argv)
     dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
     folder = args.predictions or Path(p.output_dir) / 'predictions'
-    confusion = offline_confusion(dataset, folder)
+    confusion, names = offline_confusion(dataset, folder)
     log.info('%d label maps of %s against %s %s', len(dataset), folder, p.val_db_name, p.val_split)
     made = {'label_maps': str(folder.resolve()), 'data': f'{p.val_db_name} {p.val_split}', 'images': len(dataset)}
-    report_scores(p, 'Label maps on disk', {'offline': confusion}, dataset.classes, made)
+    report_scores(p, 'Label maps on disk', {'offline': confusion}, names, dataset.classes, made)
 
 
 if __name__ == '__main__':

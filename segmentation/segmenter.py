@@ -20,7 +20,7 @@ from data.voc import VOC_CLASSES, read_classes, scored_classes
 from models.build import build_prototype_model, trained_linear_model
 from models.crf import Refine
 from models.weights import fingerprint, identify
-from saliency.sources import binarise, build_source
+from saliency.sources import CERTAIN, binarise, build_source
 from segmentation.cluster_model import ClusterModel
 from segmentation.engine import read_trained
 from segmentation.objects import THRESHOLD, Objects, find_objects
@@ -32,7 +32,6 @@ from utils.run.errors import MissingFileError, UserError, name_some
 log = logging.getLogger(__name__)
 SIZE = 512  # side of the network's input, for weights that do not say
 FOREIGN = 20.0  # taken off the score of a label inside an object of another label
-CERTAIN = 6.9  # of the score of a precomputed mask, above and below the threshold: a probability of 0.999
 MASKS = ('network', 'unsupervised', 'given')  # where the masks of new images come from
 
 
@@ -124,7 +123,7 @@ class Segmenter:
                 raise UserError('these clusters need the mask of each image; give mask=, or load them with '
                                 "masks='unsupervised'.")
             network, background, outputs = self.clusters.network, self.clusters.labels[0], []
-            for objects in find_objects(self.model, images, network['features'], masks, network['min_component']):
+            for objects in find_objects(self.model, images, network['features'], masks, network.get('min_component')):
                 labels = np.array([background, *self.clusters.label(objects.prototypes)], np.uint8)[objects.ids]
                 outputs.append(Output(labels, *(object_logits(labels, objects, background) if keep_logits else ())))
             return outputs

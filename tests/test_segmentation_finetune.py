@@ -9,7 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data.voc import random_share
+from data import voc
+from data.folder import FolderDataset
+from data.images import read_labels
+from data.voc import VOCSegmentation, random_share
 from models.backbones import IMAGENET
 from models.segmentation import LinearSegmentationModel
 from models.weights import identify, load_strict
@@ -119,6 +122,13 @@ def test_label_maps_stand_for_the_ground_truth(run, tmp_path: Path, capsys) -> N
     Image.fromarray(np.full((32, 32), 7, np.uint8)).save(maps / 'a.png')
     with pytest.raises(UserError, match='a.png holds class id 7, outside 0..1'):
         run(*train, output='wrong')
+    (maps / 'classes.yml').write_text('classes: [background, no, 3]')
+    with pytest.raises(UserError, match='holds class id 7, outside 0..2 .* list the class in .*maps/classes.yml'):
+        run(*train, output='wrong')
+    for count in (2, 4):  # of labels, as written beside the maps; then the user adds a name, or takes one out
+        (maps / 'classes.yml').write_text(f'labels: {count}\nclasses: [background, no, 3]')
+        with pytest.raises(UserError, match=f'a name for each label, {count} of them, and has 3; fix it'):
+            run(*train, output='wrong')
     (maps / 'classes.yml').write_text('classes: {background: red}')
     with pytest.raises(UserError, match='classes.yml must hold .classes: .background'):
         run(*train, output='wrong')
@@ -147,7 +157,8 @@ def test_clusters_are_scored_by_their_names_or_matched(run, clusters: Path, tmp_
     assert results(folder)['distilled']['IoU'] == results(folder)['distilled_matched']['IoU'] == whole
     assert np.unique(np.asarray(Image.open(folder / 'predictions' / 'val_0.png'))).tolist() == [0, 2]
     offline = runner(score_predictions, 'linear_finetune', tmp_path, *TRAINING, 'epochs=6', 'scheduler=constant')
-    assert results(offline(*DISTILL))['offline']['IoU'] == whole
+    entry = results(offline(*DISTILL))['offline']
+    assert (entry['IoU'], entry['made_with'].get('matched', False)) == (whole, 'cluster_1' in names)
     again = runner(eval_script, 'linear_finetune', tmp_path, *TRAINING)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(eval_script, 'trained_linear_model', lambda weights, *_, num_classes, **__: (
@@ -180,6 +191,28 @@ def test_names_must_be_classes_and_maps_stay_those_of_the_training(run, clusters
     Image.fromarray(labels).save(clusters / 'a.png')
     with pytest.raises(UserError, match='are not those that this training began with'):
         run(*DISTILL, output='named')
+
+
+def test_a_label_map_is_decoded_once_at_the_start(clusters: Path, tmp_path: Path, monkeypatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(voc, 'read_labels', lambda path: read.append(path.stem) or read_labels(path))
+    Image.fromarray(np.full((32, 32), 255, np.uint8)).save(clusters / 'd.png')
+    whole = VOCSegmentation(tmp_path / 'Colours', 'train', semseg=True, label_maps=clusters)
+    folder = FolderDataset(tmp_path / 'Colours' / 'images', label_maps=clusters)
+    assert sorted(read) == sorted('abcd' * 2)
+    assert whole.ids == folder.ids == list('abc')
+    before = whole.digest
+    assert folder.digest == before
+    (clusters / 'a.png').write_bytes((clusters / 'd.png').read_bytes())
+    assert VOCSegmentation(tmp_path / 'Colours', 'train', semseg=True, label_maps=clusters).digest != before
+
+
+def test_names_that_are_written_anew_are_kept(tmp_path: Path) -> None:
+    for names in (['a', 'b'], ['a', 'b'], ['a', 'c'], ['no', '3']):
+        voc.name_labels(tmp_path, names)
+    assert voc.named_labels(tmp_path) == ('no', '3')
+    assert [voc.read_names(tmp_path / f'classes_before_{i}.yml') for i in (1, 2)] == [['a', 'b'], ['a', 'c']]
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_names_decide_what_labels_are(run, clusters: Path) -> None:

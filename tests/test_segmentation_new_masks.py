@@ -9,6 +9,7 @@ import torchvision
 from PIL import Image
 
 import saliency.predict as saliency
+import saliency.sources as saliency_sources
 from data.images import read_image
 from models.segmentation import ContrastiveSegmentationModel
 from segmentation import kmeans, predict, segmenter
@@ -94,6 +95,21 @@ def test_new_images_get_masks_as_those_of_the_clusters(own: Path, tmp_path: Path
         given(image, mask=mask[:20])
     with pytest.raises(UserError, match='^these clusters need the mask of each image; give mask=, or load them with'):
         given(image)
+
+
+@pytest.mark.parametrize('lost', ['size', 'fingerprint', 'centres'])
+def test_clusters_made_by_hand_are_one_sentence(own: Path, tmp_path: Path, lost: str) -> None:
+    path = changed(own, tmp_path, **{lost: None})
+    if lost == 'centres':
+        save_checkpoint({**load_checkpoint(path), 'centres': [[0.0]]}, path)
+    with pytest.raises(UserError, match=f'^{path} must hold the tensors .*{lost}.*; run kmeans.py again.$'):
+        Segmenter.load(path, 'cpu')
+
+
+def test_precomputed_masks_are_as_sure_as_those_of_the_crf() -> None:
+    objects = Objects(np.array([[0, 1]]), np.zeros((1, 2)), torch.ones(1, 1))
+    logits, _ = object_logits(np.array([[0, 1]]), objects, 0)
+    assert 1 / (1 + np.exp(logits[0, 0, 1] - logits[1, 0, 1])) == pytest.approx(saliency_sources.SURE, abs=1e-5)
 
 
 def test_what_to_give_where_nothing_tells(own: Path, tmp_path: Path, monkeypatch) -> None:

@@ -93,7 +93,7 @@ def test_clusters_take_the_classes_of_the_ground_truth(run) -> None:
     assert yaml.safe_load(names.read_text())['classes'] == ['background', 'red', 'green', 'blue']
     names.write_text('classes: [mine]')
     run('confidence=1')
-    assert names.with_name('classes_before.yml').read_text() == 'classes: [mine]'
+    assert names.with_name('classes_before_1.yml').read_text() == 'classes: [mine]'
     assert yaml.safe_load(names.read_text())['classes'] == ['background', 'red', 'green', 'blue']
     assert 'Pseudo labels' in (folder / 'report.html').read_text()
 

@@ -1,6 +1,7 @@
 """Files written whole or not at all: text, arrays, pictures and label maps; and locks that keep other processes off."""
 import errno
 import io
+import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -54,6 +55,12 @@ def whole_file(path: Path, lasting: bool = False) -> Iterator[BinaryIO]:
 def write_text(path: Path, text: str) -> None:
     with whole_file(path) as file:
         file.write(text.encode(errors='backslashreplace'))  # names of files need not be UTF-8
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file that a user may have edited, names.yml to names_before_1.yml or the next free number."""
+    free = (path.with_stem(f'{path.stem}_before_{number}') for number in itertools.count(1))
+    return path.replace(next(place for place in free if not place.exists()))
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
