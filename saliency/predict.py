@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.coco import CocoFile
+from data.coco import OUTLINES, library, write_coco
 from data.frames import Frame, open_frames, predict_frames
 from data.images import read_image, read_objects
 from models.crf import Refine, crf_in_workers, require_crf
@@ -58,16 +58,6 @@ def write_masks(source: MaskSource, frames: Iterable[Frame], output: Path, batch
 def write_unsupervised_mask(output: Path, frame: Frame) -> tuple[Path, str]:
     """What a worker process does; see ``write_masks``."""
     return next(write_masks(build_source('unsupervised'), [frame], output))
-
-
-def write_coco(coco: CocoFile, masks: Path, names: Sequence[Path]) -> dict[Path, str]:
-    """Write the masks of these images to a COCO annotation file; those that it lacks, and why."""
-    objects = in_threads(lambda name: read_objects(masks / name.with_suffix('.png')).values, names)
-    whole = [coco.add(name.as_posix(), mask) for name, mask in zip(names, progress(objects, 'COCO', len(names)),
-                                                                   strict=True)]
-    coco.write()
-    return {name: f'a mask without an outline is not in {coco.path}' for name, good in zip(names, whole, strict=True)
-            if not good}
 
 
 def share(text: str) -> float:
@@ -113,7 +103,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'{args.images} is not a folder; give the folder that holds the images.')
     total, duplicates, frames = open_frames(args.images)
     options = {name: getattr(args, name) for takes in METHODS.values() for name in takes}
-    coco = None if args.coco is None else CocoFile(args.coco)
+    if args.coco is not None:
+        library(*OUTLINES)  # told before anything is computed
+        if args.coco.is_dir():
+            raise UserError(f'{args.coco} is a folder; give the name of a file, e.g. {args.coco / "masks.json"}.')
     source = build_source(args.method, args.device, **options)
     files = {name: fingerprint(getattr(args, name)) for name in ('weights', 'onnx_config')}
     run = FolderRun(args.output, args.images, 'mask', method=args.method, **options | files,
@@ -131,8 +124,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         run.collect(progress(results, 'masks', total, len(run.existing)))
 
     others = dict.fromkeys(run.stale(args.output), 'a mask of an earlier run, whose image is no longer there')
-    if coco is not None:
-        others |= write_coco(coco, args.output, sorted([*run.existing, *run.written]))
+    if args.coco is not None:
+        names = sorted([*run.existing, *run.written])
+        objects = in_threads(lambda name: read_objects(args.output / name.with_suffix('.png')).values, names)
+        named = zip(map(Path.as_posix, progress(names, 'COCO')), objects, strict=True)
+        lacking = map(Path, write_coco(args.coco, named))
+        others |= dict.fromkeys(lacking, f'a mask without an outline is not in {args.coco}')
     summary = run.finish(duplicates, others, 'contact_sheet.jpg', lambda name: [
         read_image(args.images / name), read_image(args.output / name.with_suffix('.png'))])
     if not run.existing and not run.written:

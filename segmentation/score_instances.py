@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import numpy as np
 
-from data.coco import Instances, decode, mask_api, read_instances
+from data.coco import MASKS, Instances, library, read_instances, run_lengths
 from utils.config.cli import ArgumentParser
 from utils.report.results import save_results
 from utils.run.errors import UserError, name_some
@@ -20,25 +20,25 @@ from utils.run.script import run_script
 
 def average_precision(truth: Instances, found: Instances, class_agnostic: bool = False) -> np.ndarray:
     """(12,) AP, AP50, AP75, ... of COCO, 0..1; -1 without an object. Raises UserError for masks of different sizes."""
-    api, files, sizes = mask_api(), [], {}  # type: ignore[var-annotated]
+    api = library(*MASKS)
     from pycocotools import coco, cocoeval
+    files, sizes = [coco.COCO(), coco.COCO()], {}  # type: ignore[var-annotated]
     with redirect_stdout(None):
-        for objects in (truth, found):
-            masks = [(i, entry, api.encode(np.asfortranarray(decode(entry), np.uint8)))
-                     for i, name in enumerate(truth) for entry in objects.get(name, ())]
+        for file, objects in zip(files, (truth, found), strict=True):
+            masks = [(i, entry, run_lengths(entry)) for i, name in enumerate(truth) for entry in objects.get(name, ())]
             if wrong := [entry for i, entry, mask in masks if sizes.setdefault(i, mask['size']) != mask['size']]:
                 raise UserError(f'masks of image {wrong[0]["image_id"]} differ in size; make them from one image.')
-            files.append(coco.COCO())
-            files[-1].dataset = {  # annotations from 1 on, since pycocotools takes 0 for none
+            file.dataset = {  # annotations from 1 on, since pycocotools takes 0 for none
                 'images': [{'id': i, 'height': 0, 'width': 0} for i in range(len(truth))],
                 'categories': [{'id': number} for number in {0, *(entry['category_id'] for _, entry, _ in masks)}],
                 'annotations': [{'iscrowd': 0, 'area': int(api.area(mask)), **entry, 'id': number, 'image_id': i,
                                  'category_id': 0 if class_agnostic else entry['category_id'], 'segmentation': mask}
                                 for number, (i, entry, mask) in enumerate(masks, 1)]}
-            files[-1].createIndex()
+            file.createIndex()
         evaluation = cocoeval.COCOeval(*files, 'segm')
-        for step in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
-            step()
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
     return evaluation.stats
 
 

@@ -10,7 +10,7 @@ from timm.models import VisionTransformer
 
 import saliency.predict as script
 import saliency.transformer
-from data.coco import CocoFile, annotation
+from data.coco import annotation, write_coco
 from data.images import read_mask, read_objects
 from models.transformer import FrozenTransformer
 from saliency.transformer import TransformerSaliency, mask_cut, salient_patches, strongest, to_pixels
@@ -114,12 +114,11 @@ def photo_masks(precision='fp32', **kwargs):
 def test_masks_and_annotations_of_the_published_script(topk_of_torch, tmp_path):
     golden = GOLDENS['gen_masks']
     drawn, source = photo_masks()
-    coco = CocoFile(tmp_path / 'coco.json')
-    for (name, size), objects in zip(golden['sizes'].items(), drawn, strict=True):
-        assert objects.shape == tuple(size)
-        assert coco.add(f'{name}.jpg', objects)
-    assert coco.images == golden['images']
-    for found, expected in zip(coco.annotations, golden['annotations'], strict=True):
+    assert [objects.shape for objects in drawn] == [*map(tuple, golden['sizes'].values())]
+    assert not write_coco(tmp_path / 'coco.json', zip((f'{name}.jpg' for name in golden['sizes']), drawn, strict=True))
+    coco = json.loads((tmp_path / 'coco.json').read_text())
+    assert coco['images'] == golden['images']
+    for found, expected in zip(coco['annotations'], golden['annotations'], strict=True):
         outlines, theirs = found.pop('segmentation'), expected.pop('segmentation')
         assert found == expected
         assert [pytest.approx(line, abs=1e-9) for line in theirs] == outlines

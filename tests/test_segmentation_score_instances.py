@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.coco import CocoFile
+from data import coco
+from data.coco import write_coco
 from segmentation import score_instances
 from utils.run.errors import UserError
 
@@ -70,12 +71,10 @@ def test_outlines_count_and_not_boxes(score) -> None:
 
 
 def test_a_file_of_saliency_masks(score, tmp_path: Path) -> None:
-    coco = CocoFile(tmp_path / 'masks.json')
-    for name, box in (('a.png', LEFT), ('b.png', RIGHT)):  # ids 0 and 1
-        mask = np.zeros((20, 30), int)
+    masks = np.zeros((2, 20, 30), int)
+    for mask, box in zip(masks, (LEFT, RIGHT), strict=True):
         mask[box[1]:box[1] + box[3], box[0]:box[0] + box[2]] = 1
-        coco.add(name, mask)
-    coco.write()
+    write_coco(tmp_path / 'masks.json', zip(('a.png', 'b.png'), masks, strict=True))  # ids 0 and 1
     with pytest.raises(UserError, match=r"masks.json has category 0 of score 1.0, named ''; .* categories .1, 'cat'"):
         score(tmp_path / 'masks.json', TRUTH)
     results = score(tmp_path / 'masks.json', TRUTH, '--class-agnostic')
@@ -85,6 +84,14 @@ def test_a_file_of_saliency_masks(score, tmp_path: Path) -> None:
         score(tmp_path / 'masks.json', TRUTH[1:], '--class-agnostic', images=IMAGES[1:])
     with pytest.raises(UserError, match='masks of image 1 differ in size'):
         score(tmp_path / 'masks.json', TRUTH, '--class-agnostic', images=[{**image, 'height': 40} for image in IMAGES])
+
+
+def test_each_mask_is_encoded_once(score, monkeypatch: pytest.MonkeyPatch) -> None:
+    api, calls = coco.library(*coco.MASKS), []
+    monkeypatch.setattr(api, 'encode', lambda mask: pytest.fail('a mask is encoded that is run lengths already'))
+    monkeypatch.setattr(api, 'frPyObjects', lambda *given, made=api.frPyObjects: calls.append(1) or made(*given))
+    score(FOUND, TRUTH)
+    assert len(calls) == 2 + 2 + 3 + 3  # single: the first of each image; multi
 
 
 def test_a_crowd_is_no_object(score) -> None:
@@ -102,6 +109,7 @@ def test_a_crowd_is_no_object(score) -> None:
     ([entry(7, LEFT)], "is not in COCO's format .KeyError 'score'"),
     ([], 'found.json has no object'), ('text', "is not in COCO's format"), ({}, "is not in COCO's format"),
     ([{**FOUND[0], 'segmentation': {'size': [5, 5], 'counts': [0, 25]}}], 'masks of image 7 differ in size'),
+    ([{**FOUND[0], 'segmentation': {'size': [20, 30], 'counts': 'k'}}], 'a mask of image 7 is no polygon'),
     ([{**FOUND[0], 'segmentation': None}], 'a mask of image 7 is no polygon')])
 def test_bad_predictions(score, tmp_path: Path, found: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
@@ -120,6 +128,7 @@ def test_bad_annotations(score, tmp_path: Path) -> None:
 
 
 def test_without_pycocotools(score, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, 'pycocotools', None)
+    for module in ('pycocotools', 'pycocotools.mask'):
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match='pip install pycocotools'):
         score(FOUND, TRUTH)
