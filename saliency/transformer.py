@@ -3,7 +3,6 @@
 MaskDistill (Van Gansbeke et al., arXiv 2206.06363, 2022), section 3.1: one mask an image. Several come from MaskCut
 (Wang et al., "Cut and Learn for Unsupervised Object Detection and Instance Segmentation", CVPR 2023), section 3.2.
 """
-from collections import defaultdict
 from collections.abc import Sequence
 
 import cv2
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.transforms import normalize
-from models.transformer import FrozenTransformer
+from models.transformer import FrozenTransformer, Tokens
 from utils.run.devices import Precision
 from utils.run.errors import UserError
 
@@ -33,7 +32,7 @@ def strongest(scores: Tensor, mass: float) -> Tensor:
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """(N,) -> (count,) indices, of equal scores the lower first; torch.topk leaves their order open."""
+    """(N,) -> (count,) indices, of equal scores the lower first, where torch.topk leaves their order open."""
     return scores.sort(descending=True, stable=True).indices[:count]
 
 
@@ -47,8 +46,8 @@ def salient_patches(query: Tensor, keys: Tensor, grid: tuple[int, int], heads: i
                     mass: float = 0.5) -> np.ndarray:
     """The object of one image: query (H, d) of the class token, keys (H, N, d) of its patches -> (rows, columns) bool.
 
-    The patches that the class token attends to most, in the first ``heads`` heads, choose by the keys of all heads
-    what is like them; of that the component of the first one is taken.
+    The patches of most attention in the first ``heads`` heads choose by all keys what is like them; of that the
+    component of the first one is taken.
     """
     scores = torch.einsum('hd,hnd->n', query[:heads], keys[:heads]) / heads
     chosen = largest(strongest(scores, mass), int(topk * len(scores)))
@@ -66,8 +65,7 @@ def mask_cut(keys: Tensor, grid: tuple[int, int], count: int) -> np.ndarray:
     patches = F.normalize(keys.transpose(0, 1).flatten(1), dim=1)
     objects = np.zeros(grid, np.uint8)
     for number in range(1, count + 1):
-        free = torch.from_numpy(objects.ravel() == 0).to(patches.device)
-        live = patches * free[:, None]
+        live = patches * torch.from_numpy(objects.ravel() == 0).to(patches.device)[:, None]
         affinity = torch.where(live @ live.T > CONNECTED, 1.0, APART)
         vector = _second_eigenvector(affinity)
         side = (vector > vector.mean()).reshape(grid)
@@ -75,9 +73,7 @@ def mask_cut(keys: Tensor, grid: tuple[int, int], count: int) -> np.ndarray:
         if corners > 2 or (corners == 2 and not side.flat[outlier]):
             side = ~side
         side &= objects == 0
-        if not side.any():
-            break
-        found = component(side, int(np.where(side.ravel(), np.abs(vector), -1).argmax()))
+        found = component(side, int(np.where(side.ravel(), np.abs(vector), -1).argmax())) & side
         if found.mean() < SMALLEST:
             break
         objects[found] = number
@@ -118,11 +114,9 @@ def to_pixels(objects: np.ndarray, patch: tuple[int, int], resized: tuple[int, i
 
 
 class TransformerSaliency:
-    """A mask source, see ``saliency.sources``: images -> (H, W) uint8 object numbers, 0 outside.
+    """A mask source, see ``saliency.sources``, by ``salient_patches``, or ``mask_cut`` for several ``masks_per_image``.
 
-    An image is resized to ``resize`` pixels on its shorter side; ``heads``, ``topk`` and ``mass`` are those of
-    ``salient_patches``; more than one of ``masks_per_image`` are of ``mask_cut``. Raises UserError for settings that
-    the network has not.
+    ``resize`` is the shorter side of the network's input, pixels. Raises UserError for settings that it has not.
     """
 
     def __init__(self, transformer: FrozenTransformer, precision: Precision, resize: int = 640, heads: int = 5,
@@ -133,32 +127,29 @@ class TransformerSaliency:
         if resize < max(transformer.patch) or int(topk * rows * columns) == 0:
             raise UserError(f'--topk {topk} of the {rows * columns} patches of a square image is none, or --resize '
                             f'{resize} less than a patch; raise them.')
-        probe = torch.zeros(1, 3, 2 * transformer.patch[0], 2 * transformer.patch[1])
-        there = transformer(precision.to_device(probe)).queries.shape[1]
+        there = self._tokens([torch.zeros(3, 2 * transformer.patch[0], 2 * transformer.patch[1])]).queries.shape[1]
         if heads > there:
             raise UserError(f'--heads {heads} is more than the {there} of {transformer.name}; lower it.')
 
-    def _prepare(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-        """(H, W, 3) uint8 -> (3, h, w) normalised, padded to whole patches; height and width without the padding."""
-        height, width = image.shape[:2]
-        short = min(height, width)
-        size = self.resize * height // short, self.resize * width // short
-        small = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
-        return self.transformer.pad(normalize(small, self.transformer.mean, self.transformer.std)), size
+    def _tokens(self, inputs: list[Tensor]) -> Tokens:
+        with self.precision.autocast():
+            return self.transformer(self.precision.to_device(torch.stack(inputs)))
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        prepared = [self._prepare(image) for image in images]
-        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, (tensor, _) in enumerate(prepared):
-            by_shape[tensor.shape[1:]].append(index)
+        """(H, W, 3) uint8 each -> (H, W) uint8 object numbers, 0 outside."""
+        patch, resized, inputs = self.transformer.patch, [], []
+        for image in images:
+            height, width = (self.resize * side // min(image.shape[:2]) for side in image.shape[:2])
+            small = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+            inputs.append(self.transformer.pad(normalize(small, self.transformer.mean, self.transformer.std)))
+            resized.append((height, width))
         drawn: dict[int, np.ndarray] = {}
-        for shape, members in by_shape.items():
-            batch = self.precision.to_device(torch.stack([prepared[index][0] for index in members]))
-            with self.precision.autocast():
-                tokens = self.transformer(batch)
-            grid = shape[0] // self.transformer.patch[0], shape[1] // self.transformer.patch[1]
+        for shape in {tensor.shape for tensor in inputs}:
+            grid = shape[1] // patch[0], shape[2] // patch[1]
+            members = [index for index, tensor in enumerate(inputs) if tensor.shape == shape]
+            tokens = self._tokens([inputs[index] for index in members])
             for index, query, keys in zip(members, tokens.queries.float(), tokens.keys.float(), strict=True):
                 objects = (mask_cut(keys, grid, self.count) if self.count > 1 else salient_patches(
                     query, keys, grid, self.heads, self.topk, self.mass).astype(np.uint8))
-                drawn[index] = to_pixels(objects, self.transformer.patch, prepared[index][1], images[index].shape[:2])
+                drawn[index] = to_pixels(objects, patch, resized[index], images[index].shape[:2])
         return [drawn[index] for index in range(len(images))]
