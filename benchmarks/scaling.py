@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from benchmarks.train_step import draw_batch
+from experiments.estimate import draw_batch
 from models.segmentation import ContrastiveSegmentationModel
 from pretrain.losses import compute_losses
 from pretrain.maskcontrast import MaskContrast

@@ -167,10 +167,10 @@ class Way:
             return call
 
         query, key = self.model.model_q, self.model.model_k
-        query.forward, key.embed = timed(query.forward, 'query forward'), timed(key.embed, 'key forward')
+        query.maps, key.embed = timed(query.maps, 'query forward'), timed(key.embed, 'key forward')
         with part('losses, bank and momentum'):
             loss = self.loss()
-        del query.forward, key.embed
+        del query.maps, key.embed
         parts['losses, bank and momentum'] -= parts['query forward'] + parts['key forward']
         with part('backward'):
             self.precision.scaler.scale(loss).backward()

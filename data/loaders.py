@@ -1,9 +1,10 @@
 """From the config to data sets and loaders: the only part of data/ that sees the config."""
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data._utils.collate import default_collate
@@ -21,6 +22,7 @@ from utils.run.errors import UserError
 from utils.run.parallel import available_cores, start_worker
 
 log = logging.getLogger(__name__)
+Collate = Callable[[list[Sample]], dict[str, Any]]
 
 
 def identity(p: Env, *names: str) -> tuple[str, ...]:
@@ -110,15 +112,27 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
             else [s[key] for s in samples] for key in samples[0]}
 
 
-def _loader(p: Run, images: ImageSet, batch_size: int, **kwargs: Any) -> DataLoader:
+def collate_pairs(samples: list[Sample], step: int = 1) -> dict[str, Any]:
+    """``collate`` of ``ContrastivePair``, and what a step needs of the masks, each ``step``-th row and column of them.
+
+    'query_pixels' and 'key_pixels', (P,) int32, are the indices of the foreground in the flat masks of the batch.
+    """
+    batch = collate(samples)
+    for view in ('query', 'key'):
+        mask = batch[f'{view}_mask'][:, ::step, ::step].numpy()
+        batch[f'{view}_pixels'] = torch.from_numpy(np.flatnonzero(mask).astype(np.int32))
+    return batch
+
+
+def _loader(p: Run, images: ImageSet, batch_size: int, collate_fn: Collate = collate, **kwargs: Any) -> DataLoader:
     # with a generator of its own a loader takes no number from the one that training draws from
     workers = min(p.num_workers, available_cores())
     return DataLoader(images, batch_size, num_workers=workers, persistent_workers=workers > 0,
-                      pin_memory=reads_pinned(pick_device(p.device)), collate_fn=collate,
+                      pin_memory=reads_pinned(pick_device(p.device)), collate_fn=collate_fn,
                       worker_init_fn=start_worker, generator=torch.Generator(), **kwargs)
 
 
-def train_loader(p: Training, images: ImageSet) -> DataLoader:
+def train_loader(p: Training, images: ImageSet, collate_fn: Collate = collate) -> DataLoader:
     """This process's share of random batches. Raises UserError for a batch that cannot be filled or split."""
     processes = distributed.world_size()
     log.info('Training on %s', images)
@@ -131,7 +145,7 @@ def train_loader(p: Training, images: ImageSet) -> DataLoader:
     if p.cache == 'ram':
         log.info('cache: ram has no effect: images are read anew each time, in num_workers processes')
     sampler = SeededSampler(len(images), p.seed, p.train_batch_size, distributed.rank(), processes)
-    return _loader(p, images, p.train_batch_size // processes, sampler=sampler, drop_last=True)
+    return _loader(p, images, p.train_batch_size // processes, collate_fn, sampler=sampler, drop_last=True)
 
 
 def loader_in_order(p: Evaluation | TrainSaliency, images: ImageSet) -> DataLoader:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from data.loaders import collate_pairs
 from data.voc import read_list
 from experiments.runner import SCRIPTS, Step
 from models.backbones import freeze_layers
@@ -31,13 +32,13 @@ KINDS = ('freeze_layers', 'network_lr_factor', 'freeze_batchnorm', 'loss', 'moco
 FEW = 2  # images of a step on a CPU; a GPU gets the batch
 
 
-def draw_batch(count: int, size: int) -> dict[str, torch.Tensor]:
-    """Noise with a square object in the middle of each view."""
+def draw_batch(count: int, size: int, step: int = 1) -> dict[str, torch.Tensor]:
+    """Noise with a square object in the middle of each view; as ``collate_pairs`` gives it."""
     edge = size // 4
-    masks = torch.zeros(count, size, size, dtype=torch.uint8)
-    masks[:, edge:3 * edge, edge:3 * edge] = 1
-    views = {name: torch.randn(count, 3, size, size) for name in ('query', 'key')}
-    return {**views, 'query_mask': masks, 'key_mask': masks}
+    mask = torch.zeros(size, size, dtype=torch.uint8)
+    mask[edge:3 * edge, edge:3 * edge] = 1
+    return collate_pairs([{'query_mask': mask, 'key_mask': mask, 'query': torch.randn(3, size, size),
+                           'key': torch.randn(3, size, size)} for _ in range(count)], step)
 
 
 def measure(p: Any, trains: bool, processes: int) -> tuple[float, float, float]:
@@ -59,7 +60,7 @@ def measure(p: Any, trains: bool, processes: int) -> tuple[float, float, float]:
     allow_tf32(p.tf32 if trains else p.val_tf32)
     cuda, share = device.type == 'cuda', p.train_batch_size // processes if trains else p.val_batch_size
     count, side = share if cuda else min(share, FEW), p.augmentation_kwargs.size if pretrains else p.val_size
-    batch = draw_batch(count, side)
+    batch = draw_batch(count, side, model.model_q.output_stride if pretrains else 1)
     batch |= {'image': batch['query'], 'semseg': batch['query_mask'].long()}
     optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs) if trains else None
     losses = compute_losses if pretrains else partial(engine.compute_losses, hardest=(

@@ -86,10 +86,14 @@ class ContrastiveSegmentationModel(nn.Module):
             embedding, scores = resize(embedding, size), None if scores is None else resize(scores, size)
         return embedding, None if scores is None else scores.squeeze(1)
 
+    @property
+    def output_stride(self) -> int:
+        """Input pixels a side of an output of ``forward``."""
+        return 1 if self.upsample else self.backbone.stride
+
     def embed(self, images: Tensor) -> Tensor:
-        """The embeddings of ``forward`` alone, for the key encoder, which needs no saliency."""
-        embedding = self.head(self.decoder(self.backbone(images)))
-        return resize(embedding, images.shape[-2:]) if self.upsample else embedding
+        """'embedding' of ``maps`` alone, for the key encoder, which needs no saliency."""
+        return self.head(self.decoder(self.backbone(images)))
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """Maps at 1/stride: 'backbone' (B, C, h, w), 'embedding' (B, ndim, h, w), 'saliency' (B, 1, h, w)."""
@@ -153,15 +157,29 @@ class LinearSegmentationModel(nn.Module):
             self.backbone.eval()
 
 
-def mask_prototypes(embeddings: Tensor, masks: Tensor) -> Tensor:
+def pixel_embeddings(maps: Tensor, size: Sequence[int], pixels: Tensor) -> Tensor:
+    """Unit vectors of some pixels of ``resize(maps, size)``, without the other pixels.
+
+    Maps (B, D, h, w) and P flat indices into B x H x W, of which ``size`` is (H, W) -> (P, D). The bilinear resize is
+    one of the width and then one of the height, for which two rows of each pixel are read.
+    """
+    (height, width), h = size, maps.shape[2]
+    wide = resize(maps, (h, width)).permute(0, 2, 3, 1).flatten(0, 2)  # (B * h * W) x D
+    row, column = pixels // width, pixels % width
+    image = row // height
+    at = ((row % height + 0.5).to(maps.dtype) * (h / height) - 0.5).clamp_min(0)  # in rows of the map
+    above = at.to(pixels.dtype)
+    rows = (wide.index_select(0, (image * h + y) * width + column) for y in (above, (above + 1).clamp_max(h - 1)))
+    return F.normalize(torch.lerp(*rows, (at - above)[:, None]), dim=1)
+
+
+def mask_prototypes(pixels: Tensor, images: Tensor, count: int) -> Tensor:
     """Mean direction of the pixels of each mask (paper, section 3.2: z_M).
 
-    Embeddings (B, D, H, W) of any length and masks (B, H, W), 1 inside the object and 0 outside -> (B, D): the pixels'
-    unit vectors summed over the mask, at unit length; zero for an empty mask.
+    Unit vectors (P, D) and the index of the image of each, 0..count-1 -> (count, D): their sums at unit length; zero
+    for an image without pixels.
     """
-    lengths = torch.linalg.vector_norm(embeddings, dim=1).clamp_min(1e-12)  # B x H x W
-    weights = masks.to(embeddings.dtype) / lengths
-    return F.normalize(torch.einsum('bdhw,bhw->bd', embeddings, weights), dim=1)
+    return F.normalize(pixels.new_zeros(count, pixels.shape[1]).index_add_(0, images, pixels), dim=1)
 
 
 def weighted_prototypes(features: Tensor, weights: Tensor) -> Tensor:

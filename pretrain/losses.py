@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.run.devices import Precision, pin
+from utils.run.devices import Precision
 
 
 def saliency_loss(scores: Tensor, masks: Tensor) -> Tensor:
@@ -78,20 +78,16 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision,
                    chunk: int = 32768) -> dict[str, Tensor]:
-    """One batch of pairs: 'loss' (with gradient), 'contrastive', 'saliency', 'accuracy', 'foreground'.
+    """One batch of ``collate_pairs``: 'loss' (with gradient), 'contrastive', 'saliency', 'accuracy', 'foreground'.
 
     Losses are in float32 or float64 in any ``precision``. ``chunk`` is the pixels of the contrastive loss at a time; 0
     holds all of its logits in memory.
     """
-    im_q, im_k = (precision.to_device(batch[view]) for view in ('query', 'key'))  # B x 3 x H x W
-    masks = [batch['query_mask'], batch['key_mask']]  # B x H x W
-    encoder: Any = getattr(model, 'module', model).model_q  # behind DistributedDataParallel, if there is one
-    if not encoder.upsample:
-        stride = encoder.backbone.stride
-        masks = [pin(mask[:, ::stride, ::stride], precision.device) for mask in masks]  # nearest
-    mask_q, mask_k = (precision.to_device(mask) for mask in masks)
+    views = [precision.to_device(batch[name]) for name in ('query', 'query_pixels', 'key', 'key_pixels')]
+    stride = getattr(model, 'module', model).model_q.output_stride  # behind DistributedDataParallel, if there is one
+    mask_q = precision.to_device(batch['query_mask'])[:, ::stride, ::stride]  # nearest
     with precision.autocast():
-        output = model(im_q, masks[0], im_k, mask_k)
+        output = model(*views)
     if chunk:
         contrastive, top1 = chunked_contrastive_loss(output.q, output.keys, output.labels, output.T, chunk)
     else:

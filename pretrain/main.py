@@ -6,6 +6,7 @@
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from torch import Tensor, nn
 
-from data.loaders import identity, open_images, train_loader
+from data.loaders import collate_pairs, identity, open_images, train_loader
 from data.transforms import EvaluationTransform
 from data.views import ContrastivePair, ContrastiveView
 from models.backbones import freeze_layers
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     mean, std, size = encoder.backbone.mean, encoder.backbone.std, p.augmentation_kwargs.size
     dataset = open_images(p, p.train_db_name, p.train_split, saliency=p.saliency, skip=True)
     pair = ContrastivePair(dataset, ContrastiveView(mean, std, **p.augmentation_kwargs))
-    loader = train_loader(p, dataset.transformed(pair))
+    loader = train_loader(p, dataset.transformed(pair), partial(collate_pairs, step=encoder.output_stride))
     if not encoder.upsample and size % encoder.backbone.stride:
         raise UserError(f'augmentation_kwargs.size {size} must be a multiple of {encoder.backbone.stride} when '
                         'upsample is off.')

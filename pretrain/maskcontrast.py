@@ -4,15 +4,16 @@ Van Gansbeke et al., "Unsupervised Semantic Segmentation by Contrasting Object M
 ICCV 2021, section 3.2; the momentum encoder and the queue are those of MoCo (He et al., CVPR 2020).
 """
 import copy
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.segmentation import ContrastiveSegmentationModel, mask_prototypes
+from models.segmentation import ContrastiveSegmentationModel, mask_prototypes, pixel_embeddings, resize
 from utils.run import distributed
-from utils.run.devices import pin, to_device, to_float32
+from utils.run.devices import to_float32
 
 
 class Output(NamedTuple):
@@ -48,28 +49,27 @@ class MaskContrast(nn.Module):
         self.register_buffer('queue', F.normalize(torch.randn(dim, K), dim=0))  # dim x K, unit columns
         self.register_buffer('queue_ptr', torch.zeros(1, dtype=torch.long))
 
-    def forward(self, im_q: Tensor, mask_q: Tensor, im_k: Tensor, mask_k: Tensor) -> Output:
+    def forward(self, im_q: Tensor, pixels_q: Tensor, im_k: Tensor, pixels_k: Tensor) -> Output:
         """One step: the query pixels and their keys; moves the key encoder and fills the queue.
 
-        Views are (B, 3, H, W), their masks in {0, 1} (B, h, w), the size of the encoder's output. ``mask_q`` is best
-        left on the CPU, where P is known without waiting for the device.
+        Views are (B, 3, H, W); pixels are those of their masks, as of ``data.loaders.collate_pairs``. The keys come
+        first, while there are no activations of the query encoder in memory.
         """
-        embedding, saliency = self.model_q(im_q)  # B x dim x H x W, B x H x W
-        pixels = mask_q.nonzero().T.contiguous()  # 3 x P
-        if pixels.device != im_q.device:
-            pixels = to_device(pin(pixels, im_q.device), im_q.device)
-        image, row, column = pixels
-        q = F.normalize(to_float32(embedding[image, :, row, column]), dim=1)  # P x dim
-
+        batch, size = len(im_q), [side // self.model_q.output_stride for side in im_q.shape[-2:]]
         with torch.no_grad():
             self._momentum_update()
-            prototypes = self._key_prototypes(im_k, mask_k)  # B x dim
+            prototypes = self._key_prototypes(im_k, pixels_k, size)  # B x dim
             gathered = distributed.all_gather(prototypes)  # (B * processes) x dim
-            if self.gather_prototypes:
-                prototypes, image = gathered, image + distributed.rank() * len(im_q)
-            keys = torch.cat([prototypes.T, self.queue], dim=1)  # dim x (B + K)
-            self._enqueue(gathered)
-        return Output(q, keys, self.T, image, None if saliency is None else to_float32(saliency))
+        maps = self.model_q.maps(im_q)
+        with torch.autocast(im_q.device.type, enabled=False):
+            q = pixel_embeddings(to_float32(maps['embedding']), size, pixels_q)  # P x dim
+        image = pixels_q.long() // (size[0] * size[1])
+        if self.gather_prototypes:
+            prototypes, image = gathered, image + distributed.rank() * batch
+        keys = torch.cat([prototypes.T, self.queue], dim=1)  # dim x (B + K)
+        self._enqueue(gathered)
+        saliency = None if 'saliency' not in maps else to_float32(resize(maps['saliency'], size)).squeeze(1)
+        return Output(q, keys, self.T, image, saliency)
 
     def _momentum_update(self) -> None:
         """k <- m k + (1 - m) q, for parameters and not for BatchNorm's buffers."""
@@ -77,17 +77,17 @@ class MaskContrast(nn.Module):
         torch._foreach_mul_(keys, self.m)
         torch._foreach_add_(keys, queries, alpha=1 - self.m)
 
-    def _key_prototypes(self, im_k: Tensor, mask_k: Tensor) -> Tensor:
+    def _key_prototypes(self, im_k: Tensor, pixels_k: Tensor, size: Sequence[int]) -> Tensor:
         """B x dim unit prototypes of this process's key views.
 
         The key batch is shuffled over all processes for the encoder, so that BatchNorm statistics tell nothing about
         which key belongs to which query.
         """
         order, back = distributed.random_order(len(im_k), im_k.device)
-        embedding = self.model_k.embed(distributed.shuffle(im_k, order))  # B x dim x H x W, of other images
+        embedding = to_float32(self.model_k.embed(distributed.shuffle(im_k, order)))  # of other images
         with torch.autocast(im_k.device.type, enabled=False):
-            prototypes = mask_prototypes(to_float32(embedding), distributed.shuffle(mask_k, order))
-            return distributed.shuffle(prototypes, back)
+            pixels = pixel_embeddings(distributed.shuffle(embedding, back), size, pixels_k)
+            return mask_prototypes(pixels, pixels_k // (size[0] * size[1]), len(im_k))
 
     def _enqueue(self, prototypes: Tensor) -> None:
         """Write the prototypes of all processes, (B * processes) x dim, over the oldest; the ring wraps around."""

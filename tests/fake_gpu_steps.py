@@ -36,7 +36,7 @@ from saliency import basnet as saliency_basnet
 from saliency.basnet import BASNet, BASNetSaliency
 from segmentation import engine as segmentation_engine
 from segmentation import objects as embedding
-from tests.fake_gpu import ROOT, Watch, build, fictitious_gpu
+from tests.fake_gpu import FOREGROUND, ROOT, Watch, build, fictitious_gpu
 from tests.test_utils_run_trainer import settings
 from utils.run import distributed, trainer
 from utils.run.devices import Precision
@@ -135,8 +135,10 @@ def pretraining(precision: str = 'fp32', world: int = 1, backbone: str = 'resnet
         return model.train()
 
     with processes(world), placed(build) as (watch, model):
-        views = {f'{view}{kind}': torch.empty(batch, *shape, dtype=dtype).pin_memory() for view in ('query', 'key')
-                 for kind, shape, dtype in (('', (3, size, size), torch.float32), ('_mask', (size, size), torch.uint8))}
+        kinds = (('', (batch, 3, size, size), torch.float32), ('_mask', (batch, size, size), torch.uint8),
+                 ('_pixels', (int(FOREGROUND * batch * (size if upsample else size // 8) ** 2),), torch.int32))
+        views = {f'{view}{kind}': torch.empty(*shape, dtype=dtype).pin_memory() for view in ('query', 'key')
+                 for kind, shape, dtype in kinds}
         return train(watch, model, views, partial(pretrain_losses.compute_losses, chunk=chunk), model.bank_statistics,
                      steps, precision=precision, optimizer=optimizer)
 

@@ -9,6 +9,8 @@ from models.segmentation import ContrastiveSegmentationModel
 from pretrain.losses import accuracy, compute_losses, contrastive_loss, saliency_loss
 from pretrain.maskcontrast import MaskContrast
 from tests.golden_inputs import GOLDENS, fill, images, masks, tensor, unit_columns
+from tests.test_pretrain_maskcontrast import batch_of
+from tests.test_pretrain_maskcontrast import step as forward
 from utils.run.devices import Precision
 
 
@@ -48,7 +50,7 @@ def test_steps(tag: str, dtype: torch.dtype) -> None:
     for step, expected in enumerate(golden['steps'][:None if double else 1]):
         views = [tensor(draw(f'{tag}/{view}{step}', batch, size), dtype)
                  for view in 'qk' for draw in (images, masks)]
-        output = method(*views)
+        output = forward(method, views)
         contrastive = contrastive_loss(output.logits, output.labels)
         saliency = saliency_loss(output.saliency, views[1])
         optimizer.zero_grad()
@@ -85,10 +87,9 @@ def test_the_options_of_speed_change_no_figure(chunk: int) -> None:
     precision.to_device(method.train())
     optimizer = torch.optim.SGD(method.model_q.parameters(), **what['sgd'])
     for step, expected in enumerate(GOLDENS[tag]['steps']):
-        batch = {name: tensor(draw(f'{tag}/{view}{step}', what['batch'], what['size']), torch.float64)
-                 for name, view, draw in (('query', 'q', images), ('query_mask', 'q', masks),
-                                          ('key', 'k', images), ('key_mask', 'k', masks))}
-        losses = compute_losses(method, batch, precision, chunk)
+        views = [tensor(draw(f'{tag}/{view}{step}', what['batch'], what['size']), torch.float64)
+                 for view in 'qk' for draw in (images, masks)]
+        losses = compute_losses(method, batch_of(views), precision, chunk)
         precision.step(losses['loss'], optimizer)
         assert losses['contrastive'].item() == pytest.approx(expected['contrastive_loss'], rel=1e-8)
         assert losses['saliency'].item() == pytest.approx(expected['saliency_loss'], rel=1e-8)

@@ -20,7 +20,7 @@ from saliency import basnet as saliency_basnet
 from saliency.basnet import BASNet, BASNetSaliency
 from segmentation import engine as segmentation_engine
 from tests.golden_inputs import photo
-from tests.test_pretrain_maskcontrast import method
+from tests.test_pretrain_maskcontrast import batch_of, method
 from tests.test_scripts import Runner
 from tests.test_utils_run_trainer import SmallBackbone, small_decoder
 from utils.run import trainer as training
@@ -58,8 +58,7 @@ def no_wait(device: torch.device) -> Iterator[None]:
 
 def pretraining() -> tuple[nn.Module, Callable, dict[str, Tensor]]:
     model, views = method(size=SIZE, batch=BATCH)
-    names = 'query', 'query_mask', 'key', 'key_mask'
-    return model, pretrain_losses.compute_losses, dict(zip(names, views, strict=True))
+    return model, pretrain_losses.compute_losses, batch_of(views)
 
 
 def linear() -> tuple[nn.Module, Callable, dict[str, Tensor]]:

@@ -4,9 +4,15 @@ import math
 import pytest
 import torch
 
-from models.segmentation import ContrastiveSegmentationModel, mask_prototypes, weighted_prototypes
+from models.segmentation import (
+    ContrastiveSegmentationModel,
+    mask_prototypes,
+    pixel_embeddings,
+    resize,
+    weighted_prototypes,
+)
 from pretrain.losses import accuracy, chunked_contrastive_loss, contrastive_loss, saliency_loss
-from pretrain.maskcontrast import MaskContrast
+from pretrain.maskcontrast import MaskContrast, Output
 
 
 def test_contrastive_loss_against_loops() -> None:
@@ -57,7 +63,8 @@ def test_mask_prototypes_against_loops() -> None:
     embeddings = torch.randn(3, 4, 5, 6, generator=generator, dtype=torch.float64)
     masks = torch.randint(2, (3, 5, 6), generator=generator)
     masks[2] = 0
-    prototypes = mask_prototypes(embeddings, masks)
+    pixels = pixel_embeddings(embeddings, (5, 6), foreground(masks))
+    prototypes = mask_prototypes(pixels, foreground(masks) // 30, 3)
     for b in range(3):
         total = torch.zeros(4, dtype=torch.float64)
         for y in range(5):
@@ -65,6 +72,24 @@ def test_mask_prototypes_against_loops() -> None:
                 if masks[b, y, x]:
                     total += embeddings[b, :, y, x] / embeddings[b, :, y, x].norm()
         torch.testing.assert_close(prototypes[b], total / total.norm() if masks[b].any() else total)
+
+
+@pytest.mark.parametrize('size', [(32, 48), (30, 41), (4, 6)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_pixel_embeddings_are_those_of_the_whole_resize(size: tuple[int, int], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    maps = torch.randn(3, 7, 4, 6, generator=generator, dtype=dtype)
+    first, second = maps.clone().requires_grad_(), maps.clone().requires_grad_()
+    masks = torch.randint(2, (3, *size), generator=generator)
+    masks[1] = 0
+    large = torch.nn.functional.normalize(resize(first, size), dim=1).permute(0, 2, 3, 1)
+    expected, found = large[masks.bool()], pixel_embeddings(second, size, foreground(masks))
+    bar = {'rtol': 0, 'atol': 1e-6 if dtype == torch.float32 else 1e-14}
+    torch.testing.assert_close(found, expected, **bar)
+    slope = torch.randn(expected.shape, generator=generator, dtype=dtype)
+    expected.backward(slope)
+    found.backward(slope)
+    torch.testing.assert_close(second.grad, first.grad, rtol=0, atol=20 * bar['atol'])
 
 
 @pytest.mark.parametrize('size', [(32, 48), (30, 41)])
@@ -76,6 +101,20 @@ def test_weighted_prototypes_equal_upsampling_first(size: tuple[int, int]) -> No
     large = torch.nn.functional.interpolate(features, size, mode='bilinear', align_corners=False)
     expected = torch.nn.functional.normalize((large * weights[:, None]).sum((2, 3)), dim=1)
     torch.testing.assert_close(weighted_prototypes(features, weights), expected)
+
+
+def foreground(masks: torch.Tensor) -> torch.Tensor:
+    return masks.flatten().nonzero()[:, 0].int()
+
+
+def batch_of(views: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Views and masks as a loader batches them."""
+    batch = dict(zip(('query', 'query_mask', 'key', 'key_mask'), views, strict=True))
+    return batch | {f'{view}_pixels': foreground(batch[f'{view}_mask']) for view in ('query', 'key')}
+
+
+def step(model: MaskContrast, views: list[torch.Tensor]) -> Output:
+    return model(views[0], foreground(views[1]), views[2], foreground(views[3]))
 
 
 def method(K: int = 7, size: int = 32, batch: int = 3, **model) -> tuple[MaskContrast, list[torch.Tensor]]:
@@ -92,12 +131,12 @@ def test_bank_is_a_ring_that_wraps_around() -> None:
     model.train()
     torch.testing.assert_close(model.queue.norm(dim=0), torch.ones(7))
     untouched = model.queue[:, 6].clone()
-    model(*views)
-    model(*views)
+    step(model, views)
+    step(model, views)
     assert model.queue_ptr.item() == 6
     assert torch.equal(model.queue[:, 6], untouched)
     kept = model.queue.clone()
-    model(*views)
+    step(model, views)
     assert model.queue_ptr.item() == 2
     assert torch.equal(model.queue[:, 2:6], kept[:, 2:6])
     assert not torch.isclose(model.queue[:, [6, 0, 1]], kept[:, [6, 0, 1]]).all(0).any()
@@ -111,7 +150,7 @@ def test_key_encoder_moves_before_it_is_used_and_has_no_gradient() -> None:
         for parameter in model.model_q.parameters():
             parameter.add_(1)
     before = [p.clone() for p in model.model_k.parameters()]
-    output = model(*views)
+    output = step(model, views)
     for old, new, query in zip(before, model.model_k.parameters(), model.model_q.parameters(), strict=True):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * query)
     contrastive_loss(output.logits, output.labels).backward()
@@ -124,9 +163,10 @@ def test_logits_hold_the_batch_first_and_the_bank_of_before() -> None:
     model.eval()
     bank = model.queue.clone()
     with torch.no_grad():
-        output = model(*views)
+        output = step(model, views)
         embedding, _ = model.model_q(views[0])
-        keys = mask_prototypes(model.model_k(views[2])[0], views[3])
+        key = torch.nn.functional.normalize(model.model_k(views[2])[0], dim=1)
+        keys = torch.nn.functional.normalize((key * views[3][:, None]).sum((2, 3)), dim=1)
     q = torch.nn.functional.normalize(embedding, dim=1).permute(0, 2, 3, 1)[views[1].bool()]
     torch.testing.assert_close(output.logits, q @ torch.cat([keys.T, bank], 1) / 0.5)
     assert output.labels.bincount().tolist() == [256, 256, 256]
@@ -135,7 +175,7 @@ def test_logits_hold_the_batch_first_and_the_bank_of_before() -> None:
 def test_one_image_trains() -> None:
     model, views = method(batch=1)
     model.train()
-    output = model(*views)
+    output = step(model, views)
     loss = contrastive_loss(output.logits, output.labels) + saliency_loss(output.saliency, views[1])
     loss.backward()
     assert loss.isfinite()
@@ -145,14 +185,14 @@ def test_one_image_trains() -> None:
 def test_without_upsampling_the_outputs_are_an_eighth() -> None:
     model, views = method(upsample=False, use_classification_head=False)
     views[1], views[3] = views[1][:, ::8, ::8], views[3][:, ::8, ::8]
-    output = model(*views)
+    output = step(model, views)
     assert output.saliency is None
     assert len(output.logits) == views[1].sum()
 
 
 def test_without_a_bank_the_batch_alone_is_compared() -> None:
     model, views = method(K=0)
-    output = model.train()(*views)
+    output = step(model.train(), views)
     assert output.logits.shape == (views[1].sum(), 3)
     assert model.queue.shape == (8, 0)
     assert model.queue_ptr.item() == 0

@@ -9,14 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from pretrain import losses
-from pretrain.maskcontrast import MaskContrast
 from saliency.basnet import BASNet
 from saliency.basnet import compute_losses as saliency_losses
 from saliency.sources import build_source
 from segmentation.engine import compute_losses as linear_losses
 from segmentation.objects import find_objects
-from tests.test_pretrain_maskcontrast import method
-from tests.test_utils_run_precision import VIEWS
+from tests.test_pretrain_maskcontrast import batch_of, method
 from utils.run import devices
 from utils.run.checkpoint import save_training
 from utils.run.devices import Precision
@@ -85,7 +83,7 @@ def test_pretraining_computes_nothing_in_float64(chunk: int) -> None:
     model, views = method()
     precision, optimizer = Precision(CPU), build_optimizer('sgd', model.train().parameters(), 0.01)
     with NoDoubles():
-        found = losses.compute_losses(model, dict(zip(VIEWS, views, strict=True)), precision, chunk)
+        found = losses.compute_losses(model, batch_of(views), precision, chunk)
         precision.step(found['loss'], optimizer)
 
 
@@ -99,18 +97,6 @@ def test_nothing_else_computes_in_float64() -> None:
         found = find_objects(ContrastiveSegmentationModel('resnet18').eval(), images, min_component=0.01)
         saliency_losses(BASNet(), {'image': images, 'sal': torch.ones(2, 1, 32, 32)}, precision)['loss'].backward()
     assert len(found) == 2
-
-
-def test_small_masks_are_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pinned they are too, which the fictitious GPU shows."""
-    encoder, moved = ContrastiveSegmentationModel('resnet18', 8, upsample=False), []
-    model = MaskContrast(encoder, 8, 4)
-    monkeypatch.setattr('utils.run.devices.to_device', lambda x, *_: moved.append(x) or x)
-    batch = {'query': torch.randn(2, 3, 32, 32), 'key': torch.randn(2, 3, 32, 32),
-             'query_mask': torch.ones(2, 32, 32, dtype=torch.uint8), 'key_mask': torch.ones(2, 32, 32).byte()}
-    losses.compute_losses(model, batch, Precision(CPU))
-    assert [tuple(x.shape) for x in moved] == [(2, 3, 32, 32)] * 2 + [(2, 4, 4)] * 2
-    assert all(x.is_contiguous() for x in moved)
 
 
 def test_a_checkpoint_waits_once(tmp_path: Path) -> None:

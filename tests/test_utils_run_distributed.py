@@ -20,6 +20,7 @@ from data.loaders import SeededSampler
 from models.segmentation import ContrastiveSegmentationModel
 from pretrain.losses import compute_losses, contrastive_loss, saliency_loss
 from pretrain.maskcontrast import MaskContrast
+from tests.test_pretrain_maskcontrast import batch_of
 from tests.test_scripts import Runner
 from utils.run import distributed
 from utils.run.checkpoint import load_checkpoint
@@ -77,8 +78,8 @@ def worker(rank: int, store: str, folder: str, gather: bool, kind: str) -> None:
     torch.manual_seed(5 + rank)
     steps = []
     for batch in batches():
-        share = {name: value[rank * BATCH:(rank + 1) * BATCH] for name, value in batch.items()}
-        losses = compute_losses(model, share, Precision(device))
+        share = [batch[name][rank * BATCH:(rank + 1) * BATCH] for name in ('query', 'query_mask', 'key', 'key_mask')]
+        losses = compute_losses(model, batch_of(share), Precision(device))
         optimizer.zero_grad()
         losses['loss'].backward()
         steps.append(snapshot(method, [losses['loss']]))

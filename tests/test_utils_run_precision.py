@@ -3,19 +3,18 @@ import pytest
 import torch
 
 from pretrain.losses import compute_losses
-from tests.test_pretrain_maskcontrast import method
+from tests.test_pretrain_maskcontrast import batch_of, method
 from utils.run.devices import Precision, to_float32
 from utils.run.errors import UserError
 
 CPU = torch.device('cpu')
-VIEWS = ('query', 'query_mask', 'key', 'key_mask')
 
 
 def run(precision: Precision, steps: int, dtype: torch.dtype = torch.float32):
     model, views = method()
     model.to(dtype).train()
     batch = {name: view.to(dtype) if view.is_floating_point() else view
-             for name, view in zip(VIEWS, views, strict=True)}
+             for name, view in batch_of(views).items()}
     optimizer = torch.optim.SGD(model.model_q.parameters(), 0.01)
     losses = []
     for _ in range(steps):
