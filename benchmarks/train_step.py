@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+from torchvision.transforms.v2 import functional
 
 from data.views import ContrastivePair, ContrastiveView
 from data.voc import VOCSegmentation
@@ -116,6 +117,8 @@ class Way:
         K, dim = 8 * args.batch, 32
         self.model: nn.Module
         if name == 'plain':
+            for view in ('query', 'key'):
+                self.batch[view] = functional.normalize(self.batch[view] / 255, *IMAGENET)
             self.precision = Precision(self.device)
             self.model = PlainMaskContrast(args.backbone, dim, K).to(self.device)
         else:
@@ -205,7 +208,7 @@ def input_seconds(count: int, size: int) -> float:
     """Seconds in which one process makes ``count`` pairs from drawn 500 px JPEGs."""
     with tempfile.TemporaryDirectory() as folder:
         base = VOCSegmentation(generate(Path(folder) / 'drawn', 8, 1, 500), 'train', saliency='supervised_model')
-        pairs = base.transformed(ContrastivePair(base, ContrastiveView(*IMAGENET, size)))
+        pairs = base.transformed(ContrastivePair(base, ContrastiveView(size)))
         for index in range(8):
             pairs[index, index]
         start = time.perf_counter()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from data.image_set import ImageSet
-from data.transforms import Colour, Sample, uniform
+from data.transforms import Sample, uniform
 from utils.run.errors import UserError
 
 GREY_WEIGHTS = np.array([[0.2989, 0.587, 0.114]], np.float32)  # of ITU-R BT.601, as torchvision rounds them
@@ -39,15 +39,13 @@ class ContrastiveView:
     of its aspect ratio; ``jitter`` is how far brightness, contrast, saturation and hue may change.
     """
 
-    def __init__(self, mean: Colour, std: Colour, size: int = 224, scale: Sequence[float] = (0.2, 1.0),
-                 ratio: Sequence[float] = (3 / 4, 4 / 3), jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.1),
-                 jitter_probability: float = 0.8, grey_probability: float = 0.2, flip_probability: float = 0.5) -> None:
+    def __init__(self, size: int = 224, scale: Sequence[float] = (0.2, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3),
+                 jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.1), jitter_probability: float = 0.8,
+                 grey_probability: float = 0.2, flip_probability: float = 0.5) -> None:
         self.size = size
         self.crop, self.jitter = v2.RandomResizedCrop(size, scale=scale, ratio=ratio), v2.ColorJitter(*jitter)
         self.jitter_probability, self.grey_probability = jitter_probability, grey_probability
         self.flip_probability = flip_probability
-        centre, spread = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (mean, std))
-        self.scale, self.shift = (1 / (255 * spread)).float(), (-centre / spread).float()
 
     def draw(self, mask: Array) -> Draw:
         """Draw a view of an image with this mask (H, W) from PyTorch's CPU generator."""
@@ -68,7 +66,7 @@ class ContrastiveView:
         return mask[top + centres * height // (2 * self.size)].take(columns, axis=1)
 
     def make_image(self, image: Array, draw: Draw) -> Tensor:
-        """(H, W, 3) uint8 -> (3, size, size) float32, normalised; the crop is bilinear with antialiasing."""
+        """(H, W, 3) uint8 -> (3, size, size) uint8; the crop is bilinear with antialiasing."""
         top, left, height, width = draw.crop
         part = torch.from_numpy(image[top:top + height, left:left + width])
         batch = part[None].permute(0, 3, 1, 2)  # 1 x 3 x h x w, channels last: the kernel made for it is fast
@@ -82,7 +80,7 @@ class ContrastiveView:
             view = cv2.flip(view, 1)
         planes = np.empty((3, self.size, self.size), np.uint8)
         cv2.split(view, list(planes))
-        return torch.from_numpy(planes).float().mul_(self.scale).add_(self.shift)
+        return torch.from_numpy(planes)
 
 
 def _grey(image: Array) -> Array:
@@ -118,7 +116,7 @@ class ContrastivePair:
     """A transform of ``images``: two views of one with their masks, both with a foreground share in (0.01, 0.99).
 
     Views are drawn at most three times for an image, then another random image takes its place: 50 in a row raise
-    UserError. A sample holds 'query' and 'key', (3, size, size) float32, with 'query_mask' and 'key_mask', (size, size)
+    UserError. A sample holds 'query' and 'key', (3, size, size) uint8, with 'query_mask' and 'key_mask', (size, size)
     uint8 in {0, 1}, and 'id'.
     """
 

@@ -32,13 +32,17 @@ KINDS = ('freeze_layers', 'network_lr_factor', 'freeze_batchnorm', 'loss', 'moco
 FEW = 2  # images of a step on a CPU; a GPU gets the batch
 
 
+def draw_view(size: int) -> torch.Tensor:
+    return torch.randint(256, (3, size, size), dtype=torch.uint8)
+
+
 def draw_batch(count: int, size: int, step: int = 1) -> dict[str, torch.Tensor]:
     """Noise with a square object in the middle of each view; as ``collate_pairs`` gives it."""
     edge = size // 4
     mask = torch.zeros(size, size, dtype=torch.uint8)
     mask[edge:3 * edge, edge:3 * edge] = 1
-    return collate_pairs([{'query_mask': mask, 'key_mask': mask, 'query': torch.randn(3, size, size),
-                           'key': torch.randn(3, size, size)} for _ in range(count)], step)
+    return collate_pairs([{'query': draw_view(size), 'key': draw_view(size), 'query_mask': mask, 'key_mask': mask}
+                          for _ in range(count)], step)
 
 
 def measure(p: Any, trains: bool, processes: int) -> tuple[float, float, float]:
@@ -61,7 +65,7 @@ def measure(p: Any, trains: bool, processes: int) -> tuple[float, float, float]:
     cuda, share = device.type == 'cuda', p.train_batch_size // processes if trains else p.val_batch_size
     count, side = share if cuda else min(share, FEW), p.augmentation_kwargs.size if pretrains else p.val_size
     batch = draw_batch(count, side, model.model_q.output_stride if pretrains else 1)
-    batch |= {'image': batch['query'], 'semseg': batch['query_mask'].long()}
+    batch |= {'image': batch['query'] / 255, 'semseg': batch['query_mask'].long()}
     optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs) if trains else None
     losses = compute_losses if pretrains else partial(engine.compute_losses, hardest=(
         p.ohem_share if p.get('loss') == 'ohem' else None))

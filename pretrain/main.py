@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     freeze_layers(encoder.backbone, p.freeze_layers)
     mean, std, size = encoder.backbone.mean, encoder.backbone.std, p.augmentation_kwargs.size
     dataset = open_images(p, p.train_db_name, p.train_split, saliency=p.saliency, skip=True)
-    pair = ContrastivePair(dataset, ContrastiveView(mean, std, **p.augmentation_kwargs))
+    pair = ContrastivePair(dataset, ContrastiveView(**p.augmentation_kwargs))
     loader = train_loader(p, dataset.transformed(pair), partial(collate_pairs, step=encoder.output_stride))
     if not encoder.upsample and size % encoder.backbone.stride:
         raise UserError(f'augmentation_kwargs.size {size} must be a multiple of {encoder.backbone.stride} when '

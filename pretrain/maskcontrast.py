@@ -39,6 +39,8 @@ class MaskContrast(nn.Module):
 
     queue: Tensor
     queue_ptr: Tensor
+    scale: Tensor  # of colours, and ``shift``: (3, 1, 1)
+    shift: Tensor
 
     def __init__(self, encoder: ContrastiveSegmentationModel, dim: int = 32, K: int = 128, m: float = 0.999,
                  T: float = 0.5, gather_prototypes: bool = False) -> None:
@@ -48,19 +50,23 @@ class MaskContrast(nn.Module):
         self.model_k = copy.deepcopy(encoder).requires_grad_(False)
         self.register_buffer('queue', F.normalize(torch.randn(dim, K), dim=0))  # dim x K, unit columns
         self.register_buffer('queue_ptr', torch.zeros(1, dtype=torch.long))
+        mean, std = (torch.tensor(colour, dtype=torch.float64).view(3, 1, 1)
+                     for colour in (encoder.backbone.mean, encoder.backbone.std))
+        self.register_buffer('scale', (1 / (255 * std)).float(), persistent=False)
+        self.register_buffer('shift', (-mean / std).float(), persistent=False)
 
     def forward(self, im_q: Tensor, pixels_q: Tensor, im_k: Tensor, pixels_k: Tensor) -> Output:
         """One step: the query pixels and their keys; moves the key encoder and fills the queue.
 
-        Views are (B, 3, H, W); pixels are those of their masks, as of ``data.loaders.collate_pairs``. The keys come
-        first, while there are no activations of the query encoder in memory.
+        Views are (B, 3, H, W), uint8 or normalised; pixels are those of their masks, as of
+        ``data.loaders.collate_pairs``. The keys come first, while no activations of the query encoder are in memory.
         """
         batch, size = len(im_q), [side // self.model_q.output_stride for side in im_q.shape[-2:]]
         with torch.no_grad():
             self._momentum_update()
             prototypes = self._key_prototypes(im_k, pixels_k, size)  # B x dim
             gathered = distributed.all_gather(prototypes)  # (B * processes) x dim
-        maps = self.model_q.maps(im_q)
+        maps = self.model_q.maps(self._normalised(im_q))
         with torch.autocast(im_q.device.type, enabled=False):
             q = pixel_embeddings(to_float32(maps['embedding']), size, pixels_q)  # P x dim
         image = pixels_q.long() // (size[0] * size[1])
@@ -70,6 +76,10 @@ class MaskContrast(nn.Module):
         self._enqueue(gathered)
         saliency = None if 'saliency' not in maps else to_float32(resize(maps['saliency'], size)).squeeze(1)
         return Output(q, keys, self.T, image, saliency)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Images of 8 bits as the backbone's weights want them; others are so already."""
+        return images if images.is_floating_point() else (images * self.scale).add_(self.shift)
 
     def _momentum_update(self) -> None:
         """k <- m k + (1 - m) q, for parameters and not for BatchNorm's buffers."""
@@ -83,8 +93,9 @@ class MaskContrast(nn.Module):
         The key batch is shuffled over all processes for the encoder, so that BatchNorm statistics tell nothing about
         which key belongs to which query.
         """
+        # other images than this process's, until their embeddings are back
         order, back = distributed.random_order(len(im_k), im_k.device)
-        embedding = to_float32(self.model_k.embed(distributed.shuffle(im_k, order)))  # of other images
+        embedding = to_float32(self.model_k.embed(self._normalised(distributed.shuffle(im_k, order))))
         with torch.autocast(im_k.device.type, enabled=False):
             pixels = pixel_embeddings(distributed.shuffle(embedding, back), size, pixels_k)
             return mask_prototypes(pixels, pixels_k // (size[0] * size[1]), len(im_k))

@@ -71,7 +71,7 @@ class Monitor:
     def draw_views(self, batch: dict[str, Any]) -> None:
         """The first pairs of views of a batch, query above key, with the outlines of their masks."""
         if self._begins():
-            views = [thumbnail(outline(denormalize(image, *self.colours), mask.numpy()), SIDE)
+            views = [thumbnail(outline(np.ascontiguousarray(image.permute(1, 2, 0)), mask.numpy()), SIDE)
                      for view in ('query', 'key')
                      for image, mask in zip(batch[view][:VIEWS], batch[f'{view}_mask'][:VIEWS], strict=True)]
             self.trainer.writer.add_picture('views', montage(views, len(views) // 2), self.trainer.epoch + 1)

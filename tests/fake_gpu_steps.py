@@ -135,7 +135,7 @@ def pretraining(precision: str = 'fp32', world: int = 1, backbone: str = 'resnet
         return model.train()
 
     with processes(world), placed(build) as (watch, model):
-        kinds = (('', (batch, 3, size, size), torch.float32), ('_mask', (batch, size, size), torch.uint8),
+        kinds = (('', (batch, 3, size, size), torch.uint8), ('_mask', (batch, size, size), torch.uint8),
                  ('_pixels', (int(FOREGROUND * batch * (size if upsample else size // 8) ** 2),), torch.int32))
         views = {f'{view}{kind}': torch.empty(*shape, dtype=dtype).pin_memory() for view in ('query', 'key')
                  for kind, shape, dtype in kinds}

@@ -163,7 +163,7 @@ def test_folders_that_are_none(tmp_path: Path, shapes: Path) -> None:
 def test_pairs_and_loaders(root: Path, shapes: Path, caplog) -> None:
     caplog.set_level(logging.INFO)
     data = FolderDataset(root / 'images', root / 'saliency_masks')
-    pair = data.transformed(ContrastivePair(data, ContrastiveView(*IMAGENET, 32, scale=(0.9, 1.0))))[3, 7]
+    pair = data.transformed(ContrastivePair(data, ContrastiveView(32, scale=(0.9, 1.0))))[3, 7]
     assert pair['id'] == 'a/06'
     assert pair['query'].shape == (3, 32, 32)
     assert 0.3 < pair['query_mask'].float().mean() < 0.7
@@ -173,7 +173,7 @@ def test_pairs_and_loaders(root: Path, shapes: Path, caplog) -> None:
                  cache='none', device='cpu', train_batch_size=4, augmentation_kwargs={'size': 32},
                  model_kwargs={'upsample': True}, val_size=24, val_batch_size=8, output_dir=str(root / 'results'))
     images = build.open_images(p, '.', 'all', saliency='masks', skip=True)
-    loader = build.train_loader(p, images.transformed(ContrastivePair(images, ContrastiveView(*IMAGENET, 32))))
+    loader = build.train_loader(p, images.transformed(ContrastivePair(images, ContrastiveView(32))))
     assert len(loader.sampler) == 16
     assert torch.stack([batch['query'] for batch in loader]).shape == (4, 4, 3, 32, 32)
     said = f'Training on split all, 19 images of {images.images} with masks of {images.masks}, 1 left out'

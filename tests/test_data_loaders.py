@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.loaders import open_images, train_loader
+from data.loaders import collate_pairs, open_images, train_loader
 from data.transforms import LinearTrainTransform
 from data.views import ContrastivePair, ContrastiveView
 from data.voc import VOCSegmentation
@@ -19,7 +19,7 @@ def loader(folder: Path, *overrides: str):
     p = load_config('configs/demo/env.yml', 'configs/demo/pretrain.yml', Pretrain, [
         f'db_root={folder}', 'train_batch_size=4', 'moco_kwargs.K=8', 'device=cpu', *overrides])
     images = open_images(p, p.train_db_name, p.train_split, saliency=p.saliency, skip=True)
-    pair = ContrastivePair(images, ContrastiveView(*IMAGENET, **p.augmentation_kwargs))
+    pair = ContrastivePair(images, ContrastiveView(**p.augmentation_kwargs))
     return train_loader(p, images.transformed(pair))
 
 
@@ -36,6 +36,20 @@ def test_workers_give_the_same_pairs_and_the_key_cache_has_no_effect(shapes: Pat
             assert torch.equal(batch[name], other[name])
 
 
+@pytest.mark.parametrize('step', [1, 8])
+def test_pairs_bring_the_indices_of_their_foreground(shapes: Path, step: int) -> None:
+    images = loader(shapes.parent, 'num_workers=0').dataset
+    batch = collate_pairs([images[i, i] for i in range(3)], step)
+    for view in ('query', 'key'):
+        mask = batch[f'{view}_mask'][:, ::step, ::step]
+        assert mask.shape[0] == 3
+        assert 0 < mask.float().mean() < 1
+        found = torch.zeros(mask.numel(), dtype=torch.uint8)
+        found[batch[f'{view}_pixels']] = 1
+        assert torch.equal(found.view(mask.shape), mask)
+        assert batch[f'{view}_pixels'].dtype == torch.int32
+
+
 def test_batches_are_pinned_for_a_gpu_alone(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     assert not loader(shapes.parent, 'device=cpu').pin_memory
@@ -50,5 +64,6 @@ def test_random_transforms_depend_on_the_seed_alone(shapes: Path) -> None:
     assert torch.equal(first['image'], data[2, 5]['image'])
 
 
-def test_no_more_workers_than_cores(shapes, recwarn) -> None:
-    assert loader(shapes.parent, 'num_workers=999').num_workers == parallel.available_cores()
+def test_more_workers_than_cores_are_all_but_one(shapes, recwarn) -> None:
+    assert loader(shapes.parent, 'num_workers=1').num_workers == 1
+    assert loader(shapes.parent, 'num_workers=999').num_workers == max(1, parallel.available_cores() - 1)

@@ -11,7 +11,6 @@ from torch import nn
 
 from data.loaders import evaluation_loader, open_images, train_loader
 from data.transforms import LinearTrainTransform
-from data.views import ContrastivePair, ContrastiveView
 from models.backbones import IMAGENET, DilatedResNet, TimmBackbone, freeze_layers
 from models.build import (
     build_contrastive_model,
@@ -195,20 +194,16 @@ def test_every_loader_normalises_as_the_weights_want(db_root: Path) -> None:
     for backbone, normalisation in ((TimmBackbone('timm/tf_efficientnet_lite0'), (half, half)),
                                     (TimmBackbone(PATCHES), (half, half)), (DilatedResNet('resnet18'), IMAGENET)):
         assert (backbone.mean, backbone.std) == normalisation
-    view = {'size': 32, 'jitter_probability': 0.0, 'grey_probability': 0.0}
     p = config(db_root=str(db_root), num_workers=0, device='cpu', cache='none', seed=0, val_size=32, train_size=32,
                val_batch_size=2, train_batch_size=2, train_db_name='Shapes', train_split='train', label_share=1,
                label_seed=0, border_label=0, eval_classes=(), saliency='supervised_model',
-               augmentation_kwargs=view, output_dir='out')
+               output_dir='out')
     data = open_images(p, 'Shapes', 'train', truth=True, saliency='supervised_model')
-    loaders = (('query', lambda *colours: train_loader(p, data.transformed(
-                   ContrastivePair(data, ContrastiveView(*colours, **view))))),
-               ('image', lambda *colours: train_loader(p, data.transformed(LinearTrainTransform(32, *colours)))),
-               ('image', partial(evaluation_loader, p, data)))
-    for key, loader in loaders:
+    for loader in (lambda *colours: train_loader(p, data.transformed(LinearTrainTransform(32, *colours))),
+                   partial(evaluation_loader, p, data)):
         levels = []
         for mean, std in (IMAGENET, (half, half)):
-            images = next(iter(loader(mean, std)))[key]
+            images = next(iter(loader(mean, std)))['image']
             levels.append(images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1))
         torch.testing.assert_close(*levels)
 

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from models.backbones import IMAGENET
 from models.segmentation import (
     ContrastiveSegmentationModel,
     mask_prototypes,
@@ -170,6 +171,23 @@ def test_logits_hold_the_batch_first_and_the_bank_of_before() -> None:
     q = torch.nn.functional.normalize(embedding, dim=1).permute(0, 2, 3, 1)[views[1].bool()]
     torch.testing.assert_close(output.logits, q @ torch.cat([keys.T, bank], 1) / 0.5)
     assert output.labels.bincount().tolist() == [256, 256, 256]
+
+
+@pytest.mark.parametrize('colours', [IMAGENET, ((0.5, 0.5, 0.5), (0.4, 0.5, 0.6))])
+def test_views_of_8_bits_become_what_the_backbone_wants(colours: tuple) -> None:
+    model, views = method()
+    model.model_q.backbone.mean, model.model_q.backbone.std = colours
+    model = MaskContrast(model.model_q, 8, 7).train()
+    seen = []
+    for encoder in (model.model_k, model.model_q):
+        encoder.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    views[0], views[2] = (torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8) for _ in range(2))
+    step(model, views)
+    mean, std = (torch.tensor(colour, dtype=torch.float64).view(3, 1, 1) for colour in colours)
+    for images, view in zip(seen, (views[2], views[0]), strict=True):
+        assert torch.equal(images, view.float().mul_((1 / (255 * std)).float()).add_((-mean / std).float()))
+        torch.testing.assert_close(images.double(), (view / 255 - mean) / std, rtol=0, atol=1e-6)
+    assert not {'scale', 'shift'} & model.state_dict().keys()
 
 
 def test_one_image_trains() -> None:
