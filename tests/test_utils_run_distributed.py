@@ -1,4 +1,5 @@
 """Two processes against one that simulates them step by step, and scripts in several processes."""
+import itertools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from utils.run import distributed
 from utils.run.checkpoint import load_checkpoint
 from utils.run.devices import Precision
 from utils.run.errors import EXIT_STOPPED, EXIT_USER_ERROR
+from utils.run.trainer import VOTE, Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKENDS = {'cpu': 'gloo', 'cuda': 'cpu:gloo,cuda:nccl'}
@@ -88,6 +90,7 @@ def worker(rank: int, store: str, folder: str, gather: bool, kind: str) -> None:
     assert (np.sum(distributed.gather_objects(confusion), axis=0) == 3).all()
     assert distributed.any_process(rank == 1)
     assert not distributed.any_process(False)
+    assert distributed.largest(rank, -rank) == [1, 0]
     torch.save(steps, Path(folder) / f'{rank}.pt')
     distributed.leave()
 
@@ -163,6 +166,27 @@ def test_shares_of_the_sampler_are_the_batches_of_one_process() -> None:
         for step in range((23 - start) // 6):
             batch = [item for part in parts for item in part[2 * step:2 * step + 2]]
             assert batch == whole[6 * step:6 * step + 6]
+
+
+def test_processes_vote_at_most_seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of two processes, the other of which is slower, and gets a signal in its 300th."""
+    steps, votes = [1], []
+    run = Trainer.__new__(Trainer)
+    run._signal, run._votes, run._wait, run._voted = None, 1, 1, 0.0
+    monkeypatch.setattr(distributed, 'world_size', lambda: 2)
+    monkeypatch.setattr('time.perf_counter', lambda: 0.04 * steps[0])
+
+    def largest(seconds: float, asked: float) -> list[float]:
+        votes.append(steps[0])
+        return [max(seconds, 0.05), float(steps[0] >= 300 or asked)]
+
+    monkeypatch.setattr(distributed, 'largest', largest)
+    while not run._asked():
+        steps[0] += 1
+    assert votes[:7] == [1, 3, 7, 15, 31, 63, 127]
+    assert max(0.05 * (later - earlier) for earlier, later in itertools.pairwise(votes)) <= VOTE
+    assert 300 <= steps[0] <= 300 + VOTE / 0.05
+    assert len(votes) < 12
 
 
 @pytest.fixture(scope='module')

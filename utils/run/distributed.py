@@ -77,13 +77,18 @@ def all_gather(x: Tensor) -> Tensor:
     return gathered
 
 
-def any_process(flag: bool) -> bool:
-    """Whether ``flag`` holds in any process; asked of the CPU, so that no GPU is waited for."""
+def largest(*values: float) -> list[float]:
+    """The largest of each value over all processes; asked of the CPU, so that no GPU is waited for."""
     if world_size() == 1:
-        return flag
-    votes = torch.tensor(int(flag))
+        return list(values)
+    votes = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-    return bool(votes.item())
+    return votes.tolist()
+
+
+def any_process(flag: bool) -> bool:
+    """Whether ``flag`` holds in any process."""
+    return largest(flag) == [True]
 
 
 def gather_objects(value: Any) -> list[Any]:

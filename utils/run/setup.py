@@ -47,6 +47,7 @@ def start(p: Run, nproc: int | None, script: str, argv: Sequence[str] | None,
     distributed.join(device.type == 'cuda')
     share_cores()
     allow_tf32(p.val_tf32)
+    torch.backends.cudnn.benchmark = True  # all images of a run have one size
     output_dir = Path(p.output_dir)
     with distributed.main_first():
         if distributed.is_main():

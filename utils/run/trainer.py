@@ -23,6 +23,7 @@ from utils.run.parallel import starting_workers
 from utils.run.script import SIGNALS, handled, stop, stop_at_once
 
 log = logging.getLogger(__name__)
+VOTE = 5.0  # seconds in which a signal is heard by all processes
 
 
 def learning_rate(scheduler: str, lr: float, epoch: int, epochs: int, lr_decay_rate: float = 0.1,
@@ -116,6 +117,8 @@ class Trainer:
         self._summary = ''  # of the last epoch
         self._unchecked: list[tuple[int, Sequence[str], Tensor]] = []  # step, images, loss
         self._signal: int | None = None
+        self._votes = self._wait = 1  # steps between two votes, and those until the next
+        self._voted = time.perf_counter()
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
@@ -165,12 +168,25 @@ class Trainer:
                 self.recent.add({name: value.detach().float() for name, value in losses.items()})
                 if self.step % self.p.log_every == 0 or self.step == steps:
                     self._log(steps, statistics)
-                asked = distributed.any_process(self._signal is not None)  # all ask at the same step
+                asked = self._asked()
                 if asked or (every and self.step % every == 0 and self.step < steps):
                     self.save()
                 if asked:
                     stop(self._signal)
         return self.whole.read()
+
+    def _asked(self) -> bool:
+        """Whether a signal came to any process. All vote at the same steps, ``VOTE`` seconds apart at most."""
+        if distributed.world_size() == 1:
+            return self._signal is not None
+        self._wait -= 1
+        if self._wait:
+            return False
+        now = time.perf_counter()
+        seconds, asked = distributed.largest((now - self._voted) / self._votes, self._signal is not None)
+        self._votes = self._wait = max(1, min(2 * self._votes, int(VOTE / seconds)))
+        self._voted = now
+        return bool(asked)
 
     def _log(self, steps: int, statistics: Callable[[], dict[str, float]]) -> None:
         self._check()
