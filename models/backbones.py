@@ -1,5 +1,6 @@
 """Backbones: ResNets under torchvision's names, and networks of timm (github.com/huggingface/pytorch-image-models)."""
 from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from types import ModuleType
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.weights import Weights, downloading, leaders
 from utils.run.errors import UserError, name_some
@@ -19,6 +21,55 @@ TIMM = 'timm/'
 STRIDE = 8
 BLOCK = 2 ** 19  # numbers at a time in a sum over taps: what a core's cache holds of the input and the output
 UNFIT = (TypeError, ValueError, AssertionError, NotImplementedError)  # what networks say to options that they lack
+
+
+def taps(length: int, dilation: int, size: int) -> list[tuple[int, slice, slice]]:
+    """The taps of a dilated kernel of odd length that meet a row of ``size`` pixels: tap, outputs, inputs."""
+    shifts = [(tap, (tap - length // 2) * dilation) for tap in range(length)]
+    return [(tap, slice(max(0, -by), size - max(0, by)), slice(max(0, by), size - max(0, -by)))
+            for tap, by in shifts if abs(by) < size]
+
+
+class DilatedConv2d(nn.Conv2d):
+    """A 3x3 convolution padded by its dilation, without the taps that would read padding alone.
+
+    Where the dilation is no smaller than the map, only the middle row or column of the kernel can meet the map. On the
+    CPU the gradient of the others' weights leaves out padding too, as PyTorch's other kernels do.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (slice(None) if rate < size else slice(1, 2)
+                         for rate, size in zip(self.dilation, x.shape[-2:], strict=True))
+        weight = self.weight[:, :, rows, columns]
+        padding = [rate * (length // 2) for rate, length in zip(self.dilation, weight.shape[-2:], strict=True)]
+        if x.device.type == 'cpu' and not torch.is_autocast_enabled('cpu') and any(padding):
+            return _DilatedConv.apply(x, weight, padding, self.dilation)
+        return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation)
+
+
+class _DilatedConv(torch.autograd.Function):
+    """A convolution of stride 1 without bias, whose weight gradient is one product a tap, of the pixels that meet."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.padding, ctx.dilation = padding, dilation
+        return F.conv2d(x, weight, None, 1, padding, dilation)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_input, *_ = torch.ops.aten.convolution_backward(slope, x, weight, None, [1, 1], ctx.padding, ctx.dilation,
+                                                           False, [0, 0], 1, [ctx.needs_input_grad[0], False, False])
+        inputs, outputs = (t.permute(0, 2, 3, 1) for t in (x, slope))  # B x h x w x C
+        gradient = torch.zeros_like(weight)
+        rows, columns = (taps(length, rate, size)
+                         for length, rate, size in zip(weight.shape[2:], ctx.dilation, x.shape[2:], strict=True))
+        for row, to_y, from_y in rows:
+            for column, to_x, from_x in columns:
+                torch.mm(outputs[:, to_y, to_x].flatten(0, 2).T, inputs[:, from_y, from_x].flatten(0, 2),
+                         out=gradient[:, :, row, column])
+        return of_input, gradient, None, None
 
 
 class DilatedResNet(nn.Sequential):
@@ -46,6 +97,8 @@ class DilatedResNet(nn.Sequential):
                         conv.stride, rate = (1, 1), dilation // 2
                     if conv.kernel_size == (3, 3):
                         conv.dilation = conv.padding = (rate, rate)
+                        if rate == 4:
+                            conv.__class__ = DilatedConv2d
 
     def stages(self) -> list[list[nn.Parameter]]:
         """The parameters of the stem and of each of the four stages."""
@@ -80,9 +133,7 @@ class _SumOverTaps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        shifts = [(tap, (tap - len(weight) // 2) * dilation) for tap in range(len(weight))]
-        rows, columns = ([(tap, slice(max(0, -by), size - max(0, by)), slice(max(0, by), size - max(0, -by)))
-                          for tap, by in shifts if abs(by) < size] for size in x.shape[1:3])  # tap, outputs, inputs
+        rows, columns = (taps(len(weight), dilation, size) for size in x.shape[1:3])
         ctx.taps = [((row, column), (slice(None), to_y, to_x), (slice(None), from_y, from_x))
                     for row, to_y, from_y in rows for column, to_x, from_x in columns]
         ctx.images, y = max(1, BLOCK // x.shape[1:].numel()), torch.zeros_like(x)

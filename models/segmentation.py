@@ -6,9 +6,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabHead
 
-from models.backbones import build_backbone
+from models.backbones import DilatedConv2d, build_backbone
 
 CHANNELS, RATES = 256, (12, 24, 36)  # of the decoder
 
@@ -30,18 +30,20 @@ class PooledBatchNorm(nn.BatchNorm2d):
         return super().forward(x)
 
 
-class DilatedConv2d(nn.Conv2d):
-    """A 3x3 convolution padded by its dilation, without the taps that would read padding alone.
+class PyramidPooling(ASPP):
+    """torchvision's, with one ReLU for all branches, in place, and global pooling repeated rather than resized.
 
-    Where the dilation is no smaller than the map, only the middle row or column of the kernel can meet the map.
+    It keeps the memory order of the other branches, without which all would be copied.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = (slice(None) if rate < size else slice(1, 2)
-                         for rate, size in zip(self.dilation, x.shape[-2:], strict=True))
-        weight = self.weight[:, :, rows, columns]
-        padding = [rate * (length // 2) for rate, length in zip(self.dilation, weight.shape[-2:], strict=True)]
-        return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation)
+        branches = [branch(x) for branch in self.convs[:-1]]
+        for branch in branches:
+            if branch.requires_grad:  # of a concatenation it is a slice, for which BatchNorm is slow
+                branch.register_hook(torch.clone)
+        pooled = nn.Sequential.forward(self.convs[-1], x)  # type: ignore[arg-type]
+        branches.append(torch.empty_like(branches[0]).copy_(pooled))
+        return self.project(F.relu_(torch.cat(branches, 1)))
 
 
 def build_decoder(kind: str, in_channels: int, dropout: float = 0.5) -> nn.Sequential:
@@ -57,6 +59,9 @@ def build_decoder(kind: str, in_channels: int, dropout: float = 0.5) -> nn.Seque
     aspp = decoder[0]
     for branch, rate in zip(aspp.convs[1:4], RATES, strict=True):
         branch[0] = DilatedConv2d(in_channels, CHANNELS, 3, padding=rate, dilation=rate, bias=False)
+    aspp.__class__ = PyramidPooling
+    for branch in aspp.convs:
+        branch[-1] = nn.Identity()  # in place of its ReLU
     aspp.convs[4][2] = PooledBatchNorm(CHANNELS)
     aspp.project[3] = nn.Dropout(dropout)
     return decoder
@@ -157,6 +162,22 @@ class LinearSegmentationModel(nn.Module):
             self.backbone.eval()
 
 
+class _NormalizeRows(torch.autograd.Function):
+    """``F.normalize`` of P x D numbers in place, of which no second copy is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(1e-12)
+        ctx.save_for_backward(rows.div_(lengths), lengths)
+        ctx.mark_dirty(rows)
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        unit, lengths = ctx.saved_tensors
+        return torch.addcmul(slope, unit, (unit * slope).sum(1, keepdim=True), value=-1).div_(lengths)
+
+
 def pixel_embeddings(maps: Tensor, size: Sequence[int], pixels: Tensor) -> Tensor:
     """Unit vectors of some pixels of ``resize(maps, size)``, without the other pixels.
 
@@ -167,10 +188,14 @@ def pixel_embeddings(maps: Tensor, size: Sequence[int], pixels: Tensor) -> Tenso
     wide = resize(maps, (h, width)).permute(0, 2, 3, 1).flatten(0, 2)  # (B * h * W) x D
     row, column = pixels // width, pixels % width
     image = row // height
-    at = ((row % height + 0.5).to(maps.dtype) * (h / height) - 0.5).clamp_min(0)  # in rows of the map
-    above = at.to(pixels.dtype)
-    rows = (wide.index_select(0, (image * h + y) * width + column) for y in (above, (above + 1).clamp_max(h - 1)))
-    return F.normalize(torch.lerp(*rows, (at - above)[:, None]), dim=1)
+    scale = h / height
+    at = ((row % height).to(maps.dtype) * scale + (scale - 1) / 2).clamp_(0, h - 1)  # in rows of the map
+    above = at.to(pixels.dtype).clamp_(max=max(0, h - 2))
+    first = torch.add(column, torch.add(above, image, alpha=h), alpha=width)
+    below = wide.index_select(0, first + width if h > 1 else first)
+    rows = wide.index_select(0, first).lerp_(below, at.sub_(above)[:, None])
+    del wide, below  # 32 numbers a pixel are not little
+    return _NormalizeRows.apply(rows)
 
 
 def mask_prototypes(pixels: Tensor, images: Tensor, count: int) -> Tensor:

@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 from utils.run.devices import Precision
 
+GPU_CHUNKS = 6  # a chunk of 32,768 pixels keeps a GPU for less time than its launches take
+
 
 def saliency_loss(scores: Tensor, masks: Tensor) -> Tensor:
     """Class-balanced binary cross-entropy of the saliency head (paper, section 4.1).
@@ -40,19 +42,23 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, keys: Tensor, labels: Tensor, weight: Tensor, T: float,
                 chunk: int) -> tuple[Tensor, Tensor]:
-        gradient = torch.empty_like(q)  # P x dim
-        loss, hits = q.new_zeros(()), torch.zeros((), dtype=torch.long, device=q.device)
-        total = weight[labels].sum()
-        for rows, label, out in zip(q.split(chunk), labels.split(chunk), gradient.split(chunk), strict=True):
-            logits = rows @ keys / T  # chunk x (B + K)
-            hits += (logits.argmax(1) == label).sum()
-            logarithms, picked = F.log_softmax(logits, 1), label[:, None]
-            share = weight[picked] / total  # chunk x 1
-            loss -= (logarithms.gather(1, picked) * share).sum()
-            slope = logarithms.exp_().mul_(share).scatter_add_(1, picked, -share)  # d loss / d logits
-            torch.matmul(slope, keys.T / T, out=out)
+        gradient, scaled, label = torch.empty_like(q), keys / T, labels[:, None]  # P x dim, dim x (B + K), P x 1
+        share = weight.index_select(0, labels)[:, None]
+        minus = share.div_(share.sum()).neg()
+        top, own, total = (torch.empty_like(share) for _ in range(3))  # of each pixel's logits
+        nearest = torch.empty_like(label)  # of equal ones the first, as in ``accuracy``: a collapse is no success
+        room = logits = q.new_empty(min(chunk, len(q)), scaled.shape[1])  # chunk x (B + K)
+        for pixels in range(0, len(q), chunk):
+            part = slice(pixels, pixels + chunk)
+            logits = torch.matmul(q[part], scaled, out=room[:len(q) - pixels])
+            torch.max(logits, 1, True, out=(top[part], nearest[part]))
+            torch.gather(logits, 1, label[part], out=own[part])
+            torch.sum(logits.sub_(top[part]).exp_(), 1, True, out=total[part])
+            logits.mul_(share[part] / total[part]).scatter_add_(1, label[part], minus[part])  # d loss / d logits
+            torch.matmul(logits, scaled.T, out=gradient[part])
+        del room, logits
         ctx.save_for_backward(gradient)
-        accuracy = hits / len(q)
+        loss, accuracy = (total.log_().add_(top).sub_(own) * share).sum(), (nearest == label).float().mean()
         ctx.mark_non_differentiable(accuracy)
         return loss, accuracy
 
@@ -80,15 +86,17 @@ def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision
                    chunk: int = 32768) -> dict[str, Tensor]:
     """One batch of ``collate_pairs``: 'loss' (with gradient), 'contrastive', 'saliency', 'accuracy', 'foreground'.
 
-    Losses are in float32 or float64 in any ``precision``. ``chunk`` is the pixels of the contrastive loss at a time; 0
-    holds all of its logits in memory.
+    Losses are in float32 or float64 in any ``precision``. ``chunk`` is the pixels of the contrastive loss at a time, on
+    GPUs ``GPU_CHUNKS`` times as many; 0 holds all of its logits in memory.
     """
-    views = [precision.to_device(batch[name]) for name in ('query', 'query_pixels', 'key', 'key_pixels')]
-    stride = getattr(model, 'module', model).model_q.output_stride  # behind DistributedDataParallel, if there is one
+    views = ('query', 'query_pixels', 'key', 'key_pixels')
+    encoder: Any = getattr(model, 'module', model).model_q  # behind DistributedDataParallel, if there is one
+    stride = encoder.output_stride
     mask_q = precision.to_device(batch['query_mask'])[:, ::stride, ::stride]  # nearest
     with precision.autocast():
-        output = model(*views)
+        output = model(*(precision.to_device(batch[name]) for name in views))
     if chunk:
+        chunk *= GPU_CHUNKS if precision.device.type == 'cuda' else 1
         contrastive, top1 = chunked_contrastive_loss(output.q, output.keys, output.labels, output.T, chunk)
     else:
         logits = output.logits  # P x (B + K)

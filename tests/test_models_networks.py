@@ -2,11 +2,11 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from models.backbones import DilatedResNet
+from models.backbones import DilatedConv2d, DilatedResNet
 from models.segmentation import (
     ContrastiveSegmentationModel,
-    DilatedConv2d,
     LinearSegmentationModel,
     PooledBatchNorm,
     build_decoder,
@@ -37,12 +37,23 @@ def test_dilated_convolution_equals_the_plain_one(size: tuple[int, int]) -> None
     torch.testing.assert_close(ours.weight.grad, plain.weight.grad)
 
 
-def test_decoder_is_torchvisions() -> None:
-    decoder = build_decoder('deeplab', 16, dropout=0.3)
-    rates = [branch[0].dilation[0] for branch in decoder[0].convs[1:4]]
-    assert rates == [12, 24, 36]
-    assert decoder[0].project[3].p == 0.3
-    assert decoder.eval()(torch.zeros(2, 16, 6, 7)).shape == (2, 256, 6, 7)
+@pytest.mark.parametrize('order', [torch.channels_last, torch.contiguous_format])
+def test_decoder_is_torchvisions(order: torch.memory_format) -> None:
+    assert build_decoder('deeplab', 16, dropout=0.3)[0].project[3].p == 0.3
+    decoder = build_decoder('deeplab', 8, dropout=0).double().to(memory_format=order)
+    plain = nn.Sequential(*list(DeepLabHead(8, 1, (12, 24, 36)))[:-1]).double()
+    plain[0].project[3].p = 0
+    plain.load_state_dict(decoder.state_dict())
+    x = torch.randn(2, 8, 14, 13, dtype=torch.float64)
+    first, second = x.clone().requires_grad_(), x.to(memory_format=order).requires_grad_()
+    expected, found = plain(first), decoder(second)
+    torch.testing.assert_close(found, expected)
+    assert found.is_contiguous(memory_format=order)
+    for y in (expected, found):
+        y.square().sum().backward()
+    torch.testing.assert_close(second.grad, first.grad)
+    for (name, one), other in zip(plain.named_parameters(), decoder.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, msg=name)
 
 
 def test_pooled_batch_norm_differs_for_a_single_value_alone() -> None:

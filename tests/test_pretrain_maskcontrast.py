@@ -48,6 +48,17 @@ def test_chunked_loss_equals_the_plain_one(chunk: int) -> None:
     assert top1 == accuracy(logits, labels)
 
 
+def test_collapsed_embeddings_are_no_success() -> None:
+    q, keys, labels = torch.zeros(40, 6), torch.ones(6, 9), torch.arange(4).repeat(10)
+    _, top1 = chunked_contrastive_loss(q, keys, labels, 0.5, 7)
+    assert top1 == accuracy(q @ keys, labels) == 0.25
+
+
+def test_a_batch_without_foreground_has_no_contrastive_loss() -> None:
+    loss, _ = chunked_contrastive_loss(torch.zeros(0, 6), torch.ones(6, 9), torch.zeros(0, dtype=torch.long), 0.5, 7)
+    assert loss == 0
+
+
 def test_saliency_loss_against_loops() -> None:
     scores, masks = [0.3, -1.2, 2.0, 0.1, -0.4], [1, 0, 1, 0, 0]
     w = masks.count(0) / len(masks)

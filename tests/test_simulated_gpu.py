@@ -15,7 +15,8 @@ LOG = {'tolist, utils/run/trainer.py:_check', 'tolist, utils/run/trainer.py:read
 BANK = {'copy to the CPU, pretrain/maskcontrast.py:bank_statistics'}
 # what a step may wait for: PyTorch's SyncBatchNorm drops processes without images
 WAITS_OF_STEP = {'four processes with all options': {'boolean index, models/segmentation.py:maps',
-                                                     'boolean index, models/segmentation.py:embed'}}
+                                                     'boolean index, models/segmentation.py:embed',
+                                                     'boolean index, models/segmentation.py:forward'}}
 # waits of a batch, and its copies from memory that is not pinned
 EVALUATIONS = {
     'validation': ({'copy to the CPU, segmentation/engine.py:run_network': 1}, {}),

@@ -121,7 +121,7 @@ class Pretrain(NetworkTraining):
     train_db_name: Text = key('VOCSegmentation', 'folder of the data set under db_root')
     train_split: Text = key('trainaug', 'image IDs: sets/<name>.txt; unlabelled image folder: all, train or val')
     saliency: Text = key('supervised_model', 'masks to use: the folder saliency_<name> of the data set')
-    loss_chunk: int = key(32768, 'pixels of the contrastive loss at a time; 0 holds all logits in memory', True, ge=0)
+    loss_chunk: int = key(32768, 'pixels of the contrastive loss at a time, 6 x as many on CUDA; 0: all', True, ge=0)
     gather_prototypes: bool = key(False, 'contrast with the prototypes of all processes (a deviation from the paper)')
     moco_kwargs: MocoKwargs = key(MocoKwargs, 'the memory bank and the momentum encoder')
     augmentation_kwargs: AugmentationKwargs = key(AugmentationKwargs, 'the random views')
