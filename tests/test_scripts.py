@@ -299,7 +299,7 @@ def test_broken_files_are_one_sentence_and_results_stay(run: Runner, shapes: Pat
     truth, png = shapes / 'SegmentationClass' / f'{name}.png', io.BytesIO()
     Image.fromarray(np.full((64, 64), 8, np.uint8)).save(png, 'PNG')
     breaks(truth, png.getvalue(), f'ground truth {truth} holds class id 8, outside 0..7 and 255 (ignore); fix the file '
-                                  'or list the class in dataset.yml.')
+                                  f'or list the class in {shapes}/dataset.yml.')
     breaks(weights, weights.read_bytes()[:65000], f'checkpoint {weights} is truncated or no checkpoint; copy or '
                                                   'download it again.')
 
