@@ -2,7 +2,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib import import_module
 from operator import itemgetter
@@ -53,23 +53,35 @@ def annotation(mask: np.ndarray, number: int, image_id: int) -> Entry | None:
             'bbox': box_of(mask), 'segmentation': outlines, 'width': width, 'height': height} if outlines else None
 
 
-def write_coco(path: Path, images: Iterable[tuple[str, np.ndarray]]) -> list[str]:
-    """Write object numbers (H, W), 0 outside, of named images as masks of one category.
+def outline_objects(objects: np.ndarray) -> tuple[int, int, list[Entry | None]]:
+    """Object numbers (H, W), 0 outside: H, W and the ``annotation`` of each, without its ids."""
+    height, width = objects.shape
+    return height, width, [annotation(objects == number, 0, 0) for number in np.unique(objects[objects > 0])]
+
+
+def write_coco(path: Path, images: Iterable[tuple[str, int, int, list[Entry | None]]]) -> list[str]:
+    """Write masks of one category: names of images, each with its ``outline_objects``. They are read twice, not held.
 
     Gives the names of images with a mask that is not there, since it has no outline.
     """
-    content: dict[str, list[Entry]] = {'images': [], 'annotations': [], 'categories': [
-        {'supercategory': '', 'id': 0, 'name': ''}]}
     lacking = []
-    for image_id, (name, objects) in enumerate(images):
-        height, width = objects.shape
-        content['images'].append({'file_name': name, 'height': height, 'width': width, 'id': image_id})
-        for number in np.unique(objects[objects > 0]):
-            if entry := annotation(objects == number, len(content['annotations']), image_id):
-                content['annotations'].append(entry)
-            else:
+
+    def parts() -> Iterator[str]:
+        yield '{"images": ['
+        for image_id, (name, height, width, _) in enumerate(images):
+            image = {'file_name': name, 'height': height, 'width': width, 'id': image_id}
+            yield ', ' * (image_id > 0) + json.dumps(image)
+        yield '], "annotations": ['
+        count = 0
+        for image_id, (name, _, _, entries) in enumerate(images):
+            for entry in filter(None, entries):
+                yield ', ' * (count > 0) + json.dumps(entry | {'id': count, 'image_id': image_id})
+                count += 1
+            if None in entries:
                 lacking.append(name)
-    write_text(path, json.dumps(content))
+        yield '], "categories": [{"supercategory": "", "id": 0, "name": ""}]}'
+
+    write_text(path, parts())
     return lacking
 
 

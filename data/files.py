@@ -3,27 +3,28 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from PIL import features
 
 from utils.run.errors import UserError, name_some
 
 log = logging.getLogger(__name__)
+Name = TypeVar('Name', Path, str)
 SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.ppm', '.pgm',
             *(('.avif',) if features.check('avif') else ()))  # what Pillow reads without further libraries
 
 
-def find_files(folder: Path) -> list[Path]:
-    """All files below a folder, but hidden ones, as sorted relative paths; links are followed. Raises UserError."""
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder from this one down, and the names of its files; no hidden ones. Links are followed."""
     def refuse(error: OSError) -> NoReturn:
         raise UserError(f'folder {error.filename} cannot be listed ({error.strerror}); change its permissions or move '
                         'it elsewhere.') from error
 
-    found, seen = [], set()
+    seen = set()
     for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         status = Path(parent).stat()
         if (status.st_dev, status.st_ino) in seen:  # a link to a folder that is there already, perhaps around this one
@@ -31,24 +32,40 @@ def find_files(folder: Path) -> list[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith('.'))
-        found += [(Path(parent) / name).relative_to(folder) for name in names if not name.startswith('.')]
-    return sorted(found)
+        yield Path(parent).relative_to(folder), sorted(name for name in names if name[0] != '.')
 
 
-def find_images(folder: Path) -> list[Path]:
-    """The images among ``find_files``; a warning counts the other files by kind. Raises UserError if there are none."""
+def find_files(folder: Path) -> list[Path]:
+    """All files below a folder, but hidden ones, as sorted relative paths; links are followed. Raises UserError."""
+    return sorted(place / name for place, names in _walk(folder) for name in names)
+
+
+def walk_images(folder: Path) -> Iterator[list[str]]:
+    """The images among ``find_files`` as relative paths, a folder at a time, in which they are sorted.
+
+    A warning counts the other files by kind. Raises UserError if there is no image.
+    """
     if not folder.is_dir():
         raise UserError(f'{folder} is not a folder; give the folder that holds the images.')
-    files = find_files(folder)
-    images = [path for path in files if path.suffix.lower() in SUFFIXES]
-    kinds = Counter(path.suffix.lower() or 'no suffix' for path in files if path.suffix.lower() not in SUFFIXES)
+    kinds: Counter[str] = Counter()
+    found = False
+    for place, names in _walk(folder):
+        suffixes = [Path(name).suffix.lower() for name in names]
+        kinds.update(suffix or 'no suffix' for suffix in suffixes if suffix not in SUFFIXES)
+        images = [name for name, suffix in zip(names, suffixes, strict=True) if suffix in SUFFIXES]
+        found = found or bool(images)
+        yield [f'{place}/{name}' for name in images] if place.parts else images
     others = name_some([f'{count} {kind}' for kind, count in kinds.most_common()])
-    if not images:
+    if not found:
         raise UserError(f'folder {folder} holds no image ({", ".join(SUFFIXES)}){f", but {others}" if others else ""}; '
                         'give the folder of the images, or convert them.')
     if others:
         log.warning('%d files in %s are of kinds that are not read: %s', kinds.total(), folder, others)
-    return images
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All of ``walk_images``, sorted."""
+    return sorted(Path(name) for names in walk_images(folder) for name in names)
 
 
 def keep_complete(root: Path, files: Mapping[str, Sequence[Path]], what: str, hint: str,
@@ -95,8 +112,9 @@ def lies_instead(path: Path) -> str:
     return ''
 
 
-def drop_duplicates(names: Sequence[Path]) -> tuple[list[Path], dict[Path, Path]]:
+def drop_duplicates(names: Iterable[Name]) -> tuple[list[Name], dict[Name, Name]]:
     """Of images that would share a mask (a.jpg, a.webp) the first alone, and for each other one the first."""
-    first: dict[Path, Path] = {}
-    kept = {name: first.setdefault(name.with_suffix(''), name) for name in names}
-    return list(first.values()), {name: other for name, other in kept.items() if other != name}
+    first: dict[str, Name] = {}
+    others = {name: owner for name in names
+              if (owner := first.setdefault(str(Path(name).with_suffix('')), name)) != name}
+    return list(first.values()), others

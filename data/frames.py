@@ -1,6 +1,8 @@
 """What is to be predicted, an image, a folder or the frames of a video, and its way through a network."""
+import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data.files import SUFFIXES, drop_duplicates, find_images
+from data.files import SUFFIXES, drop_duplicates, walk_images
 from data.images import ImageFileError, Photograph, read_photograph
+from utils.run import distributed
 from utils.run.errors import UserError
 from utils.run.parallel import in_threads
 
@@ -17,20 +20,31 @@ VIDEOS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm')
 Frame = tuple[Path, Callable[[], Photograph]]  # relative name, and what reads the image, or raises ImageFileError
 
 
-def open_frames(path: Path) -> tuple[int, dict[Path, Path], Iterator[Frame]]:
+def open_frames(path: Path) -> tuple[int, list[str], dict[str, str], Iterator[Frame]]:
     """An image, a folder of images at any depth, or a video, whose frames are called 000000.png, 000001.png, ...
 
-    Returns how many there are (for a video as its header says, which may be wrong), other images, left out as their
-    label maps would share a name, each with the one that is kept, and the frames. Raises UserError for what is not
-    there, a folder without images, and a file that is neither image nor video.
+    Returns how many there are (for a video as its header says, which may be wrong), their relative names, sorted (of a
+    video those of the frames that have come), other images, left out as their label maps would share a name, each with
+    the one that is kept, and the frames. Raises UserError for what is not there, a folder without images or one that
+    other processes see otherwise, and a file that is neither image nor video.
     """
     if path.is_dir():
-        names, duplicates = drop_duplicates(find_images(path))
-        return len(names), duplicates, ((name, partial(read_photograph, path / name)) for name in names)
+        names: list[str] = []  # as text: of millions, these alone are in memory
+        duplicates: dict[str, str] = {}
+        for found in walk_images(path):
+            kept, others = drop_duplicates(found)
+            names += kept
+            duplicates |= others
+        names.sort()
+        seen = reduce(lambda crc, name: zlib.crc32(os.fsencode(name), crc), names, len(names))
+        if len({*distributed.gather_objects(seen, patient=True)}) > 1:
+            raise UserError(f'{path} changed while the processes listed it, or is not one folder that all machines '
+                            'share; rerun, or share it.')
+        return len(names), names, duplicates, ((Path(name), partial(read_photograph, path / name)) for name in names)
     if not path.is_file():
         raise UserError(f'{path} does not exist; give an image, a folder of images or a video.')
     if path.suffix.lower() in SUFFIXES:
-        return 1, {}, iter([(Path(path.name), partial(read_photograph, path))])
+        return 1, [path.name], {}, iter([(Path(path.name), partial(read_photograph, path))])
     if path.suffix.lower() not in VIDEOS:
         raise UserError(f'{path} is neither an image ({", ".join(SUFFIXES)}) nor a video ({", ".join(VIDEOS)}); '
                         'convert it to one of them.')
@@ -38,18 +52,18 @@ def open_frames(path: Path) -> tuple[int, dict[Path, Path], Iterator[Frame]]:
     if not capture.grab():
         raise UserError(f'video {path} cannot be read; convert it, e.g. to an .mp4 with H.264, or give a folder of its '
                         'frames.')
-    return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), {}, _video_frames(capture)
+    names = []
+    return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), names, {}, _video_frames(capture, names)
 
 
-def _video_frames(capture: cv2.VideoCapture) -> Iterator[Frame]:
-    """The frames from the one that is grabbed on."""
-    index = 0
-    while index == 0 or capture.grab():
+def _video_frames(capture: cv2.VideoCapture, names: list[str]) -> Iterator[Frame]:
+    """The frames from the one that is grabbed on; ``names`` gets their names."""
+    while not names or capture.grab():
         whole, image = capture.retrieve()
         if not whole:
             break
-        yield Path(f'{index:06}.png'), partial(_decoded, image)
-        index += 1
+        names.append(f'{len(names):06}.png')
+        yield Path(names[-1]), partial(_decoded, image)
     capture.release()
 
 

@@ -152,8 +152,7 @@ def train_loader(p: Training, images: ImageSet, collate_fn: Collate = collate) -
 def loader_in_order(p: Evaluation | TrainSaliency, images: ImageSet) -> DataLoader:
     """All images, none dropped; several processes take the batches that one process has in turn."""
     log.info('Reading %s', images)
-    share = [i for i in range(len(images)) if i // p.val_batch_size % distributed.world_size() == distributed.rank()]
-    return _loader(p, images, p.val_batch_size, sampler=share)
+    return _loader(p, images, p.val_batch_size, sampler=[*distributed.share(range(len(images)), p.val_batch_size)])
 
 
 def evaluation_loader(p: Evaluation, images: ImageSet, mean: Colour, std: Colour,

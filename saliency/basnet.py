@@ -128,17 +128,19 @@ def load_basnet(path: Path) -> BASNet:
 class BASNetSaliency:
     """A mask source around a BASNet on the device, which sees images resized to ``size`` x ``size`` pixels."""
 
-    def __init__(self, network: BASNet, device: torch.device, size: int = SIZE, tf32: bool = False) -> None:
+    def __init__(self, network: BASNet, device: torch.device, size: int = SIZE, tf32: bool = False,
+                 precision: str = 'fp32') -> None:
         self.network, self.device, self.size, self.tf32 = network, device, size, tf32
+        self.autocast = Precision(device, precision).autocast
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1; the network is in eval mode then."""
         self.network.eval()
         batch = np.stack([network_input(image, (self.size, self.size), *IMAGENET) for image in images])
-        with tf32(self.tf32):
+        with tf32(self.tf32), self.autocast():
             scores = self.network(to_device(pin(torch.from_numpy(batch), self.device), self.device))[0]
-            maps = torch.sigmoid(scores)[:, 0].cpu().numpy()  # N x size x size
+        maps = torch.sigmoid(to_float32(scores))[:, 0].cpu().numpy()  # N x size x size
         return [image_map(saliency, image) for saliency, image in zip(maps, images, strict=True)]
 
 

@@ -56,10 +56,12 @@ class OnnxSaliency:
         if not weights.is_file():
             raise UserError(f'--weights {weights} does not exist; give the path of an .onnx file.')
         devices = ['cpu', *['cuda'] * ('CUDAExecutionProvider' in onnxruntime.get_available_providers())]
+        device, _, index = device.partition(':')
         if device not in ('auto', *devices):
             raise UserError(f'--device {device}: onnxruntime runs on {" or ".join(devices)} here; take it, or install '
                             'onnxruntime-gpu for cuda.')
-        on_cuda = [('CUDAExecutionProvider', {'use_tf32': '0'})] if device != 'cpu' and 'cuda' in devices else []
+        on_cuda = [('CUDAExecutionProvider', {'use_tf32': '0', 'device_id': index or '0'})]
+        on_cuda = on_cuda if device != 'cpu' and 'cuda' in devices else []
         self.weights, self.config = weights, config
         try:
             self.session = onnxruntime.InferenceSession(str(weights), providers=[*on_cuda, 'CPUExecutionProvider'])

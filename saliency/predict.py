@@ -8,6 +8,7 @@
 
 Masks are PNGs of 0 and 255, of the size of their image, under the same names; of several objects in an image the next
 ones have 254, 253, ... Rerun to resume. Images without an object, damaged ones and the like are named in report.txt.
+Several processes, of --nproc or torchrun, share the images.
 """
 import sys
 from argparse import ArgumentTypeError
@@ -20,19 +21,21 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.coco import OUTLINES, library, write_coco
+from data.coco import OUTLINES, library, outline_objects, write_coco
 from data.frames import Frame, open_frames, predict_frames
 from data.images import read_image, read_objects
 from models.crf import Refine, crf_in_workers, require_crf
 from saliency.sources import METHODS, MaskSource, binarise, build_source, crf_logits
 from utils.config.cli import ArgumentParser, at_least
 from utils.config.schema import DEVICES
-from utils.report.folder import FolderRun, fingerprint
+from utils.report.folder import FolderRun, Rows, fingerprint
+from utils.run import distributed
 from utils.run.errors import UserError
 from utils.run.files import save_mask
 from utils.run.log import progress
 from utils.run.parallel import available_cores, in_threads, process_pool
 from utils.run.script import run_script
+from utils.run.setup import start_job
 
 NO_OBJECT = 'no object: less than 1% of the image is salient'
 
@@ -58,6 +61,16 @@ def write_masks(source: MaskSource, frames: Iterable[Frame], output: Path, batch
 def write_unsupervised_mask(output: Path, frame: Frame) -> tuple[Path, str]:
     """What a worker process does; see ``write_masks``."""
     return next(write_masks(build_source('unsupervised'), [frame], output))
+
+
+def outline_masks(rows: Rows, names: Iterable[str], run: FolderRun) -> None:
+    """Rows of ``write_coco`` of the images that have a mask."""
+    def outline(name: str) -> tuple:
+        return name, *outline_objects(read_objects(run.path_of(Path(name))).values)
+
+    with rows.file:
+        for row in in_threads(outline, (name for name in names if run.has(Path(name)))):
+            rows.add(*row)
 
 
 def share(text: str) -> float:
@@ -90,10 +103,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--mass', type=share, help='transformer: share of the attention that is kept (default: 0.5)')
     parser.add_argument('--pos-embed', choices=('dino', 'timm'),
                         help='transformer: how learned positions come to another size (default: dino)')
-    parser.add_argument('--precision', choices=('fp32', 'bf16'), help='transformer: number format (default: fp32)')
+    parser.add_argument('--precision', choices=('fp32', 'bf16'),
+                        help='BASNet, transformer: number format (default: fp32)')
     parser.add_argument('--coco', type=Path, metavar='FILE', help='also write the masks as a COCO annotation file')
     parser.add_argument('--batch-size', type=at_least(1), default=8, help='images a forward pass of a network')
     parser.add_argument('--device', choices=DEVICES, default='auto', help='where a network runs')
+    parser.add_nproc()
     args = parser.parse_args(argv)
     if args.crf_postprocess:
         if args.method == 'unsupervised':
@@ -101,39 +116,44 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_crf()
     if not args.images.is_dir():
         raise UserError(f'{args.images} is not a folder; give the folder that holds the images.')
-    total, duplicates, frames = open_frames(args.images)
+    device = start_job(args.nproc, args.device, __file__, argv)
+    total, names, duplicates, frames = open_frames(args.images)
     options = {name: getattr(args, name) for takes in METHODS.values() for name in takes}
     if args.coco is not None:
         library(*OUTLINES)  # told before anything is computed
         if args.coco.is_dir():
             raise UserError(f'{args.coco} is a folder; give the name of a file, e.g. {args.coco / "masks.json"}.')
-    source = build_source(args.method, args.device, **options)
+    source = build_source(args.method, args.device if device.index is None else str(device), **options)
     files = {name: fingerprint(getattr(args, name)) for name in ('weights', 'onnx_config')}
-    run = FolderRun(args.output, args.images, 'mask', method=args.method, **options | files,
+    run = FolderRun(args.output, '', args.images, 'mask', method=args.method, **options | files,
                     crf_postprocess=args.crf_postprocess or None)  # None: as where it was not known yet
-    todo = list(run.todo(frames, args.output))
+    todo = run.todo(progress(frames, 'masks', total), args.batch_size)
 
     with ExitStack() as stack:
-        if args.method == 'unsupervised' and args.workers > 0 and len(todo) > 1:
-            pool = stack.enter_context(process_pool(min(args.workers, len(todo))))
-            results = pool.map(partial(write_unsupervised_mask, args.output), todo)
+        if args.method == 'unsupervised' and args.workers > 0 and total > 1:
+            pool = stack.enter_context(process_pool(args.workers))
+            work = partial(write_unsupervised_mask, args.output)
+            results = in_threads(lambda frame: pool.submit(work, frame).result(), todo, args.workers)
         else:
             refine = stack.enter_context(crf_in_workers({}, args.workers)) if args.crf_postprocess else None
             threads = max(1, args.workers) + 1  # while one image is refined, the next waits
             results = write_masks(source, todo, args.output, args.batch_size, threads, refine)
-        run.collect(progress(results, 'masks', total, len(run.existing)))
-
-    others = dict.fromkeys(run.stale(args.output), 'a mask of an earlier run, whose image is no longer there')
+        run.collect(results)
     if args.coco is not None:
-        names = sorted([*run.existing, *run.written])
-        objects = in_threads(lambda name: read_objects(args.output / name.with_suffix('.png')).values, names)
-        named = zip(map(Path.as_posix, progress(names, 'COCO')), objects, strict=True)
-        lacking = map(Path, write_coco(args.coco, named))
+        rows = run.rows('coco')
+        outline_masks(rows, distributed.share(progress(names, 'COCO'), args.batch_size), run)
+    if not run.join():
+        return
+
+    others = dict.fromkeys(run.stale(names), 'a mask of an earlier run, whose image is no longer there')
+    if args.coco is not None:
+        lacking = map(Path, write_coco(args.coco, rows))
         others |= dict.fromkeys(lacking, f'a mask without an outline is not in {args.coco}')
-    summary = run.finish(duplicates, others, 'contact_sheet.jpg', lambda name: [
-        read_image(args.images / name), read_image(args.output / name.with_suffix('.png'))])
+    _, failures = run.failures()
+    summary = run.finish(names, duplicates, others, 'contact_sheet.jpg', lambda name: [
+        read_image(args.images / name), read_image(run.path_of(name))])
     if not run.existing and not run.written:
-        raise UserError(f'none of the {total} images has a mask: {run.failures()}; replace the images or take another '
+        raise UserError(f'none of the {total} images has a mask: {failures}; replace the images or take another '
                         f'--method, and see {args.output / "report.txt"}.')
     print(summary)
 

@@ -13,7 +13,8 @@ from utils.run.errors import UserError
 from utils.run.log import progress
 
 METHODS: dict[str, dict[str, bool]] = {  # the options that each takes, and whether it needs them
-    'basnet': {'weights': True, 'input_size': False}, 'onnx': {'weights': True, 'onnx_config': True},
+    'basnet': {'weights': True, 'input_size': False, 'precision': False},
+    'onnx': {'weights': True, 'onnx_config': True},
     'transformer': {'backbone': True, **dict.fromkeys(('weights', 'pos_embed', 'resize', 'heads', 'topk', 'mass',
                                                        'masks_per_image', 'precision'), False)},
     'unsupervised': {}}
@@ -46,14 +47,16 @@ def build_source(method: str, device: str = 'auto', **options: Any) -> MaskSourc
     if method == 'basnet':
         from saliency.basnet import SIZE, BASNetSaliency, load_basnet
         where = pick_device(device)
-        return BASNetSaliency(to_device(load_basnet(given['weights']), where), where, given.get('input_size', SIZE))
+        return BASNetSaliency(to_device(load_basnet(given['weights']), where), where, given.get('input_size', SIZE),
+                              precision=given.get('precision', 'fp32'))
     if method == 'transformer':
         from models.backbones import timm_weights
         from models.transformer import load_transformer
         from models.weights import read_weights
         from saliency.transformer import TransformerSaliency
         backbone, path = given.pop('backbone'), given.pop('weights', None)
-        weights = timm_weights(backbone) if path is None else read_weights(path, timm=True)
+        with distributed.main_first():  # a download
+            weights = timm_weights(backbone) if path is None else read_weights(path, timm=True)
         network = load_transformer(backbone, weights, given.pop('pos_embed', 'dino'))
         return TransformerSaliency(network, Precision(pick_device(device), given.pop('precision', 'fp32')), **given)
     from saliency.onnx_network import OnnxSaliency, read_onnx_config

@@ -1,7 +1,8 @@
 """The objects of images: those that the network finds in a batch, and one pass over a split."""
 import hashlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -17,7 +18,7 @@ from segmentation.metrics import confusion_matrix
 from utils.report.pictures import PART, thumbnail
 from utils.run import distributed
 from utils.run.checkpoint import read_arrays
-from utils.run.devices import to_device
+from utils.run.devices import to_device, to_float32
 from utils.run.errors import UserError
 from utils.run.files import save_arrays
 from utils.run.log import progress
@@ -37,14 +38,17 @@ class Objects(NamedTuple):
 
 @torch.inference_mode()
 def find_objects(model: ContrastiveSegmentationModel | BackboneModel, images: Tensor, features: str = 'embedding',
-                 masks: Sequence[np.ndarray] | None = None, min_component: float | None = None) -> list[Objects]:
-    """Run the network on images (B, 3, S, S), normalised, on its device (paper, section 4.2).
+                 masks: Sequence[np.ndarray] | None = None, min_component: float | None = None,
+                 autocast: Callable[[], AbstractContextManager] = nullcontext) -> list[Objects]:
+    """Run the network, under ``autocast``, on images (B, 3, S, S), normalised, on its device (paper, section 4.2).
 
     ``features`` is the map that is pooled, 'embedding' or 'backbone'. The pixels of ``masks``, (H, W) uint8 in {0, 1}
     each, weigh 1; without them the mask is where the saliency score exceeds 0.5, and each of its pixels weighs its
     score. ``min_component``: see ``split_mask``.
     """
-    maps, size, device = model.maps(images), images.shape[-1], images.device
+    size, device = images.shape[-1], images.device
+    with autocast():
+        maps = {name: to_float32(values) for name, values in model.maps(images).items()}
     predicted: list[np.ndarray] = []
     if 'saliency' in maps:
         scores = resize(maps['saliency'], (size, size))[:, 0]  # B x S x S

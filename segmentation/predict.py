@@ -6,7 +6,8 @@
 
 --images is an image, a folder (subfolders count) or a video; --model is clusters.pth.tar of kmeans.py or
 best_model.pth.tar of linear_finetune.py. Label maps are palette PNGs of the images' own sizes, under the same
-names. Rerun to resume. In Python: ``segmentation.segmenter.Segmenter``.
+names. Rerun to resume. Several processes, of --nproc or torchrun, share the images. In Python:
+``segmentation.segmenter.Segmenter``.
 """
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 
 from data.frames import Frame, open_frames, predict_frames
-from data.images import Photograph, fit_to_photograph, read_image, read_mask
+from data.images import ImageFileError, Photograph, fit_to_photograph, read_image, read_mask
 from data.voc import name_labels
 from models.crf import Refine, crf_in_workers, require_crf
 from segmentation.segmenter import MASKS, Output, Segmenter
@@ -29,25 +30,27 @@ from utils.config.paths import find_file
 from utils.config.schema import DEVICES
 from utils.report.folder import FolderRun, fingerprint
 from utils.report.pictures import legend, overlay, thumbnail
+from utils.run import distributed
 from utils.run.devices import pin
 from utils.run.errors import UserError
 from utils.run.files import save_image, save_label_map
 from utils.run.log import progress
 from utils.run.parallel import available_cores
 from utils.run.script import run_script
+from utils.run.setup import start_job
 
 MAPS, OVERLAYS, REMOVED = 'predictions', 'overlays', 'removed'
 LONGEST = 65_500  # side of a JPEG at most, pixels
 WHOLE = 0.9  # share of the frames that a video's header names, which need not be exact, that makes it whole
 
 
-def with_mask(frames: Iterable[Frame], masks: Path, missing: dict[Path, str]) -> Iterator[Frame]:
-    """The frames that have a mask in a folder; ``missing`` gets the others, and why."""
-    for frame in frames:
-        if (masks / frame[0].with_suffix('.png')).is_file():
-            yield frame
-        else:
-            missing[frame[0]] = f'no mask in {masks}'
+def with_mask(frames: Iterable[Frame], masks: Path, why: str) -> Iterator[Frame]:
+    """The frames; one that has no mask in a folder raises ImageFileError for the reason ``why`` when it is read."""
+    def refuse() -> Photograph:
+        raise ImageFileError(why)
+
+    for name, load in frames:
+        yield name, load if (masks / name.with_suffix('.png')).is_file() else refuse
 
 
 def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_size: int, threads: int,
@@ -102,46 +105,54 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--workers', type=at_least(1), default=available_cores(),
                         help='threads that read and write, and processes of the CRF (default: one a CPU core)')
     parser.add_argument('--device', choices=DEVICES, default='auto', help='where the network runs')
+    parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32', help='number format of the network')
+    parser.add_nproc()
     args = parser.parse_args(argv)
     if args.crf_postprocess:
         require_crf()
-    total, duplicates, frames = open_frames(args.images)
+    device = start_job(args.nproc, args.device, __file__, argv)
+    total, names, duplicates, frames = open_frames(args.images)
     model, folder = find_file(args.model), None if args.masks in (None, *MASKS[:2]) else Path(args.masks)
     if folder is not None and not folder.is_dir():
         raise UserError(f'--masks {args.masks} is no folder; give one that holds masks, unsupervised or network.')
-    segmenter = Segmenter.load(model, args.device, args.weights, args.masks if folder is None else 'given')
+    segmenter = Segmenter.load(model, str(device), args.weights, args.masks if folder is None else 'given',
+                               args.precision)
     classes = segmenter.classes
     merged = [f'{label} in {classes.index(name)}' for label, name in enumerate(classes) if classes.index(name) != label]
     masks = {'network': None, 'given': folder and str(folder.resolve())}.get(segmenter.masks, segmenter.masks)
     settings = {'model': fingerprint(model), 'merged clusters': merged, 'crf': args.crf_postprocess,
-                'masks': masks}  # None: as where there were no others yet
-    run = FolderRun(args.output, args.images, 'label map', **settings)
-    save_image(legend(classes), args.output / 'legend.png')
-    name_labels(args.output / MAPS, classes)
+                'masks': masks, 'precision': None if args.precision == 'fp32' else args.precision}
+    run = FolderRun(args.output, MAPS, args.images, 'label map', **settings)  # None: as where there was no other yet
+    if distributed.is_main():
+        save_image(legend(classes), args.output / 'legend.png')
+        name_labels(args.output / MAPS, classes)
 
-    missing: dict[Path, str] = {}
-    todo: Iterable[Frame] = run.todo(progress(frames, 'prediction', total), args.output / MAPS)
-    todo = todo if folder is None else with_mask(todo, folder, missing)
+    todo: Iterable[Frame] = run.todo(progress(frames, 'prediction', total), args.batch_size)
+    no_mask = f'no mask in {folder}'
+    todo = todo if folder is None else with_mask(todo, folder, no_mask)
     # while one image is refined, the next waits
     threads = 2 * args.workers if args.crf_postprocess else args.workers
     with crf_in_workers({}, args.workers) if args.crf_postprocess else nullcontext() as refine:
         run.collect(segment(segmenter, todo, args.output, args.batch_size, threads, refine, folder))
 
-    count, cut = len(run.existing) + len(run.written) + len(run.failed) + len(missing), {}
+    if not run.join():
+        return
+
+    count, (failed, failures), cut = len(names), run.failures(no_mask), {}
     if count < WHOLE * total:
         cut = {Path(args.images.name): f'it ends after {count} of {total} frames'}
     else:
-        for name in run.stale(args.output / MAPS):
+        for name in run.stale(names):
             move_stale(args.output, name)
-    summary = run.finish(duplicates, missing | cut, 'contact_sheet.png', lambda name: [
+    summary = run.finish(names, duplicates, cut, 'contact_sheet.png', lambda name: [
         read_image(args.output / OVERLAYS / name.with_suffix('.jpg'))], classes)
-    if run.failed:
-        raise UserError(f'{len(run.failed)} of {count} images cannot be read: {run.failures()}; replace them and '
-                        f'rerun, the label maps of the others are in {args.output / MAPS}.')
+    if failed:
+        raise UserError(f'{failed} of {count} images cannot be read: {failures}; replace them and rerun, the label '
+                        f'maps of the others are in {args.output / MAPS}.')
     if cut:
         raise UserError(f'video {args.images} ends after {count} of {total} frames; copy or convert it anew and rerun, '
                         f'the label maps of these frames are in {args.output / MAPS}.')
-    if len(missing) == count:
+    if run.missing == count:
         raise UserError(f'none of the {count} images has a mask in {folder}; a mask needs the relative path of its '
                         'image with .png.')
     print(summary)

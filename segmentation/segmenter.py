@@ -26,7 +26,7 @@ from segmentation.engine import read_trained
 from segmentation.objects import THRESHOLD, Objects, find_objects
 from utils.config.reader import read_config
 from utils.run.checkpoint import load_checkpoint
-from utils.run.devices import pick_device, tf32, to_device
+from utils.run.devices import Precision, pick_device, tf32, to_device, to_float32
 from utils.run.errors import MissingFileError, UserError, name_some
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,9 @@ class Segmenter:
     """
 
     def __init__(self, model: Any, classes: tuple[str, ...], size: int, device: torch.device,
-                 clusters: ClusterModel | None = None, masks: str = 'network') -> None:
+                 clusters: ClusterModel | None = None, masks: str = 'network', precision: str = 'fp32') -> None:
         to_device(model, device)
+        self.autocast = Precision(device, precision).autocast
         self.model, self.classes, self.size, self.device, self.clusters = model, classes, size, device, clusters
         self.masks, self.source = masks, build_source('unsupervised') if masks == 'unsupervised' else None
         # labels of one name are one
@@ -61,12 +62,13 @@ class Segmenter:
 
     @staticmethod
     def load(path: str | Path, device: str = 'auto', weights: str | Path | None = None,
-             masks: str | None = None) -> 'Segmenter':
+             masks: str | None = None, precision: str = 'fp32') -> 'Segmenter':
         """From best_model.pth.tar of linear_finetune.py (or a released linear model) or clusters.pth.tar of kmeans.py.
 
         ``device`` is one of ``utils.config.schema.DEVICES``, ``weights`` the pretraining checkpoint that the clusters
-        were found with, if it was moved, ``masks`` one of ``MASKS`` (None: what the clusters were found with). Raises
-        UserError for other files, weights of another network, and masks that it lacks.
+        were found with, if it was moved, ``masks`` one of ``MASKS`` (None: what the clusters were found with),
+        ``precision`` 'fp32' or 'bf16'. Raises UserError for other files, weights of another network, and masks that it
+        lacks.
         """
         path, where = Path(path), pick_device(device)
         checkpoint = load_checkpoint(path)
@@ -75,7 +77,8 @@ class Segmenter:
             clusters = clusters.with_names_beside(path)
             network = load_network(clusters.network, path, weights)
             masks = choose_masks(masks, clusters.network, path, network)
-            return Segmenter(network, clusters.classes or (), clusters.network['size'], where, clusters, masks)
+            return Segmenter(network, clusters.classes or (), clusters.network['size'], where, clusters, masks,
+                             precision)
         if weights is not None or masks is not None:
             raise UserError(f'{path} holds all of its weights and needs no masks; leave out --weights and --masks, '
                             'which go with clusters.pth.tar.')
@@ -84,7 +87,7 @@ class Segmenter:
         size, classes = int(run.get('val_size', SIZE)), _classes_of(path, run, model.classifier.out_channels)
         if not run:
             log.warning('No config.yml beside %s: taking %d px and the classes %s', path, size, name_some(classes, 3))
-        return Segmenter(model, classes, size, where)
+        return Segmenter(model, classes, size, where, precision=precision)
 
     def __call__(self, image: np.ndarray, refine: Refine | None = None, mask: np.ndarray | None = None) -> np.ndarray:
         """(H, W, 3) uint8 RGB -> (H, W) int32, indices of ``classes``; ``refine``: e.g. ``models.crf.dense_crf``.
@@ -123,11 +126,13 @@ class Segmenter:
                 raise UserError('these clusters need the mask of each image; give mask=, or load them with '
                                 "masks='unsupervised'.")
             network, background, outputs = self.clusters.network, self.clusters.labels[0], []
-            for objects in find_objects(self.model, images, network['features'], masks, network.get('min_component')):
+            for objects in find_objects(self.model, images, network['features'], masks, network.get('min_component'),
+                                        self.autocast):
                 labels = np.array([background, *self.clusters.label(objects.prototypes)], np.uint8)[objects.ids]
                 outputs.append(Output(labels, *(object_logits(labels, objects, background) if keep_logits else ())))
             return outputs
-        logits = self.model(images)  # B x C x S x S
+        with self.autocast():
+            logits = to_float32(self.model(images))  # B x C x S x S
         labels = self.table[logits.argmax(1).cpu().numpy()]
         kept = logits.cpu().contiguous().numpy() if keep_logits else [None] * len(labels)
         return [Output(*found, self.table) for found in zip(labels, kept, strict=True)]

@@ -22,10 +22,10 @@ def write_video(path: Path, count: int = 5) -> None:
 
 def test_frames_of_a_video(tmp_path: Path) -> None:
     write_video(tmp_path / 'film.avi')
-    total, doubles, frames = open_frames(tmp_path / 'film.avi')
+    total, names, doubles, frames = open_frames(tmp_path / 'film.avi')
     read = [(name.as_posix(), load().pixels) for name, load in frames]
     assert (total, doubles) == (5, {})
-    assert [name for name, _ in read] == [f'00000{i}.png' for i in range(5)]
+    assert [name for name, _ in read] == names == [f'00000{i}.png' for i in range(5)]
     for i, (_, image) in enumerate(read):
         assert image.shape == (32, 48, 3)
         assert abs(float(image[..., 2].mean()) - 40 * (i + 1)) < 8  # blue comes last
@@ -36,14 +36,15 @@ def test_folder_and_single_image(tmp_path: Path) -> None:
     for name in ('b.png', 'sub/a.jpg', 'sub/a.webp'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(photo(name, 20, 30)).save(tmp_path / name)
-    total, doubles, frames = open_frames(tmp_path)
+    total, names, doubles, frames = open_frames(tmp_path)
     read = {name.as_posix(): load().pixels.shape for name, load in frames}
     assert total == 2
+    assert [*read] == names
     assert read == {'b.png': (20, 30, 3), 'sub/a.jpg': (20, 30, 3)}
-    assert doubles == {Path('sub/a.webp'): Path('sub/a.jpg')}
-    total, doubles, frames = open_frames(tmp_path / 'sub' / 'a.webp')
+    assert doubles == {'sub/a.webp': 'sub/a.jpg'}
+    total, names, doubles, frames = open_frames(tmp_path / 'sub' / 'a.webp')
     assert (total, doubles) == (1, {})
-    assert [name.as_posix() for name, _ in frames] == ['a.webp']
+    assert [name.as_posix() for name, _ in frames] == names == ['a.webp']
 
 
 def test_one_sentence_each(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from timm.models import VisionTransformer
 
 import saliency.predict as script
 import saliency.transformer
-from data.coco import annotation, write_coco
+from data.coco import annotation, outline_objects, write_coco
 from data.images import read_mask, read_objects
 from models.transformer import FrozenTransformer
 from saliency.transformer import TransformerSaliency, mask_cut, salient_patches, strongest, to_pixels
@@ -115,7 +115,8 @@ def test_masks_and_annotations_of_the_published_script(topk_of_torch, tmp_path):
     golden = GOLDENS['gen_masks']
     drawn, source = photo_masks()
     assert [objects.shape for objects in drawn] == [*map(tuple, golden['sizes'].values())]
-    assert not write_coco(tmp_path / 'coco.json', zip((f'{name}.jpg' for name in golden['sizes']), drawn, strict=True))
+    rows = [(f'{name}.jpg', *outline_objects(objects)) for name, objects in zip(golden['sizes'], drawn, strict=True)]
+    assert not write_coco(tmp_path / 'coco.json', rows)
     coco = json.loads((tmp_path / 'coco.json').read_text())
     assert coco['images'] == golden['images']
     for found, expected in zip(coco['annotations'], golden['annotations'], strict=True):

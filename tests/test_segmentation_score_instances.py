@@ -74,7 +74,8 @@ def test_a_file_of_saliency_masks(score, tmp_path: Path) -> None:
     masks = np.zeros((2, 20, 30), int)
     for mask, box in zip(masks, (LEFT, RIGHT), strict=True):
         mask[box[1]:box[1] + box[3], box[0]:box[0] + box[2]] = 1
-    write_coco(tmp_path / 'masks.json', zip(('a.png', 'b.png'), masks, strict=True))  # ids 0 and 1
+    write_coco(tmp_path / 'masks.json', [(name, *coco.outline_objects(mask))  # ids 0 and 1
+                                         for name, mask in zip(('a.png', 'b.png'), masks, strict=True)])
     with pytest.raises(UserError, match=r"masks.json has category 0 of score 1.0, named ''; .* categories .1, 'cat'"):
         score(tmp_path / 'masks.json', TRUTH)
     results = score(tmp_path / 'masks.json', TRUTH, '--class-agnostic')

@@ -34,6 +34,10 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(description=doc, formatter_class=_Help)
         self.register('type', Path, user_path)
 
+    def add_nproc(self) -> None:
+        self.add_argument('--nproc', type=at_least(1), metavar='N',
+                          help='processes to start (default: one for each visible GPU, or one on the CPU)')
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.given = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(self.given, namespace)
@@ -68,8 +72,7 @@ class ConfigParser(ArgumentParser, Generic[S]):
         self.add_argument('--set', dest='overrides', metavar='KEY=VALUE', nargs='+', action='extend', default=[],
                           help='override keys of the config, e.g. --set epochs=1 optimizer_kwargs.lr=0.01')
         if processes:
-            self.add_argument('--nproc', type=at_least(1), metavar='N',
-                              help='processes to start (default: one for each visible GPU, or one on the CPU)')
+            self.add_nproc()
 
     def load(self, args: argparse.Namespace, *defaults: str, root_of_data: Path | None = None) -> S:
         """``load_config`` of the parsed arguments; a key of ``defaults``, 'a.b=value', gives way to --set."""

@@ -1,7 +1,8 @@
 """What differs between devices (the CPU, CUDA's GPUs, Intel's, xpu, and Apple's, mps), and how networks compute there.
 
-``precision`` and ``tf32`` are for training steps. Validation and prediction compute in float32, and without TF32 unless
-``val_tf32`` is true, so that a result is not a matter of how its network was trained, or on what.
+``precision`` and ``tf32`` are for training steps. Validation and prediction compute in float32 (bf16 if new images are
+predicted with ``--precision bf16``), and without TF32 unless ``val_tf32`` is true, so that a result is not a matter of
+how its network was trained, or on what.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +57,10 @@ def reads_pinned(device: torch.device) -> bool:
 
 def pin(x: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor, contiguous and in memory from which the device copies without a wait, if there is such."""
-    return x.contiguous().pin_memory() if reads_pinned(device) else x.contiguous()
+    if not reads_pinned(device):
+        return x.contiguous()
+    with torch.get_device_module(device).device(device):  # that of a thread is the first one, whatever the process has
+        return x.contiguous().pin_memory()
 
 
 def to_device(x: Moved, device: torch.device, channels_last: bool = True) -> Moved:

@@ -1,10 +1,10 @@
 """One helper that hides whether there are several processes: for one, everything is an identity."""
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 TIMEOUT = timedelta(minutes=15)  # a dead process is noticed at once, one that hangs by this
-PATIENCE = timedelta(hours=6)  # while the main process downloads a data set
-_patient: Any = None  # the group that waits for a download
+PATIENCE = timedelta(hours=6)  # while the main process downloads a data set, or others end their shares of images
+_patient: Any = None  # the group that waits so long
+Item = TypeVar('Item')
 
 
 def join(use_cuda: bool) -> None:
@@ -91,13 +92,18 @@ def any_process(flag: bool) -> bool:
     return largest(flag) == [True]
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """A small Python value of each process, in the order of ranks."""
+def gather_objects(value: Any, patient: bool = False) -> list[Any]:
+    """A small Python value of each process, in the order of ranks; ``patient`` waits for hours for the others."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, _patient if patient else None)
     return values
+
+
+def share(items: Iterable[Item], size: int) -> Iterator[Item]:
+    """What this process takes of items that are shared out in turn, ``size`` at a time, as batches of one process."""
+    return (item for index, item in enumerate(items) if index // size % world_size() == rank())
 
 
 def barrier() -> None:

@@ -4,7 +4,7 @@ import io
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,9 +52,11 @@ def whole_file(path: Path, lasting: bool = False) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str | Iterable[str]) -> None:
+    """Write a text, or one that comes in parts and need not fit into memory."""
     with whole_file(path) as file:
-        file.write(text.encode(errors='backslashreplace'))  # names of files need not be UTF-8
+        for part in [text] if isinstance(text, str) else text:
+            file.write(part.encode(errors='backslashreplace'))  # names of files need not be UTF-8
 
 
 def set_aside(path: Path) -> Path:

@@ -30,22 +30,12 @@ log = logging.getLogger(__name__)
 
 def start(p: Run, nproc: int | None, script: str, argv: Sequence[str] | None,
           identity: Sequence[str] = ()) -> torch.device:
-    """``start_processes``, and in each join the others and ready output directory, log, random state and device.
+    """``start_job``, and in each process ready output directory, log and random state.
 
     ``identity`` is of ``save_config``. Raises UserError if the output directory cannot be made, is in use or was made
-    with another config, or if the device is not there, or none for several processes.
+    with another config.
     """
-    device = pick_device(p.device)
-    start_processes(nproc, device, script, argv)
-    if distributed.is_launched():
-        require_processes(device)
-        if device.type == 'cuda':
-            device = torch.device('cuda', distributed.local_rank())
-            if distributed.local_rank() >= torch.cuda.device_count():
-                raise UserError(f'this machine has {torch.cuda.device_count()} visible GPUs and more processes; start '
-                                'one for each GPU, or set device=cpu.')
-    distributed.join(device.type == 'cuda')
-    share_cores()
+    device = start_job(nproc, p.device, script, argv)
     allow_tf32(p.val_tf32)
     torch.backends.cudnn.benchmark = True  # all images of a run have one size
     output_dir = Path(p.output_dir)
@@ -62,6 +52,27 @@ def start(p: Run, nproc: int | None, script: str, argv: Sequence[str] | None,
              f'; {distributed.world_size()} processes' if distributed.world_size() > 1 else '')
     for note in getattr(p, '_notes', ()):
         log.info(note)
+    return device
+
+
+def start_job(nproc: int | None, device_name: str, script: str, argv: Sequence[str] | None) -> torch.device:
+    """``start_processes``, and in each join the others; the device of this one.
+
+    Raises UserError if the device is not there, or none for several processes.
+    """
+    device = pick_device(device_name)
+    start_processes(nproc, device, script, argv)
+    if distributed.is_launched():
+        require_processes(device)
+        if device.type == 'cuda':
+            device = torch.device('cuda', distributed.local_rank())
+            if distributed.local_rank() >= torch.cuda.device_count():
+                raise UserError(f'this machine has {torch.cuda.device_count()} visible GPUs and more processes; start '
+                                'one for each GPU, or set device=cpu.')
+    distributed.join(device.type == 'cuda')
+    share_cores()
+    if not distributed.is_main():
+        logging.getLogger().setLevel(logging.ERROR)  # what all would warn of, the main process does
     return device
 
 
