@@ -2,7 +2,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
 from operator import itemgetter
@@ -31,10 +31,7 @@ def library(module: str, package: str) -> Any:
 
 
 def polygons(mask: np.ndarray) -> list[list[float]]:
-    """The outlines of a mask (H, W) bool, each x, y, x, y, ... in pixels, closed; of less than three points none.
-
-    Marching squares at 0.5, simplified by Douglas and Peucker.
-    """
+    """The closed outlines of a mask (H, W) bool of three points or more, each x, y, x, y, ... in pixels."""
     measure = library(*OUTLINES)
     outlines = [measure.approximate_polygon(outline - 1, TOLERANCE)  # 1: the padding, within which all are closed
                 for outline in measure.find_contours(np.pad(mask, 1).astype(np.uint8), 0.5)]
@@ -44,6 +41,11 @@ def polygons(mask: np.ndarray) -> list[list[float]]:
 def box_of(mask: np.ndarray) -> list[float]:
     """x, y, width, height in pixels of a mask (H, W) bool."""
     return [float(value) for value in cv2.boundingRect(mask.astype(np.uint8))]
+
+
+def box_iou(box: Sequence[float], others: Sequence[Sequence[float]]) -> np.ndarray:
+    """(N,) IoU of a box x, y, width, height with N others."""
+    return library(*MASKS).iou(np.array([box], float), np.array(others, float), [0] * len(others))[0]
 
 
 def annotation(mask: np.ndarray, number: int, image_id: int) -> Entry | None:
@@ -141,9 +143,10 @@ def read_instances(path: Path, categories: dict[int, str] | None = None,
             name = names.get(number)
             if image is None:
                 raise UserError(f'{path} has objects of image {entry["image_id"]}, which {source} lacks; add it.')
-            if categories and (number, name) not in categories.items() or not math.isfinite(score):
-                raise UserError(f'{path} has category {number} of score {score}, named {name!r}; give finite '
-                                f'scores, and of the categories {name_some([*(categories or names).items()], 3)}.')
+            if not math.isfinite(score) or categories is not None and (number, name) not in categories.items():
+                known = name_some([*(categories or names).items()], 3) or 'that a dataset.yml beside sets/ has to name'
+                raise UserError(f'{path} has category {number} of score {score}, named {name!r}; give finite scores, '
+                                f'and of the categories {known}.')
             found[image['stem']].append({'segmentation': entry['segmentation'], **entry, 'height': image['height'],
                                          'width': image['width']})
     except (KeyError, TypeError, AttributeError) as error:

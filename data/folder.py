@@ -9,7 +9,7 @@ import numpy as np
 from data.files import drop_duplicates, find_files, find_images, keep_complete
 from data.image_set import ImageSet, random_rank
 from data.images import ImageFileError
-from data.voc import LABEL_NAMES, VOID, check_layout, keep_labelled, label_digest, named_labels, read_truth
+from data.voc import LABEL_NAMES, VOID, check_layout, keep_labelled, label_digest, read_names, read_truth
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
 from utils.run.parallel import in_threads
@@ -46,8 +46,7 @@ class FolderDataset(ImageSet):
     Every file is decoded once at the start: damaged ones are named in the log and left out, as are images without a
     mask. ``split`` and ``seed`` are those of ``choose_split``. Raises UserError if a folder is missing, no image has a
     mask, all masks are empty or full, or more than a tenth of the files (and more than 10) are damaged or are masks of
-    another shape than their image's. With ``label_maps``, which name their classes, a sample has 'semseg' as in
-    ``VOCSegmentation``, and images without a label there are left out.
+    another shape than their image's. With ``label_maps``, which name their classes, as ``VOCSegmentation`` with them.
     """
 
     drawn_on_stored = False
@@ -88,7 +87,7 @@ class FolderDataset(ImageSet):
                              'a mask needs the relative path of its image with .png')
 
     def _take_labels(self, label_maps: Path) -> None:
-        names = named_labels(label_maps)
+        names = read_names(label_maps / LABEL_NAMES)
         if names is None:
             raise UserError(f'{label_maps / LABEL_NAMES} is missing, which names the labels of an unlabelled image '
                             'folder; make the label maps with pseudo_labels.py.')

@@ -132,10 +132,7 @@ def read_labels(path: Path) -> Drawn:
 
 
 def palette_conflict(paths: Sequence[Path]) -> str:
-    """'id 3 is (255, 0, 0) in a.png and (0, 0, 255) in b.png' of label maps with other palettes; else ''.
-
-    Image editors make a palette for each file, in which an id may mean another class.
-    """
+    """'id 3 is (255, 0, 0) in a.png and (0, 0, 255) in b.png', where editors made a palette for each file; else ''."""
     seen: dict[int, tuple[list[int], Path]] = {}
     for path in paths:
         with suppress(ImageFileError), _reading(path, 'label map'), Image.open(path) as image:  # a loader names it
@@ -161,14 +158,12 @@ def read_mask(path: Path) -> Drawn:
 
 
 def read_objects(path: Path) -> Drawn:
-    """The objects of a mask, (h, w) numbers 1..n and 0 outside, as ``save_mask`` wrote them; of other masks one."""
+    """The objects of a mask, (h, w) numbers from 1 on, 0 outside, as ``save_mask`` wrote them; of other masks one."""
     with _reading(path, 'mask'), Image.open(path) as image:
         ours, values = image.mode == 'L' and DRAWN_UPRIGHT[0] in image.info, np.asarray(image)
     if not ours:
         return read_mask(path)
-    numbers, levels = np.zeros(256, np.uint8), np.unique(values[values > 0])[::-1]
-    numbers[levels] = np.arange(1, len(levels) + 1)
-    return Drawn(numbers[values], True)
+    return Drawn(-values, True)  # of bytes: 255 is 1, 254 is 2, ...
 
 
 def _objects(image: Image.Image) -> np.ndarray:

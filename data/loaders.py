@@ -15,7 +15,7 @@ from data.image_set import ImageSet
 from data.transforms import Colour, EvaluationTransform, Sample
 from data.voc import VOCSegmentation
 from utils.config.paths import user_path
-from utils.config.schema import Env, Evaluation, LinearFinetune, Run, Training, TrainSaliency
+from utils.config.schema import Env, Evaluation, Run, Training, TrainSaliency
 from utils.run import distributed
 from utils.run.devices import pick_device, reads_pinned
 from utils.run.errors import UserError
@@ -26,22 +26,23 @@ Collate = Callable[[list[Sample]], dict[str, Any]]
 
 
 def identity(p: Env, *names: str) -> tuple[str, ...]:
-    """The keys that say which images a run is made of: db_root for an unlabelled image folder.
-
-    A data set in the VOC layout is told by its name and may move.
-    """
+    """The keys that tell a run's images: db_root of an unlabelled folder; the VOC layout goes by name, and may move."""
     return ('db_root',) if any(is_folder(Path(p.db_root) / name) for name in names) else ()
 
 
+def label_maps_of(p: Run) -> Path | None:
+    maps = p.get('label_maps')
+    return None if maps is None else Path(p.root_dir) / user_path(maps)
+
+
 def open_images(p: Run, name: str, split: str, truth: bool | None = False, saliency: str | None = None,
-                skip: bool = False, share: float = 1, seed: int = 0, label_maps: Path | None = None) -> ImageSet:
+                skip: bool = False, share: float = 1, seed: int = 0, label_maps: bool = False) -> ImageSet:
     """A split of a data set, in the layout that its folder has; VOC is downloaded when it is absent.
 
     With ``truth`` ground truth is read; None reads it where the data set has some. ``saliency`` names the object masks
     that are read. ``skip``: leave out IDs without image or mask and log how many; otherwise they are an error.
-    ``share`` and ``seed`` (of the labelled IDs that are kept) and ``label_maps``: see ``VOCSegmentation``; an
-    unlabelled image folder has no other ground truth.
-    Raises UserError for a data set that is missing, incomplete or without the ground truth that is needed.
+    ``share`` and ``seed``: see ``random_share``. ``label_maps``: those of the config stand for the ground truth, as
+    they do in an unlabelled image folder. Raises UserError for a data set that is missing or incomplete.
     """
     root = Path(p.db_root) / name
     if name == FOLDER:
@@ -49,8 +50,9 @@ def open_images(p: Run, name: str, split: str, truth: bool | None = False, salie
             root = ensure_dataset(root)
     if not is_folder(root):
         return VOCSegmentation(root, split, truth is not False, saliency, skip, share, seed, p.get('eval_classes', ()),
-                               label_maps)
-    if truth and label_maps is None:
+                               label_maps_of(p) if label_maps else None)
+    maps = label_maps_of(p) if truth else None
+    if truth and maps is None:
         raise UserError(f'{root} is an unlabelled image folder without ground truth (it has no sets/); kmeans.py '
                         'clusters such a folder, label_maps of pseudo_labels.py can be trained on, everything else '
                         'needs labels and lists.')
@@ -61,19 +63,9 @@ def open_images(p: Run, name: str, split: str, truth: bool | None = False, salie
         raise UserError(f'output_dir {output} lies inside {images}, so that results would be taken for images; '
                         'choose another root_dir or output_dir.')
     masks = None if saliency is None else root / f'saliency_{saliency}'
-    return FolderDataset(root / 'images', masks, split, p.seed, label_maps)
-
-
-def label_maps_of(p: LinearFinetune) -> Path | None:
-    return None if p.label_maps is None else Path(p.root_dir) / user_path(p.label_maps)
-
-
-def open_scored(p: LinearFinetune) -> ImageSet:
-    """``val_split`` with ground truth; of an unlabelled image folder the label maps stand for it."""
-    maps = label_maps_of(p) if is_folder(Path(p.db_root) / p.val_db_name) else None
     if maps is not None:
-        log.info('%s has no ground truth: scores say how far the network agrees with %s', p.db_root, maps)
-    return open_images(p, p.val_db_name, p.val_split, truth=True, label_maps=maps)
+        log.info('%s has no ground truth: scores say how far a network agrees with %s', root, maps)
+    return FolderDataset(root / 'images', masks, split, p.seed, maps)
 
 
 def open_masks(p: TrainSaliency, images: str, masks: str) -> FolderDataset:

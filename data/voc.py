@@ -39,21 +39,31 @@ def read_texts(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def read_names(path: Path) -> list[str]:
-    """The list ``classes`` of ``read_texts``; [] if there are no names."""
-    names = read_texts(path).get('classes')
-    return names if isinstance(names, list) and all(isinstance(name, str) and name for name in names) else []
+def read_names(path: Path, count: int | str | None = None) -> tuple[str, ...] | None:
+    """The list ``classes`` of ``read_texts``, of ``count`` names or as many as ``labels`` says; None without a file."""
+    if not path.is_file():
+        return None
+    names, count = read_texts(path).get('classes'), count or read_texts(path).get('labels')
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names) \
+            or not 0 < len(names) <= VOID or count not in (None, len(names), str(len(names))):
+        raise UserError(f'{path} must hold "classes:" with {count or "a list of"} names, background first; fix it.')
+    return tuple(names)
+
+
+def write_names(path: Path, names: Sequence[str], **others: Any) -> None:
+    """Write what ``read_names`` reads, and others; the file of before, which may be a user's, is kept if it differs."""
+    text = yaml.safe_dump({**others, 'classes': list(names)}, sort_keys=False)
+    if path.is_file() and path.read_bytes() != text.encode():
+        log.info('The names in %s are written anew; those of before: %s', path, set_aside(path))
+    write_text(path, text)
 
 
 def read_classes(root: Path) -> tuple[str, ...]:
     """``classes`` of a data set's dataset.yml, or VOC's 21 when it has none. Raises UserError for another content."""
-    path = root / 'dataset.yml'
-    if not path.is_file():
-        return VOC_CLASSES
-    classes = read_names(path)
-    if not 0 < len(set(classes)) == len(classes) < VOID:
-        raise UserError(f'{path} must hold "classes: [background, ...]", a list of distinct names, background first.')
-    return tuple(classes)
+    classes = read_names(root / 'dataset.yml') or VOC_CLASSES
+    if not len(set(classes)) == len(classes) < VOID:
+        raise UserError(f'{root / "dataset.yml"} names a class twice, or {VOID} and more; give distinct names.')
+    return classes
 
 
 def check_names(names: Sequence[str], classes: Sequence[str], key: str) -> None:
@@ -64,9 +74,9 @@ def check_names(names: Sequence[str], classes: Sequence[str], key: str) -> None:
 
 
 def scored_classes(classes: Sequence[str], names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The classes, in their order, when only ``names`` and the background, class 0, are scored (no names: all).
+    """The background, class 0, and the classes of ``names`` (none: all), and a lookup table (256,) uint8 to their ids.
 
-    Also a lookup table (256,) uint8 from stored id to id: 255 for all others. Raises UserError for an unknown name.
+    There all others are 255. Raises UserError for an unknown name.
     """
     check_names(names, classes, 'eval_classes')
     kept = [i for i, name in enumerate(classes) if i == 0 or name in names or not names]
@@ -128,30 +138,6 @@ def random_share(ids: Sequence[str], share: float, seed: int) -> list[str]:
     return [name for name in ids if name in kept]
 
 
-def named_labels(label_maps: Path) -> tuple[str, ...] | None:
-    """Names of the labels of a folder of label maps, background first, by its classes.yml; None without that file.
-
-    Several labels may have one name. Raises UserError for another content, or another number of names than written.
-    """
-    path = label_maps / LABEL_NAMES
-    if not path.is_file():
-        return None
-    names, count = read_names(path), read_texts(path).get('labels')
-    if not 0 < len(names) <= VOID or count not in (None, str(len(names))):
-        raise UserError(f'{path} must hold "classes: [background, ...]", a name for each label, {count or "all"} of '
-                        f'them, and has {len(names)}; fix it.')
-    return tuple(names)
-
-
-def name_labels(label_maps: Path, names: Sequence[str]) -> None:
-    """Write what ``named_labels`` reads; other names of before, which may be a user's, are kept beside it."""
-    path = label_maps / LABEL_NAMES
-    text = yaml.safe_dump({'labels': len(names), 'classes': list(names)}, sort_keys=False)
-    if path.is_file() and path.read_bytes() != text.encode():
-        log.info('The names of the labels are written anew; those of before: %s', set_aside(path))
-    write_text(path, text)
-
-
 def label_digest(path: Path, labels: np.ndarray) -> bytes:
     """Of the file of a label map; b'' if all of its labels are the ignore label."""
     return hashlib.sha256(path.read_bytes()).digest() if (labels != VOID).any() else b''
@@ -183,9 +169,8 @@ class VOCSegmentation(ImageSet):
 
     With ``semseg`` a sample has its ground truth (of SegmentationClassAug for trainaug), 'semseg', (H, W) uint8 class
     ids of ``scored_classes``, 255 = ignore; with ``saliency`` masks, of saliency_<saliency>/. A missing file is a
-    UserError, but ``skip_without_saliency`` leaves out IDs without image or mask. ``share`` and ``seed`` are those of
-    ``random_share``; the other IDs need no files. ``label_maps`` are another folder of ground truth, whose classes its
-    classes.yml may name, and IDs without a file there, or without a label in it, are left out.
+    UserError, but ``skip_without_saliency`` leaves out IDs without image or mask. Only IDs of ``random_share`` need
+    files. ``label_maps`` are another ground truth, named by its classes.yml; IDs without a label there are left out.
     """
 
     def __init__(self, root: Path, split: str, semseg: bool = False, saliency: str | None = None,
@@ -193,7 +178,7 @@ class VOCSegmentation(ImageSet):
                  eval_classes: Sequence[str] = (), label_maps: Path | None = None) -> None:
         super().__init__(root / 'images', split, None if saliency is None else root / f'saliency_{saliency}')
         self.ids = random_share(read_ids(root, split), share, seed)
-        names = None if label_maps is None else named_labels(label_maps)
+        names = None if label_maps is None else read_names(label_maps / LABEL_NAMES)
         stored = names or read_classes(root)
         self.classes, self._table = scored_classes(stored, eval_classes)
         if self.masks is not None and skip_without_saliency:

@@ -274,10 +274,7 @@ def timm_weights(backbone: str) -> Weights:
 
 
 def freeze_layers(backbone: DilatedResNet | TimmBackbone, stages: bool | int = True) -> None:
-    """Freeze the stem and the first stages of a backbone; 0: the stem alone, True: FROZEN stages, False: nothing.
-
-    Raises UserError if it has fewer.
-    """
+    """Freeze the stem and the first stages; 0: the stem alone, True: FROZEN, False: nothing. UserError for too many."""
     if stages is False:
         return
     stages, groups = FROZEN if stages is True else stages, backbone.stages()

@@ -90,10 +90,7 @@ class FrozenTransformer(nn.Module):
 
 
 def load_transformer(backbone: str, weights: Weights | None, pos_embed: str = 'dino') -> FrozenTransformer:
-    """timm/<name> with weights under DINO's or timm's names, None: random ones.
-
-    Raises UserError for another network, and for weights that do not cover it; of those a head may be missing.
-    """
+    """timm/<name> with weights of DINO's or timm's names, None: random ones. Raises UserError for those of another."""
     (timm, name), loaded = find_timm(backbone), TimmBackbone(backbone)
     network = timm.create_model(name, num_classes=0)
     transformer = FrozenTransformer(network, backbone, pos_embed, loaded.mean, loaded.std)

@@ -109,10 +109,7 @@ def read_weights(path: Path, timm: bool = False) -> Weights:
 
 def load_strict(module: nn.Module, weights: Weights,
                 hint: str = 'check backbone and model_kwargs, or give the checkpoint of this architecture') -> None:
-    """Load weights of which exactly one reading covers the module, with finite values.
-
-    Raises UserError, which lists the entries that are missing, left over, of another shape or not finite.
-    """
+    """Load weights of which exactly one reading covers the module with finite values. UserError lists what does not."""
     problems = {prefix: _misfits(module.state_dict(), state) for prefix, state in weights.readings.items()}
     fitting = {prefix: weights.readings[prefix] for prefix, found in problems.items() if not found}
     if not fitting:

@@ -11,7 +11,6 @@ ones have 254, 253, ... Rerun to resume. Images without an object, damaged ones 
 Several processes, of --nproc or torchrun, share the images.
 """
 import sys
-from argparse import ArgumentTypeError
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -49,9 +48,8 @@ def write_masks(source: MaskSource, frames: Iterable[Frame], output: Path, batch
             saliency = refine(image, crf_logits(saliency)).astype(saliency.dtype)
         mask = saliency if numbered else binarise(saliency)
         if mask is None or not mask.any():
-            if numbered:
-                return 'no object'
-            return NO_OBJECT if refine is None else f'{NO_OBJECT} after the CRF'
+            what = 'no object' if numbered else NO_OBJECT
+            return what if refine is None else f'{what} after the CRF'
         save_mask(mask, output / name.with_suffix('.png'))
         return ''
 
@@ -73,13 +71,6 @@ def outline_masks(rows: Rows, names: Iterable[str], run: FolderRun) -> None:
             rows.add(*row)
 
 
-def share(text: str) -> float:
-    """The type of an option that is above 0, up to 1."""
-    if not 0 < float(text) <= 1:
-        raise ArgumentTypeError(f'{text} is not a share; give more than 0, and 1 at most')
-    return float(text)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument('--images', type=Path, required=True, help='folder of the images; subfolders count')
@@ -95,14 +86,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--input-size', type=at_least(1), help="side of BASNet's input in pixels, the resize it was "
                                                                'trained with (default: 256, as published)')
     parser.add_argument('--backbone', help='vision transformer, timm/NAME; --weights PATH in place of those of timm')
-    parser.add_argument('--masks-per-image', type=at_least(1), metavar='N',
-                        help='transformer: up to N objects, by MaskCut (default: one, as MaskDistill has it)')
+    parser.add_argument('--masks-per-image', type=at_least(1), metavar='N', help='transformer: up to N, by MaskCut')
     parser.add_argument('--resize', type=at_least(1), help='transformer: shorter side of its input (default: 640 px)')
     parser.add_argument('--heads', type=at_least(1), help='transformer: heads whose attention counts (default: 5)')
-    parser.add_argument('--topk', type=share, help='transformer: share of the patches attended to (default: 0.4)')
-    parser.add_argument('--mass', type=share, help='transformer: share of the attention that is kept (default: 0.5)')
-    parser.add_argument('--pos-embed', choices=('dino', 'timm'),
-                        help='transformer: how learned positions come to another size (default: dino)')
+    parser.add_argument('--topk', type=float, help='transformer: share of the patches attended to (default: 0.4)')
+    parser.add_argument('--mass', type=float, help='transformer: share of the attention that is kept (default: 0.5)')
+    parser.add_argument('--pos-embed', choices=('dino', 'timm'), help='transformer: how positions are resized (dino)')
     parser.add_argument('--precision', choices=('fp32', 'bf16'),
                         help='BASNet, transformer: number format (default: fp32)')
     parser.add_argument('--coco', type=Path, metavar='FILE', help='also write the masks as a COCO annotation file')

@@ -29,10 +29,9 @@ THRESHOLDS = 255  # 0/255 .. 254/255, of precision and recall
 
 
 def build_source(method: str, device: str = 'auto', **options: Any) -> MaskSource:
-    """The mask source of a name; its libraries are imported only here.
+    """The mask source of a name, whose libraries are imported only here; ``options`` of ``METHODS``, None: not given.
 
-    ``options`` are those of ``METHODS``, None: not given. Raises UserError for one that the method needs or does not
-    take, and for files that do not fit.
+    Raises UserError for one that the method needs or does not take, and for files that do not fit.
     """
     given, takes = {name: value for name, value in options.items() if value is not None}, METHODS[method]
     for name in dict.fromkeys((*options, *takes)):
@@ -92,10 +91,7 @@ def image_map(saliency: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def crf_logits(saliency: np.ndarray) -> np.ndarray:
-    """What ``models.crf.dense_crf`` takes: (H, W) float probabilities of the object -> (2, H, W) float32.
-
-    (H, W) object numbers 0..n are as sure as SURE -> (n + 1, H, W).
-    """
+    """For ``dense_crf``: (H, W) float probabilities of an object, or numbers 0..n of several -> (2 or n + 1, H, W)."""
     if saliency.dtype == np.uint8:
         inside = saliency == np.arange(saliency.max() + 1)[:, None, None]
         return np.where(inside, np.float32(CERTAIN), np.float32(0))

@@ -58,10 +58,7 @@ def salient_patches(query: Tensor, keys: Tensor, grid: tuple[int, int], heads: i
 
 
 def mask_cut(keys: Tensor, grid: tuple[int, int], count: int) -> np.ndarray:
-    """Up to ``count`` objects of one image by normalised cuts: keys (H, N, d) -> (rows, columns) uint8, 0 outside.
-
-    The patches of an object that is found leave the graph.
-    """
+    """Up to ``count`` objects of one image, each of what the others leave: keys (H, N, d) -> (rows, columns) uint8."""
     patches = F.normalize(keys.transpose(0, 1).flatten(1), dim=1)
     objects = np.zeros(grid, np.uint8)
     for number in range(1, count + 1):
@@ -83,11 +80,10 @@ def mask_cut(keys: Tensor, grid: tuple[int, int], count: int) -> np.ndarray:
 def _second_eigenvector(affinity: Tensor) -> np.ndarray:
     """(N,) of (D - W) x = lambda D x, of the second smallest eigenvalue (Shi and Malik, "Normalized Cuts", 2000)."""
     scale = affinity.sum(1).rsqrt()
-    first = (1 / scale) / (1 / scale).norm()  # of the normalised affinity, of eigenvalue 1
+    first = F.normalize(1 / scale, dim=0)  # of the normalised affinity, of eigenvalue 1
 
     def multiply(vector: np.ndarray) -> np.ndarray:
         x = torch.from_numpy(vector.astype(np.float32).ravel()).to(affinity.device)
-        x = x - first * (first @ x)
         x = scale * (affinity @ (scale * x))
         return (x - first * (first @ x)).cpu().numpy()
 
@@ -100,12 +96,8 @@ def _second_eigenvector(affinity: Tensor) -> np.ndarray:
 
 def to_pixels(objects: np.ndarray, patch: tuple[int, int], resized: tuple[int, int],
               size: tuple[int, int]) -> np.ndarray:
-    """Objects on patches (rows, columns) -> (height, width) uint8 of ``size``; of two on a pixel the first counts.
-
-    ``resized`` is height and width of the image that the patches cover, at the right and at the bottom with more.
-    """
-    height, width = resized
-    large = objects.repeat(patch[0], 0).repeat(patch[1], 1)[:height, :width]
+    """Objects on patches of an image ``resized`` to (height, width) -> (H, W) uint8 of ``size``; the first counts."""
+    large = np.kron(objects, np.ones(patch, np.uint8))[:resized[0], :resized[1]]
     drawn = np.zeros(size, np.uint8)
     for number in range(int(objects.max()), 0, -1):
         mask = Image.fromarray((large == number) * np.uint8(255))
@@ -123,6 +115,8 @@ class TransformerSaliency:
                  topk: float = 0.4, mass: float = 0.5, masks_per_image: int = 1) -> None:
         self.precision, self.transformer = precision, precision.to_device(transformer)
         self.resize, self.heads, self.topk, self.mass, self.count = resize, heads, topk, mass, masks_per_image
+        if not (0 < topk <= 1 and 0 < mass <= 1):
+            raise UserError(f'--topk {topk} and --mass {mass} must be shares; give more than 0, and 1 at most.')
         rows, columns = (-(-resize // side) for side in transformer.patch)
         if resize < max(transformer.patch) or int(topk * rows * columns) == 0:
             raise UserError(f'--topk {topk} of the {rows * columns} patches of a square image is none, or --resize '

@@ -55,17 +55,11 @@ class ClusterModel:
         return cls(Whitening(mean, projection), centres, labels, classes and tuple(classes), checkpoint['network'])
 
     def with_names_beside(self, path: Path) -> 'ClusterModel':
-        """Without classes: with the names of clusters.yml beside ``path``, or placeholders; one name is one label.
-
-        Raises UserError for another number of names.
-        """
+        """Without classes: with the names of clusters.yml beside ``path``, or placeholders; one name is one label."""
         if self.classes is not None:
             return self
-        file, count = path.with_name(NAMES), len(self.centres)
-        names = read_names(file) if file.is_file() else placeholders(count)
-        if len(names) != count + 1:
-            raise UserError(f'{file} must hold "classes:" with {count + 1} names, {BACKGROUND} first and then one a '
-                            'cluster; fix it, or delete it to have placeholders.')
+        count = len(self.centres)
+        names = read_names(path.with_name(NAMES), count + 1) or placeholders(count)
         return replace(self, labels=np.array([names.index(name) for name in names]), classes=tuple(names))
 
 
@@ -94,6 +88,6 @@ def renew_names(folder: Path, model: ClusterModel, sizes: Sequence[int]) -> None
 
 def _untouched(path: Path) -> bool:
     with suppress(UserError):
-        names = read_names(path)
-        return names == placeholders(len(names) - 1)
+        names = read_names(path) or ()
+        return list(names) == placeholders(len(names) - 1)
     return False

@@ -59,10 +59,7 @@ def nearest_centre(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray,
 
 def kmeans(points: np.ndarray, num_clusters: int, seed: int, fit: np.ndarray | None = None,
            unit: str = 'images') -> Clustering:
-    """Mini-batch K-means (batch 1000, 3 starts) of (N, d) points, fitted on those of ``fit`` (M, d) if it is given.
-
-    Raises UserError for fewer points to fit on than clusters; ``unit`` names there what a point is.
-    """
+    """Mini-batch K-means (batch 1000, 3 starts) of (N, d) points, fitted on ``fit`` (M, d) if given, K at least."""
     fit = points if fit is None else fit
     if len(fit) < num_clusters:
         raise UserError(f'{len(fit)} {unit} cannot form num_clusters {num_clusters}; lower num_clusters or take a '
@@ -75,8 +72,8 @@ def cluster(prototypes: np.ndarray, counts: Iterable[int], num_seeds: int, seed:
             unit: str = 'images') -> tuple[Whitening, dict[int, list[Clustering]]]:
     """PCA once, then ``num_seeds`` runs of K-means, random_state ``seed``, ``seed`` + 1, ..., for each count.
 
-    Both are fitted on the prototypes (N, D), or on those of ``fit`` (M, D). Raises UserError as ``kmeans``, of the
-    greatest count first.
+    Both are fitted on the prototypes (N, D), or on those of ``fit`` (M, D). Raises UserError for fewer than clusters,
+    a ``unit`` each, of the greatest count first.
     """
     whitening = Whitening.fit(prototypes if fit is None else fit, seed)
     points, fit_points = whitening(prototypes), None if fit is None else whitening(fit)
@@ -123,10 +120,7 @@ def is_matched(names: Sequence[str], classes: Sequence[str]) -> bool:
 
 
 def merge_labels(confusion: np.ndarray, names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """(classes, labels) -> (classes, classes): labels by their names, or placeholders as ``match_clusters``.
-
-    Raises UserError for other names that are no classes.
-    """
+    """(classes, labels) -> (classes, classes): labels by name, placeholders by match; UserError for an unknown name."""
     if is_matched(names, classes):
         return merge_clusters(confusion, match_clusters(confusion))
     if unknown := sorted(set(names) - set(classes)):

@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from data.image_set import ImageSet
 from data.transforms import resize_mask
-from data.voc import VOID, name_labels, read_names, read_texts
+from data.voc import LABEL_NAMES, VOID, read_names, read_texts, write_names
 from models.crf import Refine, crf_in_workers
 from models.segmentation import LinearSegmentationModel
 from segmentation.clustering import is_matched, match_clusters, merge_clusters, merge_labels
@@ -28,7 +27,7 @@ from utils.report.run import PREDICTIONS, write_run_report
 from utils.run import distributed
 from utils.run.devices import Precision, to_device, to_float32
 from utils.run.errors import UserError, name_some
-from utils.run.files import save_image, save_label_map, write_text
+from utils.run.files import save_image, save_label_map
 from utils.run.log import progress
 from utils.run.parallel import available_cores, in_threads
 
@@ -42,10 +41,7 @@ BEST = 'best_model.pth.tar'  # a plain state dict; <stem>.classes.yml beside it 
 
 def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision,
                    hardest: float | None = None) -> dict[str, Tensor]:
-    """The 'loss' of one batch of the training split: mean cross-entropy, for which the ignore label does not count.
-
-    ``hardest`` is the share of pixels of ``ohem_loss``; None: all count.
-    """
+    """The 'loss' of one batch: mean cross-entropy without ignored pixels, or ``ohem_loss`` of the ``hardest`` share."""
     with precision.autocast():
         logits = to_float32(model(precision.to_device(batch['image'])))  # B x classes x H x W
     labels = precision.to_device(batch['semseg'])
@@ -59,8 +55,8 @@ def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision
 def ohem_loss(logits: Tensor, labels: Tensor, share: float) -> Tensor:
     """Mean cross-entropy of the hardest pixels: logits (B, C, H, W), labels (B, H, W), 255 is ignored.
 
-    These are ``share`` of all pixels, or all labelled ones where they are fewer (Shrivastava et al., CVPR 2016; as
-    MaskDistill has it, arXiv 2206.06363, section 4.1). 0 without a labelled pixel.
+    These are ``share`` of all pixels, or all labelled ones where they are fewer; 0 of none (Shrivastava et al., CVPR
+    2016; as MaskDistill has it, arXiv 2206.06363, section 4.1).
     """
     losses = F.cross_entropy(logits, labels, ignore_index=VOID, reduction='none').flatten()
     largest = losses.topk(max(1, int(share * losses.numel()))).values  # ignored pixels have 0 and come last
@@ -91,10 +87,7 @@ def run_network(model: LinearSegmentationModel, loader: DataLoader, device: torc
 
 def validate(model: LinearSegmentationModel, loader: DataLoader, device: torch.device, classes: Sequence[str],
              names: Sequence[str]) -> np.ndarray:
-    """Confusion matrix of all processes at the network's input size, to which the ground truth is resized (nearest).
-
-    ``names`` are those of the network's labels, see ``merge_labels``.
-    """
+    """Confusion matrix of all processes at the network's input size, of labels with ``names``, see ``merge_labels``."""
     counts = (confusion_matrix(resize_mask(output.semseg, *output.labels.shape[::-1]), output.labels, len(classes),
                                len(names)) for output in run_network(model, loader, device))
     # 0 of a process without images
@@ -103,20 +96,18 @@ def validate(model: LinearSegmentationModel, loader: DataLoader, device: torch.d
 
 def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet, names: Sequence[str],
           device: torch.device, config: Mapping[str, Any], title: str, task: str, made: Mapping[str, Any],
-          num_visualizations: int, crf: Mapping[str, Any] | None, crf_workers: int | None) -> None:
+          crf: bool) -> None:
     """Predict the split, print the results, and write them with label maps, pictures and report.
 
-    Argmax maps are resized (nearest) to the image. All that is after the network runs in threads beside it. Batches
-    bring the first ``num_visualizations`` images, which are drawn, as decoded; with ``crf`` all.
-    ``names`` are those of the network's labels, which the maps hold, see ``report_scores``.
-    ``task`` is the name of the entry in results.json, 'made_with' ``made``; with ``crf``, keyword arguments of
-    ``dense_crf``, the printed one is <task>_crf. The CRF has ``crf_workers`` processes, None: one a CPU core, 0: none
-    of its own. Without it what an earlier one left is removed if it was made with something else.
+    Argmax maps are resized (nearest) to the image, in threads beside the network. Batches bring the images that are
+    drawn as decoded; with ``crf``, by the keys of ``config``, all. ``names``, ``made`` and ``task``, with a CRF also
+    <task>_crf: see ``report_scores``. Without a CRF what an earlier one of something else left goes.
     Raises UserError if pydensecrf is not installed, or if a process of the CRF was killed.
     """
-    workers, output_dir = available_cores() if crf_workers is None else crf_workers, Path(config['output_dir'])
-    threads = 2 if crf is None else max(2, 2 * workers)  # while one image is refined, the next waits
-    ids, drawn, classes = dataset.ids, dataset.ids[:num_visualizations], dataset.classes
+    workers, output_dir = config['crf_workers'], Path(config['output_dir'])
+    workers = available_cores() if workers is None else workers
+    threads = max(2, 2 * workers) if crf else 2  # while one image is refined, the next waits
+    ids, drawn, classes = dataset.ids, dataset.ids[:config['num_visualizations']], dataset.classes
 
     def finish(refine: Refine | None, output: Output) -> np.ndarray:
         maps = [resize_mask(output.labels, *output.semseg.shape[::-1])]
@@ -129,17 +120,17 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet,
             save_image(picture, output_dir / PICTURES / f'{output.name}.png')
         return np.stack([confusion_matrix(output.semseg, labels, len(classes), len(names)) for labels in maps])
 
-    with nullcontext() if crf is None else crf_in_workers(crf, workers) as refine:
-        outputs = run_network(model, loader, device, crf is not None)
+    with crf_in_workers(config['crf_kwargs'], workers) if crf else nullcontext() as refine:
+        outputs = run_network(model, loader, device, crf)
         counts = in_threads(partial(finish, refine), outputs, threads, threads + (loader.batch_size or 1))
         # (1 or 2, classes, labels), of the network and of the refined maps; 0 of a process without images
         matrices = np.asarray(sum(distributed.gather_objects(sum(counts))))
     if not distributed.is_main():
         return
-    if crf is not None:
+    if crf:
         log.info('Without the CRF: mIoU %.2f; with it:', 100 * iou_of(merge_labels(matrices[0], names, classes)).mean())
     for folder in MAPS[:len(matrices)]:
-        name_labels(output_dir / folder, names)
+        write_names(output_dir / folder / LABEL_NAMES, names, labels=len(names))
     for folder, kept in zip((*MAPS, PICTURES), (ids, ids, drawn), strict=True):
         remove_stale(output_dir / folder, kept)
     log.info('Label maps: %s; pictures: %s', output_dir / MAPS[0], output_dir / PICTURES)
@@ -155,8 +146,8 @@ def report_scores(config: Mapping[str, Any], title: str, confusions: Mapping[str
                   pictures: Sequence[tuple[str, Path]] = ()) -> dict[str, Any]:
     """Print the IoU of the last of {task: (classes, labels) pixels}, save all, write the report; gives all results.
 
-    ``names`` are those of the labels, see ``merge_labels``. What was DISTILLED also has <task>_matched, after an
-    assignment of greatest IoU, as the results of K-means are. An earlier <task>_crf of something else goes.
+    ``names`` are those of the labels, see ``merge_labels``, ``made`` the entries' 'made_with'. What was DISTILLED also
+    has <task>_matched, after an assignment of greatest IoU, as K-means has. An earlier <task>_crf of others goes.
     """
     if is_matched(names, classes):
         log.info('The labels are clusters: each takes the class of the assignment of greatest IoU')
@@ -184,7 +175,7 @@ def _classes_file(weights: Path) -> Path:
 
 def write_trained(weights: Path, task: str, classes: Sequence[str]) -> None:
     """Write <stem>.classes.yml beside the weights."""
-    write_text(_classes_file(weights), yaml.safe_dump({'task': task, 'classes': list(classes)}, sort_keys=False))
+    write_names(_classes_file(weights), classes, task=task)
 
 
 def read_trained(weights: Path, scored: Sequence[str] | None = None) -> tuple[str, tuple[str, ...] | None]:
@@ -199,13 +190,13 @@ def read_trained(weights: Path, scored: Sequence[str] | None = None) -> tuple[st
     if not path.exists():
         run = read_config(weights.parent) or {}
         return 'finetuned' if run.get('network_lr_factor') else 'linear', None
-    task, classes = read_texts(path).get('task'), read_names(path)
-    if task not in TASKS or not classes:
-        raise damaged(path, 'it must hold a task and a list of classes')
-    if scored is not None and task != DISTILLED and classes != list(scored):
+    task, classes = read_texts(path).get('task'), read_names(path) or ()
+    if task not in TASKS:
+        raise damaged(path, 'it holds no task')
+    if scored is not None and task != DISTILLED and classes != tuple(scored):
         raise UserError(f'{weights} was trained for the classes {name_some(classes, 21)}, and the data set has '
                         f'{name_some(scored, 21)}; take the data set and eval_classes of its training.')
-    return task, tuple(classes)
+    return task, classes
 
 
 def check_free(output_dir: Path, task: str, weights: Path, digest: str) -> None:

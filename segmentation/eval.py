@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.loaders import evaluation_loader, identity, label_maps_of, open_scored
+from data.loaders import evaluation_loader, identity, label_maps_of, open_images
 from models.build import trained_linear_model
 from models.crf import require_crf
 from models.weights import fingerprint, read_weights
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_crf()
     device = start(p, args.nproc, __file__, argv, identity(p, p.val_db_name))
 
-    dataset = open_scored(p)
+    dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
     task, trained = read_trained(weights, dataset.classes)
     classes = trained or dataset.classes
     if dataset.truth == label_maps_of(p):
@@ -61,12 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     digest = fingerprint(model)
     log.info('Weights: %s (fingerprint %s)', weights, digest)
     check_free(Path(p.output_dir), task, weights, digest)
-    crf = p.crf_kwargs if args.crf_postprocess else None
     loader = evaluation_loader(p, dataset, model.backbone.mean, model.backbone.std,
-                               p.num_visualizations if crf is None else None)
+                               None if args.crf_postprocess else p.num_visualizations)
     to_device(model, device)
     score(model, loader, dataset, classes, device, p, 'Evaluation', task,
-          made_with(weights, digest, dataset, p.val_size), p.num_visualizations, crf, p.crf_workers)
+          made_with(weights, digest, dataset, p.val_size), args.crf_postprocess)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.loaders import evaluation_loader, identity, label_maps_of, open_images, open_scored, train_loader
+from data.loaders import evaluation_loader, identity, label_maps_of, open_images, train_loader
 from data.transforms import LinearTrainTransform
 from models.backbones import freeze_layers
 from models.build import build_linear_model, synchronise_batchnorm
@@ -47,16 +47,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     best_path, maps = Path(p.output_dir) / BEST, label_maps_of(p)
     task = DISTILLED if maps else 'finetuned' if p.network_lr_factor else 'linear'
 
-    dataset = open_scored(p)
-    train_set = open_images(p, p.train_db_name, p.train_split, True, share=p.label_share, seed=p.label_seed,
-                            label_maps=maps)
+    dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
+    train_set = open_images(p, p.train_db_name, p.train_split, truth=True, share=p.label_share, seed=p.label_seed,
+                            label_maps=True)
     classes, labelled = dataset.classes if maps is None else train_set.classes, train_set.ids
     model = build_linear_model(p, len(classes))
     if p.sync_batchnorm:
         model = synchronise_batchnorm(model, device)  # before stages are frozen: it makes modules anew
     mean, std = model.backbone.mean, model.backbone.std
     loader = train_loader(p, train_set.transformed(LinearTrainTransform(p.train_size, mean, std, p.border_label)))
-    crf = p.crf_kwargs if args.crf_postprocess else None
     val_loader = evaluation_loader(p, dataset, mean, std, p.num_visualizations)
     if p.train_db_name == p.val_db_name:
         warn_of_shared(dataset.ids, labelled, f'{p.val_db_name} {p.val_split}', f'{p.train_split}, which is trained on')
@@ -71,9 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = Trainer(p, model, device, loader, labelled, groups)
     best = trainer.extra.get('best_miou', -1.0)
 
-    named = None
-    if trainer.epoch or trainer.step:
-        named = read_trained(best_path, classes)[1]
+    named = read_trained(best_path, classes)[1] if trainer.epoch or trainer.step else None
     if maps and trainer.extra.setdefault('label_maps', train_set.digest) != train_set.digest:
         raise UserError(f'the label maps in {maps} are not those that this training began with; restore them, or '
                         'choose another output_dir.')
@@ -98,13 +95,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     distributed.barrier()  # the best model is written
     load_strict(model, read_weights(best_path))
-    if crf is not None:  # it needs all images as decoded, too many to travel with each validation
+    if args.crf_postprocess:  # it needs all images as decoded, too many to travel with each validation
         val_loader = evaluation_loader(p, dataset, mean, std, originals=None)
     made = made_with(best_path, fingerprint(model), dataset, p.val_size)
     if maps is not None:
         made |= {'label_maps': str(maps), 'label_maps_digest': train_set.digest}
     score(model, val_loader, dataset, classes, device, p, TITLES[task], AGREEMENT if dataset.truth == maps else task,
-          made, p.num_visualizations, crf, p.crf_workers)
+          made, args.crf_postprocess)
 
 
 if __name__ == '__main__':

@@ -6,18 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.spatial.distance import cdist
+from sklearn.preprocessing import normalize, scale
 
 from data.voc import VOID
 from segmentation.clustering import match_clusters
-
-OVERLAPS = ('first', 'best', 'published')
+from segmentation.metrics import confusion_matrix
 
 
 def standardise(features: np.ndarray) -> np.ndarray:
     """(N, D): each component over its standard deviation (of the N, mean kept, constants as they are); unit length."""
-    deviation = features.std(0)
-    scaled = features / np.where(deviation > 0, deviation, 1)
-    return scaled / np.linalg.norm(scaled, axis=1, keepdims=True).clip(min=np.finfo(scaled.dtype).tiny)
+    return normalize(scale(features, with_mean=False))
 
 
 def cluster_confidence(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -28,63 +26,39 @@ def cluster_confidence(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return 1 - np.divide(nearest, second, out=np.zeros_like(nearest), where=second > 0)
 
 
-def box_iou(box: Sequence[float], others: np.ndarray) -> np.ndarray:
-    """IoU of a box x1, y1, x2, y2 with others (N, 4), as the published code has it: 1e-8 keeps all divisors above 0."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    width, height = (high - low).clip(min=0).T
-    areas = [(b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1] + 1e-8) for b in (np.asarray(box), others)]
-    overlap = width * height
-    return overlap / (areas[0] + areas[1] - overlap + 1e-8)
-
-
 def classes_of_clusters(clusters: np.ndarray, classes: np.ndarray, num_clusters: int, num_classes: int) -> np.ndarray:
     """(num_clusters,) the class of each cluster, of masks (N,) with their true classes 0..num_classes-1, -1 unknown.
 
     As many clusters as classes: the assignment of most masks; more: the majority, of equals the class met first.
     """
     known = classes >= 0
-    counts = np.zeros((num_classes, num_clusters), np.int64)
-    np.add.at(counts, (classes[known], clusters[known]), 1)
+    counts = confusion_matrix(classes[known], clusters[known], num_classes, num_clusters)
     met = np.array(list(dict.fromkeys(classes[known].tolist())) + sorted({*range(num_classes)} - {*classes.tolist()}))
     return met[match_clusters(counts[met], by=np.asarray)]
 
 
 def confident(images: np.ndarray, scores: np.ndarray, least: float) -> np.ndarray:
-    """(N,) bool: the masks of at least this score, and of each image (N,) without one the first of its best."""
-    kept = scores >= least
-    for image in np.setdiff1d(images, images[kept]):
-        members = np.flatnonzero(images == image)
-        kept[members[scores[members].argmax()]] = True
+    """(N,) bool: the masks of at least this score, and of each image (N,) the first of its best."""
+    kept, best_first = scores >= least, np.lexsort((-scores, images))
+    kept[best_first[np.unique(images[best_first], return_index=True)[1]]] = True
     return kept
-
-
-def paint(masks: Sequence[np.ndarray], labels: Sequence[int], shape: tuple[int, int],
-          overlap: str = 'first') -> np.ndarray:
-    """The label map (H, W) uint8 of masks (H, W) bool, the best first; 0 where there is none.
-
-    A mask that meets an earlier one in any pixel is skipped ('first') or loses these pixels ('best'). 'published' does
-    what the published code does: a later mask is skipped if row 0 holds a label and the mask has a pixel off, or row 1
-    holds a label and the mask has a pixel on; else it paints over.
-    """
-    painted = np.zeros(shape, np.uint8)
-    for mask, label in zip(masks, labels, strict=True):
-        taken = mask & (painted > 0)
-        if overlap == 'best':
-            mask = mask & ~taken
-        elif overlap == 'first' and taken.any() or overlap == 'published' and (
-                (painted[0].any() and not mask.all()) or (painted[1:2].any() and mask.any())):
-            continue
-        painted[mask] = label
-    return painted
 
 
 def label_map(masks: Sequence[np.ndarray], labels: Sequence[int], kept: Sequence[bool], shape: tuple[int, int],
               overlap: str = 'first', ignore: bool = False) -> np.ndarray:
-    """``paint`` the masks that are ``kept``; with ``ignore`` the others become the ignore label; no mask: all of it."""
-    chosen = [i for i, good in enumerate(kept) if good]
-    if not chosen:
-        return np.full(shape, VOID, np.uint8)
-    painted = paint([masks[i] for i in chosen], [labels[i] for i in chosen], shape, overlap)
-    for i in set(range(len(masks))) - set(chosen) if ignore else ():
-        painted[masks[i] & (painted == 0)] = VOID
+    """The label map (H, W) uint8 of masks (H, W) bool, the best first, of which some are ``kept``; if none, all is 255.
+
+    A mask that meets an earlier one in any pixel is skipped ('first') or loses these pixels ('best'). 'published' does
+    what the published code does: a later mask is skipped if row 0 holds a label and the mask has a pixel off, or row 1
+    holds a label and the mask has a pixel on; else it paints over. With ``ignore`` the other masks become 255 last.
+    """
+    painted = np.full(shape, 0 if any(kept) else VOID, np.uint8)
+    for mask, label in ((mask, label) for mask, label, good in zip(masks, labels, kept, strict=True) if good):
+        free = painted == 0
+        skipped = overlap == 'first' and not free[mask].all() or overlap == 'published' and (
+            (not free[0].all() and not mask.all()) or (not free[1:2].all() and mask.any()))
+        if not skipped:
+            painted[mask & free if overlap == 'best' else mask] = label
+    for mask in (mask for mask, good in zip(masks, kept, strict=True) if ignore and not good):
+        painted[mask & (painted == 0)] = VOID
     return painted

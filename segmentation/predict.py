@@ -22,7 +22,7 @@ from PIL import Image
 
 from data.frames import Frame, open_frames, predict_frames
 from data.images import ImageFileError, Photograph, fit_to_photograph, read_image, read_mask
-from data.voc import name_labels
+from data.voc import LABEL_NAMES, write_names
 from models.crf import Refine, crf_in_workers, require_crf
 from segmentation.segmenter import MASKS, Output, Segmenter
 from utils.config.cli import ArgumentParser, at_least
@@ -55,10 +55,7 @@ def with_mask(frames: Iterable[Frame], masks: Path, why: str) -> Iterator[Frame]
 
 def segment(segmenter: Segmenter, frames: Iterable[Frame], output: Path, batch_size: int, threads: int,
             refine: Refine | None, masks: Path | None = None) -> Iterator[tuple[Path, str]]:
-    """Write label maps and overlays; yields each image, and why it has no label map: '' if it has one.
-
-    ``masks`` is the folder of the masks, where they are given.
-    """
+    """Write label maps and overlays; yields each image, and why it has no label map, or ''. ``masks``: their folder."""
     def prepare(name: Path, photograph: Photograph) -> tuple[torch.Tensor, np.ndarray | None]:
         if masks is None:
             return segmenter.prepare(photograph.pixels), segmenter.find_mask(photograph.pixels)
@@ -125,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = FolderRun(args.output, MAPS, args.images, 'label map', **settings)  # None: as where there was no other yet
     if distributed.is_main():
         save_image(legend(classes), args.output / 'legend.png')
-        name_labels(args.output / MAPS, classes)
+        write_names(args.output / MAPS / LABEL_NAMES, classes, labels=len(classes))
 
     todo: Iterable[Frame] = run.todo(progress(frames, 'prediction', total), args.batch_size)
     no_mask = f'no mask in {folder}'

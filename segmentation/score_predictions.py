@@ -19,7 +19,7 @@ from data.files import keep_complete
 from data.image_set import ImageSet
 from data.images import read_labels, read_photograph, turn_upright
 from data.loaders import open_images
-from data.voc import named_labels
+from data.voc import LABEL_NAMES, read_names
 from segmentation.engine import report_scores
 from segmentation.metrics import confusion_matrix
 from utils.config.cli import ConfigParser
@@ -41,7 +41,7 @@ def offline_confusion(dataset: ImageSet, folder: Path) -> tuple[np.ndarray, Sequ
     keep_complete(folder, {name: [Path(f'{name}.png')] for name in dataset.ids},
                   f'images of {dataset.split} have no prediction in {folder}',
                   'predict them too, or give another folder with --predictions', skip=False)
-    names, num_classes = named_labels(folder) or dataset.classes, len(dataset.classes)
+    names, num_classes = read_names(folder / LABEL_NAMES) or dataset.classes, len(dataset.classes)
 
     def count(index: int) -> np.ndarray:
         path, truth = folder / f'{dataset.ids[index]}.png', dataset.load(index)['semseg']

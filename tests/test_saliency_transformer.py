@@ -229,6 +229,9 @@ def test_script_writes_several_objects(tmp_path, weights, monkeypatch):
 def test_settings_that_the_network_has_not():
     with pytest.raises(UserError, match='--heads 7 is more than the 6 of'):
         photo_masks(heads=7)
+    for share in ({'topk': 1.1}, {'mass': 0.0}, {'mass': float('nan')}):
+        with pytest.raises(UserError, match='--topk .* and --mass .* must be shares'):
+            photo_masks(**share)
     with pytest.raises(UserError, match='--topk 0.001 of the 100 patches of a square image is none'):
         photo_masks(topk=0.001)
     drawn, _ = photo_masks('bf16')

@@ -136,10 +136,10 @@ def test_names_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / 'clusters.yml'
     model = ClusterModel(Whitening(np.zeros(2), np.eye(2)), np.eye(2), np.arange(3), None, {})
     renew_names(tmp_path, model, [3, 5])
-    assert read_names(path) == ['background', 'cluster_1', 'cluster_2']
+    assert read_names(path) == ('background', 'cluster_1', 'cluster_2')
     assert '- cluster_2  # objects: 5' in path.read_text()
     path.write_text(yaml.safe_dump({'classes': ['background', 7, 'dog']}))
-    assert read_names(path) == ['background', '7', 'dog']
+    assert read_names(path) == ('background', '7', 'dog')
     for text in ('classes: [background, a]', 'classes: [background, a, ]', 'classes: [', 'a: 1', '',
                  'classes: [background, a, {b: c}]'):
         path.write_text(text)

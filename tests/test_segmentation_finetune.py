@@ -127,10 +127,10 @@ def test_label_maps_stand_for_the_ground_truth(run, tmp_path: Path, capsys) -> N
         run(*train, output='wrong')
     for count in (2, 4):  # of labels, as written beside the maps; then the user adds a name, or takes one out
         (maps / 'classes.yml').write_text(f'labels: {count}\nclasses: [background, no, 3]')
-        with pytest.raises(UserError, match=f'a name for each label, {count} of them, and has 3; fix it'):
+        with pytest.raises(UserError, match=f'maps/classes.yml must hold "classes:" with {count} names'):
             run(*train, output='wrong')
     (maps / 'classes.yml').write_text('classes: {background: red}')
-    with pytest.raises(UserError, match='classes.yml must hold .classes: .background'):
+    with pytest.raises(UserError, match='classes.yml must hold .classes:. with a list of names'):
         run(*train, output='wrong')
     with pytest.raises(UserError, match='8 of 8 IDs of train have no ground truth in .*nowhere'):
         run(*train, 'label_maps=nowhere', output='missing')
@@ -209,9 +209,9 @@ def test_a_label_map_is_decoded_once_at_the_start(clusters: Path, tmp_path: Path
 
 def test_names_that_are_written_anew_are_kept(tmp_path: Path) -> None:
     for names in (['a', 'b'], ['a', 'b'], ['a', 'c'], ['no', '3']):
-        voc.name_labels(tmp_path, names)
-    assert voc.named_labels(tmp_path) == ('no', '3')
-    assert [voc.read_names(tmp_path / f'classes_before_{i}.yml') for i in (1, 2)] == [['a', 'b'], ['a', 'c']]
+        voc.write_names(tmp_path / 'classes.yml', names, labels=2)
+    assert voc.read_names(tmp_path / 'classes.yml') == ('no', '3')
+    assert [voc.read_names(tmp_path / f'classes_before_{i}.yml') for i in (1, 2)] == [('a', 'b'), ('a', 'c')]
     assert len(list(tmp_path.iterdir())) == 3
 
 

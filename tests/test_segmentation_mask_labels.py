@@ -4,15 +4,13 @@ import hashlib
 import numpy as np
 import pytest
 
-from data.coco import decode
+from data.coco import box_iou, decode
 from segmentation.clustering import kmeans
 from segmentation.mask_labels import (
-    box_iou,
     classes_of_clusters,
     cluster_confidence,
     confident,
     label_map,
-    paint,
     standardise,
 )
 from tests import golden_transformers as inputs
@@ -56,8 +54,8 @@ def test_classes_of_clusters():
 
 def test_box_iou():
     golden = GOLDENS['iou_box']
-    found = box_iou(golden['box'], np.array(golden['others'], np.float64))
-    np.testing.assert_allclose(found, golden['iou'], atol=1e-8)
+    box, *others = [(x, y, right - x, below - y) for x, y, right, below in (golden['box'], *golden['others'])]
+    np.testing.assert_allclose(box_iou(box, others), golden['iou'], atol=1e-8)  # of float32
 
 
 def test_the_most_confident_of_an_image():
@@ -94,8 +92,9 @@ def test_label_maps_of_detections(least):
 def test_overlaps():
     one, two = np.zeros((2, 4, 4), bool)
     one[1:3, 1:3], two[2:4, 2:4] = True, True
-    assert (paint([one, two], [1, 2], (4, 4)) == one * 1).all()  # the later one meets the earlier one
-    best = paint([one, two], [1, 2], (4, 4), 'best')
+    both = [True, True]
+    assert (label_map([one, two], [1, 2], both, (4, 4)) == one * 1).all()  # the later one meets the earlier one
+    best = label_map([one, two], [1, 2], both, (4, 4), 'best')
     assert (best == one + 2 * (two & ~one)).all()
     assert label_map([one, two], [1, 2], [True, False], (4, 4), ignore=True)[3, 3] == 255
     assert (label_map([one], [1], [False], (4, 4)) == 255).all()

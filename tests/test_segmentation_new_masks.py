@@ -109,7 +109,7 @@ def test_clusters_made_by_hand_are_one_sentence(own: Path, tmp_path: Path, lost:
 def test_precomputed_masks_are_as_sure_as_those_of_the_crf() -> None:
     objects = Objects(np.array([[0, 1]]), np.zeros((1, 2)), torch.ones(1, 1))
     logits, _ = object_logits(np.array([[0, 1]]), objects, 0)
-    assert 1 / (1 + np.exp(logits[0, 0, 1] - logits[1, 0, 1])) == pytest.approx(saliency_sources.SURE, abs=1e-5)
+    assert 1 / (1 + np.exp(logits[0, 0, 1] - logits[1, 0, 1])) == pytest.approx(saliency_sources.SURE, abs=1e-6)
 
 
 def test_what_to_give_where_nothing_tells(own: Path, tmp_path: Path, monkeypatch) -> None:

@@ -9,6 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
+from data.coco import read_instances
 from models.transformer import FrozenTransformer
 from segmentation import kmeans
 from segmentation import pseudo_labels as script
@@ -19,8 +20,6 @@ from tests.golden_inputs import generator
 from tests.golden_transformers import GOLDENS
 from utils.run.errors import UserError
 from utils.run.files import save_mask
-
-CPU = torch.device('cpu')
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +38,7 @@ def test_features_of_boxes(transformer: FrozenTransformer) -> None:
         width, height = int(draw.integers(12, w // 2)), int(draw.integers(12, h // 2))
         box = [int(draw.integers(0, w - width)), int(draw.integers(0, h - height)), width, height]
         boxes.append([2.5, 3.5, 20, 17] if i == 0 else box)
-        found.append(box_feature(transformer, photos[name], boxes[-1], CPU))
+        found.append(box_feature(transformer, photos[name], boxes[-1]))
     assert boxes == golden['boxes']
     features = np.stack(found)
     assert list(features.shape) == golden['shape']
@@ -47,14 +46,14 @@ def test_features_of_boxes(transformer: FrozenTransformer) -> None:
     for row, values in ((features[0], 'first'), (features[1], 'second'), (features[-1], 'last')):
         assert any(np.allclose(row[::step][:8], golden[values], atol=1e-4) for step in range(1, 49))
     with pytest.raises(UserError, match='holds no pixel'):
-        box_feature(transformer, photos['2008_000001'], (5, 5, 0.2, 3), CPU)
+        box_feature(transformer, photos['2008_000001'], (5, 5, 0.2, 3))
 
 
 def test_features_of_the_published_script(transformer: FrozenTransformer) -> None:
     golden = GOLDENS['cluster_script']
     sizes = [(40 + i % 5, 48 + i % 7) for i in range(10)]
     features = np.stack([box_feature(transformer, inputs.colour_photo(f'2009_{i:06d}', 7 * i % 20, h, w),
-                                     (4, 4, w - 8, h - 8), CPU) for i, (h, w) in enumerate(sizes)])
+                                     (4, 4, w - 8, h - 8)) for i, (h, w) in enumerate(sizes)])
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), golden['feature_norms'], atol=1e-3)
     steps = [features[0, ::step][:8] for step in range(1, 49)]
     assert any(np.allclose(values, golden['feature_0'], atol=1e-4) for values in steps)
@@ -205,6 +204,8 @@ def test_results_of_a_detector(run, tmp_path: Path) -> None:
     folder = run(flags=flags)
     for label, name in COLOURS:
         assert (map_of(folder, name) == expected_map(label)).all()
+    with pytest.raises(UserError, match='category 0 of score 0.95, .* a dataset.yml beside sets/ has to name'):
+        read_instances(tmp_path / 'results.json', {}, annotations)
     for change, sentence in (({'category_id': 3}, 'category 3 of score 0.5'), ({'score': None}, "in COCO's format"),
                              ({'image_id': 99}, 'objects of image 99')):
         (tmp_path / 'results.json').write_text(json.dumps([found[0] | change]))

@@ -190,8 +190,7 @@ class PseudoLabels(Common, Evaluation):
     """segmentation/pseudo_labels.py"""
     val_split: Text = key('trainaug', 'list of image IDs that get label maps: sets/<name>.txt')
     saliency: Text = key('transformer_model', 'masks: the folder saliency_<name> of the data set')
-    features: Literal['box_cls', 'embedding', 'backbone'] = key(
-        'box_cls', 'of a mask: the class token of its box (vision transformers), or what is pooled over it')
+    features: Literal['box_cls', 'embedding', 'backbone'] = key('box_cls', "class token of a mask's box, or pooled")
     results: Text | None = key(None, "a detector's results in COCO's format, categories from 0 on, not clusters")
     coco: Text | None = key(None, 'COCO file that names the images of results')
     num_clusters: int = key(20, 'clusters of the masks', ge=1, le=254)
@@ -199,10 +198,8 @@ class PseudoLabels(Common, Evaluation):
     clusters: Text | None = key(None, 'clusters.pth.tar of kmeans.py, instead of clusters of its own; classes by name')
     with_labels: bool = key(True, 'give clusters the classes of the ground truth, where the data set has some')
     truth_boxes: Text | None = key(None, 'COCO file: a mask has the class of its best box, not of most of its pixels')
-    confidence: float | None = key(None, 'share of the masks that are kept (default: 0.8); the least score of those of '
-                                         'a detector (default: 0.9)', ge=0, le=1)
-    overlap: Literal['first', 'best', 'published'] = key('first', 'a mask that meets a better one: skipped, cut, or as '
-                                                                  'the published code has it')
+    confidence: float | None = key(None, 'share of masks to keep (0.8); of a detector: least score (0.9)', ge=0, le=1)
+    overlap: Literal['first', 'best', 'published'] = key('first', 'meeting a better mask: skip, cut, as published')
     ignore_below: bool = key(False, 'masks below the confidence become the ignore label, and not background')
 
 
@@ -243,14 +240,11 @@ def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield 'val_images', 'val_images and val_masks go together; give both or neither'
     if get('eval_classes') and (get('label_maps') or 'candidates' in values):
         yield 'eval_classes', 'eval_classes does not go with label maps, which hold all classes; leave it out'
-    if 'candidates' in values and get('clusters') and (get('features') == 'box_cls' or get('results')
-                                                       or get('truth_boxes')):
-        yield 'clusters', ('clusters are of features: embedding or backbone, and go neither with results nor with '
-                           'truth_boxes; leave one out')
-    if 'candidates' in values and (get('results') is None) != (get('coco') is None):
+    if get('clusters') and (get('features') == 'box_cls' or get('results') or get('truth_boxes') or get('candidates')):
+        yield 'clusters', ('clusters are of features: embedding or backbone, and go with none of candidates, results '
+                           'and truth_boxes; leave one out')
+    if (get('results') is None) != (get('coco') is None):
         yield 'results', 'results and coco go together: the detections, and the file that names their images'
-    if get('clusters') and get('candidates'):
-        yield 'candidates', 'candidates chooses a number of clusters, and clusters has one; leave one out'
     if get('truth_boxes') and (get('results') or not get('with_labels')):
         yield 'truth_boxes', 'truth_boxes names clusters, and needs with_labels: true and no results; leave it out'
     # the protocols on prototypes: nothing runs on random weights
