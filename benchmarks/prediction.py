@@ -7,6 +7,7 @@ prepared beforehand; predict.py reads, prepares, predicts, draws and writes. The
 the medians of the rounds. On a CPU both share its cores, so that CPU seconds say what is added whatever else
 the machine does. --model clusters is the segmenter of kmeans.py, whose objects count as work beside the network.
 """
+import argparse
 import sys
 import tempfile
 import time
@@ -69,16 +70,8 @@ def timed(function: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - clock, time.process_time() - cpu
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument('--images', type=int, default=32, help='images to draw and predict')
-    parser.add_argument('--model', choices=('linear', 'clusters'), default='linear', help='what labels the pixels')
-    parser.add_argument('--backbone', default='resnet50', help='of the network')
-    parser.add_argument('--size', type=int, default=512, help="side of the network's input, pixels")
-    parser.add_argument('--rounds', type=int, default=3, help='rounds that both take in turn')
-    parser.add_argument('--device', choices=DEVICES, default='auto', help='where the network runs')
-    args = parser.parse_args(argv)
-    device = pick_device(args.device)
+def measure(args: argparse.Namespace, device: torch.device) -> np.ndarray:
+    """Seconds by the clock and of the CPU, of the network alone and of predict.py: medians (2, 2) of the rounds."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / 'images').mkdir()
@@ -104,9 +97,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             assert not any(why for _, why in segment(segmenter, frames, folder, BATCH, available_cores(), None))
 
         segmenter.run(tensors[:BATCH])  # warm up
-        rounds = np.median([[timed(alone), timed(whole)] for _ in range(args.rounds)], 0)
+        return np.median([[timed(alone), timed(whole)] for _ in range(args.rounds)], 0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument('--images', type=int, default=32, help='images to draw and predict')
+    parser.add_argument('--model', choices=('linear', 'clusters'), default='linear', help='what labels the pixels')
+    parser.add_argument('--backbone', default='resnet50', help='of the network')
+    parser.add_argument('--size', type=int, default=512, help="side of the network's input, pixels")
+    parser.add_argument('--rounds', type=int, default=3, help='rounds that both take in turn')
+    parser.add_argument('--device', choices=DEVICES, default='auto', help='where the network runs')
+    args = parser.parse_args(argv)
+    device = pick_device(args.device)
+    rounds = measure(args, device)
     print(f'{args.images} images of {WIDTH} x {HEIGHT}, {args.model}, {args.backbone} at {args.size} px, '
-          f'{segmenter.device}, {available_cores()} cores')
+          f'{device}, {available_cores()} cores')
     for name, (clock, cpu) in zip(('network alone', 'predict.py'), rounds, strict=True):
         print(f'{name:14} {1000 * clock / args.images:8.1f} ms an image, {1000 * cpu / args.images:8.1f} ms of the CPU')
     print(f'predict.py / network alone: {rounds[1][0] / rounds[0][0]:.3f} by the clock, '

@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
@@ -34,7 +35,7 @@ from data.views import ContrastivePair, ContrastiveView
 from data.voc import VOCSegmentation
 from experiments.estimate import draw_batch
 from experiments.shapes import generate
-from models.backbones import IMAGENET, DilatedDepthwiseConv, build_backbone
+from models.backbones import IMAGENET, DilatedDepthwiseConv, build_backbone, freeze_layers
 from models.segmentation import ContrastiveSegmentationModel
 from pretrain.losses import compute_losses
 from pretrain.maskcontrast import MaskContrast
@@ -71,10 +72,10 @@ class PlainMaskContrast(nn.Module):
 
     queue: Tensor
 
-    def __init__(self, backbone: str, dim: int, K: int, m: float = 0.999, T: float = 0.5) -> None:
+    def __init__(self, encoder: PlainEncoder, dim: int, K: int, m: float = 0.999, T: float = 0.5) -> None:
         super().__init__()
         self.m, self.T = m, T
-        self.q, self.pointer = PlainEncoder(backbone, dim), 0
+        self.q, self.pointer = encoder, 0
         self.k = copy.deepcopy(self.q).requires_grad_(False)
         self.register_buffer('queue', F.normalize(torch.randn(dim, K), dim=0))
 
@@ -115,15 +116,17 @@ class Way:
         if name != 'plain' and self.device.type == 'cuda':
             self.batch = {view: value.pin_memory() for view, value in self.batch.items()}  # as the loader does
         K, dim = 8 * args.batch, 32
-        self.model: nn.Module
+        encoder = (PlainEncoder if name == 'plain' else ContrastiveSegmentationModel)(args.backbone, dim)
+        freeze_layers(encoder.backbone, args.freeze)
+        self.model: Any
         if name == 'plain':
             for view in ('query', 'key'):
                 self.batch[view] = functional.normalize(self.batch[view] / 255, *IMAGENET)
             self.precision = Precision(self.device)
-            self.model = PlainMaskContrast(args.backbone, dim, K).to(self.device)
+            self.model = PlainMaskContrast(encoder, dim, K).to(self.device)
         else:
             self.precision = Precision(self.device, name)
-            self.model = MaskContrast(ContrastiveSegmentationModel(args.backbone, dim), dim, K)
+            self.model = MaskContrast(encoder, dim, K)
             self.precision.to_device(self.model)
             if args.compile:
                 for encoder in (self.model.model_q, self.model.model_k):
@@ -199,7 +202,12 @@ def own_peak_memory(name: str, args: argparse.Namespace) -> float:
     way = Way(name, args)
     for _ in range(2):
         way.step()
-    if args.device == 'cuda':
+    return peak_of_process(args.device)
+
+
+def peak_of_process(device: str) -> float:
+    """MB at the peak of this process: what it holds, or what PyTorch allots on a GPU."""
+    if device == 'cuda':
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
@@ -222,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--backbone', default='resnet18', help='of the encoder: resnet18, resnet50 or timm/<name>')
     parser.add_argument('--batch', type=int, default=16, help='pairs a step')
     parser.add_argument('--size', type=int, default=96, help='side of the views, pixels')
+    parser.add_argument('--freeze', action='store_true', help='freeze the first stages, as the published presets do')
     parser.add_argument('--steps', type=int, default=7, help='steps that are timed')
     parser.add_argument('--threads', type=int, default=2, help='of PyTorch on the CPU')
     parser.add_argument('--precision', nargs='+', default=['fp32'], choices=list(DTYPES),

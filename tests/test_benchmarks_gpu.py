@@ -1,0 +1,43 @@
+"""The table for a GPU is made of figures that belong together; here of a CPU, without processes of their own."""
+import pytest
+
+from benchmarks import gpu
+
+ARGUMENTS = ['--device', 'cpu', '--backbone', 'resnet18', '--batches', '2', '--size', '32', '--workers', '0', '--steps',
+             '2', '--predict', '32', '--images', '4', '--eager']
+
+
+def test_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(gpu, 'apart', lambda function, *args: function(*args))
+    monkeypatch.setattr(gpu, 'WARM', 1)
+    monkeypatch.setattr(gpu, 'computes_bf16', lambda device: False)
+    monkeypatch.setitem(gpu.SIDE, 'cpu', 64)
+    gpu.main(ARGUMENTS)
+    lines = [line.split('|')[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith('|')]
+    rows = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines[2:]}
+    steps = [name for name in rows if name.endswith('2 pairs')]
+    assert steps == ['plain, fp32, 2 pairs', 'this project, fp32, 2 pairs']
+    assert len(rows) == 6
+    for name in steps:
+        milliseconds, pairs, peak, *_ = rows[name]
+        assert float(pairs) == pytest.approx(2000 / float(milliseconds.split()[0]), abs=0.06)
+        assert float(peak) > 0.1
+    assert float(rows['loader, 0 workers'][1]) > 0
+    assert rows['fp32 behind 0 workers'][-1].startswith('waits ')
+    assert float(rows['predict.py'][1]) > 0
+
+
+def test_a_failed_way_is_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def apart(function, *args):
+        if function is gpu.time_step and args[0] == 'plain':
+            raise RuntimeError('CUDA out of memory')
+        return {gpu.time_step: (1.0, 1000.0, 10 ** 12), gpu.time_product: 2e12, gpu.time_loader: 5.0,
+                gpu.time_both: (1.0, 0.5)}[function]
+
+    monkeypatch.setattr(gpu, 'apart', apart)
+    monkeypatch.setattr(gpu.prediction, 'measure', lambda args, device: [(1, 1), (2, 2)])
+    gpu.main(ARGUMENTS)
+    printed = capsys.readouterr().out
+    assert 'failed: CUDA out of memory' in printed
+    assert '1.00 ' in printed
+    assert '50%' in printed
