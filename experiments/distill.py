@@ -35,7 +35,7 @@ TRAIN = {DRAWN: 'val_split=train', PHOTOGRAPHS: 'val_split=trainaug'}  # the ima
 
 class Setting(NamedTuple):
     """How a network learns from clusters."""
-    confidence: float  # share of the masks that are kept
+    confidence: float  # share of the masks that are kept, and their images with them
     loss: str
     rounds: int = 1  # of two, the second learns from what the first predicts on the training split, after a CRF
 

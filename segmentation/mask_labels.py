@@ -37,10 +37,10 @@ def classes_of_clusters(clusters: np.ndarray, classes: np.ndarray, num_clusters:
     return met[match_clusters(counts[met], by=np.asarray)]
 
 
-def confident(images: np.ndarray, scores: np.ndarray, least: float) -> np.ndarray:
-    """(N,) bool: the masks of at least this score, and of each image (N,) the first of its best."""
+def confident(images: np.ndarray, scores: np.ndarray, least: float, keep_best: bool = True) -> np.ndarray:
+    """(N,) bool: the masks of at least this score, and, ``keep_best``, of each image (N,) the first of its best."""
     kept, best_first = scores >= least, np.lexsort((-scores, images))
-    kept[best_first[np.unique(images[best_first], return_index=True)[1]]] = True
+    kept[best_first[np.unique(images[best_first], return_index=True)[1]]] |= keep_best
     return kept
 
 

@@ -148,7 +148,7 @@ def cluster_masks(p: PseudoLabels, dataset: ImageSet, device: torch.device) -> M
         labels = 1 + class_of[ids]
     scores = cluster_confidence(points, centres)
     least = float(np.quantile(scores, 1 - (SHARE if p.confidence is None else p.confidence)))
-    log.info('%d masks in %d clusters; those of confidence %.3f and more are kept', len(points), len(centres), least)
+    log.info('%d masks in %d clusters', len(points), len(centres))
     return Masks(np.array(images), labels, scores, least, lambda i: unpack(packed[i]).astype(bool), names)
 
 
@@ -168,7 +168,9 @@ def write_maps(p: PseudoLabels, dataset: ImageSet, masks: Masks) -> tuple[np.nda
     """Write the label map of every image, and pictures of some: a confusion matrix, 0 without truth, and pictures."""
     output, classes = Path(p.output_dir), len(dataset.classes)
     drawn = {name: output / PICTURES / f'{name}.png' for name in dataset.ids[:p.num_visualizations]}
-    kept = confident(masks.image, masks.scores, masks.least)
+    kept = confident(masks.image, masks.scores, masks.least, p.keep_best)
+    log.info('%d of %d masks are kept; %d have a confidence of %.3f or more', kept.sum(), len(kept),
+             (masks.scores >= masks.least).sum(), masks.least)
     order = np.lexsort((-masks.scores, masks.image))  # the best of each image first
     members_of = np.split(order, np.searchsorted(masks.image[order], np.arange(1, len(dataset))))
 

@@ -63,6 +63,7 @@ def test_the_most_confident_of_an_image():
     best = confident(images, scores, 1.1)
     assert np.flatnonzero(best).tolist() == [entry['id'] for entry in GOLDENS['most_confident']['kept']]
     assert np.flatnonzero(confident(images, scores, 0.9)).tolist() == [1, 3, 4]
+    assert np.flatnonzero(confident(images, scores, 0.9, keep_best=False)).tolist() == [1, 3]
 
 
 @pytest.mark.parametrize('least', ['0.9', '0.95', '1.0', '0.0'])

@@ -206,6 +206,12 @@ def test_results_of_a_detector(run, tmp_path: Path) -> None:
         assert (map_of(folder, name) == expected_map(label)).all()
     with pytest.raises(UserError, match='category 0 of score 0.95, .* a dataset.yml beside sets/ has to name'):
         read_instances(tmp_path / 'results.json', {}, annotations)
+    weak = [found[0], found[1] | {'score': 0.8}, *found[2:]]  # the first image has no confident mask
+    (tmp_path / 'results.json').write_text(json.dumps(weak))
+    assert (map_of(run(flags=flags), names[0]) == expected_map(COLOURS[0][0])).all()
+    folder = run('keep_best=false', flags=flags, output='confident')
+    assert (map_of(folder, names[0]) == 255).all()
+    assert (map_of(folder, names[1]) == expected_map(COLOURS[1][0])).all()
     for change, sentence in (({'category_id': 3}, 'category 3 of score 0.5'), ({'score': None}, "in COCO's format"),
                              ({'image_id': 99}, 'objects of image 99')):
         (tmp_path / 'results.json').write_text(json.dumps([found[0] | change]))

@@ -200,6 +200,7 @@ class PseudoLabels(Common, Evaluation):
     truth_boxes: Text | None = key(None, 'COCO file: a mask has the class of its best box, not of most of its pixels')
     confidence: float | None = key(None, 'share of masks to keep (0.8); of a detector: least score (0.9)', ge=0, le=1)
     overlap: Literal['first', 'best', 'published'] = key('first', 'meeting a better mask: skip, cut, as published')
+    keep_best: bool = key(True, 'the best mask of an image stays, whatever its confidence; false: such images go')
     ignore_below: bool = key(False, 'masks below the confidence become the ignore label, and not background')
 
 
