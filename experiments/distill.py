@@ -10,6 +10,7 @@ network are scored on val with the teacher's names of the clusters, the teacher 
 predicts, and on NAME with the unsupervised ones. Runs that are finished are not run again. Writes
 distill.md and distill.csv.
 """
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,16 +21,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 import numpy as np
 
 from experiments.runner import Chain, Step
+from experiments.voc_animals import experiment_parser
 from segmentation.engine import BEST
 from segmentation.metrics import standard_deviation
-from utils.config.cli import ArgumentParser
 from utils.report.results import csv_text, markdown, with_spread
 from utils.run.errors import UserError
 from utils.run.files import write_text
 from utils.run.script import run_script
 
 DRAWN, PHOTOGRAPHS = 'configs/demo', 'configs/distill'
-TEACHER = 'fit_split=train', 'num_seeds=1'  # overrides of configs/demo/kmeans.yml: on the masks that it predicts
+TEACHER: Sequence[str] = ('fit_split=train', 'num_seeds=1')  # of configs/demo/kmeans.yml: on the masks that it predicts
 TRAIN = {DRAWN: 'val_split=train', PHOTOGRAPHS: 'val_split=trainaug'}  # the images that get label maps
 
 
@@ -66,14 +67,12 @@ def distil(chain: Chain, configs: str, teacher: Step, setting: Setting, shared: 
     return steps
 
 
-def write(root: Path, scores: Mapping[tuple[str, int], tuple[float, float]]) -> None:
+def write(root: Path, scores: Mapping[tuple[str, int], tuple[float, ...]]) -> None:
     """Write and print the table of {(setting, seed): mIoU of teacher and network, percent}."""
     rows = []
     for name in dict.fromkeys(name for name, _ in scores):
-        pairs = np.array([pair for (setting, _), pair in scores.items() if setting == name])
-        columns = *pairs.T, pairs[:, 1] - pairs[:, 0]
-        rows.append([name, *(with_spread(float(np.mean(column)), standard_deviation(column.tolist()), len(column))
-                             for column in columns)])
+        columns = np.array([(a, b, b - a) for (setting, _), (a, b) in scores.items() if setting == name]).T.tolist()
+        rows.append([name, *(with_spread(sum(of) / len(of), standard_deviation(of), len(of)) for of in columns)])
     text = markdown(['setting', 'clusters', 'network', 'network - clusters, paired'], rows, 3)
     write_text(root / 'distill.md', text)
     write_text(root / 'distill.csv', csv_text(['setting', 'seed', 'clusters', 'network'], [
@@ -82,39 +81,32 @@ def write(root: Path, scores: Mapping[tuple[str, int], tuple[float, float]]) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument('--output', type=Path, default=Path('results/distill'), help='folder of all of it')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='of every run')
+    parser = experiment_parser(__doc__, output=Path('results/distill'), seeds=[0, 1, 2])
     parser.add_argument('--settings', nargs='+', choices=tuple(SETTINGS), default=list(SETTINGS), help='which of them')
-    parser.add_argument('--db-root', type=Path, help='folder of the data set NAME')
-    parser.add_argument('--data', metavar='NAME', help='a data set in the place of drawn images')
-    parser.add_argument('--weights', type=Path, help='of the backbone on NAME (default: those that timm offers)')
-    parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
-    parser.add_argument('--set', dest='overrides', metavar='[TASK.]KEY=VALUE', nargs='+', action='extend', default=[],
-                        help='override a key in every script that has it, or in that of one task alone')
+    parser.add_argument('--data', metavar='NAME', help='a data set below --db-root in the place of drawn images')
     args = parser.parse_args(argv)
     if (args.data is None) != (args.db_root is None):
         raise UserError('--data and --db-root go together; give both, or neither for drawn images.')
     chain = Chain(args.output, args.db_root or args.output / 'data', args.overrides, 'configs/demo/env.yml')
-    scores = {}
+    drawing, weights = Step('data', ('experiments/shapes.py', '--output', str(chain.db_root / 'Shapes'))), args.weights
+    scores: dict[tuple[str, int], tuple[float, ...]] = {}
     for seed in args.seeds:  # a table after each seed
+        steps, shared, data = list[Step](), [f'seed={seed}'], list[str]()
         if args.data is None:
-            configs, given, data = DRAWN, [*TEACHER], list[str]()
-            drawing = Step('data', ('experiments/shapes.py', '--output', str(chain.db_root / 'Shapes')))
-            encoder = chain.step('pretrain', f'{DRAWN}/pretrain.yml', f'pretrain-{seed}', [f'seed={seed}'], (drawing,))
-            first = [drawing, encoder]
-            shared = [f'seed={seed}', f'pretraining={encoder.folder}/checkpoint.pth.tar']
+            configs, given = DRAWN, TEACHER
+            steps = [drawing, chain.step('pretrain', f'{DRAWN}/pretrain.yml', f'pretrain-{seed}', shared, (drawing,))]
+            shared = [*shared, f'pretraining={steps[1].folder}/checkpoint.pth.tar']
         else:
-            configs, given, data, first = PHOTOGRAPHS, [], [f'train_db_name={args.data}'], []
-            weights = [] if args.weights is None else [f'pretraining={args.weights.resolve()}']
-            shared = [f'seed={seed}', f'val_db_name={args.data}', *weights]
-        teacher = chain.step('kmeans', f'{configs}/kmeans.yml', f'clusters-{seed}', [*shared, *given], tuple(first))
+            configs, given, data = PHOTOGRAPHS, (), [f'train_db_name={args.data}']
+            shared += [f'val_db_name={args.data}', *([f'pretraining={weights.resolve()}'] if weights else [])]
+        teacher = chain.step('kmeans', f'{configs}/kmeans.yml', f'clusters-{seed}', [*shared, *given], tuple(steps))
         students = {name: distil(chain, configs, teacher, SETTINGS[name], shared, data) for name in args.settings}
-        chain.run([*first, teacher, *(step for steps in students.values() for step in steps)], jobs=args.jobs)
-        for name, steps in students.items():
-            scores[name, seed] = (chain.results(teacher)['kmeans']['mIoU'],
-                                  chain.results(steps[-1])['distilled']['mIoU'])
-        write(chain.root, scores)
+        chain.run([*steps, teacher, *itertools.chain(*students.values())], list_only=args.list)
+        for name, student in students.items() if not args.list else ():
+            found = chain.results(teacher)['kmeans'], chain.results(student[-1])['distilled']
+            scores[name, seed] = tuple(entry['mIoU'] for entry in found)
+        if scores:
+            write(chain.root, scores)
 
 
 if __name__ == '__main__':
