@@ -3,22 +3,17 @@
     python experiments/distill.py --output results/distill --seeds 0 1 2
     python experiments/distill.py --output results/distill_photographs --db-root datasets --data NAME --weights WEIGHTS
 
-For each seed: the teacher, K-means on the masks of the training split (kmeans.py, fit_split), its label maps, and a
-network for each setting. On drawn images the features are those of a pretraining with this seed; on a data set NAME in
-VOC's layout below --db-root, of which no label is read before scoring, those of a backbone with WEIGHTS. Teacher and
-network are scored on val with the teacher's names of the clusters, the teacher on drawn images with the masks that it
-predicts, and on NAME with the unsupervised ones. Runs that are finished are not run again. Writes
-distill.md and distill.csv.
+For each seed the teacher, K-means on the masks of the training split, its label maps, and a network for each setting.
+Features are those of a pretraining on drawn images, or, on a data set NAME in VOC's layout, of a backbone with WEIGHTS;
+no label is read before scoring. Teacher and network are scored on val with the teacher's names of the clusters: the
+teacher with the masks that it predicts, on NAME with the unsupervised ones. Writes distill.md and distill.csv.
 """
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
-
-import numpy as np
 
 from experiments.runner import Chain, Step
 from experiments.voc_animals import experiment_parser
@@ -32,34 +27,27 @@ from utils.run.script import run_script
 DRAWN, PHOTOGRAPHS = 'configs/demo', 'configs/distill'
 TEACHER: Sequence[str] = ('fit_split=train', 'num_seeds=1')  # of configs/demo/kmeans.yml: on the masks that it predicts
 TRAIN = {DRAWN: 'val_split=train', PHOTOGRAPHS: 'val_split=trainaug'}  # the images that get label maps
+SETTINGS = {'all masks': (1.0, 'ce', 1), 'confidence': (0.8, 'ce', 1), 'OHEM': (1.0, 'ohem', 1),
+            'confidence, OHEM': (0.8, 'ohem', 1), 'confidence, CRF round': (0.8, 'ce', 2)}
+# share of the masks that are kept, and their images with them; loss; rounds, the second of which learns from what the
+# first network predicts on the training split, after a CRF
 
 
-class Setting(NamedTuple):
-    """How a network learns from clusters."""
-    confidence: float  # share of the masks that are kept, and their images with them
-    loss: str
-    rounds: int = 1  # of two, the second learns from what the first predicts on the training split, after a CRF
-
-
-SETTINGS = {'all masks': Setting(1.0, 'ce'), 'confidence': Setting(0.8, 'ce'), 'OHEM': Setting(1.0, 'ohem'),
-            'confidence, OHEM': Setting(0.8, 'ohem'), 'confidence, CRF round': Setting(0.8, 'ce', 2)}
-
-
-def distil(chain: Chain, configs: str, teacher: Step, setting: Setting, shared: Sequence[str],
+def distil(chain: Chain, configs: str, teacher: Step, setting: tuple[float, str, int], shared: Sequence[str],
            data: Sequence[str] = ()) -> list[Step]:
     """The steps from a teacher, a run of kmeans.py, to a network; the last one's results are those of the network.
 
-    ``configs`` is the folder of pseudo_labels.yml and distill.yml; ``shared`` overrides are for all steps, ``data`` for
-    the network.
+    Of the folder ``configs``; ``shared`` overrides are for all steps, ``data`` for the network.
     """
-    maps = chain.step('pseudo_labels', f'{configs}/pseudo_labels.yml', f'maps-{setting.confidence}-{teacher.folder}', [
-        *shared, f'clusters={teacher.folder}/clusters.pth.tar', f'confidence={setting.confidence}'], (teacher,))
+    confidence, loss, rounds = setting
+    maps = chain.step('pseudo_labels', f'{configs}/pseudo_labels.yml', f'maps-{confidence}-{teacher.folder}', [
+        *shared, f'clusters={teacher.folder}/clusters.pth.tar', f'confidence={confidence}'], (teacher,))
     steps, labels, config = [maps], f'{maps.folder}/label_maps', f'{configs}/distill.yml'
-    for number in range(1, setting.rounds + 1):
-        folder = f'{setting.loss}-{setting.confidence}-round-{number}-{teacher.folder}'
-        given = [*shared, *data, f'label_maps={labels}', f'loss={setting.loss}']
+    for number in range(1, rounds + 1):
+        folder = f'{loss}-{confidence}-round-{number}-{teacher.folder}'
+        given = [*shared, *data, f'label_maps={labels}', f'loss={loss}']
         steps.append(chain.step('linear', config, folder, given, (steps[-1],)))
-        if number < setting.rounds:
+        if number < rounds:
             best = '--state-dict', str(chain.root / folder / BEST), '--crf-postprocess'
             steps.append(chain.step('linear', config, f'{folder}-train', [*given, TRAIN[configs]], (steps[-1],), best,
                                     'segmentation/eval.py'))
@@ -71,7 +59,7 @@ def write(root: Path, scores: Mapping[tuple[str, int], tuple[float, ...]]) -> No
     """Write and print the table of {(setting, seed): mIoU of teacher and network, percent}."""
     rows = []
     for name in dict.fromkeys(name for name, _ in scores):
-        columns = np.array([(a, b, b - a) for (setting, _), (a, b) in scores.items() if setting == name]).T.tolist()
+        columns = zip(*((a, b, b - a) for (setting, _), (a, b) in scores.items() if setting == name), strict=True)
         rows.append([name, *(with_spread(sum(of) / len(of), standard_deviation(of), len(of)) for of in columns)])
     text = markdown(['setting', 'clusters', 'network', 'network - clusters, paired'], rows, 3)
     write_text(root / 'distill.md', text)
