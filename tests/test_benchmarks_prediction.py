@@ -1,9 +1,11 @@
 """The benchmark of predict.py runs with either kind of model."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import prediction
+from benchmarks import many_images, prediction
 
 
 @pytest.mark.parametrize('model', ['linear', 'clusters'])
@@ -22,3 +24,20 @@ def test_the_clusters_see_objects(tmp_path) -> None:
     image = prediction.read_image(prediction.draw(tmp_path, 1)[0])
     labels = prediction.clusters(image, 'resnet18', 64, torch.device('cpu'))(image)
     assert 0.2 < np.mean(labels > 0) < 0.8
+
+
+def test_many_images(monkeypatch, capsys) -> None:
+    drawn: list[int] = []
+
+    def measure(script: str, folder: Path, output: str, processes: int) -> tuple[float, float]:
+        drawn.append(len(list((folder / 'images').rglob('*.png'))))
+        assert not (folder / output).exists()  # the name of one run alone
+        (folder / output).mkdir()
+        return 10 + drawn[-1] / (2 * processes), 300.4
+
+    monkeypatch.setattr(many_images, 'measure', measure)
+    many_images.main(['--images', '30', '--scripts', 'segmentation/predict.py'])
+    assert drawn == [3, 3, 30, 30]
+    rows = [[cell.strip() for cell in line.split('|')[2:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert sorted(rows) == [['1', '3', '300', ''], ['1', '30', '300', '2'], ['2', '3', '300', ''],
+                            ['2', '30', '300', '4']]
