@@ -10,6 +10,7 @@ from scipy.stats import entropy
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
+from sklearn.utils import gen_batches
 
 from segmentation.metrics import iou_matrix, iou_of
 from utils.run.errors import UserError, name_some
@@ -17,6 +18,7 @@ from utils.run.errors import UserError, name_some
 DIMENSIONS = 32
 BACKGROUND = 'background'
 EMPTY = 1e-9  # share of the greatest variance below which a direction holds rounding alone
+DISTANCES = 2 ** 22  # of points to centres in memory at a time
 SAMPLE = 5000  # points of the silhouette at most: it compares each with each
 
 
@@ -53,8 +55,11 @@ class Clustering(NamedTuple):
 
 def nearest_centre(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N, d), (K, d) -> (N,) the nearest centre and (N,) its squared distance, whatever the other points are."""
-    squared = cdist(points, centres, 'sqeuclidean')
-    return squared.argmin(1), squared.min(1)
+    nearest, distances = np.empty(len(points), np.int64), np.empty(len(points))
+    for part in gen_batches(len(points), max(1, DISTANCES // len(centres))):
+        squared = cdist(points[part], centres, 'sqeuclidean')
+        nearest[part], distances[part] = squared.argmin(1), squared.min(1)
+    return nearest, distances
 
 
 def kmeans(points: np.ndarray, num_clusters: int, seed: int, fit: np.ndarray | None = None,
