@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import saliency.predict as masks
 import segmentation.predict as maps
@@ -15,7 +16,8 @@ from models.segmentation import LinearSegmentationModel
 from tests.golden_inputs import photo
 from tests.test_utils_run_distributed import finish, start
 from utils.run.checkpoint import save_checkpoint
-from utils.run.errors import EXIT_USER_ERROR
+from utils.run.errors import EXIT_STOPPED, EXIT_USER_ERROR
+from utils.run.setup import _exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ('a.png', 'b.png', 'b-1.png', 'sub/a.png', 'sub/c.png', 'sub/deep/d.png', 'sub.1/e.png')
@@ -113,3 +115,16 @@ def test_label_maps(images: Path, tmp_path: Path, one_thread: None) -> None:
     assert len(np.unique(labels)) > 1
     with pytest.raises(Exception, match='precision bf16 then, None now'):
         maps.main([*flags, '--output', str(one), '--precision', 'fp32'])
+
+
+@pytest.mark.parametrize(('codes', 'asked', 'expected', 'told'), [
+    ((EXIT_STOPPED, -9), False, 1, 'process 1 was ended by SIGKILL'), ((-15, -9), False, 1, 'process 1 was ended'),
+    ((EXIT_STOPPED, 1), False, 1, ''), ((EXIT_STOPPED, -9), True, EXIT_STOPPED, ''),
+    ((EXIT_STOPPED, EXIT_STOPPED), False, EXIT_STOPPED, ''),
+    ((EXIT_STOPPED, EXIT_USER_ERROR), False, EXIT_USER_ERROR, '')])
+def test_a_process_that_fails_is_not_one_that_was_stopped(codes: tuple[int, ...], asked: bool, expected: int,
+                                                          told: str, capsys: pytest.CaptureFixture) -> None:
+    failures = {rank: ProcessFailure(rank, 1, code, 'none') for rank, code in enumerate(codes)}
+    assert _exit_code(ChildFailedError('predict.py', failures), asked) == expected
+    err = capsys.readouterr().err
+    assert told in err if told else not err

@@ -6,6 +6,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -97,27 +98,34 @@ def start_processes(nproc: int | None, device: torch.device, script: str, argv: 
                           rdzv_backend='c10d', rdzv_endpoint='localhost:0', monitor_interval=0.2,
                           signals_to_handle='SIGHUP,SIGQUIT')  # the launcher would kill 30 s after the others
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)  # the process says itself what is wrong
+    asked: list[int] = []
     try:
-        with handled(_pass_on, *SIGNALS):
+        with handled(partial(_pass_on, asked), *SIGNALS):
             elastic_launch(config, sys.executable)('-u', script, *(sys.argv[1:] if argv is None else argv))
     except ChildFailedError as error:
-        raise SystemExit(_exit_code(error)) from None
+        raise SystemExit(_exit_code(error, bool(asked))) from None
     raise SystemExit(0)
 
 
-def _exit_code(error: ChildFailedError) -> int:
-    """That of the process which has said why; others may have failed for the loss of it."""
-    if told := {EXIT_USER_ERROR, EXIT_STOPPED} & {failed.exitcode for failed in error.failures.values()}:
+def _exit_code(error: ChildFailedError, asked: bool) -> int:
+    """That of the process which has said why; others fail for the loss of it, or as the launcher stops them.
+
+    ``asked``: a signal has asked the launcher to stop them all.
+    """
+    codes = {failed.exitcode for failed in error.failures.values()}
+    if told := codes & ({EXIT_USER_ERROR, EXIT_STOPPED} if asked else {EXIT_USER_ERROR}):
         return min(told)
-    rank, failure = error.get_first_failure()
+    rank, failure = min(error.failures.items(), key=lambda item: (
+        item[1].exitcode in (EXIT_STOPPED, -signal.SIGTERM), item[1].timestamp))
     if failure.exitcode < 0:
         print(f'error: process {rank} was ended by {signal.Signals(-failure.exitcode).name}, and the others with it; '
               'rerun the same command to resume', file=sys.stderr)
     return max(1, failure.exitcode)
 
 
-def _pass_on(number: int, frame: FrameType | None) -> None:
-    """Hand a signal to the processes, which take the time that their step and their checkpoint need."""
+def _pass_on(asked: list[int], number: int, frame: FrameType | None) -> None:
+    """Hand a signal to the processes, which take the time that their step and their checkpoint need, and note it."""
+    asked.append(number)
     children = Path(f'/proc/self/task/{os.getpid()}/children')
     processes = [int(child) for child in children.read_text().split()] if children.exists() else []
     for process in processes:
