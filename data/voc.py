@@ -51,11 +51,11 @@ def read_names(path: Path, count: int | str | None = None) -> tuple[str, ...] | 
 
 
 def write_names(path: Path, names: Sequence[str], **others: Any) -> None:
-    """Write what ``read_names`` reads, and others; the file of before, which may be a user's, is kept if it differs."""
-    text = yaml.safe_dump({**others, 'classes': list(names)}, sort_keys=False)
-    if path.is_file() and path.read_bytes() != text.encode():
+    """Write what ``read_names`` reads, and others; a file of other names, which may be a user's, is kept beside it."""
+    text = yaml.safe_dump({'classes': list(names)})
+    if path.is_file() and not path.read_bytes().endswith(text.encode()):
         log.info('The names in %s are written anew; those of before: %s', path, set_aside(path))
-    write_text(path, text)
+    write_text(path, yaml.safe_dump(others) + text)
 
 
 def read_classes(root: Path) -> tuple[str, ...]:

@@ -208,6 +208,7 @@ def test_a_label_map_is_decoded_once_at_the_start(clusters: Path, tmp_path: Path
 
 
 def test_names_that_are_written_anew_are_kept(tmp_path: Path) -> None:
+    (tmp_path / 'classes.yml').write_text('classes:\n- a\n- b\n')  # of an earlier version
     for names in (['a', 'b'], ['a', 'b'], ['a', 'c'], ['no', '3']):
         voc.write_names(tmp_path / 'classes.yml', names, labels=2)
     assert voc.read_names(tmp_path / 'classes.yml') == ('no', '3')
