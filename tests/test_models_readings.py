@@ -14,7 +14,7 @@ from models.build import load_into
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel
 from models.weights import FOLLOWERS, RESNET_HEADS, Weights, identify, load_strict
 from saliency.onnx_network import OnnxConfig, OnnxSaliency
-from segmentation.cluster_model import ClusterModel
+from segmentation.cluster_model import NETWORK, ClusterModel
 from segmentation.clustering import Whitening
 from segmentation.feature_index import DECIDES, FeatureIndex, load_index
 from segmentation.segmenter import Segmenter
@@ -133,7 +133,7 @@ def test_weights_that_are_not_finite_are_refused(plain: State, tmp_path: Path, v
 def test_clusters_and_prototypes_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     good, bad = np.ones((3, 2), np.float32), np.array([[1, 0], [np.nan, 1], [0, 1]], np.float32)
     clusters = tmp_path / 'clusters.pth.tar'
-    ClusterModel(Whitening(np.zeros(2), np.eye(2)), bad, np.arange(4), None, {}).save(clusters)
+    ClusterModel(Whitening(np.zeros(2), np.eye(2)), bad, np.arange(4), None, dict.fromkeys(NETWORK)).save(clusters)
     with pytest.raises(UserError, match=rf'{clusters} holds clusters that are not finite \(centres\)'):
         Segmenter.load(clusters, 'cpu')
     bank = FeatureIndex(bad, np.eye(3, dtype=np.int64), np.array(['a', 'b', 'c']), ('x', 'y', 'z'))
