@@ -43,7 +43,8 @@ def read_names(path: Path, count: int | str | None = None) -> tuple[str, ...] | 
     """The list ``classes`` of ``read_texts``, of ``count`` names or as many as ``labels`` says; None without a file."""
     if not path.is_file():
         return None
-    names, count = read_texts(path).get('classes'), count or read_texts(path).get('labels')
+    content = read_texts(path)
+    names, count = content.get('classes'), count or content.get('labels')
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names) \
             or not 0 < len(names) <= VOID or count not in (None, len(names), str(len(names))):
         raise UserError(f'{path} must hold "classes:" with {count or "a list of"} names, background first; fix it.')
