@@ -87,25 +87,29 @@ def write_coco(path: Path, images: Iterable[tuple[str, int, int, list[Entry | No
     return lacking
 
 
-def run_lengths(entry: Entry) -> Any:
-    """The mask of an entry, polygons or run lengths, as pycocotools has it. Raises UserError for anything else."""
+def read_mask(entry: Entry) -> tuple[Any, np.ndarray]:
+    """The mask of an entry, polygons or run lengths: as pycocotools has it, and (height, width) bool.
+
+    Raises UserError for anything else.
+    """
     api, found = library(*MASKS), entry['segmentation']
     try:
         if isinstance(found, list):
             found = api.merge(api.frPyObjects(found, entry['height'], entry['width']))
         elif not isinstance(found['counts'], (str, bytes)):
             found = api.frPyObjects(found, *found['size'])
-        if api.decode(found).sum() != api.area(found):
+        mask = api.decode(found)
+        if mask.sum() != api.area(found):
             raise ValueError('damaged run lengths')
     except Exception as error:  # pycocotools raises what it likes
         raise UserError(f'a mask of image {entry["image_id"]} is no polygon and no run lengths ({error}); make the '
                         'results again, with masks.') from error
-    return found
+    return found, mask.astype(bool)
 
 
 def decode(entry: Entry) -> np.ndarray:
     """The mask of an entry, (height, width) bool."""
-    return library(*MASKS).decode(run_lengths(entry)).astype(bool)
+    return read_mask(entry)[1]
 
 
 def read_json(path: Path) -> Any:

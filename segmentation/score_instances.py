@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import numpy as np
 
-from data.coco import MASKS, Instances, library, read_instances, run_lengths
+from data.coco import MASKS, Instances, library, read_instances, read_mask
 from utils.config.cli import ArgumentParser
 from utils.report.results import save_results
 from utils.run.errors import UserError, name_some
@@ -25,7 +25,7 @@ def average_precision(truth: Instances, found: Instances, class_agnostic: bool =
     files, sizes = [coco.COCO(), coco.COCO()], {}  # type: ignore[var-annotated]
     with redirect_stdout(None):
         for file, objects in zip(files, (truth, found), strict=True):
-            masks = [(i, entry, run_lengths(entry)) for i, name in enumerate(truth) for entry in objects.get(name, ())]
+            masks = [(i, entry, read_mask(entry)[0]) for i, name in enumerate(truth) for entry in objects.get(name, ())]
             if wrong := [entry for i, entry, mask in masks if sizes.setdefault(i, mask['size']) != mask['size']]:
                 raise UserError(f'masks of image {wrong[0]["image_id"]} differ in size; make them from one image.')
             file.dataset = {  # annotations from 1 on, since pycocotools takes 0 for none
