@@ -9,6 +9,7 @@ counted by PyTorch; beside them stands a large matrix product in the same precis
 The loader makes pairs from drawn 500 px JPEGs; 'waits' is the share of the time in which the step has no batch.
 """
 import argparse
+import math
 import multiprocessing
 import statistics
 import sys
@@ -17,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,7 +81,7 @@ def batches(folder: Path, workers: int, args: argparse.Namespace) -> Iterator[di
     images.ids = images.ids * (1 + args.batch * 100 // len(images))  # a long epoch
     pair = ContrastivePair(images, ContrastiveView(args.size))
     p: Any = SimpleNamespace(num_workers=workers, train_batch_size=args.batch, device=args.device, seed=0, cache='off')
-    loader: Any = train_loader(p, images.transformed(pair), partial(collate_pairs, step=1))
+    loader: Any = train_loader(p, images.transformed(pair), collate_pairs)
     while True:
         yield from loader
         loader.sampler.epoch += 1
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     rows, products = list[list[str]](), {name: apart(time_product, name, args) for name in ('plain', *precisions)}
     for batch in args.batches:
-        flop = 0
+        flops: dict[str, float] = {}
         for name, compiled in [('plain', False), *product(precisions, (False,) if args.eager else (False, True))]:
             title = 'plain, fp32' if name == 'plain' else f'this project, {name}{", compiled" * compiled}'
             given = argparse.Namespace(**{**vars(args), 'batch': batch, 'compile': compiled})
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             except (RuntimeError, OSError) as error:  # out of memory, no compiler
                 rows.append([f'{title}, {batch} pairs', f'failed: {str(error).strip()[:60]}', *['-'] * 4])
                 continue
-            flop = counted or flop  # those of a compiled step are the same
+            flop = flops[name] = counted or flops.get(name, math.nan)  # those of a compiled step are the same
             rows.append([f'{title}, {batch} pairs', f'{1000 * seconds:.1f} ms', f'{batch / seconds:.1f}',
                          f'{peak / 1000:.2f}', f'{flop / seconds / 1e12:.2f}',
                          f'{flop / seconds / products[name]:.0%}'])
