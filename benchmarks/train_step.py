@@ -129,9 +129,7 @@ class Way:
             self.model = MaskContrast(encoder, dim, K)
             self.precision.to_device(self.model)
             if args.compile:
-                for encoder in (self.model.model_q, self.model.model_k):
-                    encoder.backbone.compile()
-                    encoder.decoder.compile()
+                self.model.compile()
         self.model.train()
         self.optimizer = build_optimizer('sgd', self.model.parameters(), lr=0.004, momentum=0.9, weight_decay=1e-4)
 

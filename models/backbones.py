@@ -67,8 +67,8 @@ class _DilatedConv(torch.autograd.Function):
                          for length, rate, size in zip(weight.shape[2:], ctx.dilation, x.shape[2:], strict=True))
         for row, to_y, from_y in rows:
             for column, to_x, from_x in columns:
-                torch.mm(outputs[:, to_y, to_x].flatten(0, 2).T, inputs[:, from_y, from_x].flatten(0, 2),
-                         out=gradient[:, :, row, column])
+                gradient[:, :, row, column] = (outputs[:, to_y, to_x].flatten(0, 2).T
+                                               @ inputs[:, from_y, from_x].flatten(0, 2))
         return of_input, gradient, None, None
 
 

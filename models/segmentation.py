@@ -195,7 +195,7 @@ def pixel_embeddings(maps: Tensor, size: Sequence[int], pixels: Tensor) -> Tenso
     below = wide.index_select(0, first + width if h > 1 else first)
     rows = wide.index_select(0, first).lerp_(below, at.sub_(above)[:, None])
     del wide, below  # 32 numbers a pixel are not little
-    return _NormalizeRows.apply(rows)
+    return F.normalize(rows) if torch.compiler.is_compiling() else _NormalizeRows.apply(rows)
 
 
 def mask_prototypes(pixels: Tensor, images: Tensor, count: int) -> Tensor:

@@ -57,11 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                         'upsample is off.')
     model = MaskContrast(encoder, p.model_kwargs.ndim, **p.moco_kwargs, gather_prototypes=p.gather_prototypes)
     if p.compile:
-        for network in (model.model_q, model.model_k):
-            network.backbone.compile()
-            network.decoder.compile()
+        model.compile()
     trainer = Trainer(p, model, device, loader, dataset.ids)
-    monitor = Monitor(trainer, model.model_q, dataset, size, p.panel_every, p.compile)
+    monitor = Monitor(trainer, model.model_q, dataset, size, p.panel_every)
     if p.probe_every:
         labelled = open_images(p, p.train_db_name, p.probe_split, truth=True)
         probe = probe_of(labelled.transformed(EvaluationTransform(size, mean, std)), p.probe_images)

@@ -31,12 +31,12 @@ BATCH = 8  # images a forward pass of online K-means
 
 
 @contextmanager
-def observed(model: nn.Module, compiled: bool = False) -> Iterator[None]:
-    """A block with the model in eval mode, without gradients or compilation, which training does not notice."""
+def observed(model: nn.Module) -> Iterator[None]:
+    """A block with the model in eval mode, without gradients, which training does not notice."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.compiler.set_stance('force_eager') if compiled else torch.no_grad(), torch.no_grad():
+        with torch.no_grad():
             yield
     finally:
         for module, mode in modes:
@@ -58,9 +58,9 @@ class Monitor:
     Images spread over the data set are drawn, resized to ``size`` pixels, every so many epochs; 0 draws none.
     """
 
-    def __init__(self, trainer: Trainer, model: ContrastiveSegmentationModel, dataset: ImageSet, size: int, every: int,
-                 compiled: bool = False) -> None:
-        self.trainer, self.model, self.dataset, self.size, self.compiled = trainer, model, dataset, size, compiled
+    def __init__(self, trainer: Trainer, model: ContrastiveSegmentationModel, dataset: ImageSet, size: int,
+                 every: int) -> None:
+        self.trainer, self.model, self.dataset, self.size = trainer, model, dataset, size
         self.every = every if distributed.is_main() else 0
         self.colours = model.backbone.mean, model.backbone.std
 
@@ -82,7 +82,7 @@ class Monitor:
             return
         prepare = EvaluationTransform(self.size, *self.colours)
         images = [prepare(self.dataset.load(i))['image'] for i in evenly(np.arange(len(self.dataset)), IMAGES)]
-        with observed(self.model, self.compiled):
+        with observed(self.model):
             maps = self.model.maps(self.trainer.precision.to_device(torch.stack(images)))
         embedding, scores = F.normalize(maps['embedding'].float(), dim=1).cpu().numpy(), maps.get('saliency')
         rows = []
@@ -104,7 +104,7 @@ class Monitor:
             return
         clusters = len(probe.dataset.classes) - 1  # type: ignore[attr-defined]
         loader = DataLoader(probe, BATCH, collate_fn=collate, generator=torch.Generator())  # no number of training's
-        with observed(self.model, self.compiled):
+        with observed(self.model):
             split = embed_split(self.model, loader, self.trainer.precision.device, clusters + 1, shared=False)
         _, runs = cluster(split.prototypes, [clusters], 1, seed)
         confusion = split.confusion(runs[clusters][0].ids + 1, clusters + 1)
