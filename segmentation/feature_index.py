@@ -105,7 +105,7 @@ def build_index(split: EmbeddedSplit, ids: Sequence[str], classes: Sequence[str]
     if not len(kept):
         raise UserError('no mask of the memory split covers a labelled object; check the masks and memory_split.')
     return FeatureIndex(split.prototypes[kept], votes[kept], np.array(ids)[split.image[kept]], tuple(classes), db_name,
-                        made_by, network or {}, [split.masks[i] for i in kept] if split.masks else [])
+                        made_by, network or {}, [split.masks[i] for i in kept.tolist()] if split.masks else [])
 
 
 def load_index(path: Path, classes: Sequence[str], network: Mapping[str, Any]) -> FeatureIndex:

@@ -1,12 +1,15 @@
 """The objects of images: those that the network finds in a batch, and one pass over a split."""
 import hashlib
+import tempfile
 import zlib
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import accumulate, chain, pairwise, zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from threading import Lock
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +28,8 @@ from utils.run.log import progress
 
 THRESHOLD = 0.5  # of the raw saliency score
 DAMAGED = 'is damaged or of an earlier version; run its script again.'
+Item = TypeVar('Item')
+BATCHES = 100  # whose masks travel between processes at a time
 MASKS, KEPT = 'masks.npz', 20_000  # file of the masks of a run, and how many images it is written for at most
 
 
@@ -78,6 +83,31 @@ def unpack(packed: bytes) -> np.ndarray:
     return np.unpackbits(content[8:], count=height * width).reshape(height, width)
 
 
+class MaskFile(Sequence[bytes]):
+    """Packed masks in a temporary file, in the folder TMPDIR: those of a million images are gigabytes."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        self._lock, self._ends = Lock(), array('q', [0])
+
+    def extend(self, masks: Iterable[bytes]) -> None:
+        self._file.seek(self._ends[-1])
+        for mask in masks:
+            self._file.write(mask)
+            self._ends.append(self._ends[-1] + len(mask))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        place = range(len(self))[index]
+        if isinstance(place, range):
+            return [self[i] for i in place]
+        with self._lock:  # threads share the position
+            self._file.seek(self._ends[place])
+            return self._file.read(self._ends[place + 1] - self._ends[place])
+
+
 @dataclass
 class EmbeddedSplit:
     """The N objects of M images."""
@@ -86,7 +116,7 @@ class EmbeddedSplit:
     outside: np.ndarray  # (M, classes) pixels of each true class of the image outside all of its objects
     image: np.ndarray  # (N,) index of each object's image, ascending; one whole mask an image: 0, 1, 2, ...
     shapes: list[tuple[int, int]]  # height, width of each image
-    masks: list[bytes]  # of each object as it was found, packed; none if they are not kept
+    masks: Sequence[bytes]  # of each object as it was found, packed; none if they are not kept
     pictures: list[list[np.ndarray]]  # thumbnails of each image and its ground truth, if it travelled with its batch
     mask_iou: float = float('nan')  # mean of ``Objects.iou``
 
@@ -140,24 +170,40 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Ite
             height, width = shape if size is None else (size, size)
             pixels = confusion_matrix(resize_mask(semseg, width, height), resize_mask(objects.ids, width, height),
                                       num_classes, count + 1)
-        masks = [pack(objects.ids == k) for k in range(1, count + 1)] if keep_masks else []
+        kept.extend(pack(objects.ids == k) for k in range(1, count + 1) if keep_masks)
         picture = [] if original is None else [thumbnail(x, PART) for x in (original, semseg) if x is not None]
         inside, outside = pixels[:, 1:].T.copy(), pixels[:, 0].copy()  # not views, which would keep all 256 x 256
-        return objects.prototypes, inside, outside, shape, masks, picture, objects.iou
+        return objects.prototypes, inside, outside, shape, picture, objects.iou
 
-    batches = []
+    kept, batches = MaskFile(), []
     for batch in progress(loader, 'embedding'):
         found = find_objects(model, to_device(batch['image'], device), features, None if from_network else batch['sal'],
                              min_component)
         semsegs, originals = (batch.get(name) or [None] * len(found) for name in ('semseg', 'original'))
         batches.append(list(map(describe, found, batch['shape'], semsegs, originals)))
     parts = distributed.gather_objects(batches) if shared else [batches]
-    in_order = chain(*zip_longest(*parts, fillvalue=[]))  # processes took the batches in turn
-    images = list(chain(*in_order))
-    prototypes, inside, outside, shapes, masks, pictures, ious = zip(*images, strict=True)
+    images = in_turn(parts)
+    prototypes, inside, outside, shapes, pictures, ious = zip(*images, strict=True)
     return EmbeddedSplit(np.concatenate(prototypes), np.concatenate(inside), np.stack(outside),
                          np.repeat(np.arange(len(images)), [*map(len, prototypes)]), list(shapes),
-                         list(chain(*masks)), list(pictures), float(np.mean(ious)))
+                         gather_masks(kept, parts) if keep_masks else [], list(pictures), float(np.mean(ious)))
+
+
+def in_turn(parts: Sequence[Sequence[Sequence[Item]]]) -> list[Item]:
+    """The items of the batches that processes took in turn, in the order of one process."""
+    return list(chain(*chain(*zip_longest(*parts, fillvalue=()))))
+
+
+def gather_masks(own: MaskFile, parts: Sequence[Sequence[Sequence[tuple]]]) -> MaskFile:
+    """The masks of all processes' images, of ``parts``, some batches at a time: those of this one in their place."""
+    if len(parts) == 1:
+        return own
+    of_batch = [sum(len(prototypes) for prototypes, *_ in batch) for batch in parts[distributed.rank()]]
+    ends, masks = [0, *accumulate(of_batch)], MaskFile()
+    for first in range(0, max(map(len, parts)), BATCHES):
+        some = ends[first:first + BATCHES + 1]
+        masks.extend(in_turn(distributed.gather_objects([own[start:end] for start, end in pairwise(some)])))
+    return masks
 
 
 def save_masks(path: Path, prototypes: np.ndarray, masks: Sequence[bytes]) -> None:

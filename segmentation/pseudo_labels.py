@@ -33,7 +33,7 @@ from segmentation.clustering import kmeans, nearest_centre, placeholders, silhou
 from segmentation.engine import report_scores
 from segmentation.mask_labels import classes_of_clusters, cluster_confidence, confident, label_map, standardise
 from segmentation.metrics import confusion_matrix
-from segmentation.objects import find_objects, pack, unpack
+from segmentation.objects import MaskFile, find_objects, pack, unpack
 from utils.config.cli import ConfigParser
 from utils.config.paths import find_file
 from utils.config.schema import PseudoLabels
@@ -123,14 +123,15 @@ def cluster_masks(p: PseudoLabels, dataset: ImageSet, device: torch.device) -> M
     boxes = read_instances(find_file(p.truth_boxes), dict(enumerate(dataset.classes[1:])))[0] if p.truth_boxes else {}
     if lacking := [name for name in dataset.ids if boxes and name not in boxes]:
         raise UserError(f'{p.truth_boxes} lacks the images {name_some(lacking)}; add them.')
-    clusters, found = None if p.clusters is None else read_clusters(p), []
+    clusters, found, packed = None if p.clusters is None else read_clusters(p), [], MaskFile()
     for index, mask, feature, truth in describe_masks(p, dataset, device, clusters):
         votes = np.bincount([] if truth is None else truth[mask], minlength=256)[1:len(dataset.classes)]
         known = box_class(mask, boxes[dataset.ids[index]]) if boxes else votes.argmax() if votes.any() else -1
-        found.append((index, feature, known, pack(mask)))
+        found.append((index, feature, known))
+        packed.extend([pack(mask)])
     if not found:
         raise UserError(f'no mask in {dataset.masks} has a pixel; check them.')
-    images, features, classes, packed = map(list, zip(*found, strict=True))
+    images, features, classes = map(list, zip(*found, strict=True))
     if clusters is not None:
         points, centres = clusters.whitening(np.array(features)), clusters.centres
         labels = 1 + nearest_centre(points, centres)[0]

@@ -7,21 +7,19 @@ from torch._dynamo.utils import counters
 from models.segmentation import ContrastiveSegmentationModel
 from pretrain.losses import compute_losses
 from pretrain.maskcontrast import MaskContrast
+from tests.test_pretrain_maskcontrast import batch_of
 from utils.run.devices import Precision
 
 BATCH, SIZE, STEPS = 2, 32, 4
 
 
-def batch_of(step: int) -> dict[str, torch.Tensor]:
-    """Noise whose masks have another number of pixels at each step, as of ``collate_pairs``."""
+def views_of(step: int) -> list[torch.Tensor]:
+    """Noise whose masks have another number of pixels at each step."""
     generator = torch.Generator().manual_seed(step)
-    batch = {}
-    for view in ('query', 'key'):
-        mask = torch.zeros(BATCH, SIZE, SIZE, dtype=torch.uint8)
-        mask[:, 4:12 + 5 * step, 6:20 + step] = 1
-        images = torch.randn(BATCH, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
-        batch |= {view: images, f'{view}_mask': mask, f'{view}_pixels': mask.flatten().nonzero().flatten().int()}
-    return batch
+    mask = torch.zeros(BATCH, SIZE, SIZE, dtype=torch.uint8)
+    mask[:, 4:12 + 5 * step, 6:20 + step] = 1
+    images = torch.randn(2, BATCH, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
+    return [images[0], mask, images[1], mask.flip(2)]
 
 
 def test_compiled_steps_are_the_plain_ones_and_compile_twice_at_most() -> None:
@@ -37,7 +35,7 @@ def test_compiled_steps_are_the_plain_ones_and_compile_twice_at_most() -> None:
         optimizer = torch.optim.SGD(model.model_q.parameters(), lr=1e-3)
         losses.append([])
         for step in range(STEPS):
-            loss = compute_losses(model, batch_of(step), precision)['loss']
+            loss = compute_losses(model, batch_of(views_of(step)), precision)['loss']
             precision.step(loss, optimizer)
             losses[-1].append(loss.item())
             graphs.append(counters['stats']['unique_graphs'])

@@ -7,7 +7,7 @@ import torch
 
 from data.transforms import split_mask
 from models.segmentation import resize
-from segmentation.objects import embed_split, pack, read_masks, save_masks, unpack
+from segmentation.objects import MaskFile, embed_split, gather_masks, pack, read_masks, save_masks, unpack
 from tests.colours import SIDE, ColourModel, loader_of, random_blobs
 from utils.run.errors import UserError
 
@@ -62,7 +62,7 @@ def test_masks_are_kept_as_they_were_found_with_and_without_ground_truth(min_com
     plain = embed_split(ColourModel(), [{k: v for k, v in batch.items() if k != 'semseg'} for batch in loader], CPU, 1,
                         **options)
     assert not plain.inside.any()
-    assert plain.masks == with_truth.masks
+    assert list(plain.masks) == list(with_truth.masks)
     assert all(unpack(mask).shape == (SIDE, SIDE) for mask in plain.masks)
     np.testing.assert_array_equal(plain.prototypes, with_truth.prototypes)
     labels = np.arange(1, len(plain) + 1)
@@ -84,6 +84,32 @@ def test_masks_come_back_and_belong_to_their_prototypes(tmp_path: Path) -> None:
         read_masks(path, prototypes)
     save_masks(path, prototypes, [])  # none are kept: those of an earlier run do not stay
     assert read_masks(path, prototypes) is None
+
+
+def test_masks_of_several_processes_come_some_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes have taken five batches in turn, of two images each but for the last, whose masks are 0, 1, ..."""
+    counts = [[[1, 2], [0, 3], [2]], [[1, 1], [4, 0]]]  # masks of each image of each batch of each process
+    numbers = iter(range(100))
+    of_batch: dict[tuple[int, int], list[bytes]] = {
+        (rank, turn): [f'{next(numbers)}'.encode() for _ in range(sum(counts[rank][turn]))]
+        for turn in range(3) for rank in range(2) if turn < len(counts[rank])}
+    own = MaskFile()
+    own.extend(of_batch[1, 0] + of_batch[1, 1])
+    parts = [[[(np.zeros((count, 4)), 'shape') for count in batch] for batch in batches] for batches in counts]
+    turns = iter([(0, 1), (2,)])
+
+    def gather(mine: list[list[bytes]]) -> list[list[list[bytes]]]:
+        turn = next(turns)
+        assert mine == [of_batch[1, t] for t in turn if (1, t) in of_batch]
+        return [[of_batch[0, t] for t in turn], mine]
+
+    monkeypatch.setattr('segmentation.objects.BATCHES', 2)
+    monkeypatch.setattr('utils.run.distributed.rank', lambda: 1)
+    monkeypatch.setattr('utils.run.distributed.gather_objects', gather)
+    masks = gather_masks(own, parts)
+    assert list(masks) == [f'{number}'.encode() for number in range(len(masks))]
+    assert len(masks) == sum(map(len, of_batch.values()))
+    assert (masks[-1], masks[1:3]) == (masks[len(masks) - 1], [b'1', b'2'])
 
 
 def test_an_image_that_travels_with_its_batch_is_kept_small_beside_its_ground_truth() -> None:

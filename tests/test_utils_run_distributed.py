@@ -21,6 +21,7 @@ from data.loaders import SeededSampler
 from models.segmentation import ContrastiveSegmentationModel
 from pretrain.losses import compute_losses, contrastive_loss, saliency_loss
 from pretrain.maskcontrast import MaskContrast
+from segmentation.objects import MASKS, read_masks
 from tests.test_pretrain_maskcontrast import batch_of
 from tests.test_scripts import Runner
 from utils.run import distributed
@@ -293,14 +294,16 @@ def test_evaluation_in_two_processes_is_that_of_one(runner: Runner) -> None:
                for path in maps)
 
     options = ('pretraining=none', 'features=backbone', 'saliency=supervised_model', 'val_batch_size=4')  # 4 and 2
-    prototypes = []
+    prototypes, masks = [], []
     for processes in ('1', '2'):  # each with one thread, for the same rounding
         code, _, err = finish(start(str(ROOT / 'segmentation/kmeans.py'), *runner.arguments(
             'segmentation.kmeans', *options, f'output_dir=kmeans{processes}'), '--nproc', processes))
         assert code == 0, err
         with np.load(runner.root_dir / f'kmeans{processes}' / 'prototypes.npz') as file:
             prototypes.append(file['prototypes'])
-    assert len(prototypes[0]) == 6
+        masks.append(read_masks(runner.root_dir / f'kmeans{processes}' / MASKS, prototypes[-1]))
+    assert len(prototypes[0]) == 6 == len(masks[0])
+    assert masks[0] == masks[1]
     assert (prototypes[0] == prototypes[1]).all()
     one, two = ((runner.root_dir / f'kmeans{count}' / 'results.json').read_text() for count in (1, 2))
     assert one == two
