@@ -48,17 +48,17 @@ def box_iou(box: Sequence[float], others: Sequence[Sequence[float]]) -> np.ndarr
     return library(*MASKS).iou(np.array([box], float), np.array(others, float), [0] * len(others))[0]
 
 
-def annotation(mask: np.ndarray, number: int, image_id: int) -> Entry | None:
-    """A mask (H, W) bool as an entry of 'annotations'; None if it has no outline."""
+def annotation(mask: np.ndarray) -> Entry | None:
+    """A mask (H, W) bool as an entry of 'annotations', without its ids; None if it has no outline."""
     outlines, (height, width) = polygons(mask), mask.shape
-    return {'score': 1.0, 'id': number, 'image_id': image_id, 'category_id': 0, 'iscrowd': 0, 'area': int(mask.sum()),
-            'bbox': box_of(mask), 'segmentation': outlines, 'width': width, 'height': height} if outlines else None
+    return {'score': 1.0, 'category_id': 0, 'iscrowd': 0, 'area': int(mask.sum()), 'bbox': box_of(mask),
+            'segmentation': outlines, 'width': width, 'height': height} if outlines else None
 
 
 def outline_objects(objects: np.ndarray) -> tuple[int, int, list[Entry | None]]:
-    """Object numbers (H, W), 0 outside: H, W and the ``annotation`` of each, without its ids."""
+    """Object numbers (H, W), 0 outside: H, W and the ``annotation`` of each."""
     height, width = objects.shape
-    return height, width, [annotation(objects == number, 0, 0) for number in np.unique(objects[objects > 0])]
+    return height, width, [annotation(objects == number) for number in np.unique(objects[objects > 0])]
 
 
 def write_coco(path: Path, images: Iterable[tuple[str, int, int, list[Entry | None]]]) -> list[str]:
@@ -105,11 +105,6 @@ def read_mask(entry: Entry) -> tuple[Any, np.ndarray]:
         raise UserError(f'a mask of image {entry["image_id"]} is no polygon and no run lengths ({error}); make the '
                         'results again, with masks.') from error
     return found, mask.astype(bool)
-
-
-def decode(entry: Entry) -> np.ndarray:
-    """The mask of an entry, (height, width) bool."""
-    return read_mask(entry)[1]
 
 
 def read_json(path: Path) -> Any:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 import numpy as np
 import torch
 
-from data.coco import Entry, box_iou, box_of, decode, read_instances
+from data.coco import Entry, box_iou, box_of, read_instances, read_mask
 from data.image_set import ImageSet
 from data.images import read_objects
 from data.loaders import identity, loader_in_order, open_images
@@ -162,7 +162,7 @@ def detected_masks(p: PseudoLabels, dataset: ImageSet, results: Path, annotation
     found = [(i, entry) for i, name in enumerate(dataset.ids) for entry in of_image.get(name, ())]
     images, labels, scores = zip(*((i, entry['category_id'] + 1, entry['score']) for i, entry in found), strict=True)
     return Masks(np.array(images), np.array(labels), np.array(scores), LEAST if p.confidence is None else p.confidence,
-                 lambda k: decode(found[k][1]), dataset.classes)
+                 lambda k: read_mask(found[k][1])[1], dataset.classes)
 
 
 def write_maps(p: PseudoLabels, dataset: ImageSet, masks: Masks) -> tuple[np.ndarray, list[tuple[str, Path]]]:

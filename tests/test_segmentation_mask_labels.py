@@ -4,7 +4,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from data.coco import box_iou, decode
+from data.coco import box_iou, read_mask
 from segmentation.clustering import kmeans
 from segmentation.mask_labels import (
     classes_of_clusters,
@@ -76,7 +76,7 @@ def test_label_maps_of_detections(least):
     same = []
     for image in range(6):
         members = np.flatnonzero(images == image)
-        masks = [decode(found[i] | {'height': 60, 'width': 80}) for i in members]
+        masks = [read_mask(found[i] | {'height': 60, 'width': 80})[1] for i in members]
         labels = [found[i]['category_id'] + 1 for i in members]
         drawn = label_map(masks, labels, kept[members], (60, 80), 'published')
         name = f'2010_{image:06d}'
