@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from data.transforms import resize_mask
 from utils.run.errors import UserError
@@ -101,8 +100,9 @@ def _orientation(file: Image.Image) -> int:
 def _decode_jpeg(content: bytes) -> np.ndarray | None:
     """(H, W, 3) uint8, by torchvision: faster than Pillow, to the same pixels. None: Pillow shall say what is wrong."""
     try:
+        from torchvision.io import ImageReadMode, decode_jpeg
         planes = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
-    except (RuntimeError, AttributeError):  # the latter where torchvision was built without its decoders
+    except (RuntimeError, AttributeError, ImportError):  # the latter two without its decoders, which are to go
         return None
     return planes.permute(1, 2, 0).numpy()  # lies as rows of pixels already
 
