@@ -38,7 +38,13 @@ def search(queries: np.ndarray, entries: np.ndarray, k: int, own: np.ndarray, im
             if shared:
                 cosines[image[:, None] == of_entry[start:start + ENTRIES]] = -torch.inf
             better = (cosines.amax(1) > best[:, -1]).nonzero()[:, 0]  # few queries, once the first blocks are through
-            values, places = cosines[better].topk(min(k, cosines.shape[1]))
+            cosines = cosines[better]
+            values, places = cosines.topk(min(k, cosines.shape[1]))
+            last = values[:, -1:]
+            tied = ((cosines == last).sum(1) > (values == last).sum(1)).nonzero()[:, 0]  # topk takes any of equals
+            places[tied] = cosines[tied].argsort(dim=1, descending=True, stable=True)[:, :values.shape[1]]
+            places = places.sort(1).values
+            values = cosines.gather(1, places)
             places = torch.where(values == -torch.inf, -1, places + start)
             values, places = torch.cat([best[better], values], 1), torch.cat([indices[better], places], 1)
             values, order = torch.sort(values, dim=1, descending=True, stable=True)  # of equals the earlier entry

@@ -211,6 +211,18 @@ def test_equal_cosines_take_the_first_entry() -> None:
     assert bank.vote(bank.search(np.array([[0, 1]], np.float32))).tolist() == [2]
 
 
+@pytest.mark.parametrize('places', [(5, 20, 150), (77, 90, 199)])
+def test_of_duplicates_the_first_come_first_whatever_their_block(places: tuple[int, ...], monkeypatch) -> None:
+    monkeypatch.setattr(feature_index, 'ENTRIES', 128)
+    memory = np.random.default_rng(0).standard_normal((200, 6))
+    memory /= np.linalg.norm(memory, axis=1, keepdims=True)
+    memory[:, 0], memory[list(places)] = -1, np.eye(6)[0]
+    bank = bank_of(memory, np.ones(200, int))
+    for k in (1, 2, 3, 5):
+        expected = (*places, *np.argsort(-(memory @ memory[places[0]]), kind='stable')[3:])[:k]
+        assert bank.search(memory[places[0]][None].astype(np.float32), k).tolist() == [list(expected)]
+
+
 def test_an_object_never_retrieves_its_own_image() -> None:
     bank = bank_of([[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8]], [1, 2, 3, 3])
     bank.images = np.array(['a', 'a', 'b', 'c'])
