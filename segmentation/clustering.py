@@ -1,5 +1,5 @@
 """Whitening and K-means on prototypes, the matching of clusters to classes, and its scores."""
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,10 +53,15 @@ class Clustering(NamedTuple):
     inertia: float
 
 
+def parts(points: np.ndarray, centres: np.ndarray) -> Iterator[slice]:
+    """Slices of the points, whose distances to all centres are few enough to be in memory together."""
+    return gen_batches(len(points), max(1, DISTANCES // len(centres)))
+
+
 def nearest_centre(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N, d), (K, d) -> (N,) the nearest centre and (N,) its squared distance, whatever the other points are."""
     nearest, distances = np.empty(len(points), np.int64), np.empty(len(points))
-    for part in gen_batches(len(points), max(1, DISTANCES // len(centres))):
+    for part in parts(points, centres):
         squared = cdist(points[part], centres, 'sqeuclidean')
         nearest[part], distances[part] = squared.argmin(1), squared.min(1)
     return nearest, distances

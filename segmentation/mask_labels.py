@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 from sklearn.preprocessing import normalize, scale
 
 from data.voc import VOID
-from segmentation.clustering import match_clusters
+from segmentation.clustering import match_clusters, parts
 from segmentation.metrics import confusion_matrix
 
 
@@ -22,7 +22,8 @@ def cluster_confidence(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """(N, d), (K, d) -> (N,) in 0..1: 1 - d1 / d2 of the distances to the nearest and to the second centre."""
     if len(centres) == 1:
         return np.ones(len(points))
-    nearest, second = np.partition(cdist(points, centres), 1, axis=1)[:, :2].T
+    two = [np.partition(cdist(points[part], centres), 1, axis=1)[:, :2] for part in parts(points, centres)]
+    nearest, second = np.concatenate(two).T
     return 1 - np.divide(nearest, second, out=np.zeros_like(nearest), where=second > 0)
 
 

@@ -181,7 +181,7 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Ite
                              min_component)
         semsegs, originals = (batch.get(name) or [None] * len(found) for name in ('semseg', 'original'))
         batches.append(list(map(describe, found, batch['shape'], semsegs, originals)))
-    parts = distributed.gather_objects(batches) if shared else [batches]
+    parts = distributed.gather_objects(batches, patient=True) if shared else [batches]
     images = in_turn(parts)
     prototypes, inside, outside, shapes, pictures, ious = zip(*images, strict=True)
     return EmbeddedSplit(np.concatenate(prototypes), np.concatenate(inside), np.stack(outside),
@@ -195,14 +195,16 @@ def in_turn(parts: Sequence[Sequence[Sequence[Item]]]) -> list[Item]:
 
 
 def gather_masks(own: MaskFile, parts: Sequence[Sequence[Sequence[tuple]]]) -> MaskFile:
-    """The masks of all processes' images, of ``parts``, some batches at a time: those of this one in their place."""
+    """The masks of all processes' images, of ``parts``, some batches at a time, in the main process; none elsewhere."""
     if len(parts) == 1:
         return own
     of_batch = [sum(len(prototypes) for prototypes, *_ in batch) for batch in parts[distributed.rank()]]
     ends, masks = [0, *accumulate(of_batch)], MaskFile()
     for first in range(0, max(map(len, parts)), BATCHES):
         some = ends[first:first + BATCHES + 1]
-        masks.extend(in_turn(distributed.gather_objects([own[start:end] for start, end in pairwise(some)])))
+        gathered = distributed.gather_objects([own[start:end] for start, end in pairwise(some)])
+        if distributed.is_main():
+            masks.extend(in_turn(gathered))
     return masks
 
 

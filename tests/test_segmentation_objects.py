@@ -105,6 +105,7 @@ def test_masks_of_several_processes_come_some_batches_at_a_time(monkeypatch: pyt
 
     monkeypatch.setattr('segmentation.objects.BATCHES', 2)
     monkeypatch.setattr('utils.run.distributed.rank', lambda: 1)
+    monkeypatch.setattr('utils.run.distributed.is_main', lambda: True)
     monkeypatch.setattr('utils.run.distributed.gather_objects', gather)
     masks = gather_masks(own, parts)
     assert list(masks) == [f'{number}'.encode() for number in range(len(masks))]
