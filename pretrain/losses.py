@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from utils.run.devices import Precision
 
 GPU_CHUNKS = 6  # a chunk of 32,768 pixels keeps a GPU for less time than its launches take
+GPU_LOGITS = 2 ** 28  # of several chunks at most: 1 GiB
 
 
 def saliency_loss(scores: Tensor, masks: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision
     """One batch of ``collate_pairs``: 'loss' (with gradient), 'contrastive', 'saliency', 'accuracy', 'foreground'.
 
     Losses are in float32 or float64 in any ``precision``. ``chunk`` is the pixels of the contrastive loss at a time, on
-    GPUs ``GPU_CHUNKS`` times as many; 0 holds all of its logits in memory.
+    GPUs up to ``GPU_CHUNKS`` times as many; 0 holds all of its logits in memory.
     """
     views = ('query', 'query_pixels', 'key', 'key_pixels')
     encoder: Any = getattr(model, 'module', model).model_q  # behind DistributedDataParallel, if there is one
@@ -96,7 +97,8 @@ def compute_losses(model: nn.Module, batch: dict[str, Any], precision: Precision
     with precision.autocast():
         output = model(*(precision.to_device(batch[name]) for name in views))
     if chunk:
-        chunk *= GPU_CHUNKS if precision.device.type == 'cuda' else 1
+        if precision.device.type == 'cuda':
+            chunk *= min(GPU_CHUNKS, max(1, GPU_LOGITS // (chunk * output.keys.shape[1])))
         contrastive, top1 = chunked_contrastive_loss(output.q, output.keys, output.labels, output.T, chunk)
     else:
         logits = output.logits  # P x (B + K)

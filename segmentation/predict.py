@@ -33,7 +33,7 @@ from utils.report.pictures import legend, overlay, thumbnail
 from utils.run import distributed
 from utils.run.devices import pin
 from utils.run.errors import UserError
-from utils.run.files import save_image, save_label_map
+from utils.run.files import save_image, save_label_map, set_aside
 from utils.run.log import progress
 from utils.run.parallel import available_cores
 from utils.run.script import run_script
@@ -81,6 +81,8 @@ def move_stale(output: Path, name: Path) -> None:
     """Move the label map of an image that is no longer there to removed/, and delete its overlay."""
     place = output / REMOVED / name
     place.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists():  # of an earlier removal
+        set_aside(place)
     (output / MAPS / name).replace(place)
     (output / OVERLAYS / name.with_suffix('.jpg')).unlink(missing_ok=True)
     print(f'{name.with_suffix("")} is no longer there: its label map is now {place}')

@@ -363,6 +363,7 @@ def test_label_maps_of_removed_images_are_moved_and_the_folder_is_locked(own: Pa
     monkeypatch.setattr('utils.report.folder.lock_folder', locked.append)
     run(images, tmp_path / 'out', model)
     first = next(path for path in sorted(images.rglob('*')) if path.is_file())
+    content = first.read_bytes()
     first.unlink()
     run(images, tmp_path / 'out', model)
     assert locked == [tmp_path / 'out'] * 2
@@ -370,3 +371,8 @@ def test_label_maps_of_removed_images_are_moved_and_the_folder_is_locked(own: Pa
     assert (tmp_path / 'out' / 'removed' / name).is_file()
     assert not (tmp_path / 'out' / 'predictions' / name).exists()
     assert len(maps_in(tmp_path / 'out' / 'predictions')) == len([p for p in images.rglob('*') if p.is_file()])
+    first.write_bytes(content)  # it is back, and goes again: both maps stay
+    run(images, tmp_path / 'out', model)
+    first.unlink()
+    run(images, tmp_path / 'out', model)
+    assert len(maps_in(tmp_path / 'out' / 'removed')) == 2

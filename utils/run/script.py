@@ -18,8 +18,8 @@ from utils.run.log import paint
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # they ask a run to stop: of a scheduler, and of Ctrl-C
 LAUNCHER = 5  # seconds in which PyTorch's launcher sees that a process is dead, which it asks ten times a second
-LESS_MEMORY = ('lower train_batch_size (val_batch_size or --batch-size, where nothing is trained), set precision: bf16 '
-               'or model_kwargs.upsample: false, or end what else runs on the GPU.')
+LESS_MEMORY = ('lower train_batch_size (val_batch_size or --batch-size, where nothing is trained), set precision: '
+               'bf16, a smaller loss_chunk or model_kwargs.upsample: false, or end what else runs on the GPU.')
 # how PyTorch and the libraries under it say that a GPU has too little memory; most that cannot start lack it too
 NO_MEMORY = re.compile(r'(CUDA|XPU|MPS backend|NCCL)\b.*(out of memory|Failed to CUDA \w*alloc)|'
                        r'(CUBLAS|CUDNN)_STATUS_(\w*ALLOC\w*|NOT_INITIALIZED)|[Uu]nable to find an engine', re.DOTALL)

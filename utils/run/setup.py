@@ -38,7 +38,7 @@ def start(p: Run, nproc: int | None, script: str, argv: Sequence[str] | None,
     """
     device = start_job(nproc, p.device, script, argv)
     allow_tf32(p.val_tf32)
-    torch.backends.cudnn.benchmark = True  # all images of a run have one size
+    torch.backends.cudnn.benchmark = p.get('features') != 'box_cls'  # but for boxes all images of a run have one size
     output_dir = Path(p.output_dir)
     with distributed.main_first():
         if distributed.is_main():
