@@ -14,12 +14,12 @@ BATCH, SIZE, STEPS = 2, 32, 4
 
 
 def views_of(step: int) -> list[torch.Tensor]:
-    """Noise whose masks have another number of pixels at each step."""
+    """Noise whose masks have another number of pixels at each step, and in each view."""
     generator = torch.Generator().manual_seed(step)
-    mask = torch.zeros(BATCH, SIZE, SIZE, dtype=torch.uint8)
-    mask[:, 4:12 + 5 * step, 6:20 + step] = 1
-    images = torch.randn(2, BATCH, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
-    return [images[0], mask, images[1], mask.flip(2)]
+    masks = torch.zeros(2, BATCH, SIZE, SIZE, dtype=torch.uint8)
+    masks[0, :, 4:12 + 5 * step, 6:20 + step] = masks[1, :, 3:10 + 4 * step, 5:25] = 1
+    images = torch.randint(256, (2, BATCH, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+    return [images[0], masks[0], images[1], masks[1]]
 
 
 def test_compiled_steps_are_the_plain_ones_and_compile_twice_at_most() -> None:
