@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,32 +134,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f'{machine}; {args.backbone}, pairs at {args.size} px, torch {torch.__version__}, {available_cores()} cores')
 
     rows, products = list[list[str]](), {name: apart(time_product, name, args) for name in ('plain', *precisions)}
+
+    def add(title: str, measure: Callable[[], list[str]]) -> None:
+        try:
+            figures = measure()
+        except (RuntimeError, OSError) as error:  # out of memory, no compiler
+            figures = [f'failed: {str(error).strip()[:60]}']
+        rows.append([title, *figures, *['-'] * (5 - len(figures))])
+        print(*rows[-1], sep=' | ', file=sys.stderr, flush=True)  # what is known if a later one ends all
+
+    def step(name: str, flops: dict[str, float], given: argparse.Namespace) -> list[str]:
+        seconds, peak, counted = apart(time_step, name, given)
+        flop = flops[name] = counted or flops.get(name, math.nan)  # those of a compiled step are the same
+        return [f'{1000 * seconds:.1f} ms', f'{given.batch / seconds:.1f}', f'{peak / 1000:.2f}',
+                f'{flop / seconds / 1e12:.2f}', f'{flop / seconds / products[name]:.0%}']
+
+    def loader(workers: int, given: argparse.Namespace) -> list[str]:
+        return ['-', f'{apart(time_loader, drawn, workers, given):.1f}']
+
+    def both(name: str, workers: int, given: argparse.Namespace) -> list[str]:
+        seconds, waits = apart(time_both, name, drawn, workers, given)
+        return [f'{1000 * seconds:.1f} ms', f'{given.batch / seconds:.1f}', '-', '-', f'waits {waits:.0%}']
+
     for batch in args.batches:
         flops: dict[str, float] = {}
         for name, compiled in [('plain', False), *product(precisions, (False,) if args.eager else (False, True))]:
             title = 'plain, fp32' if name == 'plain' else f'this project, {name}{", compiled" * compiled}'
             given = argparse.Namespace(**{**vars(args), 'batch': batch, 'compile': compiled})
-            try:
-                seconds, peak, counted = apart(time_step, name, given)
-            except (RuntimeError, OSError) as error:  # out of memory, no compiler
-                rows.append([f'{title}, {batch} pairs', f'failed: {str(error).strip()[:60]}', *['-'] * 4])
-                continue
-            flop = flops[name] = counted or flops.get(name, math.nan)  # those of a compiled step are the same
-            rows.append([f'{title}, {batch} pairs', f'{1000 * seconds:.1f} ms', f'{batch / seconds:.1f}',
-                         f'{peak / 1000:.2f}', f'{flop / seconds / 1e12:.2f}',
-                         f'{flop / seconds / products[name]:.0%}'])
+            add(f'{title}, {batch} pairs', partial(step, name, flops, given))
     given = argparse.Namespace(**{**vars(args), 'batch': args.batches[-1], 'compile': False})
+    counts = [count for count in args.workers if count <= available_cores()] or [available_cores()]
     with tempfile.TemporaryDirectory() as folder:
         drawn = generate(Path(folder) / 'drawn', args.images, 1, 500)
-        for workers in args.workers:
-            pairs = apart(time_loader, drawn, workers, given)
-            rows.append([f'loader, {workers} workers', '-', f'{pairs:.1f}', '-', '-', '-'])
+        for count in counts:
+            add(f'loader, {count} workers', partial(loader, count, given))
         for name in precisions:
-            seconds, waits = apart(time_both, name, drawn, args.workers[-1], given)
-            rows.append([f'{name} behind {args.workers[-1]} workers', f'{1000 * seconds:.1f} ms',
-                         f'{given.batch / seconds:.1f}', '-', '-', f'waits {waits:.0%}'])
-    given = argparse.Namespace(images=max(4, args.steps), model='linear', backbone=args.backbone, size=args.predict,
-                               rounds=3)
+            add(f'{name} behind {counts[-1]} workers', partial(both, name, counts[-1], given))
+    given = argparse.Namespace(images=max(4, 5 * args.steps), model='linear', backbone=args.backbone,
+                               size=args.predict, rounds=3)
     for title, (seconds, _) in zip((f'network alone at {args.predict} px', 'predict.py'),
                                    prediction.measure(given, device), strict=True):
         rows.append([title, f'{1000 * seconds / given.images:.1f} ms', f'{given.images / seconds:.1f}', *['-'] * 3])

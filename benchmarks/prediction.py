@@ -31,7 +31,7 @@ from segmentation.predict import segment
 from segmentation.segmenter import Segmenter
 from utils.config.cli import ArgumentParser
 from utils.config.schema import DEVICES
-from utils.run.devices import pick_device, to_device
+from utils.run.devices import pick_device, tf32, to_device
 from utils.run.parallel import available_cores
 from utils.run.script import run_script
 
@@ -86,6 +86,7 @@ def measure(args: argparse.Namespace, device: torch.device) -> np.ndarray:
         tensors = torch.stack([segmenter.prepare(image) for image in images])
 
         @torch.inference_mode()
+        @tf32(False)  # as the segmenter runs it
         def alone() -> None:
             for batch in tensors.split(BATCH):
                 network(to_device(batch, device))

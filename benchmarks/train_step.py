@@ -142,6 +142,7 @@ class Way:
         """One step of SGD; returns its seconds."""
         if self.device.type == 'cuda':  # a switch of the whole process
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.name != 'plain'
+            torch.backends.cudnn.benchmark = True  # as the scripts do
         self.wait()
         start = time.perf_counter()
         self.precision.step(self.loss(), self.optimizer)
