@@ -41,7 +41,7 @@ from tests.test_utils_run_trainer import settings
 from utils.run import distributed, trainer
 from utils.run.devices import Precision
 
-all_gather_into_tensor, randperm = dist.all_gather_into_tensor, torch.randperm
+gather_into, randperm = distributed.gather_into, torch.randperm
 GPU = torch.device('cuda', 0)
 Record = dict[str, Any]
 
@@ -242,7 +242,7 @@ def blocking(self: Precision, x: Any) -> Any:
 
 
 def strided(gathered: Tensor, x: Tensor) -> Any:
-    return all_gather_into_tensor(gathered, torch.stack([x, x], -1)[..., 0])
+    return gather_into(gathered, torch.stack([x, x], -1)[..., 0])
 
 
 def order_on_the_cpu(count: int, device: torch.device) -> Tensor:
@@ -262,7 +262,7 @@ PLANTS = {
     'blocking copy': (Precision, 'to_device', blocking, {}),
     'unfused optimiser': (trainer, 'build_optimizer', unfused, {'precision': 'fp16'}),
     'index on the CPU': (torch, 'randperm', order_on_the_cpu, {'world': 4}),
-    'strided collective': (dist, 'all_gather_into_tensor', strided, {'world': 4})}
+    'strided collective': (distributed, 'gather_into', strided, {'world': 4})}
 
 
 def planted(owner: Any, name: str, defect: Callable, options: dict[str, Any]) -> Record:

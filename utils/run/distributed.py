@@ -15,6 +15,8 @@ TIMEOUT = timedelta(minutes=15)  # a dead process is noticed at once, one that h
 PATIENCE = timedelta(hours=6)  # while the main process downloads a data set, or others end their shares of images
 _patient: Any = None  # the group that waits so long
 Item = TypeVar('Item')
+# the name since PyTorch 2.14, and the one before
+gather_into: Any = getattr(dist, 'all_gather_single', None) or dist.all_gather_into_tensor
 
 
 def join(use_cuda: bool) -> None:
@@ -74,7 +76,7 @@ def all_gather(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     gathered = x.new_empty(len(x) * world_size(), *x.shape[1:])
-    dist.all_gather_into_tensor(gathered, x.contiguous())
+    gather_into(gathered, x.contiguous())
     return gathered
 
 
