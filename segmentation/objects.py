@@ -170,12 +170,13 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Ite
             height, width = shape if size is None else (size, size)
             pixels = confusion_matrix(resize_mask(semseg, width, height), resize_mask(objects.ids, width, height),
                                       num_classes, count + 1)
-        kept.extend(pack(objects.ids == k) for k in range(1, count + 1) if keep_masks)
+        if kept is not None:
+            kept.extend(pack(objects.ids == k) for k in range(1, count + 1))
         picture = [] if original is None else [thumbnail(x, PART) for x in (original, semseg) if x is not None]
         inside, outside = pixels[:, 1:].T.copy(), pixels[:, 0].copy()  # not views, which would keep all 256 x 256
         return objects.prototypes, inside, outside, shape, picture, objects.iou
 
-    kept, batches = MaskFile(), []
+    kept, batches = MaskFile() if keep_masks else None, []
     for batch in progress(loader, 'embedding'):
         found = find_objects(model, to_device(batch['image'], device), features, None if from_network else batch['sal'],
                              min_component)
@@ -186,7 +187,7 @@ def embed_split(model: ContrastiveSegmentationModel | BackboneModel, loader: Ite
     prototypes, inside, outside, shapes, pictures, ious = zip(*images, strict=True)
     return EmbeddedSplit(np.concatenate(prototypes), np.concatenate(inside), np.stack(outside),
                          np.repeat(np.arange(len(images)), [*map(len, prototypes)]), list(shapes),
-                         gather_masks(kept, parts) if keep_masks else [], list(pictures), float(np.mean(ious)))
+                         [] if kept is None else gather_masks(kept, parts), list(pictures), float(np.mean(ious)))
 
 
 def in_turn(parts: Sequence[Sequence[Sequence[Item]]]) -> list[Item]:
