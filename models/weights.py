@@ -149,8 +149,8 @@ def downloading(backbone: str, url: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in CANNOT_WRITE:  # where it is kept, not where it comes from
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f'could not download the weights of {backbone} ({reason}); fetch {url} by hand and set '
-                        'pretraining to its path.') from error
+        raise UserError(f'could not download the weights of {backbone} ({reason}); fetch {url} by hand and give '
+                        'its path: pretraining, or --weights of saliency/predict.py.') from error
 
 
 def imagenet_weights(backbone: str) -> Weights:

@@ -129,13 +129,18 @@ def is_matched(names: Sequence[str], classes: Sequence[str]) -> bool:
     return list(names) == placeholders(len(names) - 1) and not set(names) <= set(classes)
 
 
-def merge_labels(confusion: np.ndarray, names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """(classes, labels) -> (classes, classes): labels by name, placeholders by match; UserError for an unknown name."""
-    if is_matched(names, classes):
-        return merge_clusters(confusion, match_clusters(confusion))
-    if unknown := sorted(set(names) - set(classes)):
+def require_known(names: Sequence[str], classes: Sequence[str]) -> None:
+    """Raises UserError unless labels are placeholders, or have names of classes."""
+    if not is_matched(names, classes) and (unknown := sorted(set(names) - set(classes))):
         raise UserError(f'labels are named {name_some(unknown)}, which are no classes of the scored data set '
                         f'({name_some(classes, 21)}); correct the names in classes.yml, and leave out eval_classes.')
+
+
+def merge_labels(confusion: np.ndarray, names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """(classes, labels) -> (classes, classes): labels by name, placeholders by match; UserError for an unknown name."""
+    require_known(names, classes)
+    if is_matched(names, classes):
+        return merge_clusters(confusion, match_clusters(confusion))
     return merge_clusters(confusion, np.array([*map(classes.index, names)]))
 
 

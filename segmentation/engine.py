@@ -18,7 +18,7 @@ from data.transforms import resize_mask
 from data.voc import LABEL_NAMES, VOID, read_names, read_texts, write_names
 from models.crf import Refine, crf_in_workers
 from models.segmentation import LinearSegmentationModel
-from segmentation.clustering import is_matched, match_clusters, merge_clusters, merge_labels
+from segmentation.clustering import is_matched, match_clusters, merge_clusters, merge_labels, require_known
 from segmentation.metrics import confusion_matrix, iou_of
 from utils.config.reader import damaged, read_config
 from utils.report.pictures import panel
@@ -33,7 +33,6 @@ from utils.run.parallel import available_cores, in_threads
 
 log = logging.getLogger(__name__)
 MAPS, PICTURES = ('predictions', 'predictions_crf'), 'visualizations'  # label maps of the network, and refined ones
-CAPTIONS = 'image', 'ground truth', 'prediction', 'after CRF'
 TASKS = 'linear', 'finetuned', (DISTILLED := 'distilled')  # of a model; the last: on label maps
 AGREEMENT = 'agreement'  # of a distilled model with label maps: the scores where there is no ground truth
 BEST = 'best_model.pth.tar'  # a plain state dict; <stem>.classes.yml beside it says what it was trained for
@@ -116,10 +115,14 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet,
         for folder, labels in zip(MAPS, maps, strict=False):
             save_label_map(labels, output_dir / folder / f'{output.name}.png')
         if output.name in drawn:
-            picture = panel([output.image, output.semseg, *maps], CAPTIONS[:2 + len(maps)])
+            captions = 'image', 'label map' if task == AGREEMENT else 'ground truth', 'prediction', 'after CRF'
+            picture = panel([output.image, output.semseg, *maps], captions[:2 + len(maps)])
             save_image(picture, output_dir / PICTURES / f'{output.name}.png')
         return np.stack([confusion_matrix(output.semseg, labels, len(classes), len(names)) for labels in maps])
 
+    require_known(names, classes)
+    for folder in MAPS[:1 + crf] if distributed.is_main() else ():  # first: else labels would be classes
+        write_names(output_dir / folder / LABEL_NAMES, names, labels=len(names))
     with crf_in_workers(config['crf_kwargs'], workers) if crf else nullcontext() as refine:
         outputs = run_network(model, loader, device, crf)
         counts = in_threads(partial(finish, refine), outputs, threads, threads + (loader.batch_size or 1))
@@ -129,8 +132,6 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet,
         return
     if crf:
         log.info('Without the CRF: mIoU %.2f; with it:', 100 * iou_of(merge_labels(matrices[0], names, classes)).mean())
-    for folder in MAPS[:len(matrices)]:
-        write_names(output_dir / folder / LABEL_NAMES, names, labels=len(names))
     for folder, kept in zip((*MAPS, PICTURES), (ids, ids, drawn), strict=True):
         remove_stale(output_dir / folder, kept)
     log.info('Label maps: %s; pictures: %s', output_dir / MAPS[0], output_dir / PICTURES)

@@ -20,6 +20,7 @@ from models.backbones import freeze_layers
 from models.build import build_linear_model, synchronise_batchnorm
 from models.crf import require_crf
 from models.weights import fingerprint, load_strict, read_weights
+from segmentation.clustering import require_known
 from segmentation.engine import AGREEMENT, BEST, DISTILLED, compute_losses, read_trained, score, validate, write_trained
 from segmentation.metrics import iou_of, made_with, warn_of_shared
 from utils.config.cli import ConfigParser
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_set = open_images(p, p.train_db_name, p.train_split, truth=True, share=p.label_share, seed=p.label_seed,
                             label_maps=True)
     classes, labelled = dataset.classes if maps is None else train_set.classes, train_set.ids
+    require_known(classes, dataset.classes)
     model = build_linear_model(p, len(classes))
     if p.sync_batchnorm:
         model = synchronise_batchnorm(model, device)  # before stages are frozen: it makes modules anew
@@ -99,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         val_loader = evaluation_loader(p, dataset, mean, std, originals=None)
     made = made_with(best_path, fingerprint(model), dataset, p.val_size)
     if maps is not None:
-        made |= {'label_maps': str(maps), 'label_maps_digest': train_set.digest}
+        made |= {'label_maps': str(maps), 'label_maps_digest': train_set.digest, 'select': p.select}
     score(model, val_loader, dataset, classes, device, p, TITLES[task], AGREEMENT if dataset.truth == maps else task,
           made, args.crf_postprocess)
 

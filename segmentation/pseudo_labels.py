@@ -29,7 +29,7 @@ from models.build import build_prototype_model, initial_weights
 from models.transformer import FrozenTransformer, load_transformer
 from models.weights import fingerprint
 from segmentation.cluster_model import ClusterModel
-from segmentation.clustering import kmeans, nearest_centre, placeholders, silhouette
+from segmentation.clustering import kmeans, nearest_centre, placeholders, require_known, silhouette
 from segmentation.engine import report_scores
 from segmentation.mask_labels import classes_of_clusters, cluster_confidence, confident, label_map, standardise
 from segmentation.metrics import confusion_matrix
@@ -190,9 +190,9 @@ def write_maps(p: PseudoLabels, dataset: ImageSet, masks: Masks) -> tuple[np.nda
         return 0 if truth is None else confusion_matrix(truth, np.where(labels == VOID, np.uint8(0), labels), classes,
                                                         len(masks.names))
 
+    remove_stale(output / MAPS, ())  # first: a kill must leave no mixture of two clusterings
+    remove_stale(output / PICTURES, ())
     confusion = sum(in_threads(write, progress(range(len(dataset)), 'label maps', len(dataset))))
-    remove_stale(output / MAPS, dataset.ids)
-    remove_stale(output / PICTURES, drawn)
     return np.asarray(confusion), list(drawn.items())
 
 
@@ -209,6 +209,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         masks = cluster_masks(p, dataset, device)
     else:
         masks = detected_masks(p, dataset, find_file(p.results), find_file(p.coco))
+    if dataset.truth is not None:
+        require_known(masks.names, dataset.classes)
     maps = Path(p.output_dir) / MAPS
     write_names(maps / LABEL_NAMES, masks.names, labels=len(masks.names))  # first: else labels would be classes
     confusion, pictures = write_maps(p, dataset, masks)

@@ -16,11 +16,12 @@ from data.voc import VOCSegmentation, random_share
 from models.backbones import IMAGENET
 from models.segmentation import LinearSegmentationModel
 from models.weights import identify, load_strict
+from segmentation import engine, score_predictions, segmenter
 from segmentation import eval as eval_script
 from segmentation import linear_finetune as script
-from segmentation import score_predictions, segmenter
 from segmentation.segmenter import Segmenter
 from tests.colours import MIDDLE, plain_backbone, results, runner, write_image, write_lists
+from utils.report.pictures import panel
 from utils.run.checkpoint import load_checkpoint
 from utils.run.errors import UserError
 
@@ -110,7 +111,8 @@ def test_label_maps_stand_for_the_ground_truth(run, tmp_path: Path, capsys) -> N
     assert (folder / 'labelled.txt').read_text() == 'a\nb\nc\n'  # d has no label, the others no map
     for task in ('distilled', 'distilled_matched'):
         assert results(folder)[task]['IoU'] == {'background': 100, 'red': 100}
-    assert results(folder)['distilled']['made_with']['label_maps'] == str(maps)
+    made = results(folder)['distilled']['made_with']
+    assert (made['label_maps'], made['select']) == (str(maps), 'last')
     printed = capsys.readouterr().out
     assert '4 of 8 IDs of train have no ground truth in' in printed
     assert '1 label maps in' in printed
@@ -173,10 +175,11 @@ def test_clusters_are_scored_by_their_names_or_matched(run, clusters: Path, tmp_
     assert segment(image)[12, 12] == (1 if names == 'background, red, red' else 2)
 
 
-def test_names_must_be_classes_and_maps_stay_those_of_the_training(run, clusters: Path, capsys) -> None:
+def test_names_must_be_classes_and_maps_stay_those_of_the_training(run, clusters: Path, tmp_path: Path, capsys) -> None:
     (clusters / 'classes.yml').write_text('classes: [background, red, sneaker]')
     with pytest.raises(UserError, match='labels are named sneaker, which are no classes of the scored data set'):
         run(*DISTILL)
+    assert not [*(tmp_path / 'results' / 'out').glob('*.pth.tar')]  # told before it trains
     (clusters / 'classes.yml').write_text('classes: [background, cluster_1, cluster_2]')
     folder = run(*DISTILL, output='named')
     assert 'The labels are clusters' in capsys.readouterr().out
@@ -223,11 +226,24 @@ def test_names_decide_what_labels_are(run, clusters: Path) -> None:
     assert results(folder)['distilled_matched']['IoU'] == {'background': 100, 'red': 100}
 
 
-def test_a_folder_without_labels(run, clusters: Path, tmp_path: Path) -> None:
+def test_predictions_have_names_before_they_are_there(run, clusters: Path, monkeypatch) -> None:
+    def save(labels: np.ndarray, path: Path) -> None:
+        assert voc.read_names(path.with_name('classes.yml')) == ('background', 'cluster_1', 'cluster_2')
+        raise UserError('the disk is full')
+
+    monkeypatch.setattr(engine, 'save_label_map', save)
+    with pytest.raises(UserError, match='the disk is full'):
+        run(*DISTILL)
+
+
+def test_a_folder_without_labels(run, clusters: Path, tmp_path: Path, monkeypatch) -> None:
+    captions: list[str] = []
+    monkeypatch.setattr(engine, 'panel', lambda parts, names: captions.extend(names) or panel(parts, names))
     shutil.copytree(tmp_path / 'Colours' / 'images', tmp_path / 'photos' / 'images')
     folders = 'train_db_name=photos', 'train_split=all', 'val_db_name=photos', 'val_split=all', 'train_batch_size=4'
     folder = run(*DISTILL, *folders)
     assert (folder / 'labelled.txt').read_text() == 'a\nb\nc\nd\n'  # the others have no label map
+    assert set(captions) == {'image', 'label map', 'prediction'}
     entry = results(folder)['agreement']
     assert entry['IoU'] == {'background': 100, 'cluster_1': 0, 'cluster_2': 100}
     assert entry['absent_classes'] == ['cluster_1']

@@ -1,5 +1,6 @@
 """Pseudo labels: features of boxes and clusters of the published script, and the script on flat colours."""
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from data.coco import read_instances
 from models.transformer import FrozenTransformer
 from segmentation import kmeans
 from segmentation import pseudo_labels as script
-from segmentation.pseudo_labels import box_feature
+from segmentation.pseudo_labels import box_feature, read_clusters
 from tests import golden_transformers as inputs
 from tests.colours import MIDDLE, ColourModel, results, runner, write_image, write_lists
 from tests.golden_inputs import generator
@@ -108,6 +109,21 @@ def test_without_labels_a_cluster_is_a_class(run) -> None:
     assert yaml.safe_load((folder / 'label_maps' / 'classes.yml').read_text())['classes'][1:] == [
         'cluster_1', 'cluster_2', 'cluster_3']
     assert not (folder / 'results.json').exists()
+    with pytest.raises(UserError, match=r'holds results of another config \(candidates: '):
+        run('with_labels=false')
+
+
+def test_maps_of_an_earlier_run_are_not_mixed_with_those_of_one_that_fails(run, monkeypatch) -> None:
+    folder = run('with_labels=false')
+    assert len([*folder.rglob('label_maps/*.png')]) == 9
+
+    def fail(*_) -> None:
+        raise UserError('the disk is full')
+
+    monkeypatch.setattr(script, 'save_label_map', fail)
+    with pytest.raises(UserError, match='the disk is full'):
+        run('with_labels=false')
+    assert not [*folder.rglob('label_maps/*.png')]
 
 
 def test_clusters_of_kmeans(run, tmp_path: Path, monkeypatch) -> None:
@@ -127,6 +143,11 @@ def test_clusters_of_kmeans(run, tmp_path: Path, monkeypatch) -> None:
         run('clusters=kmeans/clusters.pth.tar', 'val_size=40', output='size')
     with pytest.raises(UserError, match='clusters are of features: embedding or backbone'):
         run('clusters=kmeans/clusters.pth.tar', 'features=box_cls')
+    with monkeypatch.context() as patch:
+        patch.setattr(script, 'read_clusters', lambda p: replace(read_clusters(p), classes=('', *'abc')))
+        with pytest.raises(UserError, match='labels are named , a, b, c, which are no classes of the scored data set'):
+            run('clusters=kmeans/clusters.pth.tar', output='names')
+    assert not (tmp_path / 'results' / 'names' / 'label_maps').exists()  # told before they are made
     monkeypatch.setattr(script, 'fingerprint', lambda model: 'another')
     with pytest.raises(UserError, match='another network than that of pretraining: '):
         run('clusters=kmeans/clusters.pth.tar', output='network')

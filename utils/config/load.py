@@ -17,7 +17,7 @@ from utils.run.files import write_text
 from utils.run.log import clear_metrics
 
 PLACEHOLDER = '/path/to'
-RESULTS = ('*.pth.tar', '*.pth', '*.npz', 'results.json', 'predictions*')  # checkpoints and results in a folder
+RESULTS = '*.pth.tar', '*.pth', '*.npz', 'results.json', 'predictions*', 'label_maps'  # in a folder, checkpoints too
 S = TypeVar('S', bound=Run)
 
 

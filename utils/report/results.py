@@ -63,13 +63,13 @@ def save_results(results: dict[str, Any], output_dir: Path, companions: Sequence
 
 
 def remove_stale(folder: Path, names: Collection[str]) -> None:
-    """Delete the PNGs below a folder of a run's own output that are not <name>.png: those of images no longer there."""
+    """Delete the PNGs below a folder of a run's own output that are not <name>.png: those of an earlier run."""
     kept = {folder / f'{name}.png' for name in names}
     stale = [path for path in folder.rglob('*.png') if path not in kept]
     for path in stale:
         path.unlink()
     if stale:
-        log.info('%d files of images that are no longer in the split are removed from %s', len(stale), folder)
+        log.info('%d files of an earlier run are removed from %s', len(stale), folder)
 
 
 def with_spread(mean: float, std: float | None = None, runs: int | None = None, decimals: int = 2) -> str:

@@ -29,6 +29,7 @@ CURVE = 'overclustering'  # a list of {num_clusters, mIoU, std, ...}
 WORDS = {'mIoU_present': 'mIoU of the classes in the ground truth', 'accuracy': 'pixel accuracy',
          'num_clusters': 'number of clusters', 'num_runs': 'number of runs', 'maxF': 'maximal F-measure',
          'MAE': 'mean absolute error', 'num_neighbours': 'number of neighbours', 'label_maps': 'folder of label maps',
+         'select': 'epoch of the model: the last, or of best mIoU by the labels of val',
          'fingerprint': 'fingerprint of the weights', 'images': 'number of images', 'size': 'input size, pixels',
          'min_component': 'smallest component, share of the image'}  # of keys in results.json
 # title, x, y and scalars of each plot of training
@@ -47,8 +48,7 @@ TAKEN = {'views': ('Views', 'epoch', 'Query and key views of the first step of a
                                                      'main directions of the pixel embeddings as red, green and blue.')}
 PREDICTIONS, CLUSTER_IMAGES, NEIGHBOURS = 'Predictions', 'Clusters', 'Nearest neighbours'  # pictures of evaluations
 NEIGHBOURS_FILE = 'neighbours.png'
-NOTES = {PREDICTIONS: 'From left to right: image, ground truth, prediction, and after a CRF, if there is one. '
-                      'K-means: the first run.',
+NOTES = {PREDICTIONS: 'What each part is stands above it. K-means: the first run.',
          CLUSTER_IMAGES: 'The most typical objects of each cluster, in colour.',
          NEIGHBOURS: 'A row an object: first its crop, outlined in yellow, under its true > its predicted class; then '
                      'the images of the nearest objects in the memory, under their classes.'}
