@@ -125,6 +125,9 @@ def cluster_masks(p: PseudoLabels, dataset: ImageSet, device: torch.device) -> M
         raise UserError(f'{p.truth_boxes} lacks the images {name_some(lacking)}; add them.')
     clusters, found, packed = None if p.clusters is None else read_clusters(p), [], MaskFile()
     for index, mask, feature, truth in describe_masks(p, dataset, device, clusters):
+        if not feature.any():  # and would be of any cluster
+            log.warning('a mask of %s has no pixel at val_size %d; left out', dataset.ids[index], p.val_size)
+            continue
         votes = np.bincount([] if truth is None else truth[mask], minlength=256)[1:len(dataset.classes)]
         known = box_class(mask, boxes[dataset.ids[index]]) if boxes else votes.argmax() if votes.any() else -1
         found.append((index, feature, known))

@@ -172,6 +172,17 @@ def test_several_objects_and_images_without_one(run, tmp_path: Path) -> None:
     assert (map_of(folder, 'none') == 255).all()
 
 
+def test_a_mask_too_small_for_the_network_gets_no_cluster(run, tmp_path: Path, capsys) -> None:
+    root, mask = tmp_path / 'Colours', np.zeros((96, 96), np.uint8)
+    mask[1, 1] = 255  # between the pixels that 32 x 32 take
+    Image.fromarray(np.full((96, 96, 3), 90, np.uint8)).save(root / 'images' / 'dot.jpg')
+    Image.fromarray(mask).save(root / 'saliency_supervised_model' / 'dot.png')
+    Image.fromarray(mask).save(root / 'SegmentationClass' / 'dot.png')
+    write_lists(root, train=[*(name for _, name in COLOURS), 'dot'])
+    assert (map_of(run('confidence=1', 'with_labels=false'), 'dot') == 255).all()
+    assert 'a mask of dot has no pixel at val_size 32' in capsys.readouterr().out
+
+
 def test_boxes_of_a_transformer(run, tmp_path: Path) -> None:
     network = inputs.fill(timm.create_model('vit_tiny_patch16_224', num_classes=0))
     torch.save(network.state_dict(), tmp_path / 'dino.pth')
