@@ -32,13 +32,13 @@ class Whitening:
     projection: np.ndarray  # (D, d) float64
 
     @classmethod
-    def fit(cls, prototypes: np.ndarray, seed: int) -> 'Whitening':
+    def fit(cls, prototypes: np.ndarray, seed: int, whiten: bool = True) -> 'Whitening':
         """Of (M, D) prototypes; ``seed``: of the randomised solver that scikit-learn takes for many dimensions."""
         with np.errstate(invalid='ignore'):  # the shares of a variance of 0, which are not used
             pca = PCA(min(DIMENSIONS, *prototypes.shape), random_state=seed).fit(prototypes.astype(np.float64))
         variance = pca.explained_variance_
         kept = max(1, int((variance > EMPTY * variance[0]).sum()))
-        scale = np.sqrt(np.where(variance > 0, variance, 1))  # 1: points that are all the same
+        scale = np.sqrt(np.where(variance > 0, variance, 1)) if whiten else 1  # 1: points that are all the same
         return cls(pca.mean_, (pca.components_.T / scale)[:, :kept])
 
     def __call__(self, prototypes: np.ndarray) -> np.ndarray:
@@ -79,13 +79,13 @@ def kmeans(points: np.ndarray, num_clusters: int, seed: int, fit: np.ndarray | N
 
 
 def cluster(prototypes: np.ndarray, counts: Iterable[int], num_seeds: int, seed: int, fit: np.ndarray | None = None,
-            unit: str = 'images') -> tuple[Whitening, dict[int, list[Clustering]]]:
+            unit: str = 'images', whiten: bool = True) -> tuple[Whitening, dict[int, list[Clustering]]]:
     """PCA once, then ``num_seeds`` runs of K-means, random_state ``seed``, ``seed`` + 1, ..., for each count.
 
-    Both are fitted on the prototypes (N, D), or on those of ``fit`` (M, D). Raises UserError for fewer than clusters,
-    a ``unit`` each, of the greatest count first.
+    PCA whitens, unless ``whiten`` is False. Both are fitted on the prototypes (N, D), or on those of ``fit`` (M, D).
+    Raises UserError for fewer than clusters, a ``unit`` each, of the greatest count first.
     """
-    whitening = Whitening.fit(prototypes if fit is None else fit, seed)
+    whitening = Whitening.fit(prototypes if fit is None else fit, seed, whiten)
     points, fit_points = whitening(prototypes), None if fit is None else whitening(fit)
     return whitening, {count: [kmeans(points, count, seed + run, fit_points, unit) for run in range(num_seeds)]
                        for count in sorted(set(counts), reverse=True)}

@@ -151,7 +151,7 @@ def evaluate(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray
     ``fit`` (M, D) are the prototypes to fit on, by default those of the split; ``network``: see ``prototype_network``.
     """
     whitening, found = cluster(split.prototypes, [p.num_clusters, *p.overclustering], p.num_seeds, p.seed, fit,
-                               'objects' if p.components else 'images')
+                               'objects' if p.components else 'images', p.whiten)
 
     def match(ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         confusion = split.confusion(ids + 1, count + 1)
@@ -192,7 +192,7 @@ def explore(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray 
         raise UserError(f'num_clusters {max(counts)} is more than label maps can hold; take at most {MAX_CLUSTERS}.')
     prototypes = split.prototypes[objects]
     whitening, runs = cluster(prototypes, counts, p.num_seeds, p.seed, None if fit is None else fit[fit.any(1)],
-                              'objects with a mask')
+                              'objects with a mask', p.whiten)
     best = {k: min(runs[k], key=lambda run: run.inertia) for k in sorted(runs)}
     # of the prototypes themselves: whitening makes the directions of noise as long as the others
     silhouettes = {k: silhouette(prototypes, run.ids, p.seed) for k, run in best.items()}

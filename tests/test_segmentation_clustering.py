@@ -4,6 +4,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import pdist
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from segmentation.cluster_model import ClusterModel
@@ -131,3 +132,9 @@ def test_kept_whitening_has_no_directions_of_rounding() -> None:
     assert points.shape == (5, 4)
     np.testing.assert_allclose(np.cov(points.T), np.eye(4), atol=1e-6)
     assert np.isfinite(Whitening.fit(np.ones((3, 2)), 0)(np.ones((1, 2)))).all()
+
+
+def test_without_whitening_distances_are_those_of_the_prototypes() -> None:
+    points = np.random.default_rng(0).standard_normal((50, 6)) * [9, 1, 1, 1, 0.1, 0.01]
+    np.testing.assert_allclose(pdist(Whitening.fit(points, 0, False)(points)), pdist(points), rtol=1e-9)
+    assert Whitening.fit(points, 0)(points).std(0) == pytest.approx(np.full(6, 1), rel=0.02)

@@ -147,6 +147,15 @@ def test_fitted_on_another_split(run, tmp_path: Path) -> None:
         run('fit_split=train', 'num_clusters=6', f'output_dir={tmp_path}/other')
 
 
+@pytest.mark.parametrize('whiten', [True, False])
+def test_what_is_kept_is_whitened_if_asked(run, tmp_path: Path, whiten: bool) -> None:
+    colours(tmp_path)
+    run(f'whiten={whiten}')
+    projection = load_checkpoint(tmp_path / 'results' / 'kmeans' / 'clusters.pth.tar')['projection'].numpy()
+    gram = projection.T @ projection
+    assert np.allclose(gram, np.eye(len(gram))) == (not whiten)
+
+
 def test_transfer_to_a_data_set_of_other_classes(run, tmp_path: Path) -> None:
     other = tmp_path / 'Others'
     for i in range(6):
@@ -182,7 +191,7 @@ def test_what_is_saved_is_what_was_scored() -> None:
     split = EmbeddedSplit(prototypes, draw.integers(0, 9, (700, 3)), np.zeros((700, 3), np.int64),
                           np.arange(700), [], [], [])
     p = SimpleNamespace(seed=1234, num_clusters=20, overclustering=[], num_seeds=1, components=False,
-                        matching='majority')
+                        matching='majority', whiten=True)
     for fit in (None, draw.standard_normal((800, 300)).astype(np.float32)):
         clusters, ids, *_ = script.evaluate(p, SimpleNamespace(classes=('rest', 'a', 'b')), split, fit, {})
         np.testing.assert_array_equal(clusters.label(prototypes), clusters.labels[ids + 1])

@@ -175,6 +175,7 @@ class Kmeans(Prototypes):
     matching: Literal['majority', 'hungarian'] = key('majority', 'each cluster its best class, or classes equal shares')
     fit_split: Text | None = key(None, 'list of image IDs that PCA and K-means are fitted on; default: val_split')
     num_seeds: int = key(5, 'runs of K-means, with random_state seed, seed + 1, ...', ge=1)
+    whiten: bool = key(True, 'whiten prototypes after PCA, as published; false is an extension')
 
 
 class Retrieval(Prototypes):
