@@ -48,8 +48,8 @@ docs/own_images.png: $(DEMO)/pretrain/checkpoint.pth.tar
 	mkdir -p docs $(OWN)
 	ln -sfn ../data/Shapes/images $(OWN)/images
 	$(RUN) segmentation/kmeans.py --config_env configs/own_images/env.yml --config_exp configs/own_images/kmeans.yml \
-	  --num_clusters 5-10 --set db_root=$(OWN) root_dir=$(OWN) pretraining=$< backbone=resnet18 model_kwargs.ndim=4 \
-	  val_size=80 saliency=network
+	  --num_clusters 5-10 --set db_root=$(OWN) root_dir=$(OWN) pretraining=$< backbone=resnet18 model_kwargs.ndim=8 \
+	  val_size=60 saliency=network
 	$(RUN) segmentation/predict.py --images $(OWN)/images --output $(OWN)/predicted --model $(OWN)/kmeans/clusters.pth.tar
 	cp $(OWN)/predicted/contact_sheet.png $@
 
