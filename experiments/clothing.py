@@ -1,0 +1,150 @@
+"""What makes pretraining gain on photographs: its clusters against those of pooled features of the initial weights.
+
+    python experiments/clothing.py --db-root datasets --output results/clothing --weights PATH \\
+        --start imagenet --settings recipe "grey 0.8" --seeds 1 2 3
+
+K-means with 20 clusters, 25 runs a seed, on precomputed masks; no label is read before scoring. Settings are compared
+on a random tenth of the training list that no training sees. --val is for what has been chosen by it: it trains on the
+whole list and scores val. Each setting differs in one thing from the recipe, configs/clothing/<start>. Runs that are
+finished are not run again. Writes clothing.csv, a row for each seed, and clothing.md.
+"""
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
+
+from data.voc import random_share, read_ids
+from experiments.runner import Chain, Step, overrides_of
+from experiments.voc_animals import experiment_parser
+from segmentation.metrics import standard_deviation
+from utils.config.paths import REPOSITORY
+from utils.report.results import csv_text, markdown, with_spread
+from utils.run.files import write_text
+from utils.run.script import run_script
+
+CONFIGS = Path('configs/clothing')
+STARTS = tuple(sorted(path.parent.name for path in (REPOSITORY / CONFIGS).glob('*/pretrain.yml')))
+HELD_OUT, SPLIT_SEED = 0.1, 0
+MASKS = 'saliency_unsupervised_model'
+INITIAL = {f'initial, {size} px': ('pretrain.epochs=0', 'kmeans.features=backbone', f'kmeans.val_size={size}')
+           for size in (96, 160, 224, 336)}
+SETTINGS: dict[str, Sequence[str]] = INITIAL | {  # '[task.]key=value'
+    'recipe': (),
+    'grey 0.8': ('augmentation_kwargs.grey_probability=0.8',),
+    'hue 0.5': ('augmentation_kwargs.jitter=[0.4, 0.4, 0.4, 0.5]',),
+    'T 0.1': ('moco_kwargs.T=0.1',),
+    'T 0.5': ('moco_kwargs.T=0.5',),
+    '8 dimensions': ('model_kwargs.ndim=8',),
+    '32 dimensions': ('model_kwargs.ndim=32',),
+    'nothing frozen': ('freeze_layers=false',),
+    'backbone frozen': ('freeze_layers=7',),
+    'lr 0.01': ('optimizer_kwargs.lr=0.01',),
+    '12 epochs': ('pretrain.epochs=12',),
+    '30 epochs': ('pretrain.epochs=30',),
+    '128 px': ('augmentation_kwargs.size=128', 'kmeans.val_size=296'),
+    'scored at 96 px': ('kmeans.val_size=96',),
+    'recipe, pooled': ('kmeans.features=backbone',),
+}
+
+
+class Run(NamedTuple):
+    """A row of clothing.csv: K-means of one seed of a setting, in percent, with the deviation of its runs."""
+    start: str
+    setting: str
+    overrides: str
+    scored: str
+    seed: int
+    mIoU: float  # noqa: N815, as it is called everywhere
+    std: float
+    runs: int
+    NMI: float
+
+
+def link_split(data: Path, folder: Path, val: bool) -> Path:
+    """A data set of links to another, with the lists 'fit' and 'score' of images that have a mask.
+
+    They are the training list and val, or else two parts of the training list.
+    """
+    ids = read_ids(data, 'trainaug')
+    score = read_ids(data, 'val') if val else random_share(ids, HELD_OUT, SPLIT_SEED)
+    for name, part in (('fit', sorted(set(ids).difference(score))), ('score', score)):
+        masked = [name for name in part if (data / MASKS / f'{name}.png').is_file()]
+        write_text(folder / 'sets' / f'{name}.txt', '\n'.join(masked) + '\n')
+    links = {path.name: path for path in data.iterdir() if path.name != 'sets'}
+    links['SegmentationClass'] = data / ('SegmentationClass' if val else 'SegmentationClassAug')
+    for name, path in links.items():
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(path)
+    return folder
+
+
+def steps_of(chain: Chain, start: str, setting: str, seed: int, data: str, weights: Sequence[str]) -> list[Step]:
+    """Pretraining and K-means; settings that only differ in how they are scored share their pretraining.
+
+    ``data``: the name of a folder as of ``link_split``; ``weights``: an override.
+    """
+    given, place = overrides_of('pretrain', SETTINGS[setting]), f'{start}/{data}/seed_{seed}'
+    pretrained = chain.step('pretrain', f'{CONFIGS}/{start}/pretrain.yml', f'{place}/{_folder("pretrain", given)}', [
+        f'seed={seed}', f'train_db_name={data}', 'train_split=fit', *weights, *given])
+    kmeans = chain.step('kmeans', f'{CONFIGS}/{start}/kmeans.yml', f'{place}/{_folder("kmeans", [setting])}', [
+        f'pretraining={pretrained.folder}/checkpoint.pth.tar', f'seed={100 * seed}', f'val_db_name={data}',
+        'val_split=score', *overrides_of('kmeans', SETTINGS[setting])], (pretrained,))
+    return [pretrained, kmeans]
+
+
+def _folder(task: str, words: Sequence[str]) -> str:
+    return re.sub(r'[^\w.=-]+', '_', ' '.join((task, *words)))
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Mean and deviation over seeds, and the difference to the best of the initial features, paired by seed."""
+    of: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for run in runs:
+        of.setdefault((run.start, run.scored), {}).setdefault(run.setting, {})[run.seed] = run.mIoU
+    rows = []
+    for (start, scored), settings in of.items():
+        before = max((found for name, found in settings.items() if name in INITIAL), key=_mean, default={})
+        for name, found in settings.items():
+            gains = [value - before[seed] for seed, value in found.items() if seed in before]
+            rows.append([start, scored, name, _spread(list(found.values())), _spread(gains) if gains else '-'])
+    return markdown(['start', 'scored', 'setting', 'mIoU', 'gain over the best initial features'], rows, 2)
+
+
+def _mean(found: Mapping[int, float]) -> float:
+    return sum(found.values()) / len(found)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return with_spread(sum(values) / len(values), standard_deviation(values), len(values))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = experiment_parser(__doc__)
+    parser.add_argument('--data', default='Clothing', help='data set below --db-root (default: %(default)s)')
+    parser.add_argument('--start', nargs='+', choices=STARTS, default=['imagenet'], help='weights and schedule')
+    parser.add_argument('--settings', nargs='+', choices=tuple(SETTINGS), default=list(SETTINGS), help='which of them')
+    parser.add_argument('--val', action='store_true', help='train on the whole list and score val')
+    args = parser.parse_args(argv)
+    chain, scored = Chain(args.output, args.output / 'data', args.overrides), 'val' if args.val else 'held_out'
+    link_split(args.db_root.resolve() / args.data, chain.db_root / scored, args.val)
+    runs = []
+    for seed in args.seeds:  # a table after each seed
+        chosen = [(start, setting, steps_of(chain, start, setting, seed, scored, [
+            f'pretraining={args.weights.resolve()}'] if args.weights and start == 'imagenet' else []))
+            for start in args.start for setting in dict.fromkeys((*INITIAL, *args.settings))]
+        chain.run([step for *_, steps in chosen for step in steps], list_only=args.list)
+        for start, setting, steps in chosen:
+            if found := chain.results(steps[-1]).get('kmeans'):
+                overrides = ' '.join((*args.overrides, *SETTINGS[setting]))
+                runs.append(Run(start, setting, overrides, scored, seed, found['mIoU'], found['std'],
+                                found['num_runs'], found['NMI']))
+        write_text(chain.root / 'clothing.csv', csv_text(Run._fields, runs))
+        write_text(chain.root / 'clothing.md', text := table(runs))
+        print(f'\nmIoU in percent, 20 clusters\n\n{text}\nWritten to {chain.root}', flush=True)
+
+
+if __name__ == '__main__':
+    run_script(main)

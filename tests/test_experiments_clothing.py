@@ -1,0 +1,67 @@
+"""The experiment on photographs of clothes: its data, what it runs, and its tables. No training."""
+import csv
+from pathlib import Path
+
+import pytest
+
+from experiments import clothing
+from tests.test_experiments_voc_animals import Machine, arguments, cells, machine  # noqa: F401  (a fixture)
+from utils.config.load import load_config
+from utils.config.schema import Kmeans, Pretrain
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A data set of 20 training and 2 validation images, of which the first of each has no mask."""
+    root, ids = tmp_path / 'db' / 'Clothing', {'trainaug': [f't{i:02}' for i in range(20)], 'val': ['v0', 'v1']}
+    for name in ('images', 'saliency_unsupervised_model', 'SegmentationClass', 'SegmentationClassAug', 'sets'):
+        (root / name).mkdir(parents=True)
+    for split, names in ids.items():
+        (root / 'sets' / f'{split}.txt').write_text('\n'.join(names))
+        for name in names[1:]:
+            (root / 'saliency_unsupervised_model' / f'{name}.png').touch()
+    return root
+
+
+@pytest.mark.parametrize(('val', 'truth', 'scored'), [
+    (True, 'SegmentationClass', ['v1']), (False, 'SegmentationClassAug', None)])
+def test_no_image_is_both_trained_on_and_scored(photographs: Path, tmp_path: Path, val, truth, scored) -> None:
+    for _ in range(2):  # a rerun finds its links
+        folder = clothing.link_split(photographs, tmp_path / 'linked', val)
+    fit, score = ((folder / 'sets' / f'{name}.txt').read_text().split() for name in ('fit', 'score'))
+    assert not {*fit} & {*score}
+    assert 't00' not in {*fit, *score}
+    assert score == scored if val else len(score) in (1, 2) and len(fit) + len(score) == 19
+    assert (folder / 'SegmentationClass').resolve() == photographs / truth
+    assert (folder / 'images').resolve() == photographs / 'images'
+
+
+def test_runs_and_tables(machine: Machine, photographs: Path, tmp_path: Path) -> None:  # noqa: F811
+    call = arguments(tmp_path, '--settings', 'recipe', '8 dimensions', 'recipe, pooled', '--seeds', '1', '2')
+    clothing.main(call)
+    trained = [config for name, config in machine.started if name == 'main']
+    assert [(config.seed, config.epochs, config.model_kwargs.ndim) for config in trained] == [
+        (seed, *setting) for seed in (1, 2) for setting in ((0, 16), (6, 16), (6, 8))]  # pooled is another reading
+    assert {(config.train_db_name, config.train_split) for config in trained} == {('held_out', 'fit')}
+    read = [config for name, config in machine.started if name == 'kmeans']
+    assert [(config.features, config.model_kwargs.ndim) for config in read[4:7]] == [
+        ('embedding', 16), ('embedding', 8), ('backbone', 16)]
+    with (tmp_path / 'out' / 'clothing.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row['setting'], row['seed'], row['overrides']) for row in rows if '8' in row['setting']] == [
+        ('8 dimensions', '1', 'model_kwargs.ndim=8'), ('8 dimensions', '2', 'model_kwargs.ndim=8')]
+    # a backbone has 2 points more, a pretraining 5
+    gains = {row[2]: row[4] for row in cells(tmp_path / 'out' / 'clothing.md')}
+    assert gains['recipe, pooled'] != gains['recipe'] == gains['8 dimensions'] == '-2.00 ± 0.00 (n = 2)'
+    count = len(machine.started)
+    clothing.main(call)
+    assert len(machine.started) == count
+
+
+@pytest.mark.parametrize('start', clothing.STARTS)
+def test_the_recipes_load(start: str) -> None:
+    root, given = f'configs/clothing/{start}', ['root_dir=.', 'db_root=.']
+    trained = load_config('configs/env.yml', f'{root}/pretrain.yml', Pretrain, given)
+    scored = load_config('configs/env.yml', f'{root}/kmeans.yml', Kmeans, given)
+    assert (trained.backbone, trained.model_kwargs.ndim) == (scored.backbone, scored.model_kwargs.ndim)
+    assert scored.val_size / trained.augmentation_kwargs.size == pytest.approx(512 / 224, rel=0.03)  # as published
