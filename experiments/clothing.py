@@ -47,6 +47,8 @@ SETTINGS: dict[str, Sequence[str]] = INITIAL | {  # '[task.]key=value'
     '128 px': ('augmentation_kwargs.size=128', 'kmeans.val_size=296'),
     'scored at 96 px': ('kmeans.val_size=96',),
     'recipe, pooled': ('kmeans.features=backbone',),
+    'recipe, whitened': ('kmeans.whiten=true',),
+    'initial, 224 px, whitened': (*INITIAL['initial, 224 px'], 'kmeans.whiten=true'),
 }
 
 
