@@ -22,6 +22,7 @@ from experiments.voc_animals import experiment_parser
 from segmentation.metrics import standard_deviation
 from utils.config.paths import REPOSITORY
 from utils.report.results import csv_text, markdown, with_spread
+from utils.run.errors import UserError
 from utils.run.files import write_text
 from utils.run.script import run_script
 
@@ -68,18 +69,23 @@ class Run(NamedTuple):
 def link_split(data: Path, folder: Path, val: bool) -> Path:
     """A data set of links to another, with the lists 'fit' and 'score' of images that have a mask.
 
-    They are the training list and val, or else two parts of the training list.
+    They are the training list and val, or else two parts of the training list. Raises UserError for a folder that
+    links to other data.
     """
     ids = read_ids(data, 'trainaug')
     score = read_ids(data, 'val') if val else random_share(ids, HELD_OUT, SPLIT_SEED)
-    for name, part in (('fit', sorted(set(ids).difference(score))), ('score', score)):
-        masked = [name for name in part if (data / MASKS / f'{name}.png').is_file()]
-        write_text(folder / 'sets' / f'{name}.txt', '\n'.join(masked) + '\n')
     links = {path.name: path for path in data.iterdir() if path.name != 'sets'}
     links['SegmentationClass'] = data / ('SegmentationClass' if val else 'SegmentationClassAug')
     for name, path in links.items():
-        if not (folder / name).is_symlink():
-            (folder / name).symlink_to(path)
+        link = folder / name
+        if link.is_symlink() and link.readlink() != path:
+            raise UserError(f'{link} is a link to {link.readlink()}, of another data set; choose another --output.')
+        if not link.is_symlink():
+            folder.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    for name, part in (('fit', sorted(set(ids).difference(score))), ('score', score)):
+        masked = [name for name in part if (data / MASKS / f'{name}.png').is_file()]
+        write_text(folder / 'sets' / f'{name}.txt', '\n'.join(masked) + '\n')
     return folder
 
 

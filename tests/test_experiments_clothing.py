@@ -8,6 +8,7 @@ from experiments import clothing
 from tests.test_experiments_voc_animals import Machine, arguments, cells, machine  # noqa: F401  (a fixture)
 from utils.config.load import load_config
 from utils.config.schema import Kmeans, Pretrain
+from utils.run.errors import UserError
 
 
 @pytest.fixture
@@ -34,6 +35,9 @@ def test_no_image_is_both_trained_on_and_scored(photographs: Path, tmp_path: Pat
     assert score == scored if val else len(score) in (1, 2) and len(fit) + len(score) == 19
     assert (folder / 'SegmentationClass').resolve() == photographs / truth
     assert (folder / 'images').resolve() == photographs / 'images'
+    other = photographs.rename(tmp_path / 'other')
+    with pytest.raises(UserError, match='of another data set'):
+        clothing.link_split(other, tmp_path / 'linked', val)
 
 
 def test_runs_and_tables(machine: Machine, photographs: Path, tmp_path: Path) -> None:  # noqa: F811
