@@ -58,7 +58,7 @@ def test_online_kmeans_is_kmeans_of_the_same_images(run: Runner, monkeypatch: py
     run('pretrain.main', 'epochs=1', 'output_dir=probed', 'probe_every=1', 'device=cpu')
     probed = read_history(run.root_dir / 'probed')[0]['probe/mIoU'][-1][1]
     run('segmentation.kmeans', f'pretraining={run.root_dir / "probed" / "checkpoint.pth.tar"}', 'num_clusters=7',
-        'num_seeds=1', 'saliency=network', 'device=cpu')
+        'num_seeds=1', 'whiten=true', 'saliency=network', 'device=cpu')
     entry = json.loads((run.root_dir / 'kmeans' / 'results.json').read_text())['kmeans']
     assert probed == pytest.approx(entry['mIoU'], abs=0.01)
 

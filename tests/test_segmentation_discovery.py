@@ -101,7 +101,7 @@ def test_one_sentence_each(run, tmp_path: Path) -> None:
 
 def explore(folder: Path, points: np.ndarray, counts: list[int]) -> tuple:
     """The clusters, the cluster of each object and the silhouettes that kmeans.py finds for points."""
-    p = SimpleNamespace(overclustering=counts, num_seeds=3, seed=0, output_dir=folder)
+    p = SimpleNamespace(overclustering=counts, num_seeds=3, seed=0, whiten=True, output_dir=folder)
     none = np.zeros((len(points), 1), int)
     split = EmbeddedSplit(points, none, none, np.arange(len(points)), [], [], [])
     clusters, ids, results, *_ = script.explore(p, None, split, None, {})

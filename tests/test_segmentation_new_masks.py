@@ -155,7 +155,7 @@ def test_images_without_a_mask_are_named_and_stored_orientation_counts(own: Path
 
 
 def test_a_head_that_predicts_other_masks(own: Path, tmp_path: Path, capsys, monkeypatch) -> None:
-    network = ContrastiveSegmentationModel('resnet18', ndim=4)
+    network = ContrastiveSegmentationModel('resnet18', ndim=8)
     network.classification_head.weight.data.zero_()  # a score of 0 everywhere: no object
     save_checkpoint(network.state_dict(), tmp_path / 'trained.pth.tar')
     kmeans.main(arguments('kmeans', own, 'saliency=masks', 'val_db_name=photos', 'val_split=all', 'num_clusters=3',

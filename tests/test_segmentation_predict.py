@@ -46,7 +46,7 @@ def own(tmp_path_factory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo(name, 40 + 8 * i, 60)).save(path)
     torch.manual_seed(0)
-    model = ContrastiveSegmentationModel('resnet18', ndim=4).eval()
+    model = ContrastiveSegmentationModel('resnet18', ndim=8).eval()
     image = EvaluationTransform(SIZE, *IMAGENET)({'image': photo('a.jpg', 40, 60)})['image'][None]
     with torch.inference_mode():
         features = model.decoder(model.backbone(image))
@@ -303,7 +303,7 @@ def test_one_sentence_each(own: Path, tmp_path: Path, model: Path, linear: Path,
     assert 'must hold "classes:" with 4 names' in fails(images)
     model.with_name('clusters.yml').unlink()
     torch.manual_seed(5)
-    other = ContrastiveSegmentationModel('resnet18', ndim=4)
+    other = ContrastiveSegmentationModel('resnet18', ndim=8)
     torch.save(other.state_dict(), tmp_path / 'other.pth.tar')
     assert 'the weights of another network than' in fails(images, '--weights', str(tmp_path / 'other.pth.tar'))
     torch.save(ContrastiveSegmentationModel('resnet18', ndim=5).state_dict(), tmp_path / 'wide.pth.tar')
