@@ -17,11 +17,10 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 from data.voc import random_share, read_ids
-from experiments.runner import Chain, Step, overrides_of
+from experiments.runner import Chain, Step, mean_with_spread, overrides_of
 from experiments.voc_animals import experiment_parser
-from segmentation.metrics import standard_deviation
 from utils.config.paths import REPOSITORY
-from utils.report.results import csv_text, markdown, with_spread
+from utils.report.results import csv_text, markdown
 from utils.run.errors import UserError
 from utils.run.files import write_text
 from utils.run.script import run_script
@@ -66,8 +65,8 @@ class Run(NamedTuple):
     NMI: float
 
 
-def link_split(data: Path, folder: Path, val: bool) -> Path:
-    """A data set of links to another, with the lists 'fit' and 'score' of images that have a mask.
+def link_split(data: Path, folder: Path, val: bool) -> None:
+    """Make a data set of links to another, with the lists 'fit' and 'score' of images that have a mask.
 
     They are the training list and val, or else two parts of the training list. Raises UserError for a folder that
     links to other data.
@@ -86,7 +85,6 @@ def link_split(data: Path, folder: Path, val: bool) -> Path:
     for name, part in (('fit', sorted(set(ids).difference(score))), ('score', score)):
         masked = [name for name in part if (data / MASKS / f'{name}.png').is_file()]
         write_text(folder / 'sets' / f'{name}.txt', '\n'.join(masked) + '\n')
-    return folder
 
 
 def steps_of(chain: Chain, start: str, setting: str, seed: int, data: str, weights: Sequence[str]) -> list[Step]:
@@ -117,16 +115,13 @@ def table(runs: Sequence[Run]) -> str:
         before = max((found for name, found in settings.items() if name in INITIAL), key=_mean, default={})
         for name, found in settings.items():
             gains = [value - before[seed] for seed, value in found.items() if seed in before]
-            rows.append([start, scored, name, _spread(list(found.values())), _spread(gains) if gains else '-'])
+            rows.append([start, scored, name, mean_with_spread(list(found.values())),
+                         mean_with_spread(gains) if gains else '-'])
     return markdown(['start', 'scored', 'setting', 'mIoU', 'gain over the best initial features'], rows, 2)
 
 
 def _mean(found: Mapping[int, float]) -> float:
     return sum(found.values()) / len(found)
-
-
-def _spread(values: Sequence[float]) -> str:
-    return with_spread(sum(values) / len(values), standard_deviation(values), len(values))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -138,11 +133,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     chain, scored = Chain(args.output, args.output / 'data', args.overrides), 'val' if args.val else 'held_out'
     link_split(args.db_root.resolve() / args.data, chain.db_root / scored, args.val)
+    weights = {'imagenet': [f'pretraining={args.weights.resolve()}']} if args.weights else {}
     runs = []
     for seed in args.seeds:  # a table after each seed
-        chosen = [(start, setting, steps_of(chain, start, setting, seed, scored, [
-            f'pretraining={args.weights.resolve()}'] if args.weights and start == 'imagenet' else []))
-            for start in args.start for setting in dict.fromkeys((*INITIAL, *args.settings))]
+        chosen = [(start, setting, steps_of(chain, start, setting, seed, scored, weights.get(start, [])))
+                  for start in args.start for setting in dict.fromkeys((*INITIAL, *args.settings))]
         chain.run([step for *_, steps in chosen for step in steps], list_only=args.list)
         for start, setting, steps in chosen:
             if found := chain.results(steps[-1]).get('kmeans'):

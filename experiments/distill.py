@@ -15,11 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from experiments.runner import Chain, Step
+from experiments.runner import Chain, Step, mean_with_spread
 from experiments.voc_animals import experiment_parser
 from segmentation.engine import BEST
-from segmentation.metrics import standard_deviation
-from utils.report.results import csv_text, markdown, with_spread
+from utils.report.results import csv_text, markdown
 from utils.run.errors import UserError
 from utils.run.files import write_text
 from utils.run.script import run_script
@@ -60,7 +59,7 @@ def write(root: Path, scores: Mapping[tuple[str, int], tuple[float, ...]]) -> No
     rows = []
     for name in dict.fromkeys(name for name, _ in scores):
         columns = zip(*((a, b, b - a) for (setting, _), (a, b) in scores.items() if setting == name), strict=True)
-        rows.append([name, *(with_spread(sum(of) / len(of), standard_deviation(of), len(of)) for of in columns)])
+        rows.append([name, *map(mean_with_spread, columns)])
     text = markdown(['setting', 'clusters', 'network', 'network - clusters, paired'], rows, 3)
     write_text(root / 'distill.md', text)
     write_text(root / 'distill.csv', csv_text(['setting', 'seed', 'clusters', 'network'], [

@@ -21,17 +21,16 @@ import yaml
 from data.download import FOLDER, ensure_dataset
 from data.voc import VOC_CLASSES
 from experiments.estimate import estimate
-from experiments.runner import Chain, Step, crf_flags
+from experiments.runner import Chain, Step, crf_flags, mean_with_spread
 from experiments.shapes import generate
 from experiments.voc_animals import experiment_parser
 from models.backbones import build_backbone
 from models.transformer import load_transformer
 from models.weights import read_weights
-from segmentation.metrics import standard_deviation
 from utils.config.paths import find_file
 from utils.report import page
 from utils.report import run as report
-from utils.report.results import markdown, with_spread
+from utils.report.results import markdown
 from utils.run.checkpoint import save_checkpoint
 from utils.run.errors import UserError
 from utils.run.files import write_text
@@ -106,7 +105,7 @@ class Reproduction(Chain):
                 values, target, measured, gap = [of[name] for of in ious if name in of], targets.get(name), '-', '-'
                 if values:
                     mean, one = float(np.mean(values)), ' (n = 1)' * (len(values) == 1)
-                    measured = with_spread(mean, standard_deviation(values), len(values)) + one
+                    measured = mean_with_spread(values) + one
                     gap = '-' if target is None or other or not of_voc else f'{mean - target:+.2f}'
                 texts[preset, protocol, name] = ['-' if target is None else str(target), measured, gap]
         short = [[*place[:2], *text] for place, text in texts.items() if place[2] == 'mIoU']

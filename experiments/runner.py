@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from models.crf import require_crf
+from segmentation.metrics import standard_deviation
 from utils.config.keys import schema_keys
 from utils.config.paths import REPOSITORY
 from utils.config.schema import Kmeans, LinearFinetune, Pretrain, PseudoLabels, Retrieval, Run
-from utils.report.results import read_results
+from utils.report.results import read_results, with_spread
 from utils.run.errors import EXIT_STOPPED, UserError, name_some
 from utils.run.files import write_text
 from utils.run.parallel import available_cores
@@ -55,6 +56,11 @@ def overrides_of(task: str, given: Sequence[str]) -> list[str]:
         if task in having:
             chosen.append(override)
     return chosen
+
+
+def mean_with_spread(values: Sequence[float]) -> str:
+    """'45.68 ± 1.50 (n = 5)' of a value a seed; without ± if there is one."""
+    return with_spread(sum(values) / len(values), standard_deviation(values), len(values))
 
 
 def crf_flags() -> list[str]:

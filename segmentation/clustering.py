@@ -33,7 +33,10 @@ class Whitening:
 
     @classmethod
     def fit(cls, prototypes: np.ndarray, seed: int, whiten: bool = True) -> 'Whitening':
-        """Of (M, D) prototypes; ``seed``: of the randomised solver that scikit-learn takes for many dimensions."""
+        """Of (M, D) prototypes; ``seed``: of the randomised solver that scikit-learn takes for many dimensions.
+
+        Without ``whiten`` the directions keep their variances.
+        """
         with np.errstate(invalid='ignore'):  # the shares of a variance of 0, which are not used
             pca = PCA(min(DIMENSIONS, *prototypes.shape), random_state=seed).fit(prototypes.astype(np.float64))
         variance = pca.explained_variance_

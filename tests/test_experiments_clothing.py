@@ -27,8 +27,9 @@ def photographs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(('val', 'truth', 'scored'), [
     (True, 'SegmentationClass', ['v1']), (False, 'SegmentationClassAug', None)])
 def test_no_image_is_both_trained_on_and_scored(photographs: Path, tmp_path: Path, val, truth, scored) -> None:
+    folder = tmp_path / 'linked'
     for _ in range(2):  # a rerun finds its links
-        folder = clothing.link_split(photographs, tmp_path / 'linked', val)
+        clothing.link_split(photographs, folder, val)
     fit, score = ((folder / 'sets' / f'{name}.txt').read_text().split() for name in ('fit', 'score'))
     assert not {*fit} & {*score}
     assert 't00' not in {*fit, *score}
@@ -37,7 +38,7 @@ def test_no_image_is_both_trained_on_and_scored(photographs: Path, tmp_path: Pat
     assert (folder / 'images').resolve() == photographs / 'images'
     other = photographs.rename(tmp_path / 'other')
     with pytest.raises(UserError, match='of another data set'):
-        clothing.link_split(other, tmp_path / 'linked', val)
+        clothing.link_split(other, folder, val)
 
 
 def test_runs_and_tables(machine: Machine, photographs: Path, tmp_path: Path) -> None:  # noqa: F811
