@@ -84,8 +84,7 @@ class MaskContrast(nn.Module):
     def _momentum_update(self) -> None:
         """k <- m k + (1 - m) q, for parameters and not for BatchNorm's buffers."""
         keys, queries = (tuple(model.parameters()) for model in (self.model_k, self.model_q))
-        torch._foreach_mul_(keys, self.m)
-        torch._foreach_add_(keys, queries, alpha=1 - self.m)
+        torch._foreach_lerp_(keys, queries, 1 - self.m)
 
     def _key_prototypes(self, im_k: Tensor, pixels_k: Tensor, size: Sequence[int]) -> Tensor:
         """B x dim unit prototypes of this process's key views.

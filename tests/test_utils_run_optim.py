@@ -57,4 +57,4 @@ def test_the_first_step_with_a_momentum_of_zero_is_pytorchs() -> None:
         for parameter, optimizer in zip((ours, reference), optimizers, strict=True):
             parameter.grad = gradient.clone()
             optimizer.step()
-        assert torch.equal(ours, reference)
+        torch.testing.assert_close(ours, reference, rtol=1e-6, atol=1e-7)  # in another order of sums

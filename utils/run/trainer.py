@@ -46,7 +46,8 @@ def build_optimizer(name: str, parameters: Iterable[nn.Parameter] | Iterable[dic
     given: list[Any] = list(parameters)
     groups = given if isinstance(given[0], dict) else [{'params': given}]
     trained = [{**group, 'params': [p for p in group['params'] if p.requires_grad]} for group in groups]
-    fused = all(p.is_cuda for group in trained for p in group['params']) or None  # else scaling waits at each step
+    # one pass over the memory; on a GPU scaling then waits at no step
+    fused = all(p.device.type in ('cpu', 'cuda') for group in trained for p in group['params']) or None
     if name == 'adam':
         return torch.optim.Adam(trained, lr, weight_decay=weight_decay, fused=fused)
     assert name == 'sgd', name
