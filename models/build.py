@@ -1,5 +1,6 @@
 """From the config to a network with its weights: the only part of models/ that sees the config."""
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,21 @@ from torch import nn
 
 from models.backbones import TIMM, TimmBackbone, timm_weights
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
-from models.weights import CLASSIFIER, HEADS, Weights, fingerprint, imagenet_weights, load_strict, read_weights
+from models.weights import (
+    CLASSIFIER,
+    HEADS,
+    Weights,
+    fingerprint,
+    identify,
+    imagenet_weights,
+    load_strict,
+    read_weights,
+)
 from utils.config.load import as_dict
 from utils.config.paths import find_file
 from utils.config.schema import Common, LinearFinetune, Prototypes, TrainSaliency
 from utils.run import distributed
+from utils.run.checkpoint import load_checkpoint
 from utils.run.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -72,6 +83,26 @@ def build_prototype_model(p: Prototypes) -> ContrastiveSegmentationModel | Backb
                         'set features: backbone and saliency to a folder of masks (supervised_model, ...).')
     load_into(model, weights)
     return model.eval()
+
+
+def pretrained_encoder(path: Path) -> tuple[ContrastiveSegmentationModel, int]:
+    """The encoder of a pretraining checkpoint, and the side, pixels, at which whole images look as in its training.
+
+    Random crops of an area of s, resized to the crop's side, show objects 1 / sqrt(s) times as large, and s is uniform.
+    A checkpoint without a config is taken for a published one. Raises UserError for another file, and for an encoder
+    without a saliency head.
+    """
+    checkpoint = load_checkpoint(path)
+    weights, config = identify(checkpoint, str(path)), checkpoint.get('config') or {}
+    kwargs = config.get('model_kwargs', {})
+    if weights.kind != 'contrastive' or not kwargs.get('use_classification_head', True):
+        raise UserError(f'{path} has no saliency head, which predicts masks; give the checkpoint of a pretraining with '
+                        'model_kwargs.use_classification_head: true.')
+    model = ContrastiveSegmentationModel(config.get('backbone', 'resnet50'), **kwargs)
+    load_into(model, weights)
+    views = {'size': 224, 'scale': (0.2, 1.0)} | config.get('augmentation_kwargs', {})
+    size, stride = 2 * views['size'] / sum(map(math.sqrt, views['scale'])), model.backbone.stride
+    return model, round(size / stride) * stride
 
 
 def prototype_network(p: Prototypes, model: nn.Module) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Write a salient-object mask for every image of a folder.
 
     python saliency/predict.py --images photos --output masks --method unsupervised
+    python saliency/predict.py --images photos --output masks --method maskcontrast --weights checkpoint.pth.tar
     python saliency/predict.py --images photos --output masks --method basnet --weights basnet.pth
     python saliency/predict.py --images photos --output masks --method onnx --weights net.onnx --onnx-config net.yml
     python saliency/predict.py --images photos --output masks --method transformer \\
@@ -83,8 +84,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--workers', type=at_least(0), default=available_cores(),
                         help='processes (unsupervised, CRF) or threads that read and write (networks); 0 works in the '
                              'main process; default: one a CPU core')
-    parser.add_argument('--input-size', type=at_least(1), help="side of BASNet's input in pixels, the resize it was "
-                                                               'trained with (default: 256, as published)')
+    parser.add_argument('--input-size', type=at_least(1), help="side of the network's input in pixels: BASNet: "
+                                                               'the resize of its training (default: 256); '
+                                                               'maskcontrast: by default objects are as large as in '
+                                                               'its crops')
     parser.add_argument('--backbone', help='vision transformer, timm/NAME; --weights PATH in place of those of timm')
     parser.add_argument('--masks-per-image', type=at_least(1), metavar='N', help='transformer: up to N, by MaskCut')
     parser.add_argument('--resize', type=at_least(1), help='transformer: shorter side of its input (default: 640 px)')
@@ -93,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--mass', type=float, help='transformer: share of the attention that is kept (default: 0.5)')
     parser.add_argument('--pos-embed', choices=('dino', 'timm'), help='transformer: how positions are resized (dino)')
     parser.add_argument('--precision', choices=('fp32', 'bf16'),
-                        help='BASNet, transformer: number format (default: fp32)')
+                        help='BASNet, maskcontrast, transformer: number format (default: fp32)')
     parser.add_argument('--coco', type=Path, metavar='FILE', help='also write the masks as a COCO annotation file')
     parser.add_argument('--batch-size', type=at_least(1), default=8, help='images a forward pass of a network')
     parser.add_argument('--device', choices=DEVICES, default='auto', help='where a network runs')

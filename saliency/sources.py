@@ -14,6 +14,7 @@ from utils.run.log import progress
 
 METHODS: dict[str, dict[str, bool]] = {  # the options that each takes, and whether it needs them
     'basnet': {'weights': True, 'input_size': False, 'precision': False},
+    'maskcontrast': {'weights': True, 'input_size': False, 'precision': False},
     'onnx': {'weights': True, 'onnx_config': True},
     'transformer': {'backbone': True, **dict.fromkeys(('weights', 'pos_embed', 'resize', 'heads', 'topk', 'mass',
                                                        'masks_per_image', 'precision'), False)},
@@ -48,6 +49,12 @@ def build_source(method: str, device: str = 'auto', **options: Any) -> MaskSourc
         where = pick_device(device)
         return BASNetSaliency(to_device(load_basnet(given['weights']), where), where, given.get('input_size', SIZE),
                               precision=given.get('precision', 'fp32'))
+    if method == 'maskcontrast':
+        from models.build import pretrained_encoder
+        from saliency.maskcontrast import EncoderSaliency
+        encoder, size = pretrained_encoder(given['weights'])
+        return EncoderSaliency(encoder, Precision(pick_device(device), given.get('precision', 'fp32')),
+                               given.get('input_size', size))
     if method == 'transformer':
         from models.backbones import timm_weights
         from models.transformer import load_transformer
