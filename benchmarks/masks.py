@@ -3,10 +3,10 @@
     python benchmarks/masks.py --db-root DIR --masks unsupervised_model FOLDER --split val
     python benchmarks/masks.py --time 20
 
-DIR/VOCSegmentation is in the VOC layout. A kind of masks is the NAME of its folder saliency_NAME, or a folder of
-masks under the names of the images. Void pixels do not count; an image without a mask, or with an empty one, counts
-as 0. Shown are all images whose ground truth has an object, and those of each list --split. --time N masks N drawn
-images of 375x500 by --method unsupervised on one core.
+DIR/VOCSegmentation, or the data set --data of DIR, is in the VOC layout. A kind of masks is the NAME of its folder
+saliency_NAME, or a folder of masks under the names of the images. Void pixels do not count; an image without a mask, or
+with an empty one, counts as 0. Shown are all images whose ground truth has an object, and those of each list --split.
+--time N masks N drawn images of 375x500 by --method unsupervised on one core.
 """
 import statistics
 import sys
@@ -39,8 +39,8 @@ def ground_truths(root: Path) -> dict[str, Path]:
     found = {path.stem: path for folder in ('SegmentationClass', 'SegmentationClassAug')
              for path in sorted((root / folder).glob('*.png'))}
     if not found:
-        raise UserError(f'{root} has no ground truth in SegmentationClass or SegmentationClassAug; set --db-root to '
-                        'the folder that holds VOCSegmentation/.')
+        raise UserError(f'{root} has no ground truth in SegmentationClass or SegmentationClassAug; correct '
+                        '--db-root and --data.')
     return found
 
 
@@ -103,7 +103,8 @@ def seconds_an_image(count: int) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument('--db-root', type=Path, help='folder that holds VOCSegmentation/')
+    parser.add_argument('--db-root', type=Path, help='folder that holds data sets')
+    parser.add_argument('--data', default='VOCSegmentation', help='data set below --db-root (default: %(default)s)')
     parser.add_argument('--masks', nargs='+', default=[], metavar='NAME_OR_DIR')
     parser.add_argument('--split', nargs='+', default=[], help='lists, of sets/, to score by themselves too')
     parser.add_argument('--time', type=int, metavar='N', help='time --method unsupervised on N drawn images')
@@ -111,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if (args.db_root is None or not args.masks) and (args.time or 0) < 1:
         raise UserError('there is nothing to do; give --db-root and --masks, or --time N of at least 1.')
     if args.db_root is not None and args.masks:
-        head, *lines = rows(args.db_root / 'VOCSegmentation', args.masks, args.split)
+        head, *lines = rows(args.db_root / args.data, args.masks, args.split)
         print(markdown(head, lines), end='')
     if args.time:
         taken = seconds_an_image(args.time)

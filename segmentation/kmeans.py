@@ -122,8 +122,9 @@ def describe_masks(dataset: ImageSet, split: EmbeddedSplit) -> dict[str, Any]:
         log.info('Mean IoU of the masks that the network predicts with those of %s is %.3f', dataset.masks, iou)
         if iou < LOW_IOU:
             log.warning('The network predicts other masks than those that these clusters are of: segment new images '
-                        'with masks made as these were (segmentation/predict.py --masks), and cluster with predicted '
-                        'ones (saliency: network) only after a longer training or one on larger crops')
+                        'with masks made as these were (segmentation/predict.py --masks), and do not cluster with '
+                        'predicted ones (saliency: network); saliency/predict.py --method maskcontrast predicts better '
+                        'ones, at the size of the training')
     return {'mask_method': method, 'mask_iou': iou}
 
 

@@ -55,6 +55,6 @@ def test_time(capsys) -> None:
 def test_one_sentence_each(root: Path) -> None:
     for words, sentence in (([], 'nothing to do'),
                             (['--db-root', str(root), '--masks', 'none'], 'neither a folder nor'),
-                            (['--db-root', str(root / 'own'), '--masks', 'given'], 'has no ground truth')):
+                            (['--db-root', str(root), '--data', 'own', '--masks', 'given'], 'own has no ground truth')):
         with pytest.raises(UserError, match=sentence):
             main(words)
