@@ -84,10 +84,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--workers', type=at_least(0), default=available_cores(),
                         help='processes (unsupervised, CRF) or threads that read and write (networks); 0 works in the '
                              'main process; default: one a CPU core')
-    parser.add_argument('--input-size', type=at_least(1), help="side of the network's input in pixels: BASNet: "
-                                                               'the resize of its training (default: 256); '
-                                                               'maskcontrast: by default objects are as large as in '
-                                                               'its crops')
+    parser.add_argument('--input-size', type=at_least(1), help="side of BASNet's input in pixels, the resize it was "
+                                                               'trained with (default: 256, as published); or of '
+                                                               "maskcontrast's, by default as large as whole images "
+                                                               'look like its crops')
     parser.add_argument('--backbone', help='vision transformer, timm/NAME; --weights PATH in place of those of timm')
     parser.add_argument('--masks-per-image', type=at_least(1), metavar='N', help='transformer: up to N, by MaskCut')
     parser.add_argument('--resize', type=at_least(1), help='transformer: shorter side of its input (default: 640 px)')

@@ -48,7 +48,7 @@ def test_from_photographs_to_segmentation(tmp_path: Path, capsys) -> None:
                              segmented_trained=str(tmp_path / 'segmented_trained'))
     assert [words[0] for words in commands] == [
         'saliency/predict.py', 'segmentation/kmeans.py', 'segmentation/predict.py',
-        'pretrain/main.py', 'segmentation/kmeans.py', 'segmentation/predict.py']
+        'pretrain/main.py', 'segmentation/kmeans.py', 'segmentation/predict.py', 'saliency/predict.py']
     torch.manual_seed(0)
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / 'weights.pth')  # in the place of ImageNet's
     for script, *words in commands:
@@ -58,6 +58,8 @@ def test_from_photographs_to_segmentation(tmp_path: Path, capsys) -> None:
             more = [*more, f'pretraining={tmp_path}/weights.pth']
         importlib.import_module(script.removesuffix('.py').replace('/', '.')).main(words + more)
     assert '13 images: 12 masks written' in capsys.readouterr().out
+    trained = json.loads((tmp_path / 'photos' / 'saliency_trained' / 'report.json').read_text())
+    assert trained['settings']['method'] == 'maskcontrast'
     for name, segmented in ((BEFORE, 'segmented'), (AFTER, 'segmented_trained')):
         found = json.loads((results / name / 'results.json').read_text())['clusters']
         assert found['num_clusters'] in (2, 3)
