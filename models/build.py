@@ -20,9 +20,10 @@ from models.weights import (
     load_strict,
     read_weights,
 )
+from utils.config.keys import schema_keys
 from utils.config.load import as_dict
 from utils.config.paths import find_file
-from utils.config.schema import Common, LinearFinetune, Prototypes, TrainSaliency
+from utils.config.schema import AugmentationKwargs, Common, LinearFinetune, Prototypes, TrainSaliency
 from utils.run import distributed
 from utils.run.checkpoint import load_checkpoint
 from utils.run.errors import UserError
@@ -100,7 +101,8 @@ def pretrained_encoder(path: Path) -> tuple[ContrastiveSegmentationModel, int]:
                         'model_kwargs.use_classification_head: true.')
     model = ContrastiveSegmentationModel(config.get('backbone', 'resnet50'), **kwargs)
     load_into(model, weights)
-    views = {'size': 224, 'scale': (0.2, 1.0)} | config.get('augmentation_kwargs', {})
+    defaults = {name: field.default for name, field in schema_keys(AugmentationKwargs).items()}
+    views = defaults | config.get('augmentation_kwargs', {})
     size, stride = 2 * views['size'] / sum(map(math.sqrt, views['scale'])), model.backbone.stride
     return model, round(size / stride) * stride
 
