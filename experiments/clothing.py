@@ -6,8 +6,10 @@
 K-means with 20 clusters, 25 runs a seed, on precomputed masks; no label is read before scoring. Settings are compared
 on a random tenth of the training list that no training sees. --val is for what has been chosen by it: it trains on the
 whole list and scores val. Each setting differs in one thing from the recipe, configs/clothing/<start>. Runs that are
-finished are not run again. Writes clothing.csv, a row for each seed, and clothing.md.
+finished are not run again. Writes clothing.csv, to which each seed of a setting adds a row, and clothing.md.
 """
+import csv
+import io
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 from data.voc import random_share, read_ids
 from experiments.runner import Chain, Step, mean_with_spread, overrides_of
 from experiments.voc_animals import experiment_parser
-from utils.config.paths import REPOSITORY
+from utils.config.paths import REPOSITORY, find_file
 from utils.report.results import csv_text, markdown
 from utils.run.errors import UserError
 from utils.run.files import write_text
@@ -68,9 +70,12 @@ class Run(NamedTuple):
 def link_split(data: Path, folder: Path, val: bool) -> None:
     """Make a data set of links to another, with the lists 'fit' and 'score' of images that have a mask.
 
-    They are the training list and val, or else two parts of the training list. Raises UserError for a folder that
-    links to other data.
+    They are the training list and val, or else two parts of the training list. Raises UserError for data without masks,
+    and for a folder that links to other data or has other lists.
     """
+    if not (data / MASKS).is_dir():
+        raise UserError(f'{data} has no folder {MASKS}; write the masks into it with saliency/predict.py --method '
+                        'unsupervised.')
     ids = read_ids(data, 'trainaug')
     score = read_ids(data, 'val') if val else random_share(ids, HELD_OUT, SPLIT_SEED)
     links = {path.name: path for path in data.iterdir() if path.name != 'sets'}
@@ -83,8 +88,22 @@ def link_split(data: Path, folder: Path, val: bool) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path)
     for name, part in (('fit', sorted(set(ids).difference(score))), ('score', score)):
-        masked = [name for name in part if (data / MASKS / f'{name}.png').is_file()]
-        write_text(folder / 'sets' / f'{name}.txt', '\n'.join(masked) + '\n')
+        path, text = folder / 'sets' / f'{name}.txt', ''.join(
+            f'{image}\n' for image in part if (data / MASKS / f'{image}.png').is_file())
+        if path.is_file() and path.read_text() != text:
+            raise UserError(f'{path} is of other lists or masks than {data} has now; choose another --output.')
+        write_text(path, text)
+
+
+def read_rows(path: Path) -> dict[tuple, Run]:
+    """The runs of a clothing.csv by what tells them apart, none if there is no file. Raises UserError for another."""
+    try:
+        with path.open(newline='') if path.is_file() else io.StringIO() as file:
+            runs = [Run(**{name: Run.__annotations__[name](value) for name, value in row.items()})
+                    for row in csv.DictReader(file)]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f'{path} is not a table of this script; move it or choose another --output.') from None
+    return {run[:5]: run for run in runs}
 
 
 def steps_of(chain: Chain, start: str, setting: str, seed: int, data: str, weights: Sequence[str]) -> list[Step]:
@@ -133,20 +152,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     chain, scored = Chain(args.output, args.output / 'data', args.overrides), 'val' if args.val else 'held_out'
     link_split(args.db_root.resolve() / args.data, chain.db_root / scored, args.val)
-    weights = {'imagenet': [f'pretraining={args.weights.resolve()}']} if args.weights else {}
-    runs = []
+    weights = {'imagenet': [f'pretraining={find_file(args.weights)}']} if args.weights else {}
+    runs, rows = [], read_rows(chain.root / 'clothing.csv')
     for seed in args.seeds:  # a table after each seed
         chosen = [(start, setting, steps_of(chain, start, setting, seed, scored, weights.get(start, [])))
                   for start in args.start for setting in dict.fromkeys((*INITIAL, *args.settings))]
-        chain.run([step for *_, steps in chosen for step in steps], list_only=args.list)
-        for start, setting, steps in chosen:
-            if found := chain.results(steps[-1]).get('kmeans'):
-                overrides = ' '.join((*args.overrides, *SETTINGS[setting]))
-                runs.append(Run(start, setting, overrides, scored, seed, found['mIoU'], found['std'],
-                                found['num_runs'], found['NMI']))
-        write_text(chain.root / 'clothing.csv', csv_text(Run._fields, runs))
-        write_text(chain.root / 'clothing.md', text := table(runs))
-        print(f'\nmIoU in percent, 20 clusters\n\n{text}\nWritten to {chain.root}', flush=True)
+        try:
+            chain.run([step for *_, steps in chosen for step in steps], list_only=args.list)
+        finally:
+            for start, setting, steps in chosen:
+                if found := chain.results(steps[-1]).get('kmeans'):
+                    overrides = ' '.join((*args.overrides, *SETTINGS[setting]))
+                    runs.append(Run(start, setting, overrides, scored, seed, found['mIoU'], found['std'],
+                                    found['num_runs'], found['NMI']))
+            rows |= {run[:5]: run for run in runs}
+            write_text(chain.root / 'clothing.csv', csv_text(Run._fields, list(rows.values())))
+        text = ' '.join(['mIoU in percent', *(['with --set', *args.overrides] if args.overrides else [])])
+        write_text(chain.root / 'clothing.md', text := f'{text}\n\n{table(runs)}')
+        print(f'\n{text}\nWritten to {chain.root}', flush=True)
 
 
 if __name__ == '__main__':

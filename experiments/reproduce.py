@@ -16,6 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import numpy as np
+import torch
 import yaml
 
 from data.download import FOLDER, ensure_dataset
@@ -40,9 +41,9 @@ PRESETS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_suffix('.yml').r
 FILES = {'contrastive': 'pretrain/checkpoint.pth.tar', 'linear': 'linear/best_model.pth.tar'}  # of a preset, by kind
 SPACE = 5e9  # bytes of VOC's archive and of what is in it
 TINY = ('backbone=resnet18', 'pretraining=none', 'epochs=1', 'train_batch_size=4', 'augmentation_kwargs.size=32',
-        'train_size=32', 'val_size=32', 'overclustering=[21, 24]', 'num_workers=0', 'num_visualizations=2',
-        'kmeans.saliency=supervised_model', 'retrieval.saliency=supervised_model', 'pseudo_labels.num_clusters=5',
-        'pseudo_labels.backbone=timm/vit_tiny_patch16_224')
+        'linear.label_share=0.5', 'train_size=32', 'val_size=32', 'overclustering=[21, 24]', 'num_workers=0',
+        'num_visualizations=2', 'kmeans.saliency=supervised_model', 'retrieval.saliency=supervised_model',
+        'pseudo_labels.num_clusters=5', 'pseudo_labels.backbone=timm/vit_tiny_patch16_224')
 HEAD = ('preset', 'protocol', 'published', 'measured', 'difference')
 
 
@@ -127,9 +128,10 @@ def released_files(folder: Path) -> dict[str, dict[str, Path]]:
     """
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.rglob('*.pth*')):
-        name, kind = str(path.relative_to(folder)).lower(), FILES.get(read_weights(path).kind)
+        parts, kind = reversed(path.relative_to(folder).parts), FILES.get(read_weights(path).kind)
+        name = next((part.lower() for part in parts if 'sup' in part.lower()), '')  # of the file, or else of its folder
         of_preset = found.setdefault('unsupervised' if 'unsup' in name else 'supervised', {})
-        if kind is None or 'sup' not in name or kind in of_preset:
+        if kind is None or not name or kind in of_preset:
             raise UserError(f'{path} is no released model, its name says neither supervised nor unsupervised, or it is '
                             'the second one of its kind; rename it or take it away.')
         of_preset[kind] = path.resolve()
@@ -141,6 +143,7 @@ def draw_check(args: argparse.Namespace) -> Sequence[str]:
     args.db_root, files = args.output / 'data', [args.output.resolve() / name for name in ('moco.pth.tar', 'vit.pth')]
     path = generate(args.db_root / FOLDER, 24, 24, 48) / 'dataset.yml'
     write_text(path, yaml.safe_dump(yaml.safe_load(path.read_text()) | {'classes': list(VOC_CLASSES)}))
+    torch.manual_seed(0)  # a rerun resumes with the same weights
     networks = build_backbone('resnet18'), load_transformer(TINY[-1].partition('=')[2], None).network
     for file, network in zip(files, networks, strict=True):
         save_checkpoint(network.state_dict(), file)

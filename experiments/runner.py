@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from segmentation.metrics import standard_deviation
 from utils.config.keys import schema_keys
 from utils.config.paths import REPOSITORY
 from utils.config.schema import Kmeans, LinearFinetune, Pretrain, PseudoLabels, Retrieval, Run
+from utils.report.folder import fingerprint
 from utils.report.results import read_results, with_spread
 from utils.run.errors import EXIT_STOPPED, UserError, name_some
 from utils.run.files import write_text
@@ -34,11 +36,19 @@ class Step(NamedTuple):
     needs: tuple['Step', ...] = ()
 
     def settings(self) -> list[str]:
-        """What tells it from a step with other settings: its arguments, and those of the steps that it needs."""
-        return [*self.command[1:], *(word for step in self.needs for word in step.settings())]
+        """What tells it from a step with other settings: its arguments, files in them, and those of steps it needs."""
+        paths = [Path(word.partition('=')[2] or word) for word in self.command[1:]]
+        files = [_content(path, path.stat().st_mtime_ns) for path in paths if path.is_absolute() and path.is_file()]
+        return [*self.command[1:], *files, *(word for step in self.needs for word in step.settings())]
 
     def __str__(self) -> str:
         return f'python {" ".join(self.command)}'
+
+
+@cache
+def _content(path: Path, changed: int) -> str:
+    """Of a file as of the time when it was changed."""
+    return str(fingerprint(path))
 
 
 def overrides_of(task: str, given: Sequence[str]) -> list[str]:

@@ -23,8 +23,8 @@ import numpy as np
 
 from experiments.runner import SCRIPTS, Chain, Step, crf_flags, overrides_of
 from segmentation.metrics import standard_deviation
-from utils.config.cli import ArgumentParser
-from utils.config.paths import REPOSITORY
+from utils.config.cli import ArgumentParser, Distinct, at_least
+from utils.config.paths import REPOSITORY, find_file
 from utils.report.results import csv_text, markdown, pivot, with_spread
 from utils.run.errors import UserError
 from utils.run.files import write_text
@@ -82,7 +82,7 @@ class Experiment(Chain):
             if (key := text.partition('=')[0].rpartition('.')[2]) in OWN_KEYS:
                 raise UserError(f'--set {text}: the experiment sets {key} itself; see --db-root, --output, --seeds and '
                                 'the rows of its table.')
-        self.weights = 'imagenet_classification' if args.weights is None else str(args.weights.resolve())
+        self.weights = 'imagenet_classification' if args.weights is None else str(find_file(args.weights))
         self.crf = crf_flags()
         self.classes = {'animals': ()} | ({'all 21': ('eval_classes=[]',)} if all_classes else {})
         self.steps: list[Step] = []
@@ -179,8 +179,9 @@ def experiment_parser(description: str | None, **defaults: Any) -> argparse.Argu
     parser.add_argument('--db-root', type=Path, required=not given, help='folder that holds VOCSegmentation/')
     parser.add_argument('--output', type=Path, required=not given, help='folder of all runs, tables and plots')
     parser.add_argument('--weights', type=Path, help='ImageNet weights with the names of timm, which else fetches them')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3], help='processes can share them out in one '
-                        '--output: the tables of all are those of a last call with all seeds')
+    parser.add_argument('--seeds', type=at_least(0), nargs='+', action=Distinct, default=[1, 2, 3],
+                        help='processes can share them out in one --output: the tables of all are those of a last call '
+                             'with all seeds')
     parser.add_argument('--set', dest='overrides', metavar='[TASK.]KEY=VALUE', nargs='+', action='extend', default=[],
                         help='override a key in every script that has it, or in that of one task alone: '
                              f'{", ".join(SCRIPTS)}, e.g. pretrain.epochs=4 val_size=112')

@@ -216,7 +216,7 @@ class TimmBackbone(nn.Module):
             near = [max(1, round(side / self.stride)) * self.stride for side in images.shape[-2:]]
             raise UserError(f'{self.name} reads patches of {self.stride} px, and images of {images.shape[-2]} x '
                             f'{images.shape[-1]} px are no multiple of that; take e.g. {max(near)} px '
-                            '(augmentation_kwargs.size, train_size, val_size).')
+                            '(augmentation_kwargs.size, train_size, val_size, --input-size).')
         return self.network.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[-1]
 
     def whole(self) -> Any:

@@ -20,15 +20,24 @@ from models.weights import (
     load_strict,
     read_weights,
 )
-from utils.config.keys import schema_keys
 from utils.config.load import as_dict
 from utils.config.paths import find_file
-from utils.config.schema import AugmentationKwargs, Common, LinearFinetune, Prototypes, TrainSaliency
+from utils.config.schema import (
+    AugmentationKwargs,
+    Common,
+    LinearFinetune,
+    ModelKwargs,
+    Pretrain,
+    Prototypes,
+    TrainSaliency,
+)
 from utils.run import distributed
 from utils.run.checkpoint import load_checkpoint
 from utils.run.errors import UserError
 
 log = logging.getLogger(__name__)
+OTHER_KINDS = {'basnet': 'a BASNet (--method basnet takes it)', 'linear': 'a linear model',
+               'backbone': 'a backbone alone'}
 
 
 def initial_weights(p: Common | TrainSaliency, backbone: str) -> Weights | None:
@@ -90,21 +99,27 @@ def pretrained_encoder(path: Path) -> tuple[ContrastiveSegmentationModel, int]:
     """The encoder of a pretraining checkpoint, and the side, pixels, at which whole images look as in its training.
 
     Random crops of an area of s, resized to the crop's side, show objects 1 / sqrt(s) times as large, and s is uniform.
-    A checkpoint without a config is taken for a published one. Raises UserError for another file, and for an encoder
-    without a saliency head.
+    A checkpoint without a config is taken for a published one. Raises UserError for another file, for a damaged config,
+    and for an encoder without a saliency head.
     """
     checkpoint = load_checkpoint(path)
-    weights, config = identify(checkpoint, str(path)), checkpoint.get('config') or {}
-    kwargs = config.get('model_kwargs', {})
-    if weights.kind != 'contrastive' or not kwargs.get('use_classification_head', True):
+    weights = identify(checkpoint, str(path))
+    if weights.kind in OTHER_KINDS:
+        raise UserError(f'{path} is {OTHER_KINDS[weights.kind]}, and no checkpoint of a pretraining, whose saliency '
+                        'head predicts masks; give one of pretrain/main.py.')
+    try:
+        config = dict(checkpoint.get('config') or {})
+        kwargs = ModelKwargs.model_validate(config.get('model_kwargs', {})).model_dump()
+        views = AugmentationKwargs.model_validate(config.get('augmentation_kwargs', {})).model_dump()
+    except (TypeError, ValueError) as error:
+        raise UserError(f'{path} has a damaged config ({error}); give the file as pretrain/main.py wrote it.') from None
+    if not kwargs['use_classification_head']:
         raise UserError(f'{path} has no saliency head, which predicts masks; give the checkpoint of a pretraining with '
                         'model_kwargs.use_classification_head: true.')
-    model = ContrastiveSegmentationModel(config.get('backbone', 'resnet50'), **kwargs)
-    load_into(model, weights)
-    defaults = {name: field.default for name, field in schema_keys(AugmentationKwargs).items()}
-    views = defaults | config.get('augmentation_kwargs', {})
+    model = ContrastiveSegmentationModel(config.get('backbone', Pretrain.model_fields['backbone'].default), **kwargs)
+    load_strict(model, weights, 'a checkpoint without a config is taken for one of a ResNet-50; give another file')
     size, stride = 2 * views['size'] / sum(map(math.sqrt, views['scale'])), model.backbone.stride
-    return model, round(size / stride) * stride
+    return model, max(1, round(size / stride)) * stride
 
 
 def prototype_network(p: Prototypes, model: nn.Module) -> dict[str, Any]:

@@ -181,6 +181,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         'neighbours': draw_rows([[(crops[i], names[i]) for i in row] for row in rows])}
     pictures |= {f'clusters/cluster_{k + 1}': montage([fit(crops[i]) for i in found[:TYPICAL]], COLUMNS)
                  for k, found in members.items()}
+    for old in (output / 'clusters').glob('cluster_*.png'):
+        old.unlink()
     for name, picture in pictures.items():
         save_image(picture, output / f'{name}.png')
     truth = {} if dataset.truth is None else page.class_colours(dataset.classes) | page.IGNORED

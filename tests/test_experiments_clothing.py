@@ -56,11 +56,39 @@ def test_runs_and_tables(machine: Machine, photographs: Path, tmp_path: Path) ->
     assert [(row['setting'], row['seed'], row['overrides']) for row in rows if '8' in row['setting']] == [
         ('8 dimensions', '1', 'model_kwargs.ndim=8'), ('8 dimensions', '2', 'model_kwargs.ndim=8')]
     # a backbone has 2 points more, a pretraining 5
-    gains = {row[2]: row[4] for row in cells(tmp_path / 'out' / 'clothing.md')}
+    gains = {row[2]: row[4] for row in cells(tmp_path / 'out' / 'clothing.md')[2:]}
     assert gains['recipe, pooled'] != gains['recipe'] == gains['8 dimensions'] == '-2.00 ± 0.00 (n = 2)'
     count = len(machine.started)
     clothing.main(call)
     assert len(machine.started) == count
+    clothing.main([*call, '--seeds', '1', '3', '1', '--list'])  # a row stays, whatever a later call is for
+    assert clothing.read_rows(tmp_path / 'out' / 'clothing.csv').keys() == {
+        (row['start'], row['setting'], row['overrides'], row['scored'], int(row['seed'])) for row in rows}
+    machine.fails_at = count + 5  # of seed 3: the initial pretraining and four readings of it
+    with pytest.raises(SystemExit):
+        clothing.main([*call, '--seeds', '3'])
+    kept = clothing.read_rows(tmp_path / 'out' / 'clothing.csv')
+    assert len(kept) == len(rows) + 4
+    assert list(kept)[-4:] == [('imagenet', name, ' '.join(clothing.INITIAL[name]), 'held_out', 3)
+                               for name in clothing.INITIAL]
+
+
+def test_what_has_changed_since_is_refused(machine: Machine, photographs: Path, tmp_path: Path) -> None:  # noqa: F811
+    call = arguments(tmp_path, '--settings', 'recipe', '--seeds', '1', '1')
+    clothing.main(call)
+    assert [name for name, _ in machine.started] == ['main', *['kmeans'] * 4, 'main', 'kmeans']  # one seed
+    (tmp_path / 'w.pth').write_text('other weights')
+    with pytest.raises(UserError, match='holds runs with other settings'):
+        clothing.main(call)
+    (tmp_path / 'out' / 'clothing.csv').write_text('of,another\n1,2\n')
+    with pytest.raises(UserError, match='clothing.csv is not a table of this script'):
+        clothing.main(call)
+    (photographs / 'saliency_unsupervised_model' / 't01.png').unlink()
+    with pytest.raises(UserError, match='is of other lists or masks than .*Clothing has now'):
+        clothing.main(call)
+    (photographs / 'saliency_unsupervised_model').rename(tmp_path / 'masks')
+    with pytest.raises(UserError, match='Clothing has no folder saliency_unsupervised_model; write the masks'):
+        clothing.main(call)
 
 
 @pytest.mark.parametrize('start', clothing.STARTS)

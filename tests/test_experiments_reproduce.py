@@ -171,7 +171,9 @@ def test_the_whole_chain_on_drawn_images(in_process: list[str], tmp_path: Path, 
     assert cost['maskdistill/masks'] == ['1', '-', '-', '-']
     assert float(cost['unsupervised/pretrain'][2]) > 0.1
     assert cost['all that is measured'][0] == '8'
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / 'check').glob('*.pth*')}
     reproduce.main(call)
+    assert drawn == {path.name: path.read_bytes() for path in (tmp_path / 'check').glob('*.pth*')}
     assert in_process == [*names[:5], *names[4:]]
     assert {cells[1] == '-' or cells[2] for cells in table(tmp_path / 'check' / 'table.md').values()} == {'-'}
     assert 'runs are left: rerun' not in capsys.readouterr().out
@@ -209,6 +211,14 @@ def test_released_checkpoints_are_scored(in_process: list[str], tmp_path: Path) 
                                ('unsupervised', 'kmeans', 'Unsupervised.pth.tar')):
         results = json.loads((tmp_path / f'released/{folder}/seed_1/{task}/results.json').read_text())
         assert results[task]['made_with']['weights'] == str(tmp_path / 'files' / name)
+
+
+def test_the_name_of_a_file_counts_before_that_of_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / 'Unsupervised-Semantic-Segmentation'
+    save_released(folder, ('supervised.pth.tar', 'model.pth.tar'))
+    found = reproduce.released_files(tmp_path)
+    assert {preset: path.name for preset, files in found.items() for path in files.values()} == {
+        'supervised': 'supervised.pth.tar', 'unsupervised': 'model.pth.tar'}
 
 
 @pytest.mark.parametrize('names', [('model.pth',), ('a_supervised.pth', 'b_supervised.pth')])

@@ -65,7 +65,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def arguments(folder: Path, *more: str) -> list[str]:
-    return ['--db-root', str(folder / 'db'), '--output', str(folder / 'out'), '--weights', 'w.pth', *more]
+    weights = folder / 'w.pth'
+    weights.touch()
+    return ['--db-root', str(folder / 'db'), '--output', str(folder / 'out'), '--weights', str(weights), *more]
 
 
 def cells(path: Path) -> list[list[str]]:
@@ -82,7 +84,7 @@ def test_baselines_then_pretraining_then_protocols(machine: Machine, tmp_path: P
     assert {config.epochs for name, config in first if name == 'linear_finetune'} == {3}
     assert {config.val_size for name, config in first if name != 'main'} == {64}
     assert {config.seed for name, config in machine.started if name == 'main'} == {1, 2}
-    assert first[0][1].pretraining == str(Path('w.pth').resolve())
+    assert first[0][1].pretraining == str(tmp_path / 'w.pth')
     assert all(config.pretraining.endswith('checkpoint.pth.tar') for name, config in first if name != 'main')
     given = [(config.features, config.saliency) for name, config in first if name == 'kmeans']
     assert given == [('backbone', 'supervised_model'), ('embedding', 'supervised_model'),

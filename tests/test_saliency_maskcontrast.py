@@ -33,7 +33,7 @@ CONFIG = {'backbone': 'resnet18', 'model_kwargs': {'ndim': 4}}
 
 @pytest.mark.parametrize(('views', 'size'), [
     ({'size': 96, 'scale': [0.2, 1.0]}, 136), ({'size': 48, 'scale': [0.5, 1.0]}, 56),
-    ({'size': 64, 'scale': [1, 1]}, 64), ({}, 312)])
+    ({'size': 64, 'scale': [1, 1]}, 64), ({'size': 4, 'scale': [1, 1]}, 8), ({}, 312)])
 def test_objects_look_as_large_as_in_the_crops(checkpoint, views, size) -> None:
     path, _ = checkpoint({**CONFIG, 'augmentation_kwargs': views})
     assert pretrained_encoder(path)[1] == size
@@ -67,16 +67,21 @@ def test_the_command_writes_them(checkpoint, tmp_path: Path) -> None:
     assert (cv2.imread(str(tmp_path / 'masks' / 'a.png'), cv2.IMREAD_UNCHANGED) == 255).all()
 
 
-@pytest.mark.parametrize(('kind', 'sentence'), [
-    ('without a head', 'has no saliency head'), ('linear', 'has no saliency head'),
-    ('published, of a ResNet-18', 'does not fit this model')])
-def test_what_predicts_no_masks_is_refused(checkpoint, kind, sentence) -> None:
-    config = {**CONFIG, 'model_kwargs': {'ndim': 4, 'use_classification_head': False}}
-    if kind == 'without a head':
-        path, _ = checkpoint(config, use_classification_head=False)
-    else:
-        path, _ = checkpoint(None)
-    if kind == 'linear':
-        torch.save({'backbone.a': torch.ones(1), 'decoder.4.weight': torch.ones(1)}, path)
+@pytest.mark.parametrize(('state', 'sentence'), [
+    ({'backbone.a': 1, 'decoder.4.weight': 1}, 'is a linear model'), ({'inconv.weight': 1}, 'is a BASNet .--method'),
+    ({'conv1.weight': 1, 'layer1.0.conv1.weight': 1}, 'is a backbone alone')])
+def test_files_of_other_networks_are_called_by_their_names(tmp_path: Path, state, sentence) -> None:
+    torch.save({name: torch.ones(size) for name, size in state.items()}, tmp_path / 'other.pth')
+    with pytest.raises(UserError, match=sentence):
+        build_source('maskcontrast', weights=tmp_path / 'other.pth')
+
+
+@pytest.mark.parametrize(('config', 'sentence'), [
+    (None, 'does not fit this model .* is taken for one of a ResNet-50'),  # it is of a ResNet-18
+    ({**CONFIG, 'model_kwargs': {'ndim': 4, 'use_classification_head': False}}, 'has no saliency head'),
+    ('resnet18', 'damaged config'), ({**CONFIG, 'model_kwargs': {'ndim': 4, 'dim': 4}}, 'damaged config'),
+    ({**CONFIG, 'augmentation_kwargs': {'size': '96'}}, 'damaged config')])
+def test_what_predicts_no_masks_is_refused(checkpoint, config, sentence) -> None:
+    path, _ = checkpoint(config)
     with pytest.raises(UserError, match=sentence):
         build_source('maskcontrast', weights=path)

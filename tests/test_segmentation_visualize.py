@@ -46,8 +46,11 @@ def test_kmeans_run(run, tmp_path: Path, capsys) -> None:
                                                'class')
     clusters = np.unique(saved.clusters)
     assert sum(len(saved.members(k)) for k in clusters) == 6
-    visualize.main(['--run', str(folder), '--device', 'cpu', '--images', '4'])
     output = folder / 'visualize'
+    (output / 'clusters').mkdir(parents=True)
+    (output / 'clusters' / 'cluster_9.png').touch()  # of an earlier run
+    visualize.main(['--run', str(folder), '--device', 'cpu', '--images', '4'])
+    assert {path.name for path in (output / 'clusters').iterdir()} == {f'cluster_{k + 1}.png' for k in clusters}
     assert f'report.html and {3 + len(clusters)} pictures' in capsys.readouterr().out
     for name in ('map', 'embedding', 'neighbours'):
         assert np.asarray(Image.open(output / f'{name}.png')).std() > 0

@@ -82,6 +82,13 @@ class ConfigParser(ArgumentParser, Generic[S]):
                            options)
 
 
+class Distinct(argparse.Action):
+    """Of several values the equal ones count once."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, list(dict.fromkeys(values)))
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """The type of an option that is a whole number of at least ``least``."""
     def whole_number(text: str) -> int:
