@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 from experiments.distill import SETTINGS, TEACHER, distil
 from experiments.runner import Chain, Step, crf_flags
 from segmentation import table
-from utils.config.cli import ArgumentParser
+from utils.config.cli import ArgumentParser, at_least
 from utils.run.script import run_script
 
 EXACT = 'saliency=supervised_model'  # the exact masks; by default those that the network predicts
@@ -66,7 +66,7 @@ def joined(root: Path) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument('--output', type=Path, default=Path('results/demo'), help='folder of all of it')
-    parser.add_argument('--images', type=int, nargs=2, metavar=('TRAIN', 'VAL'), help='how many to draw')
+    parser.add_argument('--images', type=at_least(10), nargs=2, metavar=('TRAIN', 'VAL'), help='how many to draw')
     parser.add_argument('--set', dest='overrides', metavar='[TASK.]KEY=VALUE', nargs='+', action='extend', default=[],
                         help='override a key in every script that has it, or in that of one task alone')
     args = parser.parse_args(argv)

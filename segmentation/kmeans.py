@@ -123,8 +123,8 @@ def describe_masks(dataset: ImageSet, split: EmbeddedSplit) -> dict[str, Any]:
         if iou < LOW_IOU:
             log.warning('The network predicts other masks than those that these clusters are of: segment new images '
                         'with masks made as these were (segmentation/predict.py --masks), and do not cluster with '
-                        'predicted ones (saliency: network); saliency/predict.py --method maskcontrast predicts better '
-                        'ones, at the size of the training')
+                        'predicted ones (saliency: network)%s', '' if method == 'maskcontrast' else
+                        '; saliency/predict.py --method maskcontrast predicts better ones, at the size of the training')
     return {'mask_method': method, 'mask_iou': iou}
 
 

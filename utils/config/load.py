@@ -108,7 +108,8 @@ def save_config(config: Section, output_dir: str | Path, identity: Sequence[str]
     changes = [f'{name}: {before.get(name, "absent")} -> {after.get(name, "absent")}'
                for name in dict.fromkeys((*after, *before)) if name not in free and before.get(name) != after.get(name)]
     if changes:
-        other = 'root_dir' if 'db_root' in identity else 'output_dir'  # the steps on a folder share its root_dir
+        moved = any(change.startswith('db_root: ') for change in changes)
+        other = 'root_dir' if moved else 'output_dir'  # the steps on a folder share its root_dir
         raise UserError(f'{output_dir} holds results of another config ({name_some(changes, 20)}); '
                         f'choose another {other} (--set {other}=...) or delete the folder.')
     return path
