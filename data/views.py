@@ -15,6 +15,7 @@ from data.transforms import Sample, uniform
 from utils.run.errors import UserError
 
 GREY_WEIGHTS = np.array([[0.2989, 0.587, 0.114]], np.float32)  # of ITU-R BT.601, as torchvision rounds them
+SOLARISED = np.where(np.arange(256) < 128, np.arange(256), 255 - np.arange(256)).astype(np.uint8)  # by grey level
 CUT_OFF = -0.49997  # OpenCV rounds to 8 bits; less almost a half, it cuts the fraction off, as torchvision does
 MIN_FOREGROUND, MAX_FOREGROUND = 0.01, 0.99
 DRAWS, IMAGES = 3, 50  # of views for an image, and of images for a sample
@@ -27,6 +28,7 @@ class Draw(NamedTuple):
     jitter: list[tuple[str, float]]  # the colour changes in their order
     grey: bool
     flip: bool
+    solarise: bool = False
 
 
 class ContrastiveView:
@@ -36,16 +38,18 @@ class ContrastiveView:
     The same draws give what torchvision's v2 transforms on tensors give, to one grey level.
 
     ``size`` is the side of the result, pixels; ``scale`` and ``ratio`` are ranges of the crop's share of the area and
-    of its aspect ratio; ``jitter`` is how far brightness, contrast, saturation and hue may change.
+    of its aspect ratio; ``jitter`` is how far brightness, contrast, saturation and hue may change. With
+    ``solarise_probability``, which is not of the paper but of BYOL (Grill et al., 2020), bright values are inverted.
     """
 
     def __init__(self, size: int = 224, scale: Sequence[float] = (0.2, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3),
                  jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.1), jitter_probability: float = 0.8,
-                 grey_probability: float = 0.2, flip_probability: float = 0.5) -> None:
+                 grey_probability: float = 0.2, flip_probability: float = 0.5,
+                 solarise_probability: float = 0.0) -> None:
         self.size = size
         self.crop, self.jitter = v2.RandomResizedCrop(size, scale=scale, ratio=ratio), v2.ColorJitter(*jitter)
         self.jitter_probability, self.grey_probability = jitter_probability, grey_probability
-        self.flip_probability = flip_probability
+        self.flip_probability, self.solarise_probability = flip_probability, solarise_probability
 
     def draw(self, mask: Array) -> Draw:
         """Draw a view of an image with this mask (H, W) from PyTorch's CPU generator."""
@@ -56,7 +60,8 @@ class ContrastiveView:
             names = [list(COLOUR)[i] for i in drawn['fn_idx'].tolist()]
             jitter = [(name, drawn[f'{name}_factor']) for name in names if drawn[f'{name}_factor'] is not None]
         return Draw((crop['top'], crop['left'], crop['height'], crop['width']), jitter,
-                    grey=uniform(0, 1) < self.grey_probability, flip=uniform(0, 1) < self.flip_probability)
+                    grey=uniform(0, 1) < self.grey_probability, flip=uniform(0, 1) < self.flip_probability,
+                    solarise=self.solarise_probability > 0 and uniform(0, 1) < self.solarise_probability)
 
     def make_mask(self, mask: Array, draw: Draw) -> Array:
         """(H, W) -> (size, size), nearest at pixel centres: the mask does not shift against its image."""
@@ -76,6 +81,8 @@ class ContrastiveView:
             view = COLOUR[name](view, factor)
         if draw.grey:
             view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)  # rounded, as Pillow does
+        if draw.solarise:
+            view = cv2.LUT(view, SOLARISED)
         if draw.flip:
             view = cv2.flip(view, 1)
         planes = np.empty((3, self.size, self.size), np.uint8)

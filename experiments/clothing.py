@@ -36,6 +36,7 @@ INITIAL = {f'initial, {size} px': ('pretrain.epochs=0', 'kmeans.features=backbon
 SETTINGS: dict[str, Sequence[str]] = INITIAL | {  # '[task.]key=value'
     'recipe': (),
     'grey 0.8': ('augmentation_kwargs.grey_probability=0.8',),
+    'solarised 0.2': ('augmentation_kwargs.solarise_probability=0.2',),
     'hue 0.5': ('augmentation_kwargs.jitter=[0.4, 0.4, 0.4, 0.5]',),
     'T 0.1': ('moco_kwargs.T=0.1',),
     'T 0.5': ('moco_kwargs.T=0.5',),
@@ -44,6 +45,7 @@ SETTINGS: dict[str, Sequence[str]] = INITIAL | {  # '[task.]key=value'
     'nothing frozen': ('freeze_layers=false',),
     'backbone frozen': ('freeze_layers=7',),
     'lr 0.01': ('optimizer_kwargs.lr=0.01',),
+    'lr 0.01, pooled': ('optimizer_kwargs.lr=0.01', 'kmeans.features=backbone'),
     '12 epochs': ('pretrain.epochs=12',),
     '30 epochs': ('pretrain.epochs=30',),
     '128 px': ('augmentation_kwargs.size=128', 'kmeans.val_size=296'),

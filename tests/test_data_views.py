@@ -87,6 +87,9 @@ def test_probabilities_at_their_ends() -> None:
     grey, _ = made(grey_probability=1)
     assert torch.equal(grey, grey[:1].expand(3, -1, -1))
     assert not torch.equal(grey, plain)
+    solarised, _ = made(solarise_probability=1)
+    assert torch.equal(solarised, functional.solarize(plain, threshold=128))
+    assert not torch.equal(solarised, plain)
 
 
 def test_the_image_is_left_as_it_is() -> None:

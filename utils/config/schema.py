@@ -58,6 +58,7 @@ class AugmentationKwargs(Section):
     jitter_probability: float = key(0.8, 'probability of the colour jitter', ge=0, le=1)
     grey_probability: float = key(0.2, 'probability of turning grey', ge=0, le=1)
     flip_probability: float = key(0.5, 'probability of the horizontal flip', ge=0, le=1)
+    solarise_probability: float = key(0.0, 'probability of inverting bright values; not in the paper', ge=0, le=1)
 
 
 class CrfKwargs(Section):
