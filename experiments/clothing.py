@@ -155,7 +155,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     chain, scored = Chain(args.output, args.output / 'data', args.overrides), 'val' if args.val else 'held_out'
     link_split(args.db_root.resolve() / args.data, chain.db_root / scored, args.val)
     weights = {'imagenet': [f'pretraining={find_file(args.weights)}']} if args.weights else {}
-    runs, rows = [], read_rows(chain.root / 'clothing.csv')
+    runs, path = [], chain.root / 'clothing.csv'
+    read_rows(path)  # another file is refused before anything is trained
     for seed in args.seeds:  # a table after each seed
         chosen = [(start, setting, steps_of(chain, start, setting, seed, scored, weights.get(start, [])))
                   for start in args.start for setting in dict.fromkeys((*INITIAL, *args.settings))]
@@ -167,8 +168,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     overrides = ' '.join((*args.overrides, *SETTINGS[setting]))
                     runs.append(Run(start, setting, overrides, scored, seed, found['mIoU'], found['std'],
                                     found['num_runs'], found['NMI']))
-            rows |= {run[:5]: run for run in runs}
-            write_text(chain.root / 'clothing.csv', csv_text(Run._fields, list(rows.values())))
+            rows = read_rows(path) | {run[:5]: run for run in runs}  # of other processes too
+            write_text(path, csv_text(Run._fields, list(rows.values())))
         text = ' '.join(['mIoU in percent', *(['with --set', *args.overrides] if args.overrides else [])])
         write_text(chain.root / 'clothing.md', text := f'{text}\n\n{table(runs)}')
         print(f'\n{text}\nWritten to {chain.root}', flush=True)
