@@ -266,3 +266,10 @@ def test_ablations_of_nothing_finished(machine: Machine, tmp_path: Path) -> None
     ablations.main([*small, '--list'])
     assert [row[1] for row in cells(tmp_path / 'out' / 'ablations.md')[2:]] == ['backbone', 'embedding', '0.1', '0.2']
     assert (tmp_path / 'out' / 'ablations.png').exists()
+
+
+def test_a_seed_counts_once(tmp_path: Path) -> None:
+    parser = voc_animals.experiment_parser('one line')
+    assert parser.parse_args(arguments(tmp_path, '--seeds', '2', '1', '2')).seeds == [2, 1]
+    with pytest.raises(UserError, match='-1 is too small; give at least 0'):
+        parser.parse_args(arguments(tmp_path, '--seeds=-1'))
