@@ -105,11 +105,11 @@ def save_config(config: Section, output_dir: str | Path, identity: Sequence[str]
     defaults = {name: field.default for name, field in keys.items() if not field.is_required()}
     before, after = ({name: json.dumps(value, ensure_ascii=False, default=str) for name, value in values.items()}
                      for values in (defaults | flat(old), flat(as_dict(config))))
-    changes = [f'{name}: {before.get(name, "absent")} -> {after.get(name, "absent")}'
-               for name in dict.fromkeys((*after, *before)) if name not in free and before.get(name) != after.get(name)]
-    if changes:
-        moved = any(change.startswith('db_root: ') for change in changes)
-        other = 'root_dir' if moved else 'output_dir'  # the steps on a folder share its root_dir
+    changed = [name for name in dict.fromkeys((*after, *before))
+               if name not in free and before.get(name) != after.get(name)]
+    if changed:
+        changes = [f'{name}: {before.get(name, "absent")} -> {after.get(name, "absent")}' for name in changed]
+        other = 'root_dir' if 'db_root' in changed else 'output_dir'  # the steps on a folder share its root_dir
         raise UserError(f'{output_dir} holds results of another config ({name_some(changes, 20)}); '
                         f'choose another {other} (--set {other}=...) or delete the folder.')
     return path
