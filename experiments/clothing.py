@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 from data.voc import random_share, read_ids
 from experiments.runner import Chain, Step, mean_with_spread, overrides_of
 from experiments.voc_animals import experiment_parser
-from utils.config.paths import REPOSITORY, find_file
+from utils.config.paths import REPOSITORY
 from utils.report.results import csv_text, markdown
 from utils.run.errors import UserError
 from utils.run.files import write_text
@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     chain, scored = Chain(args.output, args.output / 'data', args.overrides), 'val' if args.val else 'held_out'
     link_split(args.db_root.resolve() / args.data, chain.db_root / scored, args.val)
-    weights = {'imagenet': [f'pretraining={find_file(args.weights)}']} if args.weights else {}
+    weights = {'imagenet': [f'pretraining={args.weights}']} if args.weights else {}
     runs, path = [], chain.root / 'clothing.csv'
     read_rows(path)  # another file is refused before anything is trained
     for seed in args.seeds:  # a table after each seed

@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 from experiments.runner import Chain, Step, mean_with_spread
 from experiments.voc_animals import experiment_parser
 from segmentation.engine import BEST
-from utils.config.paths import find_file
 from utils.report.results import csv_text, markdown
 from utils.run.errors import UserError
 from utils.run.files import write_text
@@ -86,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             shared = [*shared, f'pretraining={steps[1].folder}/checkpoint.pth.tar']
         else:
             configs, given, data = PHOTOGRAPHS, (), [f'train_db_name={args.data}']
-            shared += [f'val_db_name={args.data}', *([f'pretraining={find_file(weights)}'] if weights else [])]
+            shared += [f'val_db_name={args.data}', *([f'pretraining={weights}'] if weights else [])]
         teacher = chain.step('kmeans', f'{configs}/kmeans.yml', f'clusters-{seed}', [*shared, *given], tuple(steps))
         students = {name: distil(chain, configs, teacher, SETTINGS[name], shared, data) for name in args.settings}
         chain.run([*steps, teacher, *itertools.chain(*students.values())], list_only=args.list)

@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'{args.released} holds no checkpoint (*.pth, *.pth.tar); put the released ones there.')
     args.output = args.output / ('check' if args.check else 'released' if released else '')
     if args.weights:
-        args.overrides = [f'pretrain.pretraining={find_file(args.weights)}', *args.overrides]
+        args.overrides = [f'pretrain.pretraining={args.weights}', *args.overrides]
     vit = draw_check(args) if args.check else ('--backbone', 'timm/vit_small_patch16_224.dino')
     if not (released or args.moco or {*presets} <= {'supervised', 'paper_60_epochs'}):
         raise UserError('unsupervised and maskdistill start from MoCo v2; fetch its weights, '

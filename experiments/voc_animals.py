@@ -82,7 +82,7 @@ class Experiment(Chain):
             if (key := text.partition('=')[0].rpartition('.')[2]) in OWN_KEYS:
                 raise UserError(f'--set {text}: the experiment sets {key} itself; see --db-root, --output, --seeds and '
                                 'the rows of its table.')
-        self.weights = 'imagenet_classification' if args.weights is None else str(find_file(args.weights))
+        self.weights = 'imagenet_classification' if args.weights is None else str(args.weights)
         self.crf = crf_flags()
         self.classes = {'animals': ()} | ({'all 21': ('eval_classes=[]',)} if all_classes else {})
         self.steps: list[Step] = []
@@ -178,7 +178,8 @@ def experiment_parser(description: str | None, **defaults: Any) -> argparse.Argu
     parser, given = ArgumentParser(description), 'output' in defaults
     parser.add_argument('--db-root', type=Path, required=not given, help='folder that holds VOCSegmentation/')
     parser.add_argument('--output', type=Path, required=not given, help='folder of all runs, tables and plots')
-    parser.add_argument('--weights', type=Path, help='ImageNet weights with the names of timm, which else fetches them')
+    parser.add_argument('--weights', type=find_file,
+                        help='ImageNet weights with the names of timm, which else fetches them')
     parser.add_argument('--seeds', type=at_least(0), nargs='+', action=Distinct, default=[1, 2, 3],
                         help='processes can share them out in one --output: the tables of all are those of a last call '
                              'with all seeds')
