@@ -56,6 +56,7 @@ def test_commands_parse(page: str, words: list[str], monkeypatch: pytest.MonkeyP
         load(self, args, f'db_root={ROOT}', **more)
         raise KeyboardInterrupt
 
+    monkeypatch.setattr('experiments.voc_animals.find_file', Path)  # the pages name files that their readers have
     monkeypatch.setattr(ArgumentParser, 'parse_args', parsed)
     monkeypatch.setattr(ConfigParser, 'load', loaded)
     with pytest.raises(KeyboardInterrupt):
