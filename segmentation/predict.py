@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_image(legend(classes), args.output / 'legend.png')
         write_names(args.output / MAPS / LABEL_NAMES, classes, labels=len(classes))
 
-    todo: Iterable[Frame] = run.todo(progress(frames, 'prediction', total), args.batch_size)
+    todo: Iterable[Frame] = run.todo(progress(frames, 'prediction', total), args.batch_size, folder)
     no_mask = f'no mask in {folder}'
     todo = todo if folder is None else with_mask(todo, folder, no_mask)
     # while one image is refined, the next waits

@@ -1,5 +1,7 @@
 """Masks of new images: of the source that the clusters' have, in a folder, or given; with and without saliency head."""
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +97,29 @@ def test_new_images_get_masks_as_those_of_the_clusters(own: Path, tmp_path: Path
         given(image, mask=mask[:20])
     with pytest.raises(UserError, match='^these clusters need the mask of each image; give mask=, or load them with'):
         given(image)
+
+
+def test_what_is_older_than_its_image_or_mask_is_told(own: Path, tmp_path: Path, capsys) -> None:
+    images, masks = shutil.copytree(own / 'photos' / 'images', tmp_path / 'images'), tmp_path / 'masks'
+    shutil.copytree(own / 'photos' / 'saliency_masks', masks)
+
+    def told() -> tuple[bool, list[str]]:
+        predict.main(['--images', str(images), '--output', str(tmp_path / 'out'), '--masks', str(masks), '--device',
+                      'cpu', '--model', str(own / 'results' / 'kmeans' / 'clusters.pth.tar')])
+        return ('there already, 0 left out; 2 of those there are older than their image or mask: delete them and rerun'
+                in capsys.readouterr().out), (tmp_path / 'out' / 'report.txt').read_text().splitlines()[1:]
+
+    assert [told(), told()] == [(False, [])] * 2
+    for path in (tmp_path / 'out' / 'predictions').rglob('*.png'):
+        os.utime(path, (0, path.stat().st_mtime - 1000))
+    for path in [*images.rglob('*.*'), *masks.rglob('*.*')]:
+        if path.name not in ('c.png', 'b.png'):  # these two are as after a copy of another one
+            os.utime(path, (0, path.stat().st_mtime - 2000))
+    (images / 'sub' / 'b.png').touch()
+    assert told() == (True, [f'older than its image or mask: {name}' for name in ('c.jpg', 'sub/b.png')])
+    for name in ('c', 'sub/b'):
+        (tmp_path / 'out' / 'predictions' / f'{name}.png').unlink()
+    assert told() == (False, [])
 
 
 @pytest.mark.parametrize('lost', ['size', 'fingerprint', 'centres'])

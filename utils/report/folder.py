@@ -70,7 +70,7 @@ class FolderRun:
 
     def __init__(self, output: Path, place: str, images: Path, result: str, **settings: Any) -> None:
         self.output, self.results, self.result = output, output / place, result
-        self.settings = {'images': str(images.resolve()), **settings}
+        self.settings, self.images = {'images': str(images.resolve()), **settings}, images
         self.written = self.existing = self.missing = 0
         inside, around = output.resolve(), images.resolve()
         nested = around.is_dir() and (around in inside.parents or inside in around.parents)
@@ -82,7 +82,7 @@ class FolderRun:
                 self._open()
         if not (output / ROWS).is_dir():
             raise UserError(f'--output {output} must be one folder that all machines share.')
-        self.left_out = self.rows('left_out')  # image: why it has no result
+        self.left_out, self.outdated = self.rows('left_out'), self.rows('outdated')  # (image, why); (image,)
 
     def _open(self) -> None:
         lock_folder(self.output)
@@ -107,13 +107,24 @@ class FolderRun:
     def has(self, name: Path) -> bool:
         return self.path_of(name).is_file()
 
-    def todo(self, frames: Iterable[tuple[Path, Item]], size: int) -> Iterator[tuple[Path, Item]]:
-        """The (name, ...) of this process's share, whole batches of ``size``, that have no result yet."""
+    def todo(self, frames: Iterable[tuple[Path, Item]], size: int,
+             masks: Path | None = None) -> Iterator[tuple[Path, Item]]:
+        """The (name, ...) of this process's share, whole batches of ``size``, that have no result yet.
+
+        Takes note of results that are older than their image, or than their mask in the folder ``masks``.
+        """
+        folder = self.images.is_dir()
         for frame in distributed.share(frames, size):
-            if self.has(frame[0]):
-                self.existing += 1
-            else:
+            name = frame[0]
+            if not self.has(name):
                 yield frame
+                continue
+            image = self.images / name if folder else self.images
+            sources = [image] if masks is None else [image, masks / name.with_suffix('.png')]
+            with suppress(FileNotFoundError):  # removed meanwhile
+                if max(path.stat().st_mtime for path in sources) > self.path_of(name).stat().st_mtime:
+                    self.outdated.add(name.as_posix())
+            self.existing += 1
 
     def collect(self, results: Iterable[tuple[Path, str]]) -> None:
         """Take note of each (name, why it has no result, '' if it has one)."""
@@ -125,7 +136,8 @@ class FolderRun:
 
     def join(self) -> bool:
         """Wait until all processes have done their shares, and add up; whether this is the main one, alone now."""
-        self.left_out.file.close()
+        for rows in (self.left_out, self.outdated):
+            rows.file.close()
         counts = distributed.gather_objects((self.written, self.existing, self.missing), patient=True)
         self.written, self.existing, self.missing = map(sum, zip(*counts, strict=True))
         return distributed.leave()
@@ -173,6 +185,8 @@ class FolderRun:
         counts = {'images': images, f'{self.result}s_written': self.written, f'{self.result}s_existing': self.existing}
         summary = (f'{images} images: {self.written} {self.result}s written, {self.existing} there already, '
                    f'{left} left out')
+        if older := sum(1 for _ in self.outdated):
+            summary += f'; {older} of those there are older than their image or mask: delete them and rerun'
 
         def report() -> Iterator[str]:
             yield json.dumps({'settings': self.settings, **counts, 'left_out': {}}, indent=2).removesuffix('}\n}')
@@ -184,6 +198,8 @@ class FolderRun:
             yield summary + '\n'
             for name, reason in reasons():
                 yield '\\n'.join(f'left out: {name}: {reason}'.splitlines()) + '\n'
+            for name, in self.outdated:
+                yield '\\n'.join(f'older than its image or mask: {name}'.splitlines()) + '\n'
 
         write_text(self.output / REPORT, report())
         write_text(self.output / 'report.txt', lines())
