@@ -153,13 +153,15 @@ def draw_check(args: argparse.Namespace) -> Sequence[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = experiment_parser(__doc__, db_root=Path('datasets'), output=Path('results/reproduce'), seeds=[1])
-    parser.add_argument('--preset', nargs='+', choices=(*PRESETS, 'all'), default=['supervised'], help='what to run')
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument('--preset', nargs='+', choices=(*PRESETS, 'all'), default=['supervised'], help='what to run')
+    what.add_argument('--released', type=Path, metavar='DIR',
+                      help='score the checkpoints of a folder, whose names say supervised or unsupervised, with the '
+                           'first of --seeds')
     parser.add_argument('--moco', type=Path, help='weights of MoCo v2, moco_v2_800ep_pretrain.pth.tar, from which all '
                                                   'but supervised and paper_60_epochs start, and retrieval')
     parser.add_argument('--finetune', nargs='+', default=[], help='fine-tune with shares of the labels', choices=[
         of['share'] for of in PRESETS['supervised']['steps'].values() if 'share' in of])
-    parser.add_argument('--released', type=Path, metavar='DIR',
-                        help='score the checkpoints of a folder, whose names say supervised or unsupervised')
     parser.add_argument('--check', action='store_true', help='the same chain on drawn images, in minutes')
     args = parser.parse_args(argv)
     presets, released = PRESETS if 'all' in args.preset else args.preset, {}

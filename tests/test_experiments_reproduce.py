@@ -228,6 +228,8 @@ def test_a_file_that_tells_not_which_it_is(tmp_path: Path, names: tuple[str, ...
         reproduce.main(['--released', str(tmp_path / 'files'), '--output', str(tmp_path)])
     with pytest.raises(UserError, match='holds no checkpoint'):
         reproduce.main(['--released', str(tmp_path / 'absent'), '--output', str(tmp_path)])
+    with pytest.raises(UserError, match='^argument --preset: not allowed with argument --released; see --help.$'):
+        reproduce.main(['--released', str(tmp_path / 'files'), '--preset', 'all'])
 
 
 def test_no_room_is_told_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
