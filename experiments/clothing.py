@@ -5,8 +5,9 @@
 
 K-means with 20 clusters, 25 runs a seed, on precomputed masks; no label is read before scoring. Settings are compared
 on a random tenth of the training list that no training sees. --val is for what has been chosen by it: it trains on the
-whole list and scores val. Each setting differs in one thing from the recipe, configs/clothing/<start>. Runs that are
-finished are not run again. Writes clothing.csv, to which each seed of a setting adds a row, and clothing.md.
+whole list and scores val. Each setting differs in one thing from the recipe, configs/clothing/<start>, or from it with
+its backbone frozen. Runs that are finished are not run again. Writes clothing.csv, to which each seed of a setting adds
+a row, and clothing.md.
 """
 import csv
 import io
@@ -37,6 +38,8 @@ SETTINGS: dict[str, Sequence[str]] = INITIAL | {  # '[task.]key=value'
     'recipe': (),
     'grey 0.8': ('augmentation_kwargs.grey_probability=0.8',),
     'solarised 0.2': ('augmentation_kwargs.solarise_probability=0.2',),
+    'solarised 0.2, pooled': ('augmentation_kwargs.solarise_probability=0.2', 'kmeans.features=backbone'),
+    'solarised 0.5': ('augmentation_kwargs.solarise_probability=0.5',),
     'hue 0.5': ('augmentation_kwargs.jitter=[0.4, 0.4, 0.4, 0.5]',),
     'T 0.1': ('moco_kwargs.T=0.1',),
     'T 0.5': ('moco_kwargs.T=0.5',),
@@ -49,6 +52,10 @@ SETTINGS: dict[str, Sequence[str]] = INITIAL | {  # '[task.]key=value'
     '12 epochs': ('pretrain.epochs=12',),
     '30 epochs': ('pretrain.epochs=30',),
     '128 px': ('augmentation_kwargs.size=128', 'kmeans.val_size=296'),
+    'backbone frozen, solarised 0.2': ('freeze_layers=7', 'augmentation_kwargs.solarise_probability=0.2'),
+    'backbone frozen, 32 dimensions': ('freeze_layers=7', 'model_kwargs.ndim=32'),
+    'backbone frozen, 12 epochs': ('freeze_layers=7', 'pretrain.epochs=12'),
+    'backbone frozen, 128 px': ('freeze_layers=7', 'augmentation_kwargs.size=128', 'kmeans.val_size=296'),
     'scored at 96 px': ('kmeans.val_size=96',),
     'recipe, pooled': ('kmeans.features=backbone',),
     'recipe, whitened': ('kmeans.whiten=true',),
