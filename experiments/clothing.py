@@ -54,6 +54,8 @@ SETTINGS: dict[str, Sequence[str]] = INITIAL | {  # '[task.]key=value'
     '128 px': ('augmentation_kwargs.size=128', 'kmeans.val_size=296'),
     'backbone frozen, solarised 0.2': ('freeze_layers=7', 'augmentation_kwargs.solarise_probability=0.2'),
     'backbone frozen, 32 dimensions': ('freeze_layers=7', 'model_kwargs.ndim=32'),
+    'backbone frozen, 32 dimensions, solarised 0.2': (
+        'freeze_layers=7', 'model_kwargs.ndim=32', 'augmentation_kwargs.solarise_probability=0.2'),
     'backbone frozen, 12 epochs': ('freeze_layers=7', 'pretrain.epochs=12'),
     'backbone frozen, 128 px': ('freeze_layers=7', 'augmentation_kwargs.size=128', 'kmeans.val_size=296'),
     'scored at 96 px': ('kmeans.val_size=96',),
