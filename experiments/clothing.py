@@ -56,7 +56,11 @@ SETTINGS: dict[str, Sequence[str]] = INITIAL | {  # '[task.]key=value'
     'backbone frozen, 32 dimensions': ('freeze_layers=7', 'model_kwargs.ndim=32'),
     'backbone frozen, 32 dimensions, solarised 0.2': (
         'freeze_layers=7', 'model_kwargs.ndim=32', 'augmentation_kwargs.solarise_probability=0.2'),
+    'backbone frozen, 32 dimensions, solarised 0.2, whitened': (
+        'freeze_layers=7', 'model_kwargs.ndim=32', 'augmentation_kwargs.solarise_probability=0.2',
+        'kmeans.whiten=true'),
     'backbone frozen, 12 epochs': ('freeze_layers=7', 'pretrain.epochs=12'),
+    'backbone frozen, 12 epochs, whitened': ('freeze_layers=7', 'pretrain.epochs=12', 'kmeans.whiten=true'),
     'backbone frozen, 128 px': ('freeze_layers=7', 'augmentation_kwargs.size=128', 'kmeans.val_size=296'),
     'scored at 96 px': ('kmeans.val_size=96',),
     'recipe, pooled': ('kmeans.features=backbone',),
