@@ -50,8 +50,9 @@ SETTINGS: dict[str, Sequence[str]] = INITIAL | {  # '[task.]key=value'
     'lr 0.01': ('optimizer_kwargs.lr=0.01',),
     'lr 0.01, pooled': ('optimizer_kwargs.lr=0.01', 'kmeans.features=backbone'),
     '12 epochs': ('pretrain.epochs=12',),
-    '30 epochs': ('pretrain.epochs=30',),
     '128 px': ('augmentation_kwargs.size=128', 'kmeans.val_size=296'),
+    '224 px, 60 epochs': ('augmentation_kwargs.size=224', 'pretrain.epochs=60', 'train_batch_size=64',  # for a GPU
+                          'kmeans.val_size=512'),
     'backbone frozen, solarised 0.2': ('freeze_layers=7', 'augmentation_kwargs.solarise_probability=0.2'),
     'backbone frozen, 32 dimensions': ('freeze_layers=7', 'model_kwargs.ndim=32'),
     'backbone frozen, 32 dimensions, solarised 0.2': (
