@@ -34,8 +34,11 @@ def classes_of_clusters(clusters: np.ndarray, classes: np.ndarray, num_clusters:
     """
     known = classes >= 0
     counts = confusion_matrix(classes[known], clusters[known], num_classes, num_clusters)
-    met = np.array(list(dict.fromkeys(classes[known].tolist())) + sorted({*range(num_classes)} - {*classes.tolist()}))
-    return met[match_clusters(counts[met], by=np.asarray)]
+    order = np.arange(num_classes)
+    if num_clusters > num_classes:
+        met = list(dict.fromkeys(classes[known].tolist()))
+        order = np.array(met + sorted({*range(num_classes)} - {*met}))
+    return order[match_clusters(counts[order], by=np.asarray)]
 
 
 def confident(images: np.ndarray, scores: np.ndarray, least: float, keep_best: bool = True) -> np.ndarray:

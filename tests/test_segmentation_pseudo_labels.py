@@ -9,11 +9,13 @@ import timm
 import torch
 import yaml
 from PIL import Image
+from sklearn.cluster import MiniBatchKMeans
 
 from data.coco import read_instances
 from models.transformer import FrozenTransformer
-from segmentation import kmeans
+from segmentation import clustering, kmeans
 from segmentation import pseudo_labels as script
+from segmentation.mask_labels import classes_of_clusters, standardise
 from segmentation.pseudo_labels import box_feature, read_clusters
 from tests import golden_transformers as inputs
 from tests.colours import MIDDLE, ColourModel, results, runner, write_image, write_lists
@@ -50,14 +52,19 @@ def test_features_of_boxes(transformer: FrozenTransformer) -> None:
         box_feature(transformer, photos['2008_000001'], (5, 5, 0.2, 3))
 
 
-def test_features_of_the_published_script(transformer: FrozenTransformer) -> None:
+def test_clusters_of_the_published_script(transformer: FrozenTransformer, monkeypatch) -> None:
     golden = GOLDENS['cluster_script']
-    sizes = [(40 + i % 5, 48 + i % 7) for i in range(10)]
+    sizes = [(40 + i % 5, 48 + i % 7) for i in range(60)]
     features = np.stack([box_feature(transformer, inputs.colour_photo(f'2009_{i:06d}', 7 * i % 20, h, w),
                                      (4, 4, w - 8, h - 8)) for i, (h, w) in enumerate(sizes)])
-    np.testing.assert_allclose(np.linalg.norm(features, axis=1), golden['feature_norms'], atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(features[:10], axis=1), golden['feature_norms'], atol=1e-3)
     steps = [features[0, ::step][:8] for step in range(1, 49)]
     assert any(np.allclose(values, golden['feature_0'], atol=1e-4) for values in steps)
+    monkeypatch.setattr(clustering, 'MiniBatchKMeans', lambda *args, n_init, **kwargs: MiniBatchKMeans(
+        *args, n_init=1, **kwargs))  # what the script's call means to the scikit-learn of its figures
+    found = clustering.kmeans(standardise(features), 20, 1234)
+    labels = classes_of_clusters(found.ids, np.array(golden['true_ids']), 20, 20)
+    assert labels[found.ids].tolist() == golden['category_ids']
 
 
 COLOURS = [(label, f'{name}_{i}') for label, name in ((1, 'red'), (2, 'green'), (3, 'blue')) for i in range(3)]
