@@ -34,10 +34,8 @@ def classes_of_clusters(clusters: np.ndarray, classes: np.ndarray, num_clusters:
     """
     known = classes >= 0
     counts = confusion_matrix(classes[known], clusters[known], num_classes, num_clusters)
-    order = np.arange(num_classes)
-    if num_clusters > num_classes:
-        met = list(dict.fromkeys(classes[known].tolist()))
-        order = np.array(met + sorted({*range(num_classes)} - {*met}))
+    met = classes[known].tolist() if num_clusters > num_classes else []
+    order = np.array([*dict.fromkeys([*met, *range(num_classes)])])
     return order[match_clusters(counts[order], by=np.asarray)]
 
 
