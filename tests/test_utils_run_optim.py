@@ -58,3 +58,26 @@ def test_the_first_step_with_a_momentum_of_zero_is_pytorchs() -> None:
             parameter.grad = gradient.clone()
             optimizer.step()
         assert torch.equal(ours, reference)
+
+
+@pytest.mark.parametrize('orders', [(torch.channels_last, torch.contiguous_format),
+                                    (torch.contiguous_format, torch.channels_last)])
+@pytest.mark.parametrize('name', ['sgd', 'adam'])
+def test_a_run_goes_on_in_another_memory_order(name: str, orders: tuple[torch.memory_format, ...]) -> None:
+    torch.manual_seed(0)
+    weights, gradients = torch.randn(6, 5, 3, 3), torch.randn(4, 6, 5, 3, 3)
+
+    def train(first: torch.memory_format, last: torch.memory_format) -> torch.Tensor:
+        kept, state = weights, None
+        for order, steps in ((first, gradients[:2]), (last, gradients[2:])):
+            parameter = torch.nn.Parameter(kept.clone(memory_format=order))
+            optimizer = build_optimizer(name, [parameter], 0.1)
+            if state is not None:
+                optimizer.load_state_dict(state)
+            for gradient in steps:
+                parameter.grad = gradient.clone(memory_format=order)
+                optimizer.step()
+            kept, state = parameter.detach(), optimizer.state_dict()
+        return kept
+
+    assert torch.allclose(train(*orders), train(orders[1], orders[1]), atol=1e-6)

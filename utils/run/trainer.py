@@ -48,13 +48,24 @@ def build_optimizer(name: str, parameters: Iterable[nn.Parameter] | Iterable[dic
     trained = [{**group, 'params': [p for p in group['params'] if p.requires_grad]} for group in groups]
     # one pass over the memory; on a GPU scaling then waits at no step
     fused = all(p.device.type in ('cpu', 'cuda') for group in trained for p in group['params']) or None
+    optimizer: torch.optim.Optimizer
     if name == 'adam':
-        return torch.optim.Adam(trained, lr, weight_decay=weight_decay, fused=fused)
-    assert name == 'sgd', name
-    sgd = torch.optim.SGD(trained, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused)
-    if momentum:
-        sgd.register_step_pre_hook(_start_momentum)
-    return sgd
+        optimizer = torch.optim.Adam(trained, lr, weight_decay=weight_decay, fused=fused)
+    else:
+        assert name == 'sgd', name
+        optimizer = torch.optim.SGD(trained, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused)
+        if momentum:
+            optimizer.register_step_pre_hook(_start_momentum)
+    optimizer.register_load_state_dict_post_hook(_order_as_parameters)
+    return optimizer
+
+
+def _order_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    # The fused kernels read memory in order, whatever the strides: of a run with the other channels_last they would
+    # give each weight the momentum of another.
+    for p, state in optimizer.state.items():
+        state.update({name: torch.empty_like(p, dtype=value.dtype).copy_(value)
+                      for name, value in state.items() if torch.is_tensor(value) and value.shape == p.shape})
 
 
 def _start_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
