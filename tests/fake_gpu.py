@@ -119,7 +119,7 @@ def tensors_of(tree: Any) -> list[Tensor]:
 class Watch(TorchDispatchMode):
     """Records what the code asks of the device, by 'kind, file:function'.
 
-    waits: where the host would wait for the device.
+    waits: where the host would wait for the device; copied: bytes that come to the host in tensors.
     unpinned: copies to the device that are staged in memory that is not pinned.
     collectives: what is sent between processes; refused: what NCCL would not take.
     launches: operations on the device that are neither views nor allocations.
@@ -136,12 +136,12 @@ class Watch(TorchDispatchMode):
     def reset(self) -> None:
         """Count anew, but for what is on the device."""
         self.waits, self.unpinned, self.collectives, self.refused = Counter(), Counter(), Counter(), Counter()
-        self.launches, self.peak = 0, self.live
+        self.launches, self.peak, self.copied = 0, self.live, 0
 
     def record(self) -> dict[str, Any]:
         """What was counted since the last ``reset``."""
         return {'waits': dict(self.waits), 'unpinned': dict(self.unpinned), 'collectives': dict(self.collectives),
-                'refused': dict(self.refused), 'launches': self.launches, 'peak': self.peak}
+                'refused': dict(self.refused), 'launches': self.launches, 'peak': self.peak, 'copied': self.copied}
 
     def wait(self, kind: str) -> None:
         self.waits[f'{kind}, {where()}'] += 1
@@ -214,6 +214,7 @@ class Watch(TorchDispatchMode):
     def _copy(self, source: Tensor, target: Tensor, non_blocking: bool) -> None:
         if on_gpu(source) and target.device.type == 'cpu':
             self.wait('copy to the CPU')
+            self.copied += source.nbytes
         elif on_gpu(target) and source.device.type == 'cpu':
             as_it_is = source.dtype == target.dtype and (source.is_contiguous() or source.stride() == target.stride())
             if source.untyped_storage() not in self.pinned or not as_it_is:

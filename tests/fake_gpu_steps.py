@@ -33,6 +33,7 @@ from pretrain import losses as pretrain_losses
 from pretrain.losses import saliency_loss
 from pretrain.maskcontrast import MaskContrast
 from saliency import basnet as saliency_basnet
+from saliency import transformer as saliency_transformer
 from saliency.basnet import BASNet, BASNetSaliency
 from segmentation import engine as segmentation_engine
 from segmentation import objects as embedding
@@ -199,6 +200,21 @@ def basnet_prediction() -> Record:
         return watch.record()
 
 
+def transformer_masks(count: int = 1) -> Record:
+    """Up to ``count`` masks of an image of 40 x 54 patches, of queries and keys as ViT-S has them; a product or two."""
+    def once(operator: Any, v0: np.ndarray, **_: Any) -> tuple[None, np.ndarray]:
+        return None, operator.matvec(v0)[:, None]
+
+    with fictitious_gpu() as watch, patch.object(saliency_transformer, 'eigsh', once):
+        query, keys = torch.empty(6, 64, device=GPU), torch.empty(6, 40 * 54, 64, device=GPU)
+        watch.reset()
+        if count > 1:
+            saliency_transformer.mask_cut(keys, (40, 54), count)
+        else:
+            saliency_transformer.salient_patches(query, keys, (40, 54))
+        return watch.record()
+
+
 def known() -> Record:
     """Two launches; a view and an allocation are none; at most two of three tensors of 4 MiB live at a time."""
     with fictitious_gpu() as watch:
@@ -218,7 +234,8 @@ SCENES = {
     'linear classifier': lambda: linear('bf16'), 'fine-tuning': lambda: linear('fp16', whole=True),
     'BASNet': lambda: basnet('fp16'), 'validation': validation, 'prediction': prediction, 'prototypes': prototypes,
     'prototypes of components': lambda: prototypes(features='backbone', from_network=False, min_component=0.01),
-    'prediction of BASNet': basnet_prediction, 'known': known}
+    'prediction of BASNet': basnet_prediction, 'mask of a transformer': transformer_masks,
+    'MaskCut': lambda: transformer_masks(3), 'known': known}
 
 
 def on_the_cpu(scores: Tensor, masks: Tensor) -> Tensor:

@@ -80,6 +80,13 @@ def test_an_evaluation_waits_for_nothing_but_its_results(records: dict, scene: s
     assert (record['waits'], record['unpinned']) == (waits, unpinned)
 
 
+@pytest.mark.parametrize(('scene', 'most'), [('mask of a transformer', 1), ('MaskCut', 12)])
+def test_the_affinity_of_patches_stays_on_the_device(records: dict, scene: str, most: int) -> None:
+    record = records['scenes'][scene]
+    assert 'error' not in record
+    assert 0 < record['copied'] <= most * 40 * 54  # bytes; an affinity of all with all has 4 * (40 * 54) ** 2
+
+
 @pytest.mark.parametrize('plant', FOUND)
 def test_a_planted_defect_is_found(records: dict, plant: str) -> None:
     kind, text = FOUND[plant]
