@@ -1,5 +1,6 @@
 """Whitening and K-means on prototypes, the matching of clusters to classes, and its scores."""
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from sklearn.utils import gen_batches
 from segmentation.metrics import iou_matrix, iou_of
 from utils.run.errors import UserError, name_some
 
+log = logging.getLogger(__name__)
 DIMENSIONS = 32
 BACKGROUND = 'background'
 EMPTY = 1e-9  # share of the greatest variance below which a direction holds rounding alone
@@ -101,6 +103,14 @@ def silhouette(points: np.ndarray, clusters: np.ndarray, seed: int) -> float:
         points, clusters = points[chosen], clusters[chosen]
     usable = 2 <= len(np.unique(clusters)) < len(points)
     return float(silhouette_score(points, clusters)) if usable else float('nan')
+
+
+def best_count(points: np.ndarray, runs: Mapping[int, Clustering], seed: int) -> tuple[int, dict[int, float]]:
+    """The number of clusters whose run has the highest ``silhouette``, of equals the first, and that of each number."""
+    silhouettes = {count: silhouette(points, run.ids, seed) for count, run in runs.items()}
+    for count, value in silhouettes.items():
+        log.info('Silhouette of %d clusters is %.3f', count, value)
+    return max(runs, key=lambda count: np.nan_to_num(silhouettes[count], nan=-2)), silhouettes
 
 
 def match_clusters(confusion: np.ndarray, matching: str = 'majority',

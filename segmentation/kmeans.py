@@ -26,7 +26,7 @@ from data.loaders import evaluation_loader, identity, open_images
 from data.transforms import resize_mask
 from models.build import build_prototype_model, prototype_network
 from segmentation.cluster_model import CLUSTERS, NAMES, ClusterModel, renew_names
-from segmentation.clustering import cluster, match_clusters, merge_clusters, score_clusters, silhouette
+from segmentation.clustering import best_count, cluster, match_clusters, merge_clusters, score_clusters
 from segmentation.metrics import iou_of, made_with_network, standard_deviation
 from segmentation.objects import KEPT, MASKS, EmbeddedSplit, embed_split, save_masks, unpack
 from utils.config.cli import ConfigParser
@@ -196,10 +196,7 @@ def explore(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray 
                               'objects with a mask', p.whiten)
     best = {k: min(runs[k], key=lambda run: run.inertia) for k in sorted(runs)}
     # of the prototypes themselves: whitening makes the directions of noise as long as the others
-    silhouettes = {k: silhouette(prototypes, run.ids, p.seed) for k, run in best.items()}
-    for k, value in silhouettes.items():
-        log.info('Silhouette of %d clusters is %.3f', k, value)
-    count = max(best, key=lambda k: np.nan_to_num(silhouettes[k], nan=-2))  # of equals the smallest
+    count, silhouettes = best_count(prototypes, best, p.seed)
     found, ids = best[count], np.full(len(split), -1)
     ids[objects] = found.ids
     sizes = np.bincount(found.ids, minlength=count).tolist()

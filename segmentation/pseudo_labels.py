@@ -29,7 +29,7 @@ from models.build import build_prototype_model, initial_weights
 from models.transformer import FrozenTransformer, load_transformer
 from models.weights import fingerprint
 from segmentation.cluster_model import ClusterModel
-from segmentation.clustering import kmeans, nearest_centre, placeholders, require_known, silhouette
+from segmentation.clustering import best_count, kmeans, nearest_centre, placeholders, require_known
 from segmentation.engine import report_scores
 from segmentation.mask_labels import classes_of_clusters, cluster_confidence, confident, label_map, standardise
 from segmentation.metrics import confusion_matrix
@@ -142,9 +142,7 @@ def cluster_masks(p: PseudoLabels, dataset: ImageSet, device: torch.device) -> M
     else:
         points = standardise(np.array(features))
         runs = {count: kmeans(points, count, p.seed, unit='masks') for count in p.candidates or [p.num_clusters]}
-        silhouettes = {count: silhouette(points, run.ids, p.seed) for count, run in runs.items()}
-        log.info('Silhouettes: %s', ', '.join(f'{value:.3f} of {k} clusters' for k, value in silhouettes.items()))
-        count = max(runs, key=lambda k: np.nan_to_num(silhouettes[k], nan=-2))
+        count, _ = best_count(points, runs, p.seed)
         ids, centres, class_of, names = runs[count].ids, runs[count].centres, np.arange(count), placeholders(count)
         if dataset.truth is not None:
             class_of = classes_of_clusters(ids, np.array(classes), count, len(dataset.classes) - 1)

@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from data.voc import read_names
+from segmentation import clustering
 from segmentation import kmeans as script
 from segmentation.cluster_model import ClusterModel, renew_names
 from segmentation.clustering import Whitening, silhouette
@@ -127,7 +128,7 @@ def test_best_of_several_runs_and_objects_without_a_mask(tmp_path: Path, monkeyp
     assert np.isnan(silhouette(many, rare.astype(int), 0))
     assert silhouette(many + 9 * (many[:, :1] > 0), (many[:, 0] > 0).astype(int), 0) > 0.7
     values = {1: float('nan'), 5: 0.5, 3: 0.5, 7: 0.1}
-    monkeypatch.setattr(script, 'silhouette', lambda points, ids, seed: values[len(set(ids))])
+    monkeypatch.setattr(clustering, 'silhouette', lambda points, ids, seed: values[len(set(ids))])
     clusters, _, silhouettes = explore(tmp_path, points, list(values))
     assert (len(clusters.centres), silhouettes) == (3, {'1': None, '3': 0.5, '5': 0.5, '7': 0.1})
 
