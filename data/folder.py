@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from data.files import drop_duplicates, find_files, find_images, keep_complete
 from data.image_set import ImageSet, random_rank
 from data.images import ImageFileError
-from data.voc import LABEL_NAMES, VOID, check_layout, keep_labelled, label_digest, read_names, read_truth
+from data.voc import LABEL_NAMES, check_layout, keep_labelled, label_digest, read_names, read_truth, scored_classes
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
 from utils.run.parallel import in_threads
@@ -91,11 +89,9 @@ class FolderDataset(ImageSet):
         if names is None:
             raise UserError(f'{label_maps / LABEL_NAMES} is missing, which names the labels of an unlabelled image '
                             'folder; make the label maps with pseudo_labels.py.')
-        self.truth, self.classes = label_maps, tuple(dict.fromkeys(names))  # labels of one name are one class
-        table = np.full(256, VOID, np.uint8)
-        table[:len(names)] = [*map(self.classes.index, names)]
-        self.layers.insert(0, ('semseg', label_maps, partial(read_truth, num_classes=len(names), table=table,
-                                                             named=label_maps / LABEL_NAMES)))
+        self.truth, (self.classes, table) = label_maps, scored_classes(names)
+        read = partial(read_truth, num_classes=len(names), table=table, named=label_maps / LABEL_NAMES)
+        self.layers.insert(0, ('semseg', label_maps, read))
         self.ids = keep_complete(label_maps, {name: [Path(f'{name}.png')] for name in self.ids},
                                  f'images in {self.images} have no label map in {label_maps}',
                                  'make them with pseudo_labels.py')

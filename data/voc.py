@@ -74,16 +74,16 @@ def check_names(names: Sequence[str], classes: Sequence[str], key: str) -> None:
                         f'{", ".join(classes)}.')
 
 
-def scored_classes(classes: Sequence[str], names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+def scored_classes(classes: Sequence[str], names: Sequence[str] = ()) -> tuple[tuple[str, ...], np.ndarray]:
     """The background, class 0, and the classes of ``names`` (none: all), and a lookup table (256,) uint8 to their ids.
 
-    There all others are 255. Raises UserError for an unknown name.
+    There all others are 255, and labels of one name are one class. Raises UserError for an unknown name.
     """
     check_names(names, classes, 'eval_classes')
-    kept = [i for i, name in enumerate(classes) if i == 0 or name in names or not names]
+    kept = tuple(dict.fromkeys(name for name in classes if name in names or not names or name == classes[0]))
     table = np.full(256, VOID, np.uint8)
-    table[kept] = range(len(kept))
-    return tuple(classes[i] for i in kept), table
+    table[:len(classes)] = [kept.index(name) if name in kept else VOID for name in classes]
+    return kept, table
 
 
 def read_list(path: Path) -> list[str]:
