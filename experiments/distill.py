@@ -32,11 +32,11 @@ SETTINGS = {'all masks': (1.0, 'ce', 1), 'confidence': (0.8, 'ce', 1), 'OHEM': (
 # first network predicts on the training split, after a CRF
 
 
-def distil(chain: Chain, configs: str, teacher: Step, setting: tuple[float, str, int], shared: Sequence[str],
-           data: Sequence[str] = ()) -> list[Step]:
+def distil(chain: Chain, configs: str, teacher: Step, setting: tuple[float, str, int],
+           shared: Sequence[str]) -> list[Step]:
     """The steps from a teacher, a run of kmeans.py, to a network; the last one's results are those of the network.
 
-    Of the folder ``configs``; ``shared`` overrides are for all steps, ``data`` for the network.
+    Of the folder ``configs``, with ``shared`` overrides.
     """
     confidence, loss, rounds = setting
     maps = chain.step('pseudo_labels', f'{configs}/pseudo_labels.yml', f'maps-{confidence}-{teacher.folder}', [
@@ -44,7 +44,7 @@ def distil(chain: Chain, configs: str, teacher: Step, setting: tuple[float, str,
     steps, labels, config = [maps], f'{maps.folder}/label_maps', f'{configs}/distill.yml'
     for number in range(1, rounds + 1):
         folder = f'{loss}-{confidence}-round-{number}-{teacher.folder}'
-        given = [*shared, *data, f'label_maps={labels}', f'loss={loss}']
+        given = [*shared, f'label_maps={labels}', f'loss={loss}']
         steps.append(chain.step('linear', config, folder, given, (steps[-1],)))
         if number < rounds:
             best = '--state-dict', str(chain.root / folder / BEST), '--crf-postprocess'
@@ -74,20 +74,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if (args.data is None) != (args.db_root is None):
         raise UserError('--data and --db-root go together; give both, or neither for drawn images.')
-    chain = Chain(args.output, args.db_root or args.output / 'data', args.overrides, 'configs/demo/env.yml')
-    drawing, weights = Step('data', ('experiments/shapes.py', '--output', str(chain.db_root / 'Shapes'))), args.weights
+    configs, given = (DRAWN, TEACHER) if args.data is None else (PHOTOGRAPHS, ())
+    named = {'train_db_name': args.data, 'val_db_name': args.data, 'pretraining': args.weights}
+    chain = Chain(args.output, args.db_root or args.output / 'data',
+                  [*(f'{key}={value}' for key, value in named.items() if value), *args.overrides], f'{DRAWN}/env.yml')
+    drawing = Step('data', ('experiments/shapes.py', '--output', str(chain.db_root / 'Shapes')))
     scores: dict[tuple[str, int], tuple[float, ...]] = {}
     for seed in args.seeds:  # a table after each seed
-        steps, shared, data = list[Step](), [f'seed={seed}'], list[str]()
+        steps, shared = list[Step](), [f'seed={seed}']
         if args.data is None:
-            configs, given = DRAWN, TEACHER
             steps = [drawing, chain.step('pretrain', f'{DRAWN}/pretrain.yml', f'pretrain-{seed}', shared, (drawing,))]
             shared = [*shared, f'pretraining={steps[1].folder}/checkpoint.pth.tar']
-        else:
-            configs, given, data = PHOTOGRAPHS, (), [f'train_db_name={args.data}']
-            shared += [f'val_db_name={args.data}', *([f'pretraining={weights}'] if weights else [])]
         teacher = chain.step('kmeans', f'{configs}/kmeans.yml', f'clusters-{seed}', [*shared, *given], tuple(steps))
-        students = {name: distil(chain, configs, teacher, SETTINGS[name], shared, data) for name in args.settings}
+        students = {name: distil(chain, configs, teacher, SETTINGS[name], shared) for name in args.settings}
         chain.run([*steps, teacher, *itertools.chain(*students.values())], list_only=args.list)
         for name, student in students.items() if not args.list else ():
             found = chain.results(teacher)['kmeans'], chain.results(student[-1])['distilled']
