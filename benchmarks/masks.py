@@ -6,7 +6,8 @@
 DIR/VOCSegmentation, or the data set --data of DIR, is in the VOC layout. A kind of masks is the NAME of its folder
 saliency_NAME, or a folder of masks under the names of the images. Void pixels do not count; an image without a mask, or
 with an empty one, counts as 0. Shown are all images whose ground truth has an object, and those of each list --split.
---time N masks N drawn images of 375x500 by --method unsupervised on one core.
+--time N masks N drawn images of 375x500 on one core, by --method unsupervised and by --method transformer with a random
+ViT-S/16, whose input is 640x864: the time in its network is told from the time in all else.
 """
 import statistics
 import sys
@@ -18,15 +19,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
 import cv2
+import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.prediction import draw
 from data.images import Photograph, fit_to_photograph, read_image, read_labels, read_mask
 from data.transforms import mask_iou
 from data.voc import VOID, read_ids
+from models.transformer import load_transformer
+from saliency.sources import MaskSource
+from saliency.transformer import TransformerSaliency
 from saliency.unsupervised import unsupervised_saliency
 from utils.config.cli import ArgumentParser
 from utils.report.results import markdown
+from utils.run.devices import Precision
 from utils.run.errors import UserError
 from utils.run.parallel import available_cores, in_threads
 from utils.run.script import run_script
@@ -87,18 +93,31 @@ def rows(root: Path, masks: Sequence[str], splits: Sequence[str]) -> list[Sequen
     return table
 
 
-def seconds_an_image(count: int) -> list[float]:
-    """Of --method unsupervised on drawn images, on one core."""
-    taken = []
+def seconds_an_image(count: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Of each way to make masks of drawn images, on one core: in the network, and in all else."""
+    network = load_transformer('timm/vit_small_patch16_224', None)
+    ways: dict[str, MaskSource] = {
+        'unsupervised': unsupervised_saliency,
+        **{f'transformer, {most} an image at most': TransformerSaliency(network, Precision(torch.device('cpu')),
+                                                                        masks_per_image=most) for most in (1, 3)}}
+    clock: list[float] = []  # when the network began and ended
+    network.register_forward_pre_hook(lambda *_: clock.append(time.perf_counter()))
+    network.register_forward_hook(lambda *_: clock.append(time.perf_counter()))
+    seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ways}
     cv2.setNumThreads(1)
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
         images = [read_image(path) for path in draw(Path(folder), count)]
-        unsupervised_saliency(images[:1])  # warm up
-        for image in images:
-            start = time.perf_counter()
-            unsupervised_saliency([image])
-            taken.append(time.perf_counter() - start)
-    return taken
+        for name, way in ways.items():
+            way(images[:1])  # warm up
+            for image in images:
+                clock.clear()
+                start = time.perf_counter()
+                way([image])
+                whole, inside = time.perf_counter() - start, sum(clock[1::2]) - sum(clock[::2])
+                seconds[name][0].append(inside)
+                seconds[name][1].append(whole - inside)
+    return seconds
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -107,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--data', default='VOCSegmentation', help='data set below --db-root (default: %(default)s)')
     parser.add_argument('--masks', nargs='+', default=[], metavar='NAME_OR_DIR')
     parser.add_argument('--split', nargs='+', default=[], help='lists, of sets/, to score by themselves too')
-    parser.add_argument('--time', type=int, metavar='N', help='time --method unsupervised on N drawn images')
+    parser.add_argument('--time', type=int, metavar='N', help='time two methods on N drawn images')
     args = parser.parse_args(argv)
     if (args.db_root is None or not args.masks) and (args.time or 0) < 1:
         raise UserError('there is nothing to do; give --db-root and --masks, or --time N of at least 1.')
@@ -115,9 +134,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         head, *lines = rows(args.db_root / args.data, args.masks, args.split)
         print(markdown(head, lines), end='')
     if args.time:
-        taken = seconds_an_image(args.time)
-        print(f'unsupervised, {len(taken)} drawn images of 375 x 500 on one core: median '
-              f'{statistics.median(taken):.3f} s, maximum {max(taken):.3f} s')
+        print(f'{args.time} drawn images of 375 x 500 on one core, seconds an image (median, maximum):')
+        table = [[name, *(f'{statistics.median(part):.3f}, {max(part):.3f}' if any(part) else '-' for part in parts)]
+                 for name, parts in seconds_an_image(args.time).items()]
+        print(markdown(('masks', 'network', 'all else'), table), end='')
 
 
 if __name__ == '__main__':
