@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,6 +93,12 @@ def worker(rank: int, store: str, folder: str, gather: bool, kind: str) -> None:
     assert distributed.any_process(rank == 1)
     assert not distributed.any_process(False)
     assert distributed.largest(rank, -rank) == [1, 0]
+    statistics = method.model_q.backbone.bn1.running_mean
+    own = statistics.cpu().clone()
+    with Trainer.at_once(SimpleNamespace(save=lambda: None, model=method, _signal=None)):  # type: ignore[arg-type]
+        mains = distributed.gather_objects(own)[0]
+        assert torch.equal(statistics.cpu(), mains)
+    assert torch.equal(own, mains) == (rank == 0)
     torch.save(steps, Path(folder) / f'{rank}.pt')
     distributed.leave()
 

@@ -133,6 +133,12 @@ def parallel(module: nn.Module) -> nn.Module:
     return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
+def share_buffers(module: nn.Module) -> None:
+    """Give all processes the buffers of the main one: each has running statistics of its own."""
+    for value in module.buffers() if world_size() > 1 else ():
+        dist.broadcast(value, src=0)
+
+
 def random_order(batch: int, device: torch.device) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """A random order of the images of all processes, the same on each, and the one that undoes it; None for one."""
     if world_size() == 1:

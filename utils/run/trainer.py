@@ -241,8 +241,9 @@ class Trainer:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Save, then a block that a signal ends at once: an evaluation, which can be done again."""
+        """Save, then a block that a signal ends at once: an evaluation of what is saved, which can be done again."""
         self.save()
+        distributed.share_buffers(self.model)
         with handled(stop_at_once, *SIGNALS):
             if self._signal is not None:
                 stop(self._signal)
