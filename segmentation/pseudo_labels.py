@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--coco', help='COCO file that names the images of --results')
     args = parser.parse_args(argv)
     p = parser.load(args)
-    device = start(p, 1, __file__, argv, identity(p, p.val_db_name))
+    device = start(p, 0, __file__, argv, identity(p, p.val_db_name))
     dataset = open_images(p, p.val_db_name, p.val_split, bool(p.truth_boxes) or (None if p.with_labels else False),
                           p.saliency if p.results is None else None, skip=True)
     if p.results is None or p.coco is None:

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help='folder of the label maps; default: predictions/ of the output directory')
     args = parser.parse_args(argv)
     p = parser.load(args)
-    start(p, 1, __file__, argv)
+    start(p, 0, __file__, argv)
     dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
     folder = args.predictions or Path(p.output_dir) / 'predictions'
     confusion, names = offline_confusion(dataset, folder)

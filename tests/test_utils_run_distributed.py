@@ -316,6 +316,17 @@ def test_evaluation_in_two_processes_is_that_of_one(runner: Runner) -> None:
     assert one == two
 
 
+@pytest.mark.parametrize(('script', 'config'), [('pseudo_labels', 'pseudo_labels'),
+                                                ('score_predictions', 'linear_finetune')])
+def test_what_works_alone_is_not_started_twice(runner: Runner, script: str, config: str) -> None:
+    code, _, err = finish(start(
+        '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(ROOT / f'segmentation/{script}.py'),
+        '--config_env', 'configs/demo/env.yml', '--config_exp', f'configs/demo/{config}.yml', '--set',
+        f'db_root={runner.db_root}', f'root_dir={runner.root_dir}', 'pretraining=none', 'features=backbone'))
+    assert code == 1, err  # the launcher's own
+    assert err.count(f'error: {script}.py works in one process; start it without torchrun.') == 1
+
+
 def test_a_mistake_is_told_once(runner: Runner) -> None:
     code, _, err = finish(start(*command(runner, 'pretrain/main.py', 'output_dir=odd', 'train_batch_size=3'),
                                 '--nproc', '2'))

@@ -95,7 +95,7 @@ def run_script(main: Callable[[], None]) -> None:
 def _leave_job(code: int, message: str) -> None:
     """End one of several processes at once: the first that fails speaks for all, and others may be dead."""
     first = distributed.first_to_fail()
-    if code == 1:  # another process may be dead: the launcher tells so, and ends this one meanwhile
+    if code == 1 or not first:  # the launcher ends this one meanwhile: another may be dead, or is to speak first
         time.sleep(LAUNCHER)
     if first and message:
         print(message.rstrip(), file=sys.stderr)

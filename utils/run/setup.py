@@ -59,8 +59,11 @@ def start(p: Run, nproc: int | None, script: str, argv: Sequence[str] | None,
 def start_job(nproc: int | None, device_name: str, script: str, argv: Sequence[str] | None) -> torch.device:
     """``start_processes``, and in each join the others; the device of this one.
 
-    Raises UserError if the device is not there, or none for several processes.
+    ``nproc`` is 0 for a script that works alone. Raises UserError if it is one of several processes, if the device is
+    not there, or none for several processes.
     """
+    if nproc == 0 and distributed.is_launched():
+        raise UserError(f'{Path(script).name} works in one process; start it without torchrun.')
     device = pick_device(device_name)
     start_processes(nproc, device, script, argv)
     if distributed.is_launched():
@@ -84,7 +87,7 @@ def start_processes(nproc: int | None, device: torch.device, script: str, argv: 
     UserError if the number does not fit the machine, and SystemExit after the processes, with the code of one that
     failed, which has said why itself.
     """
-    if 'RANK' in os.environ:
+    if 'RANK' in os.environ or nproc == 0:
         return
     gpus = torch.cuda.device_count() if device.type == 'cuda' else 0
     count = nproc or max(1, gpus)
