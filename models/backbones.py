@@ -106,13 +106,18 @@ class DilatedResNet(nn.Sequential):
 
 
 def find_timm(backbone: str) -> tuple[ModuleType, str]:
-    """The library timm, and NAME of 'timm/NAME'. Raises UserError: it is not installed, or has no such network."""
+    """The library timm, and NAME of 'timm/NAME'. Raises UserError: it is not installed, or lacks this network or tag."""
     try:
         import timm
     except ImportError as error:
         raise UserError(f'backbone: {TIMM}... needs the library timm ({error}); pip install timm') from error
     name = backbone.removeprefix(TIMM)
-    if not timm.is_model(name):
+    try:
+        timm.models.get_pretrained_cfg(name)
+        known = timm.is_model(name)
+    except RuntimeError:  # of a wrong tag
+        known = False
+    if not known:
         close = get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()], 1)
         raise UserError(f'timm {timm.__version__} has no network {name}; '
                         + (f'did you mean {TIMM}{close[0]}?' if close else 'timm.list_models() lists its names.'))
@@ -270,7 +275,7 @@ def timm_weights(backbone: str) -> Weights:
                         f'({name_some([TIMM + tag for tag in tags]) or "there is none"}), or pretraining to a path.')
     with downloading(backbone, config.hf_hub_id or config.url):
         state = timm.create_model(name, pretrained=True).state_dict()
-    return Weights('backbone', {'': state}, f'timm {name}')
+    return Weights('backbone', {'': state}, backbone)
 
 
 def freeze_layers(backbone: DilatedResNet | TimmBackbone, stages: bool | int = True) -> None:

@@ -15,6 +15,7 @@ from models.backbones import IMAGENET, TIMM, TimmBackbone, find_timm
 from models.weights import Weights, load_strict
 from utils.run.errors import UserError
 
+log = logging.getLogger(__name__)
 logging.getLogger('timm.layers.pos_embed').setLevel(logging.WARNING)  # else it tells of each new size
 OTHER = f'choose another vision transformer, e.g. {TIMM}vit_small_patch16_224.dino.'
 NEAR = 0.1  # added to the number of positions a side, as DINO's own code does against rounding
@@ -48,8 +49,9 @@ class FrozenTransformer(nn.Module):
     def __init__(self, network: Any, name: str, pos_embed: str = 'dino', mean: Sequence[float] = IMAGENET[0],
                  std: Sequence[float] = IMAGENET[1]) -> None:
         super().__init__()
-        if getattr(network, 'cls_token', None) is None or not hasattr(network, 'set_input_size'):
-            raise UserError(f'{name} has no class token over a grid of patches; {OTHER}')
+        if (getattr(network, 'cls_token', None) is None or not hasattr(network, 'set_input_size')
+                or isinstance(network.norm, nn.Identity) or hasattr(network.patch_embed, 'backbone')):
+            raise UserError(f'{name} has no class token, with a norm of its own, over a grid of patches; {OTHER}')
         self.network, self.name, self.pos_embed = network.eval().requires_grad_(False), name, pos_embed
         self.patch: tuple[int, int] = tuple(network.patch_embed.patch_size)
         self.trained, self.trained_grid = network.pos_embed, network.patch_embed.grid_size
@@ -90,10 +92,16 @@ class FrozenTransformer(nn.Module):
 
 
 def load_transformer(backbone: str, weights: Weights | None, pos_embed: str = 'dino') -> FrozenTransformer:
-    """timm/<name> with weights of DINO's or timm's names, None: random ones. Raises UserError for those of another."""
+    """timm/<name> with weights of DINO's or timm's names, None: random ones. Raises UserError for those of another.
+
+    Weights in a file under a name without a tag get the mean and standard deviation of ImageNet, as DINO's do.
+    """
     (timm, name), loaded = find_timm(backbone), TimmBackbone(backbone)
-    network = timm.create_model(name, num_classes=0)
-    transformer = FrozenTransformer(network, backbone, pos_embed, loaded.mean, loaded.std)
+    colours = loaded.mean, loaded.std  # of those that timm has under that name
+    if weights is not None and weights.source != backbone and '.' not in name and colours != IMAGENET:
+        log.info('%s is taken to want colours as DINO does; %s.TAG tells of other weights', weights.source, backbone)
+        colours = IMAGENET
+    transformer = FrozenTransformer(timm.create_model(name, num_classes=0), backbone, pos_embed, *colours)
     if weights is not None:
         load_strict(loaded, loaded.fit(weights))
         transformer.network.load_state_dict(loaded.network.state_dict())

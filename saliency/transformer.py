@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from data.transforms import normalize
 from models.transformer import FrozenTransformer, Tokens
-from utils.run.devices import Precision
+from utils.run.devices import Precision, tf32
 from utils.run.errors import UserError
 
 CONNECTED, APART = 0.15, 1e-5  # MaskCut: cosine above which two patches belong together; weight of those that do not
@@ -129,6 +129,7 @@ class TransformerSaliency:
         with self.precision.autocast():
             return self.transformer(self.precision.to_device(torch.stack(inputs)))
 
+    @tf32(False)
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(H, W, 3) uint8 each -> (H, W) uint8 object numbers, 0 outside."""
         patch, resized, inputs = self.transformer.patch, [], []

@@ -141,6 +141,8 @@ def test_timms_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_that_timm_lacks() -> None:
+    with pytest.raises(UserError, match='did you mean timm/vit_small_patch16_224.dino?'):
+        TimmBackbone('timm/vit_small_patch16_224.dinov1')
     with pytest.raises(UserError, match='did you mean timm/mobilenetv3_small_050'):
         TimmBackbone('timm/mobilenetv3_smal_050')
     with pytest.raises(UserError, match='neither an output stride of 8 nor patches'):

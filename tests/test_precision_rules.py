@@ -3,17 +3,20 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 import models.segmentation
 import segmentation.objects
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
+from models.transformer import FrozenTransformer
 from saliency.basnet import BASNetSaliency
+from saliency.transformer import TransformerSaliency
 from segmentation.segmenter import Segmenter
 from tests.test_pretrain_monitor import run  # noqa: F401  a fixture
 from tests.test_scripts import Runner
 from tests.test_utils_run_trainer import SmallBackbone, small_decoder
-from utils.run.devices import allow_tf32, tf32
+from utils.run.devices import Precision, allow_tf32, tf32
 
 Seen = dict[str, set[tuple[bool, bool, bool]]]
 
@@ -87,3 +90,13 @@ def test_masks_of_basnet_take_tf32_as_validation_does(given: bool, seen: Seen) -
     with tf32(not given):
         BASNetSaliency(Small(3, 1, 1), torch.device('cpu'), 16, given)([np.zeros((20, 30, 3), np.uint8)])
     assert found == [given]
+
+
+def test_masks_of_transformers_go_without_tf32() -> None:
+    found = []
+    network = timm.create_model('test_vit', num_classes=0)
+    source = TransformerSaliency(FrozenTransformer(network, 'timm/test_vit'), Precision(torch.device('cpu')), 32, 1)
+    network.forward_features = lambda images, inner=network.forward_features: found.append(switches()) or inner(images)
+    with tf32(True):
+        source([np.zeros((20, 30, 3), np.uint8)])
+    assert found == [(False, False, False)]

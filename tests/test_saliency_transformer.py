@@ -1,5 +1,6 @@
 """Masks of vision transformers against figures of the published code of MaskDistill."""
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ import saliency.predict as script
 import saliency.transformer
 from data.coco import annotation, outline_objects, write_coco
 from data.images import read_mask, read_objects
-from models.transformer import FrozenTransformer
+from models.backbones import IMAGENET
+from models.transformer import FrozenTransformer, load_transformer
+from models.weights import read_weights
 from saliency.transformer import TransformerSaliency, mask_cut, salient_patches, strongest, to_pixels
 from tests import golden_transformers as inputs
 from tests.golden_inputs import generator
@@ -27,8 +30,6 @@ TINY = GOLDENS['vit']
 def topk_of_torch(monkeypatch):
     """Equal scores in the order of torch.topk, with which these figures were taken; all else is as it is."""
     monkeypatch.setattr(saliency.transformer, 'largest', lambda scores, count: scores.topk(count).indices)
-
-
 
 
 def tiny(**kwargs):
@@ -97,10 +98,19 @@ def test_registers_and_rotary_positions(name, registers):
 
 
 @pytest.mark.parametrize('name', ['vit_base_patch16_siglip_224', 'resnet18', 'swin_tiny_patch4_window7_224',
-                                  'cait_xxs24_224'])
+                                  'cait_xxs24_224', 'eva02_tiny_patch14_224', 'vit_tiny_r_s16_p8_224'])
 def test_networks_without_such_an_attention_are_refused(name):
     with pytest.raises(UserError, match='choose (a|another) vision transformer'):
         TransformerSaliency(FrozenTransformer(timm.create_model(name), name), Precision(torch.device('cpu')))
+
+
+@pytest.mark.parametrize(('name', 'mean'), [('vit_tiny_patch16_224', IMAGENET[0]),
+                                            ('vit_tiny_patch16_224.augreg_in21k', (0.5, 0.5, 0.5))])
+def test_weights_of_a_file_get_the_colours_of_dino_or_of_the_tag(name, mean, tmp_path: Path):
+    torch.save(timm.create_model(name, num_classes=0).state_dict(), tmp_path / 'vit.pth')
+    loaded = load_transformer(f'timm/{name}', read_weights(tmp_path / 'vit.pth', timm=True))
+    assert loaded.mean == mean
+    assert load_transformer(f'timm/{name}', None).mean == (0.5, 0.5, 0.5)
 
 
 def photo_masks(precision='fp32', **kwargs):
