@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from data.files import drop_duplicates, find_files, find_images, keep_complete
 from data.image_set import ImageSet, random_rank
 from data.images import ImageFileError
-from data.voc import LABEL_NAMES, check_layout, keep_labelled, label_digest, read_names, read_truth, scored_classes
+from data.voc import LABEL_NAMES, VOID, check_layout, keep_labelled, label_digest, read_names, read_truth
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
 from utils.run.parallel import in_threads
@@ -62,12 +64,11 @@ class FolderDataset(ImageSet):
         chosen = choose_split(names, split, seed)
         self.files = {name.with_suffix('').as_posix(): name for name in chosen}  # by ID
         self.ids = list(self.files) if masks is None else self._with_mask(masks, names)
-        if label_maps is not None:
-            self._take_labels(label_maps)
-        self._digests: dict[str, bytes] = {}  # of the label maps
+        self._digests: dict[str, tuple[bytes, bool]] = {}  # of the label maps
+        table = None if label_maps is None else self._take_labels(label_maps)
         self.ids = self._sound()
-        if label_maps is not None:
-            keep_labelled(self, map(self._digests.__getitem__, self.ids))
+        if table is not None:
+            keep_labelled(self, map(self._digests.__getitem__, self.ids), table)
         self.left_out = len(chosen) - len(self)
 
     def image_path(self, index: int) -> Path:
@@ -84,17 +85,20 @@ class FolderDataset(ImageSet):
                              f'images in {self.images} have no mask in {masks}',
                              'a mask needs the relative path of its image with .png')
 
-    def _take_labels(self, label_maps: Path) -> None:
+    def _take_labels(self, label_maps: Path) -> np.ndarray:
         names = read_names(label_maps / LABEL_NAMES)
         if names is None:
             raise UserError(f'{label_maps / LABEL_NAMES} is missing, which names the labels of an unlabelled image '
                             'folder; make the label maps with pseudo_labels.py.')
-        self.truth, (self.classes, table) = label_maps, scored_classes(names)
+        self.truth, self.classes = label_maps, tuple(dict.fromkeys(names))  # labels of one name are one class
+        table = np.full(256, VOID, np.uint8)
+        table[:len(names)] = [*map(self.classes.index, names)]
         read = partial(read_truth, num_classes=len(names), table=table, named=label_maps / LABEL_NAMES)
         self.layers.insert(0, ('semseg', label_maps, read))
         self.ids = keep_complete(label_maps, {name: [Path(f'{name}.png')] for name in self.ids},
                                  f'images in {self.images} have no label map in {label_maps}',
                                  'make them with pseudo_labels.py')
+        return table
 
     def _sound(self) -> list[str]:
         """The IDs of images that can be read, with masks of their shape."""

@@ -74,16 +74,16 @@ def check_names(names: Sequence[str], classes: Sequence[str], key: str) -> None:
                         f'{", ".join(classes)}.')
 
 
-def scored_classes(classes: Sequence[str], names: Sequence[str] = ()) -> tuple[tuple[str, ...], np.ndarray]:
+def scored_classes(classes: Sequence[str], names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
     """The background, class 0, and the classes of ``names`` (none: all), and a lookup table (256,) uint8 to their ids.
 
-    There all others are 255, and labels of one name are one class. Raises UserError for an unknown name.
+    There all others are 255. Raises UserError for an unknown name.
     """
     check_names(names, classes, 'eval_classes')
-    kept = tuple(dict.fromkeys(name for name in classes if name in names or not names or name == classes[0]))
+    kept = [i for i, name in enumerate(classes) if i == 0 or name in names or not names]
     table = np.full(256, VOID, np.uint8)
-    table[:len(classes)] = [kept.index(name) if name in kept else VOID for name in classes]
-    return kept, table
+    table[kept] = range(len(kept))
+    return tuple(classes[i] for i in kept), table
 
 
 def read_list(path: Path) -> list[str]:
@@ -139,20 +139,27 @@ def random_share(ids: Sequence[str], share: float, seed: int) -> list[str]:
     return [name for name in ids if name in kept]
 
 
-def label_digest(path: Path, labels: np.ndarray) -> bytes:
-    """Of the file of a label map; b'' if all of its labels are the ignore label."""
-    return hashlib.sha256(path.read_bytes()).digest() if (labels != VOID).any() else b''
+def label_digest(path: Path, labels: np.ndarray) -> tuple[bytes, bool]:
+    """Of the file of a label map, b'' if all of its labels are the ignore label; whether one is not the background."""
+    labels = labels[labels != VOID]
+    return hashlib.sha256(path.read_bytes()).digest() if labels.size else b'', bool(labels.any())
 
 
-def keep_labelled(dataset: ImageSet, digests: Iterable[bytes]) -> None:
-    """Keep the images with a ``label_digest``, and that of all. Raises UserError if there are none."""
-    found = {name: digest for name, digest in zip(dataset.ids, digests, strict=True) if digest}
-    if not found:
-        raise UserError(f'none of the {len(dataset)} label maps in {dataset.truth} has a label; check them.')
+def keep_labelled(dataset: ImageSet, digests: Iterable[tuple[bytes, bool]], table: np.ndarray) -> None:
+    """Keep the images with a ``label_digest``, and that of all. Raises UserError if none is of more than background.
+
+    ``table`` (256,): the class of each label.
+    """
+    found = {name: of_map for name, of_map in zip(dataset.ids, digests, strict=True) if of_map[0]}
+    if not any(objects for _, objects in found.values()):
+        raise UserError(f'none of the {len(dataset)} label maps in {dataset.truth} has a label but background; check '
+                        'them.')
     if len(found) < len(dataset):
         log.info('%d label maps in %s have no label; left out', len(dataset) - len(found), dataset.truth)
     dataset.ids, names = list(found), '\n'.join(found).encode(errors='surrogateescape')
-    dataset.digest = hashlib.sha256(b''.join(found.values()) + names).hexdigest()
+    classes = table[table != VOID]
+    merged = b'' if (classes == range(len(classes))).all() else classes.tobytes()  # labels of one name
+    dataset.digest = hashlib.sha256(b''.join(digest for digest, _ in found.values()) + names + merged).hexdigest()
 
 
 def read_truth(path: Path, num_classes: int, table: np.ndarray, named: Path) -> Drawn:
@@ -196,7 +203,10 @@ class VOCSegmentation(ImageSet):
             if label_maps is not None:
                 files = [label_maps / f'{name}.png' for name in self.ids]
                 keep_labelled(self, in_threads(lambda path: label_digest(path, read(path).values),
-                                               progress(files, 'looking at the label maps', len(files))))
+                                               progress(files, 'looking at the label maps', len(files))), self._table)
+                if names is None:
+                    log.warning('%s has no %s: labels are taken for the classes of %s in their order', label_maps,
+                                LABEL_NAMES, root)
             step = max(1, len(self.ids) // PALETTES)
             if conflict := palette_conflict([self.truth / f'{name}.png' for name in self.ids[::step]]):
                 log.warning('the palettes of the ground truth in %s differ: %s; if the same ids do not mean the same '

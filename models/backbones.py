@@ -106,7 +106,7 @@ class DilatedResNet(nn.Sequential):
 
 
 def find_timm(backbone: str) -> tuple[ModuleType, str]:
-    """The library timm, and NAME of 'timm/NAME'. Raises UserError: it is not installed, or lacks this network or tag."""
+    """The library timm, and NAME of 'timm/NAME'. UserError: it is not installed, or lacks this network or tag."""
     try:
         import timm
     except ImportError as error:

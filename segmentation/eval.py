@@ -18,11 +18,12 @@ from data.loaders import evaluation_loader, identity, label_maps_of, open_images
 from models.build import trained_linear_model
 from models.crf import require_crf
 from models.weights import fingerprint, read_weights
-from segmentation.engine import AGREEMENT, BEST, check_free, read_trained, score, stem
+from segmentation.engine import AGREEMENT, BEST, TRAINED_ON, check_free, read_trained, score, stem
 from segmentation.metrics import made_with
 from utils.config.cli import ConfigParser
 from utils.config.paths import find_file
 from utils.config.schema import LinearFinetune
+from utils.report.results import read_results
 from utils.run.devices import to_device
 from utils.run.errors import UserError
 from utils.run.script import run_script
@@ -64,8 +65,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     loader = evaluation_loader(p, dataset, model.backbone.mean, model.backbone.std,
                                None if args.crf_postprocess else p.num_visualizations)
     to_device(model, device)
-    score(model, loader, dataset, classes, device, p, 'Evaluation', task,
-          made_with(weights, digest, dataset, p.val_size), args.crf_postprocess)
+    made, theirs = made_with(weights, digest, dataset, p.val_size), read_results(weights.parent).get(task, {})
+    theirs = theirs.get('made_with', {})
+    if theirs.get('fingerprint') == digest:
+        made |= {name: theirs[name] for name in TRAINED_ON if name in theirs}
+    score(model, loader, dataset, classes, device, p, 'Evaluation', task, made, args.crf_postprocess)
 
 
 if __name__ == '__main__':

@@ -24,9 +24,10 @@ import numpy as np
 from data.image_set import ImageSet
 from data.loaders import evaluation_loader, identity, open_images
 from data.transforms import resize_mask
+from data.voc import LABEL_NAMES, write_names
 from models.build import build_prototype_model, prototype_network
 from segmentation.cluster_model import CLUSTERS, NAMES, ClusterModel, renew_names
-from segmentation.clustering import best_count, cluster, match_clusters, merge_clusters, score_clusters
+from segmentation.clustering import best_count, cluster, match_clusters, merge_clusters, placeholders, score_clusters
 from segmentation.metrics import iou_of, made_with_network, standard_deviation
 from segmentation.objects import KEPT, MASKS, EmbeddedSplit, embed_split, save_masks, unpack
 from utils.config.cli import ConfigParser
@@ -63,9 +64,12 @@ def cluster_counts(text: str) -> list[int]:
     return list(counts)
 
 
-def write_predictions(output_dir: Path, ids: Sequence[str], split: EmbeddedSplit, labels: np.ndarray,
-                      background: int) -> dict[str, Path]:
-    """Write predictions/ID.png, see ``paint``, and {ID: visualizations/ID.png} of labelled images with pictures."""
+def write_predictions(output_dir: Path, ids: Sequence[str], split: EmbeddedSplit, labels: np.ndarray, background: int,
+                      names: Sequence[str]) -> dict[str, Path]:
+    """Write predictions/ID.png, see ``paint``, and {ID: visualizations/ID.png} of labelled images with pictures.
+
+    ``names`` are those of the labels.
+    """
     drawn = {name: output_dir / 'visualizations' / f'{name}.png'
              for name, pictures in zip(ids, split.pictures, strict=True) if len(pictures) == 2}
 
@@ -75,6 +79,7 @@ def write_predictions(output_dir: Path, ids: Sequence[str], split: EmbeddedSplit
         if name in drawn:
             save_image(panel([*split.pictures[index], prediction], ['image', 'ground truth', 'K-means']), drawn[name])
 
+    write_names(output_dir / 'predictions' / LABEL_NAMES, names, labels=len(names))  # before the maps
     remove_stale(output_dir / 'predictions', ids)
     remove_stale(output_dir / 'visualizations', drawn)
     list(in_threads(write, range(len(ids))))
@@ -251,7 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_arrays(output_dir / 'prototypes.npz', prototypes=split.prototypes, image=split.image,
                 ids=np.array(dataset.ids), clusters=ids, labels=majority, classes=np.array(dataset.classes))
     save_masks(output_dir / MASKS, split.prototypes, split.masks if len(dataset) <= KEPT else [])
-    drawn = write_predictions(output_dir, dataset.ids, split, clusters.labels[ids + 1], int(clusters.labels[0]))
+    drawn = write_predictions(output_dir, dataset.ids, split, clusters.labels[ids + 1], int(clusters.labels[0]),
+                              clusters.classes or placeholders(len(clusters.centres)))
     for task in results.keys() - {'overclustering'}:
         results[task] = {**results[task], 'made_with': made_with_network(network, dataset)}
     merged = save_results(results, output_dir)

@@ -21,7 +21,17 @@ from models.build import build_linear_model, synchronise_batchnorm
 from models.crf import require_crf
 from models.weights import fingerprint, load_strict, read_weights
 from segmentation.clustering import require_known
-from segmentation.engine import AGREEMENT, BEST, DISTILLED, compute_losses, read_trained, score, validate, write_trained
+from segmentation.engine import (
+    AGREEMENT,
+    BEST,
+    DISTILLED,
+    TRAINED_ON,
+    compute_losses,
+    read_trained,
+    score,
+    validate,
+    write_trained,
+)
 from segmentation.metrics import iou_of, made_with, warn_of_shared
 from utils.config.cli import ConfigParser
 from utils.config.schema import LinearFinetune
@@ -52,7 +62,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_set = open_images(p, p.train_db_name, p.train_split, truth=True, share=p.label_share, seed=p.label_seed,
                             label_maps=True)
     classes, labelled = dataset.classes if maps is None else train_set.classes, train_set.ids
-    require_known(classes, dataset.classes)
     model = build_linear_model(p, len(classes))
     if p.sync_batchnorm:
         model = synchronise_batchnorm(model, device)  # before stages are frozen: it makes modules anew
@@ -73,6 +82,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     best = trainer.extra.get('best_miou', -1.0)
 
     named = read_trained(best_path, classes)[1] if trainer.epoch or trainer.step else None
+    if named not in (None, classes):
+        log.info('The labels have other names beside %s than in %s; those beside the model count', best_path, maps)
+    names = classes if named is None or dataset.truth == maps else named
+    require_known(names, dataset.classes)
     if maps and trainer.extra.setdefault('label_maps', train_set.digest) != train_set.digest:
         raise UserError(f'the label maps in {maps} are not those that this training began with; restore them, or '
                         'choose another output_dir.')
@@ -88,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             model.set_train_mode(p.freeze_batchnorm)
             trainer.train_one_epoch(losses)
             with trainer.at_once():
-                miou = float(iou_of(validate(model, val_loader, device, dataset.classes, classes)).mean())
+                miou = float(iou_of(validate(model, val_loader, device, dataset.classes, names)).mean())
             if (miou > best or p.select == 'last') and distributed.is_main():
                 save_checkpoint(model.state_dict(), best_path)
             best = max(best, miou)
@@ -101,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         val_loader = evaluation_loader(p, dataset, mean, std, originals=None)
     made = made_with(best_path, fingerprint(model), dataset, p.val_size)
     if maps is not None:
-        made |= {'label_maps': str(maps), 'label_maps_digest': train_set.digest, 'select': p.select}
-    score(model, val_loader, dataset, classes, device, p, TITLES[task], AGREEMENT if dataset.truth == maps else task,
+        made |= dict(zip(TRAINED_ON, (str(maps), train_set.digest, p.select), strict=True))
+    score(model, val_loader, dataset, names, device, p, TITLES[task], AGREEMENT if dataset.truth == maps else task,
           made, args.crf_postprocess)
 
 

@@ -160,7 +160,12 @@ def detected_masks(p: PseudoLabels, dataset: ImageSet, results: Path, annotation
     if lost := sorted({name for name, entries in of_image.items() if entries} - set(dataset.ids)):
         raise UserError(f'{results} has detections in {name_some(lost)}, which {dataset.root.name} {dataset.split} '
                         'lacks; give those of this split.')
-    found = [(i, entry) for i, name in enumerate(dataset.ids) for entry in of_image.get(name, ())]
+    listed = [(i, entry) for i, name in enumerate(dataset.ids) for entry in of_image.get(name, ())]
+    found = [(i, entry) for i, entry in listed if read_mask(entry)[1].any()]
+    if not found:
+        raise UserError(f'no mask in {results} has a pixel; check them.')
+    if empty := len(listed) - len(found):
+        log.warning('%d of %d masks in %s have no pixel; left out', empty, len(listed), results)
     images, labels, scores = zip(*((i, entry['category_id'] + 1, entry['score']) for i, entry in found), strict=True)
     return Masks(np.array(images), np.array(labels), np.array(scores), LEAST if p.confidence is None else p.confidence,
                  lambda k: read_mask(found[k][1])[1], dataset.classes)
@@ -191,7 +196,6 @@ def write_maps(p: PseudoLabels, dataset: ImageSet, masks: Masks) -> tuple[np.nda
         return 0 if truth is None else confusion_matrix(truth, np.where(labels == VOID, np.uint8(0), labels), classes,
                                                         len(masks.names))
 
-    remove_stale(output / MAPS, ())  # first: a kill must leave no mixture of two clusterings
     remove_stale(output / PICTURES, ())
     confusion = sum(in_threads(write, progress(range(len(dataset)), 'label maps', len(dataset))))
     return np.asarray(confusion), list(drawn.items())
@@ -213,11 +217,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if dataset.truth is not None:
         require_known(masks.names, dataset.classes)
     maps = Path(p.output_dir) / MAPS
-    write_names(maps / LABEL_NAMES, masks.names, labels=len(masks.names))  # first: else labels would be classes
+    remove_stale(maps, ())  # first: a kill must leave no mixture of two clusterings
+    write_names(maps / LABEL_NAMES, masks.names, labels=len(masks.names))  # second: else labels would be classes
     confusion, pictures = write_maps(p, dataset, masks)
     log.info('Label maps: %s', maps)
-    made = {'masks': str(p.results or dataset.masks), 'features': p.features, 'pretraining': p.pretraining,
-            'data': f'{dataset.root.name} {dataset.split}', 'images': len(dataset)}
+    made = {'data': f'{dataset.root.name} {dataset.split}', 'images': len(dataset),
+            'masks': str(p.results or dataset.masks)}
+    if p.results is None:
+        made |= {name: p[name] for name in ('features', 'pretraining', 'backbone', 'val_size', 'clusters')}
     if dataset.truth is not None:
         report_scores(p, 'Pseudo labels', {'pseudo_labels': confusion}, masks.names, dataset.classes, made, pictures)
     else:

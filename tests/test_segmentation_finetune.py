@@ -116,6 +116,7 @@ def test_label_maps_stand_for_the_ground_truth(run, tmp_path: Path, capsys) -> N
     printed = capsys.readouterr().out
     assert '4 of 8 IDs of train have no ground truth in' in printed
     assert '1 label maps in' in printed
+    assert f'{maps} has no classes.yml: labels are taken for the classes of' in printed
     last = load_checkpoint(folder / 'checkpoint.pth.tar')['model']
     best = load_checkpoint(folder / 'best_model.pth.tar')
     assert all(torch.equal(last[f'module.{name}'], value) for name, value in best.items())
@@ -170,6 +171,7 @@ def test_clusters_are_scored_by_their_names_or_matched(run, clusters: Path, tmp_
             load_strict(model := GreyModel(3), weights) or model.eval()))
         segment = Segmenter.load(folder / 'best_model.pth.tar', 'cpu')
     assert results(evaluated)['distilled']['IoU'] == whole
+    assert results(evaluated)['distilled']['made_with'] == results(folder)['distilled']['made_with']
     image = np.asarray(Image.open(tmp_path / 'Colours' / 'images' / 'val_0.jpg'))
     assert segment.classes[segment(image)[12, 12]] == names.split(', ')[2]
     assert segment(image)[12, 12] == (1 if names == 'background, red, red' else 2)
@@ -189,6 +191,10 @@ def test_names_must_be_classes_and_maps_stay_those_of_the_training(run, clusters
     edited = names.read_text()
     run(*DISTILL, output='named')
     assert names.read_text() == edited
+    assert 'those beside the model count' in capsys.readouterr().out
+    entry = results(folder)['distilled']
+    assert (entry['IoU'], entry['made_with'].get('matched')) == ({'background': 100, 'red': 100}, None)
+    assert voc.read_names(folder / 'predictions' / 'classes.yml') == ('background', 'background', 'red')
     labels = np.zeros((32, 32), np.uint8)
     labels[MIDDLE] = 1
     Image.fromarray(labels).save(clusters / 'a.png')
@@ -208,6 +214,19 @@ def test_a_label_map_is_decoded_once_at_the_start(clusters: Path, tmp_path: Path
     assert folder.digest == before
     (clusters / 'a.png').write_bytes((clusters / 'd.png').read_bytes())
     assert VOCSegmentation(tmp_path / 'Colours', 'train', semseg=True, label_maps=clusters).digest != before
+    digests = set()
+    for names in ('background, a, a, b', 'background, a, b, b', 'background, c, c, d'):  # the last: as the first
+        (clusters / 'classes.yml').write_text(f'classes: [{names}]')
+        digests.add(FolderDataset(tmp_path / 'Colours' / 'images', label_maps=clusters).digest)
+    assert len(digests) == 2
+
+
+def test_maps_of_background_alone_are_refused(run, clusters: Path) -> None:
+    for name in 'abcd':
+        Image.fromarray(np.where(np.arange(32) < 9, 255, 0)[None].repeat(32, 0).astype(np.uint8)).save(
+            clusters / f'{name}.png')  # as a mask has it
+    with pytest.raises(UserError, match='none of the 4 label maps in .* has a label but background'):
+        run(*DISTILL)
 
 
 def test_names_that_are_written_anew_are_kept(tmp_path: Path) -> None:

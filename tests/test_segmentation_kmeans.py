@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+from data.voc import read_names
 from models.segmentation import resize
 from segmentation import kmeans as script
 from segmentation.metrics import iou_of
@@ -173,7 +174,14 @@ def test_label_maps_of_removed_images_go(run, tmp_path: Path) -> None:
     write_lists(root, val=names[1:])
     run()
     predictions = tmp_path / 'results' / 'kmeans' / 'predictions'
-    assert sorted(path.stem for path in predictions.iterdir()) == sorted(names[1:])
+    assert sorted(path.stem for path in predictions.glob('*.png')) == sorted(names[1:])
+    assert {path.name for path in predictions.iterdir() if path.suffix != '.png'} == {'classes.yml'}
+
+
+def test_label_maps_tell_the_names_of_their_labels(run, tmp_path: Path) -> None:
+    colours(tmp_path)
+    run('eval_classes=[blue]', 'num_clusters=2')
+    assert read_names(tmp_path / 'results' / 'kmeans' / 'predictions' / 'classes.yml') == ('background', 'blue')
 
 
 def test_damaged_results_are_told_before_anything_is_computed(run, tmp_path: Path, monkeypatch) -> None:

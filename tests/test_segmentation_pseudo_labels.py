@@ -251,6 +251,15 @@ def test_results_of_a_detector(run, tmp_path: Path) -> None:
     folder = run('keep_best=false', flags=flags, output='confident')
     assert (map_of(folder, names[0]) == 255).all()
     assert (map_of(folder, names[1]) == expected_map(COLOURS[1][0])).all()
+    nothing = {'segmentation': {'size': [32, 32], 'counts': [32 * 32]}}
+    (tmp_path / 'results.json').write_text(json.dumps([*found[:-1], found[-1] | nothing]))
+    folder = run(flags=flags, output='empty')
+    assert (map_of(folder, names[-1]) == 255).all()
+    assert (map_of(folder, names[-2]) == expected_map(COLOURS[-2][0])).all()
+    (tmp_path / 'results.json').write_text(json.dumps([found[0] | nothing]))
+    with pytest.raises(UserError, match='no mask in .*results.json has a pixel'):
+        run(flags=flags, output='empty')
+    assert (map_of(folder, names[-2]) == expected_map(COLOURS[-2][0])).all()  # of the run before
     for change, sentence in (({'category_id': 3}, 'category 3 of score 0.5'), ({'score': None}, "in COCO's format"),
                              ({'image_id': 99}, 'objects of image 99')):
         (tmp_path / 'results.json').write_text(json.dumps([found[0] | change]))
