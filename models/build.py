@@ -67,6 +67,9 @@ def load_into(model: ContrastiveSegmentationModel | BackboneModel | LinearSegmen
         raise UserError(f'{weights.source} is a linear model without an embedding head; eval.py takes it as '
                         '--state-dict, here set pretraining to a pretraining checkpoint.')
     network = model.backbone if weights.kind == 'backbone' else model
+    if isinstance(network, TimmBackbone) and weights.source != network.name and '.' not in network.name:
+        log.info('Images are normalised by mean %s and std %s, as timm has it for %s; if %s wants others, add a tag of '
+                 'timm to backbone', network.mean, network.std, network.name, weights.source)
     load_strict(network, network.fit(weights) if isinstance(network, TimmBackbone) else weights)
 
 

@@ -1,5 +1,6 @@
 """Backbones of timm: features, weights, frozen stages, normalisation, and each script with one."""
 import builtins
+import logging
 from functools import partial
 from pathlib import Path
 
@@ -81,12 +82,14 @@ def test_images_that_patches_do_not_fill_are_refused() -> None:
 
 
 @pytest.mark.parametrize('name', [CONVOLUTIONAL, 'timm/resnet18', 'timm/convnext_atto', PATCHES])
-def test_weights_of_the_classification_network_load_whole_or_not_at_all(name: str, tmp_path: Path) -> None:
+def test_weights_of_the_classification_network_load_whole_or_not_at_all(name: str, tmp_path: Path, caplog) -> None:
+    caplog.set_level(logging.INFO)
     network = whole(name)
     path = tmp_path / 'weights.pth'
     torch.save(network.state_dict(), path)
     p = config(backbone=name, pretraining=str(path), features='backbone', saliency='supervised_model')
     model = build_prototype_model(p)
+    assert ('Images are normalised by mean' in caplog.text) == ('.' not in name)
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model.maps(images)['backbone'], features_of_timm(name, network, images))
