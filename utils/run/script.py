@@ -94,8 +94,8 @@ def run_script(main: Callable[[], None]) -> None:
 
 def _leave_job(code: int, message: str) -> None:
     """End one of several processes at once: the first that fails speaks for all, and others may be dead."""
-    first = distributed.first_to_fail()
-    if code == 1 or not first:  # the launcher ends this one meanwhile: another may be dead, or is to speak first
+    first, joined = distributed.first_to_fail(), distributed.world_size() > 1
+    if code == 1 or not (first or joined):  # the launcher ends this one meanwhile: another may be dead, or has to speak
         time.sleep(LAUNCHER)
     if first and message:
         print(message.rstrip(), file=sys.stderr)
