@@ -1,8 +1,10 @@
 """From the config to data sets and loaders: the only part of data/ that sees the config."""
+import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from utils.run.errors import UserError
 from utils.run.parallel import available_cores, start_worker
 
 log = logging.getLogger(__name__)
+Images = TypeVar('Images', bound=ImageSet)
 Collate = Callable[[list[Sample]], dict[str, Any]]
 
 
@@ -35,6 +38,16 @@ def label_maps_of(p: Run) -> Path | None:
     return None if maps is None else Path(p.root_dir) / user_path(maps)
 
 
+def _alike(images: Images) -> Images:
+    """The images. Raises UserError where processes have different ones, and would take one for another."""
+    found = distributed.gather_objects((len(images), hashlib.sha256(os.fsencode('\n'.join(images.ids))).digest()), True)
+    if len(set(found)) > 1:
+        counts = ', '.join(str(count) for count, _ in found)
+        raise UserError(f'the processes found different images in {images.images} ({counts} of them); all must see '
+                        'the same files.')
+    return images
+
+
 def open_images(p: Run, name: str, split: str, truth: bool | None = False, saliency: str | None = None,
                 skip: bool = False, share: float = 1, seed: int = 0, label_maps: bool = False) -> ImageSet:
     """A split of a data set, in the layout that its folder has; VOC is downloaded when it is absent.
@@ -42,15 +55,16 @@ def open_images(p: Run, name: str, split: str, truth: bool | None = False, salie
     With ``truth`` ground truth is read; None reads it where the data set has some. ``saliency`` names the object masks
     that are read. ``skip``: leave out IDs without image or mask and log how many; otherwise they are an error.
     ``share`` and ``seed``: see ``random_share``. ``label_maps``: those of the config stand for the ground truth, as
-    they do in an unlabelled image folder. Raises UserError for a data set that is missing or incomplete.
+    they do in an unlabelled image folder. Raises UserError for a data set that is missing, incomplete or not the same
+    in all processes.
     """
     root = Path(p.db_root) / name
     if name == FOLDER:
         with distributed.main_first():
             root = ensure_dataset(root)
     if not is_folder(root):
-        return VOCSegmentation(root, split, truth is not False, saliency, skip, share, seed, p.get('eval_classes', ()),
-                               label_maps_of(p) if label_maps else None)
+        return _alike(VOCSegmentation(root, split, truth is not False, saliency, skip, share, seed,
+                                      p.get('eval_classes', ()), label_maps_of(p) if label_maps else None))
     maps = label_maps_of(p) if truth else None
     if truth and maps is None:
         raise UserError(f'{root} is an unlabelled image folder without ground truth (it has no sets/); kmeans.py '
@@ -65,12 +79,12 @@ def open_images(p: Run, name: str, split: str, truth: bool | None = False, salie
     masks = None if saliency is None else root / f'saliency_{saliency}'
     if maps is not None:
         log.info('%s has no ground truth: scores say how far a network agrees with %s', root, maps)
-    return FolderDataset(root / 'images', masks, split, p.seed, maps)
+    return _alike(FolderDataset(root / 'images', masks, split, p.seed, maps))
 
 
 def open_masks(p: TrainSaliency, images: str, masks: str) -> FolderDataset:
     """Images and precomputed masks of two folders below db_root, or anywhere."""
-    return FolderDataset(p.db_root / user_path(images), p.db_root / user_path(masks))
+    return _alike(FolderDataset(p.db_root / user_path(images), p.db_root / user_path(masks)))
 
 
 class SeededSampler(Sampler):

@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if p.compile:
         model.compile()
     trainer = Trainer(p, model, device, loader, dataset.ids)
+    trainer.began_with('masks', dataset.drawn_digest(), dataset.masks)
     monitor = Monitor(trainer, model.model_q, dataset, size, p.panel_every)
     if p.probe_every:
         labelled = open_images(p, p.train_db_name, p.probe_split, truth=True)

@@ -174,6 +174,7 @@ def load_initial_weights(network: nn.Module, weights: Weights) -> None:
     load_strict(network, weights, 'set pretraining to the checkpoint of a ResNet-34 or a BASNet')
 
 
+@tf32(False)  # variances are small differences
 def ssim(pred: Tensor, target: Tensor) -> Tensor:
     """Mean structural similarity (Wang et al., 2004) of maps (N, 1, H, W) in 0..1; Gaussian window, zero padding."""
     distance = torch.arange(SSIM_WINDOW, dtype=pred.dtype, device=pred.device) - SSIM_WINDOW // 2

@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if p.compile:
         network.compile()
     trainer = Trainer(p, network, device, loader, images.ids)
+    trainer.began_with('masks', images.drawn_digest(), images.masks)
     source = BASNetSaliency(network, device, p.resize, p.val_tf32)
 
     with trainer.stoppable():

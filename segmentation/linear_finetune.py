@@ -37,7 +37,6 @@ from utils.config.cli import ConfigParser
 from utils.config.schema import LinearFinetune
 from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
-from utils.run.errors import UserError
 from utils.run.files import write_text
 from utils.run.script import run_script
 from utils.run.setup import start
@@ -86,9 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.info('The labels have other names beside %s than in %s; those beside the model count', best_path, maps)
     names = classes if named is None or dataset.truth == maps else named
     require_known(names, dataset.classes)
-    if maps and trainer.extra.setdefault('label_maps', train_set.digest) != train_set.digest:
-        raise UserError(f'the label maps in {maps} are not those that this training began with; restore them, or '
-                        'choose another output_dir.')
+    trainer.began_with('label_maps' if maps else 'truth', train_set.digest or train_set.drawn_digest(), train_set.truth)
     if distributed.is_main():
         write_text(best_path.with_name('labelled.txt'), '\n'.join(labelled) + '\n')
         if named is None:  # names of labels are the user's to edit

@@ -30,6 +30,7 @@ from data.loaders import open_images
 from data.transforms import EvaluationTransform, resize_mask
 from data.voc import VOID
 from models.build import build_prototype_model
+from models.weights import fingerprint
 from segmentation.feature_index import search
 from segmentation.figures import METHODS, POINTS, crop_object, draw_map, draw_rows, evenly, fit, project, spread
 from segmentation.objects import DAMAGED, KEPT, MASKS, read_masks, unpack
@@ -39,6 +40,7 @@ from utils.config.reader import read_config
 from utils.config.schema import DEVICES, Prototypes
 from utils.report import page
 from utils.report.pictures import PART, montage, panel, pca_colours, thumbnail, to_image
+from utils.report.results import read_results
 from utils.run.checkpoint import read_arrays
 from utils.run.devices import allow_tf32, pick_device, to_device
 from utils.run.errors import UserError
@@ -159,6 +161,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = pick_device(args.device)
     allow_tf32(p.get('val_tf32', False))
     model = to_device(build_prototype_model(p), device)
+    made = {entry['made_with'].get('fingerprint') for entry in read_results(args.run).values() if 'made_with' in entry}
+    if p.pretraining != 'none' and made and fingerprint(model) not in made:
+        raise UserError(f'{args.run} was made with other weights than {p.pretraining} holds now; run its script again.')
     name, split = (p.memory_db_name, p.memory_split) if saved.clusters is None else (p.val_db_name, p.val_split)
     dataset = open_images(p, name, split, None)
 

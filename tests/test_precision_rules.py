@@ -10,7 +10,7 @@ import models.segmentation
 import segmentation.objects
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from models.transformer import FrozenTransformer
-from saliency.basnet import BASNetSaliency
+from saliency.basnet import BASNetSaliency, ssim
 from saliency.transformer import TransformerSaliency
 from segmentation.segmenter import Segmenter
 from tests.test_pretrain_monitor import run  # noqa: F401  a fixture
@@ -90,6 +90,15 @@ def test_masks_of_basnet_take_tf32_as_validation_does(given: bool, seen: Seen) -
     with tf32(not given):
         BASNetSaliency(Small(3, 1, 1), torch.device('cpu'), 16, given)([np.zeros((20, 30, 3), np.uint8)])
     assert found == [given]
+
+
+def test_the_similarity_of_maps_is_taken_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, real = [], torch.conv2d
+    monkeypatch.setattr(torch.nn.functional, 'conv2d', lambda *args, **kwargs: found.append(switches()) or real(
+        *args, **kwargs))
+    with tf32(True):
+        ssim(torch.rand(2, 1, 16, 16), torch.rand(2, 1, 16, 16))
+    assert found == [(False, False, False)]
 
 
 def test_masks_of_transformers_go_without_tf32() -> None:

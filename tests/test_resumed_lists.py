@@ -2,10 +2,13 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from data import loaders
 from saliency import train
 from tests.test_saliency_train import arguments, thin  # noqa: F401  (a fixture)
 from tests.test_scripts import Runner
@@ -55,6 +58,32 @@ def test_a_changed_list_is_refused_and_a_moved_one_is_not(script, more, shapes, 
     shapes.parent.rename(moved)
     Runner(moved, runner.root_dir)(script, *STEPS, *more)
     assert 'Resuming after epoch 0 and 1 steps' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('script', 'more', 'folder'), [
+    ('pretrain.main', (), 'saliency_supervised_model'),
+    ('segmentation.linear_finetune', ('pretraining=none', 'features=backbone'), 'SegmentationClass')])
+def test_masks_or_labels_made_anew_are_refused(script, more, folder, shapes, tmp_path, stopped, capsys) -> None:
+    runner = Runner(shapes.parent, tmp_path / 'results')
+    stopped(lambda: runner(script, *STEPS, *more))
+    path = shapes / folder / f'{(shapes / "sets" / "train.txt").read_text().split()[2]}.png'
+    before = path.read_bytes()
+    labels = np.array(Image.open(path))
+    labels[::2] = 0
+    Image.fromarray(labels).save(path)
+    said = f'error: the files in {path.parent} are not those that this training began with; restore them'
+    assert runner.fails(script, *STEPS, *more, capsys=capsys).startswith(said)
+    path.write_bytes(before)
+    runner(script, *STEPS, *more)
+    assert 'Resuming after epoch 0 and 1 steps' in capsys.readouterr().out
+
+
+def test_processes_that_find_different_images_are_told(shapes: Path, tmp_path, monkeypatch) -> None:
+    runner = Runner(shapes.parent, tmp_path / 'results')
+    monkeypatch.setattr(loaders.distributed, 'gather_objects',
+                        lambda value, patient: [value, (value[0] - 1, b'')])  # one is damaged there
+    with pytest.raises(UserError, match=r'the processes found different images in .*images \(12, 11 of them\)'):
+        runner('pretrain.main', *STEPS)
 
 
 def test_a_changed_folder_is_refused(shapes: Path, tmp_path, stopped, thin, capsys) -> None:  # noqa: F811

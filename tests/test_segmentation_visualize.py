@@ -50,6 +50,10 @@ def test_kmeans_run(run, tmp_path: Path, capsys) -> None:
     (output / 'clusters').mkdir(parents=True)
     (output / 'clusters' / 'cluster_9.png').touch()  # of an earlier run
     visualize.main(['--run', str(folder), '--device', 'cpu', '--images', '4'])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(visualize, 'fingerprint', lambda model: 'of a later training')
+        with pytest.raises(UserError, match='was made with other weights than .* holds now; run its script again'):
+            visualize.main(['--run', str(folder), '--device', 'cpu'])
     assert {path.name for path in (output / 'clusters').iterdir()} == {f'cluster_{k + 1}.png' for k in clusters}
     assert f'report.html and {3 + len(clusters)} pictures' in capsys.readouterr().out
     for name in ('map', 'embedding', 'neighbours'):

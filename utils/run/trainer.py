@@ -132,6 +132,12 @@ class Trainer:
         self._votes = self._wait = 1  # steps between two votes, and those until the next
         self._voted = time.perf_counter()
 
+    def began_with(self, name: str, digest: str, folder: Path | None) -> None:
+        """Raises UserError unless what is read from a folder has the digest that it had when the training began."""
+        if self.extra.setdefault(name, digest) != digest:
+            raise UserError(f'the files in {folder} are not those that this training began with; restore them, or '
+                            'choose another output_dir.')
+
     @contextmanager
     def stoppable(self) -> Iterator[None]:
         """A block in which SIGTERM and SIGINT let the step be finished and saved, and then raise StoppedError."""
