@@ -49,7 +49,14 @@ def test_table(root: Path, capsys) -> None:
 
 def test_time(capsys) -> None:
     main(['--time', '1'])
-    assert re.search(r'1 drawn images of 375 x 500 on one core: median \d+\.\d', capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert '1 drawn images of 375 x 500 on one core, seconds an image (median, maximum):' in printed
+    rows = {cells[1].strip(): cells[2:4] for cells in (line.split('|') for line in printed.splitlines()[3:])}
+    assert list(rows) == ['unsupervised', 'transformer, 1 an image at most', 'transformer, 3 an image at most']
+    number = r' \d+\.\d{3}, \d+\.\d{3} +'
+    assert rows['unsupervised'][0].strip() == '-'
+    assert all(re.fullmatch(number, rest) for _, rest in rows.values())
+    assert all(re.fullmatch(number, network) for network, _ in [*rows.values()][1:])
 
 
 def test_one_sentence_each(root: Path) -> None:

@@ -68,15 +68,15 @@ def test_from_photographs_to_a_network(tmp_path: Path) -> None:
 
 
 def test_the_chain_of_a_network(tmp_path: Path) -> None:
-    chain = Chain(tmp_path, tmp_path / 'data', env='configs/demo/env.yml')
+    chain = Chain(tmp_path, tmp_path / 'data', ['train_db_name=clothes'], 'configs/demo/env.yml')
     teacher = Step('clusters-0', ('segmentation/kmeans.py',))
     setting = distill.SETTINGS['confidence, CRF round']
-    maps, first, refined, last = distill.distil(chain, distill.PHOTOGRAPHS, teacher, setting, ['seed=3'],
-                                                ['train_db_name=clothes'])
+    maps, first, refined, last = distill.distil(chain, distill.PHOTOGRAPHS, teacher, setting, ['seed=3'])
     configs = [load_config(step.command[2], step.command[4], schema, step.command[step.command.index('--set') + 1:])
                for step, schema in ((maps, PseudoLabels), (first, LinearFinetune), (refined, LinearFinetune),
                                     (last, LinearFinetune))]
     assert [config.seed for config in configs] == [3, 3, 3, 3]
+    assert {config.train_db_name for config in configs[1:]} == {'clothes'}
     assert (configs[0].clusters, configs[0].confidence) == ('clusters-0/clusters.pth.tar', 0.8)
     assert configs[1].label_maps == 'maps-0.8-clusters-0/label_maps'
     assert (configs[2].val_split, configs[0].val_split, configs[1].train_split) == ('trainaug',) * 3

@@ -162,7 +162,8 @@ def test_kmeans(run: Runner, capsys) -> None:
     assert printed.rindex(f'mIoU is {entry["mIoU"]:.2f}') > printed.index('Mean of 3 runs')
     # run 0 again from the label maps on disk
     hits, union = np.zeros(8), np.zeros(8)
-    for path in (folder / 'predictions').iterdir():
+    assert (folder / 'predictions' / 'classes.yml').is_file()
+    for path in (folder / 'predictions').glob('*.png'):
         prediction = np.array(Image.open(path))
         truth = np.array(Image.open(run.db_root / 'Shapes' / 'SegmentationClass' / path.name))
         for c in range(8):
