@@ -18,6 +18,7 @@ from utils.run.files import write_text
 log = logging.getLogger(__name__)
 TOLERANCE = 2  # of a simplified outline, pixels
 OUTLINES, MASKS = ('skimage.measure', 'scikit-image'), ('pycocotools.mask', 'pycocotools')  # optional libraries
+OURS = '], "categories": [{"supercategory": "", "id": 0, "name": ""}]}'  # the end of a file of ``write_coco``
 Entry = dict[str, Any]
 Instances = dict[str, list[Entry]]  # of each image, by its name without suffix
 
@@ -61,6 +62,12 @@ def outline_objects(objects: np.ndarray) -> tuple[int, int, list[Entry | None]]:
     return height, width, [annotation(objects == number) for number in np.unique(objects[objects > 0])]
 
 
+def require_ours(path: Path) -> None:
+    """Raises UserError for a file that ``write_coco`` has not written, and would overwrite."""
+    if path.is_dir() or (path.exists() and path.read_bytes()[-len(OURS):] != OURS.encode()):
+        raise UserError(f'{path} is a folder or a file of something else; give the name of a new file.')
+
+
 def write_coco(path: Path, images: Iterable[tuple[str, int, int, list[Entry | None]]]) -> list[str]:
     """Write masks of one category: names of images, each with its ``outline_objects``. They are read twice, not held.
 
@@ -81,7 +88,7 @@ def write_coco(path: Path, images: Iterable[tuple[str, int, int, list[Entry | No
                 count += 1
             if None in entries:
                 lacking.append(name)
-        yield '], "categories": [{"supercategory": "", "id": 0, "name": ""}]}'
+        yield OURS
 
     write_text(path, parts())
     return lacking
@@ -108,7 +115,7 @@ def read_mask(entry: Entry) -> tuple[Any, np.ndarray]:
 
 
 def read_json(path: Path) -> Any:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         return json.loads(path.read_text(encoding='utf-8'))
     raise UserError(f'{path} is missing or no JSON; give a COCO file.')
 
@@ -148,7 +155,7 @@ def read_instances(path: Path, categories: dict[int, str] | None = None,
                                 f'and of the categories {known}.')
             found[image['stem']].append({'segmentation': entry['segmentation'], **entry, 'height': image['height'],
                                          'width': image['width']})
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f'{path} or {source} is not in COCO\'s format ({type(error).__name__} {error}); give an '
                         'annotation file, or a list of results and a file with their images.') from error
     if all(entry.get('iscrowd') for entries in found.values() for entry in entries):

@@ -26,6 +26,7 @@ VOID = 255  # the ignore label
 PALETTES = 32  # of the ground truth, spread over the list, that are compared
 DEVKIT = ('JPEGImages', 'ImageSets')
 LABEL_NAMES = 'classes.yml'  # beside label maps that are no ground truth
+UNFINISHED = 'unfinished'  # its entry 'maps' until all of them are written, then ``maps_digest``
 ONE_A_LINE = 'an ID is the name of its image below images/ without .jpg, one a line'
 log = logging.getLogger(__name__)
 
@@ -145,11 +146,22 @@ def label_digest(path: Path, labels: np.ndarray) -> tuple[bytes, bool]:
     return hashlib.sha256(path.read_bytes()).digest() if labels.size else b'', bool(labels.any())
 
 
+def maps_digest(folder: Path, ids: Sequence[str]) -> str:
+    """Of all label maps of a folder."""
+    return hashlib.sha256(b''.join(hashlib.sha256((folder / f'{name}.png').read_bytes()).digest()
+                                   for name in ids)).hexdigest()
+
+
 def keep_labelled(dataset: ImageSet, digests: Iterable[tuple[bytes, bool]], table: np.ndarray) -> None:
     """Keep the images with a ``label_digest``, and that of all. Raises UserError if none is of more than background.
 
-    ``table`` (256,): the class of each label.
+    ``table`` (256,): the class of each label. Nor are label maps taken that ``pseudo_labels.py`` has not finished.
     """
+    assert dataset.truth is not None
+    path = dataset.truth / LABEL_NAMES
+    maps = str(read_texts(path).get('maps', '')) if path.is_file() else ''
+    if maps == UNFINISHED:
+        raise UserError(f'the label maps in {dataset.truth} are unfinished; run pseudo_labels.py again.')
     found = {name: of_map for name, of_map in zip(dataset.ids, digests, strict=True) if of_map[0]}
     if not any(objects for _, objects in found.values()):
         raise UserError(f'none of the {len(dataset)} label maps in {dataset.truth} has a label but background; check '
@@ -160,6 +172,7 @@ def keep_labelled(dataset: ImageSet, digests: Iterable[tuple[bytes, bool]], tabl
     classes = table[table != VOID]
     merged = b'' if (classes == range(len(classes))).all() else classes.tobytes()  # labels of one name
     dataset.digest = hashlib.sha256(b''.join(digest for digest, _ in found.values()) + names + merged).hexdigest()
+    dataset.labelling = [maps, merged.hex()]
 
 
 def read_truth(path: Path, num_classes: int, table: np.ndarray, named: Path) -> Drawn:

@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.coco import OUTLINES, library, outline_objects, write_coco
+from data.coco import OUTLINES, library, outline_objects, require_ours, write_coco
 from data.frames import Frame, open_frames, predict_frames
 from data.images import read_image, read_objects
 from models.crf import Refine, crf_in_workers, require_crf
@@ -113,8 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = {name: getattr(args, name) for takes in METHODS.values() for name in takes}
     if args.coco is not None:
         library(*OUTLINES)  # told before anything is computed
-        if args.coco.is_dir():
-            raise UserError(f'{args.coco} is a folder; give the name of a file, e.g. {args.coco / "masks.json"}.')
+        require_ours(args.coco)
     source = build_source(args.method, args.device if device.index is None else str(device), **options)
     files = {name: fingerprint(getattr(args, name)) for name in ('weights', 'onnx_config')}
     run = FolderRun(args.output, '', args.images, 'mask', method=args.method, **options | files,

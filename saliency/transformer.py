@@ -3,6 +3,7 @@
 MaskDistill (Van Gansbeke et al., arXiv 2206.06363, 2022), section 3.1: one mask an image. Several come from MaskCut
 (Wang et al., "Cut and Learn for Unsupervised Object Detection and Instance Segmentation", CVPR 2023), section 3.2.
 """
+import logging
 from collections.abc import Sequence
 
 import cv2
@@ -18,9 +19,11 @@ from models.transformer import FrozenTransformer, Tokens
 from utils.run.devices import Precision, tf32
 from utils.run.errors import UserError
 
+log = logging.getLogger(__name__)
 CONNECTED, APART = 0.15, 1e-5  # MaskCut: cosine above which two patches belong together; weight of those that do not
 SMALLEST = 0.01  # MaskCut: a mask of a smaller share of the patches ends the search
 SAME = 1e-5  # share of a vector that rounding leaves
+MOST = 2 ** 15  # patches of an image; MaskCut compares each with each
 CORNERS = [0, 0, -1, -1], [0, -1, 0, -1]
 
 
@@ -132,14 +135,20 @@ class TransformerSaliency:
     @tf32(False)
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(H, W, 3) uint8 each -> (H, W) uint8 object numbers, 0 outside."""
-        patch, resized, inputs = self.transformer.patch, [], []
+        patch, resized, inputs = self.transformer.patch, [], list[Tensor]()
+        drawn: dict[int, np.ndarray] = {}
         for image in images:
             height, width = (self.resize * side // min(image.shape[:2]) for side in image.shape[:2])
+            if height * width > MOST * patch[0] * patch[1]:
+                log.warning('%d x %d px make more than %d patches; no mask is looked for', *image.shape[1::-1], MOST)
+                drawn[len(inputs)] = np.zeros(image.shape[:2], np.uint8)
+                inputs.append(torch.empty(0))
+                resized.append((0, 0))
+                continue
             small = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
             inputs.append(self.transformer.pad(normalize(small, self.transformer.mean, self.transformer.std)))
             resized.append((height, width))
-        drawn: dict[int, np.ndarray] = {}
-        for shape in {tensor.shape for tensor in inputs}:
+        for shape in {tensor.shape for tensor in inputs if len(tensor)}:
             grid = shape[1] // patch[0], shape[2] // patch[1]
             members = [index for index, tensor in enumerate(inputs) if tensor.shape == shape]
             tokens = self._tokens([inputs[index] for index in members])

@@ -19,7 +19,7 @@ from models.build import trained_linear_model
 from models.crf import require_crf
 from models.weights import fingerprint, read_weights
 from segmentation.engine import AGREEMENT, BEST, TRAINED_ON, check_free, read_trained, score, stem
-from segmentation.metrics import made_with
+from segmentation.metrics import made_with, warn_of_shared
 from utils.config.cli import ConfigParser
 from utils.config.paths import find_file
 from utils.config.schema import LinearFinetune
@@ -69,6 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     theirs = theirs.get('made_with', {})
     if theirs.get('fingerprint') == digest:
         made |= {name: theirs[name] for name in TRAINED_ON if name in theirs}
+        if task == AGREEMENT and any(ours and its and ours != its for ours, its in zip(
+                dataset.labelling, made.get('labelling', ('', '')), strict=True)):
+            raise UserError(f'{dataset.truth} holds other label maps than those that {weights} was trained on, or '
+                            'other labels have one name; restore them.')
+    learnt = weights.with_name('labelled.txt')
+    if learnt.is_file() and p.train_db_name == p.val_db_name:
+        warn_of_shared(dataset.ids, learnt.read_text().splitlines(), f'{p.val_db_name} {p.val_split}',
+                       f'{learnt}, which the network was trained on')
     score(model, loader, dataset, classes, device, p, 'Evaluation', task, made, args.crf_postprocess)
 
 

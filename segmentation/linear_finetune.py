@@ -37,6 +37,7 @@ from utils.config.cli import ConfigParser
 from utils.config.schema import LinearFinetune
 from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
+from utils.run.errors import UserError
 from utils.run.files import write_text
 from utils.run.script import run_script
 from utils.run.setup import start
@@ -81,9 +82,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     best = trainer.extra.get('best_miou', -1.0)
 
     named = read_trained(best_path, classes)[1] if trainer.epoch or trainer.step else None
-    if named not in (None, classes):
-        log.info('The labels have other names beside %s than in %s; those beside the model count', best_path, maps)
+    if named is not None and len(named) != len(classes):
+        raise UserError(f'{len(named)} classes are named beside {best_path}, which tells {len(classes)} apart; give a '
+                        'name for each.')
     names = classes if named is None or dataset.truth == maps else named
+    if names != classes:
+        log.info('The labels have other names beside %s than in %s; those beside the model count', best_path, maps)
     require_known(names, dataset.classes)
     trainer.began_with('label_maps' if maps else 'truth', train_set.digest or train_set.drawn_digest(), train_set.truth)
     if distributed.is_main():
@@ -111,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         val_loader = evaluation_loader(p, dataset, mean, std, originals=None)
     made = made_with(best_path, fingerprint(model), dataset, p.val_size)
     if maps is not None:
-        made |= dict(zip(TRAINED_ON, (str(maps), train_set.digest, p.select), strict=True))
+        made |= dict(zip(TRAINED_ON, (str(maps), train_set.digest, train_set.labelling, p.select), strict=True))
     score(model, val_loader, dataset, names, device, p, TITLES[task], AGREEMENT if dataset.truth == maps else task,
           made, args.crf_postprocess)
 

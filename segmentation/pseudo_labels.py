@@ -11,6 +11,7 @@ linear_finetune.py trains on (its key label_maps), and classes.yml in it.
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -24,7 +25,7 @@ from data.image_set import ImageSet
 from data.images import read_objects
 from data.loaders import identity, loader_in_order, open_images
 from data.transforms import EvaluationTransform, normalize
-from data.voc import LABEL_NAMES, VOID, write_names
+from data.voc import LABEL_NAMES, UNFINISHED, VOID, maps_digest, write_names
 from models.build import build_prototype_model, initial_weights
 from models.transformer import FrozenTransformer, load_transformer
 from models.weights import fingerprint
@@ -218,8 +219,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_known(masks.names, dataset.classes)
     maps = Path(p.output_dir) / MAPS
     remove_stale(maps, ())  # first: a kill must leave no mixture of two clusterings
-    write_names(maps / LABEL_NAMES, masks.names, labels=len(masks.names))  # second: else labels would be classes
+    named = partial(write_names, maps / LABEL_NAMES, masks.names, labels=len(masks.names))
+    named(maps=UNFINISHED)  # before the maps: else labels would be classes
     confusion, pictures = write_maps(p, dataset, masks)
+    named(maps=maps_digest(maps, dataset.ids))
     log.info('Label maps: %s', maps)
     made = {'data': f'{dataset.root.name} {dataset.split}', 'images': len(dataset),
             'masks': str(p.results or dataset.masks)}

@@ -31,8 +31,9 @@ def average_precision(truth: Instances, found: Instances, class_agnostic: bool =
             file.dataset = {  # annotations from 1 on, since pycocotools takes 0 for none
                 'images': [{'id': i, 'height': 0, 'width': 0} for i in range(len(truth))],
                 'categories': [{'id': number} for number in {0, *(entry['category_id'] for _, entry, _ in masks)}],
-                'annotations': [{'iscrowd': 0, 'area': int(api.area(mask)), **entry, 'id': number, 'image_id': i,
-                                 'category_id': 0 if class_agnostic else entry['category_id'], 'segmentation': mask}
+                'annotations': [{'iscrowd': 0, **entry, 'id': number, 'image_id': i, 'segmentation': mask,
+                                 'area': area if isinstance(area := entry.get('area'), float | int) else api.area(mask),
+                                 'category_id': 0 if class_agnostic else entry['category_id']}
                                 for number, (i, entry, mask) in enumerate(masks, 1)]}
             file.createIndex()
         evaluation = cocoeval.COCOeval(*files, 'segm')

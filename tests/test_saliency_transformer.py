@@ -113,6 +113,17 @@ def test_weights_of_a_file_get_the_colours_of_dino_or_of_the_tag(name, mean, tmp
     assert load_transformer(f'timm/{name}', None).mean == (0.5, 0.5, 0.5)
 
 
+def test_an_image_of_too_many_patches_gets_no_mask(caplog):
+    network = timm.create_model('test_vit', num_classes=0)
+    source = TransformerSaliency(FrozenTransformer(network, 'timm/test_vit'), Precision(torch.device('cpu')), 64, 1)
+    images = [np.zeros((8, 80_000, 3), np.uint8), np.zeros((30, 40, 3), np.uint8)]
+    wide, usual = source(images)
+    assert (wide.shape, usual.shape) == ((8, 80_000), (30, 40))
+    assert not wide.any()
+    assert '80000 x 8 px make more than 32768 patches' in caplog.text
+    assert (usual == source(images[1:])[0]).all()
+
+
 def photo_masks(precision='fp32', **kwargs):
     network = inputs.fill(timm.create_model('vit_small_patch16_224', num_classes=0))
     transformer = FrozenTransformer(network, 'timm/vit_small_patch16_224')
@@ -202,6 +213,9 @@ def test_script_masks_and_coco_file(tmp_path, weights, topk_of_torch):
     (tmp_path / 'images' / 'sub').mkdir(parents=True)
     for name, size in (('a', (60, 80)), ('sub/b', (75, 50)), ('c', (60, 80))):
         Image.fromarray(inputs.photo(name, *size)).save(tmp_path / 'images' / f'{name}.png')
+    (tmp_path / 'truth.json').write_text('{"images": []}')
+    with pytest.raises(UserError, match='truth.json is a folder or a file of something else'):
+        predict(tmp_path / 'images', tmp_path / 'masks', weights, '--coco', str(tmp_path / 'truth.json'))
     report = predict(tmp_path / 'images', tmp_path / 'masks', weights, '--coco', str(tmp_path / 'first.json'))
     assert (report['masks_written'], report['left_out']) == (3, {})
     coco = json.loads((tmp_path / 'first.json').read_text())

@@ -282,6 +282,41 @@ def test_a_folder_without_labels(run, clusters: Path, tmp_path: Path, monkeypatc
         run(*folders, output='nothing')
 
 
+def test_a_folder_is_scored_on_the_maps_that_it_was_trained_on(run, clusters: Path, tmp_path: Path, monkeypatch,
+                                                               capsys) -> None:
+    shutil.copytree(tmp_path / 'Colours' / 'images', tmp_path / 'photos' / 'images')
+    folders = 'train_db_name=photos', 'train_split=all', 'val_db_name=photos', 'val_split=all', 'train_batch_size=4'
+    again = runner(eval_script, 'linear_finetune', tmp_path, *TRAINING, *folders, 'label_maps=clusters')
+    monkeypatch.setattr(eval_script, 'trained_linear_model', lambda weights, *_, num_classes, **__: (
+        load_strict(model := GreyModel(num_classes), weights) or model.eval()))
+
+    def name(labels: str, maps: str) -> None:
+        (clusters / 'classes.yml').write_text(f'maps: {maps}\nclasses: [background, {labels}]')
+
+    def score() -> dict:
+        return results(again(output='eval', flags=['--state-dict', str(folder / 'best_model.pth.tar')]))['agreement']
+
+    name('cat, cat, dog', 'one')
+    folder = run(*DISTILL, *folders)
+    assert score()['made_with'] == results(folder)['agreement']['made_with']
+    assert '4 of the 4 images of photos all are also in' in capsys.readouterr().out
+    for labels, maps in (('cat, cat, dog', 'two'), ('cat, dog, dog', 'one')):
+        name(labels, maps)
+        with pytest.raises(UserError, match='holds other label maps than those that .* was trained on, or'):
+            score()
+    name('cat, cat, dog', 'unfinished')
+    with pytest.raises(UserError, match='the label maps in .*clusters are unfinished; run pseudo_labels.py again'):
+        score()
+    name('hound, hound, dog', 'one')
+    assert score()['IoU'].keys() == {'background', 'hound', 'dog'}
+    (folder / 'best_model.classes.yml').write_text('task: distilled\nclasses: [background, cat]')
+    with pytest.raises(UserError, match='2 classes are named beside .*, which tells 3 apart'):
+        run(*DISTILL, *folders)
+    Image.fromarray(np.zeros((30, 32), np.uint8)).save(clusters / 'b.png')
+    with pytest.raises(UserError, match='b.png is 32 x 30, its image 32 x 32: .* make it again from this image'):
+        run(*DISTILL, *folders, output='cut')
+
+
 def test_val_images_that_are_trained_on(run, tmp_path: Path, capsys) -> None:
     root = colours(tmp_path)
     write_lists(root, ('background', 'red'), train=RANKED[:4], val=[*RANKED[:2], 'val_0'])

@@ -133,3 +133,8 @@ def test_without_pycocotools(score, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match='pip install pycocotools'):
         score(FOUND, TRUTH)
+
+
+def test_an_area_that_is_no_number_is_counted(score) -> None:
+    truth = [{**annotation, 'area': area} for annotation, area in zip(TRUTH, (None, 'large', 80), strict=True)]
+    assert score(FOUND, truth) == score(FOUND, TRUTH)
