@@ -5,6 +5,7 @@ import json
 import logging
 import shlex
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -109,32 +110,48 @@ def test_abbreviations_and_defaults_still_work() -> None:
     assert 'how many (default: 3)' in parser.format_help()
 
 
-def test_epoch_summaries_have_a_colour_on_a_terminal_alone(tmp_path, monkeypatch) -> None:
-    monkeypatch.delenv('NO_COLOR', raising=False)
+@pytest.fixture
+def _own_handlers() -> Iterator[None]:
     root = logging.getLogger()
     before = root.handlers[:], root.level
-    try:
-        for stream, coloured in ((Terminal(), True), (io.StringIO(), False)):
-            monkeypatch.setattr(sys, 'stdout', stream)
-            setup_logging(tmp_path)
-            log_epoch(1, 4, 'loss 1.5', 90)
-            log_epoch(1, 4, 'loss 1.5', 9, 0.1)
-            assert stream.getvalue().rstrip('\033[0m\n').endswith('loss 1.5, 9 s, about 3 min left')
-            log_epoch(1, 4, 'loss 1.5', 0, 0)
-            assert stream.getvalue().rstrip('\033[0m\n').endswith('loss 1.5, 0 s')
-            logging.info('a line')
-            shown = stream.getvalue()
-            assert ('\033[1m\033[32mEpoch 2 of 4: loss 1.5, 90 s, about 3 min left\033[0m\n' in shown) == coloured
-            assert 'Epoch 2 of 4: loss 1.5, 90 s, about 3 min left' in shown
-            assert shown.endswith('\na line\n')
-        assert '\033' not in (tmp_path / 'log.txt').read_text()
-    finally:
-        for handler in root.handlers[:]:
-            root.removeHandler(handler)
-            handler.close()
-        for handler in before[0]:
-            root.addHandler(handler)
-        root.setLevel(before[1])
+    yield
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+        handler.close()
+    for handler in before[0]:
+        root.addHandler(handler)
+    root.setLevel(before[1])
+
+
+@pytest.mark.usefixtures('_own_handlers')
+def test_epoch_summaries_have_a_colour_on_a_terminal_alone(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv('NO_COLOR', raising=False)
+    for stream, coloured in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, 'stdout', stream)
+        setup_logging(tmp_path)
+        log_epoch(1, 4, 'loss 1.5', 90)
+        log_epoch(1, 4, 'loss 1.5', 9, 0.1)
+        assert stream.getvalue().rstrip('\033[0m\n').endswith('loss 1.5, 9 s, about 3 min left')
+        log_epoch(1, 4, 'loss 1.5', 0, 0)
+        assert stream.getvalue().rstrip('\033[0m\n').endswith('loss 1.5, 0 s')
+        logging.info('a line')
+        shown = stream.getvalue()
+        assert ('\033[1m\033[32mEpoch 2 of 4: loss 1.5, 90 s, about 3 min left\033[0m\n' in shown) == coloured
+        assert 'Epoch 2 of 4: loss 1.5, 90 s, about 3 min left' in shown
+        assert shown.endswith('\na line\n')
+    assert '\033' not in (tmp_path / 'log.txt').read_text()
+
+
+@pytest.mark.usefixtures('_own_handlers')
+def test_the_death_of_a_loader_worker_is_not_lost_in_the_log_file(tmp_path, monkeypatch, capsys) -> None:
+    def write(text: str) -> None:  # where PyTorch's handler of the signal may come
+        raise RuntimeError('DataLoader worker is killed')
+
+    setup_logging(tmp_path)
+    monkeypatch.setattr(logging.getLogger().handlers[1].stream, 'write', write)
+    with pytest.raises(RuntimeError, match='worker is killed'):
+        logging.info('a line')
+    assert 'Traceback' not in capsys.readouterr().err
 
 
 def test_durations() -> None:

@@ -62,11 +62,20 @@ class _TerminalHandler(logging.StreamHandler):
         sys.stdout.flush()
 
 
+class _FileHandler(logging.FileHandler):
+    """Lets the death of a loader worker through, which PyTorch raises wherever the process is just then."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if isinstance(sys.exc_info()[1], RuntimeError):
+            raise
+        super().handleError(record)
+
+
 def setup_logging(output_dir: Path) -> None:
     """Send the log of the main process to the terminal and to ``output_dir/log.txt`` (appended)."""
     handlers: list[logging.Handler] = [_TerminalHandler()]
     if distributed.is_main():
-        file = logging.FileHandler(output_dir / 'log.txt', encoding='utf-8', errors='backslashreplace')
+        file = _FileHandler(output_dir / 'log.txt', encoding='utf-8', errors='backslashreplace')
         file.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%Y-%m-%d %H:%M:%S'))
         handlers.append(file)
     logging.basicConfig(format='%(message)s', level=logging.INFO if distributed.is_main() else logging.WARNING,
