@@ -64,7 +64,12 @@ def outline_objects(objects: np.ndarray) -> tuple[int, int, list[Entry | None]]:
 
 def require_ours(path: Path) -> None:
     """Raises UserError for a file that ``write_coco`` has not written, and would overwrite."""
-    if path.is_dir() or (path.exists() and path.read_bytes()[-len(OURS):] != OURS.encode()):
+    end = b''
+    if path.is_file():
+        with path.open('rb') as file:  # which may be gigabytes
+            file.seek(max(0, path.stat().st_size - len(OURS)))
+            end = file.read()
+    if path.exists() and end != OURS.encode():
         raise UserError(f'{path} is a folder or a file of something else; give the name of a new file.')
 
 
