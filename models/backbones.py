@@ -278,6 +278,11 @@ def timm_weights(backbone: str) -> Weights:
     return Weights('backbone', {'': state}, backbone)
 
 
+def names_no_weights(backbone: str, weights: Weights) -> bool:
+    """Whether weights are of a file, and timm/<name> has no tag that tells which they are: timm's may differ."""
+    return weights.source != backbone and '.' not in backbone
+
+
 def freeze_layers(backbone: DilatedResNet | TimmBackbone, stages: bool | int = True) -> None:
     """Freeze the stem and the first stages; 0: the stem alone, True: FROZEN, False: nothing. UserError for too many."""
     if stages is False:

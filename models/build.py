@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.backbones import TIMM, TimmBackbone, timm_weights
+from models.backbones import TIMM, TimmBackbone, names_no_weights, timm_weights
 from models.segmentation import BackboneModel, ContrastiveSegmentationModel, LinearSegmentationModel
 from models.weights import (
     CLASSIFIER,
@@ -67,7 +67,7 @@ def load_into(model: ContrastiveSegmentationModel | BackboneModel | LinearSegmen
         raise UserError(f'{weights.source} is a linear model without an embedding head; eval.py takes it as '
                         '--state-dict, here set pretraining to a pretraining checkpoint.')
     network = model.backbone if weights.kind == 'backbone' else model
-    if isinstance(network, TimmBackbone) and weights.source != network.name and '.' not in network.name:
+    if isinstance(network, TimmBackbone) and names_no_weights(network.name, weights):
         log.info('Images are normalised by mean %s and std %s, as timm has it for %s; if %s wants others, add a tag of '
                  'timm to backbone', network.mean, network.std, network.name, weights.source)
     load_strict(network, network.fit(weights) if isinstance(network, TimmBackbone) else weights)

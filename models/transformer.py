@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from models.backbones import IMAGENET, TIMM, TimmBackbone, find_timm
+from models.backbones import IMAGENET, TIMM, TimmBackbone, find_timm, names_no_weights
 from models.weights import Weights, load_strict
 from utils.run.errors import UserError
 
@@ -98,7 +98,7 @@ def load_transformer(backbone: str, weights: Weights | None, pos_embed: str = 'd
     """
     (timm, name), loaded = find_timm(backbone), TimmBackbone(backbone)
     colours = loaded.mean, loaded.std  # of those that timm has under that name
-    if weights is not None and weights.source != backbone and '.' not in name and colours != IMAGENET:
+    if weights is not None and names_no_weights(backbone, weights) and colours != IMAGENET:
         log.info('%s is taken to want colours as DINO does; %s.TAG tells of other weights', weights.source, backbone)
         colours = IMAGENET
     transformer = FrozenTransformer(timm.create_model(name, num_classes=0), backbone, pos_embed, *colours)

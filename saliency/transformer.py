@@ -135,22 +135,19 @@ class TransformerSaliency:
     @tf32(False)
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(H, W, 3) uint8 each -> (H, W) uint8 object numbers, 0 outside."""
-        patch, resized, inputs = self.transformer.patch, [], list[Tensor]()
-        drawn: dict[int, np.ndarray] = {}
-        for image in images:
+        patch, resized, inputs, drawn = self.transformer.patch, {}, dict[int, Tensor](), dict[int, np.ndarray]()
+        for index, image in enumerate(images):
             height, width = (self.resize * side // min(image.shape[:2]) for side in image.shape[:2])
             if height * width > MOST * patch[0] * patch[1]:
                 log.warning('%d x %d px make more than %d patches; no mask is looked for', *image.shape[1::-1], MOST)
-                drawn[len(inputs)] = np.zeros(image.shape[:2], np.uint8)
-                inputs.append(torch.empty(0))
-                resized.append((0, 0))
+                drawn[index] = np.zeros(image.shape[:2], np.uint8)
                 continue
             small = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-            inputs.append(self.transformer.pad(normalize(small, self.transformer.mean, self.transformer.std)))
-            resized.append((height, width))
-        for shape in {tensor.shape for tensor in inputs if len(tensor)}:
+            inputs[index] = self.transformer.pad(normalize(small, self.transformer.mean, self.transformer.std))
+            resized[index] = height, width
+        for shape in {tensor.shape for tensor in inputs.values()}:
             grid = shape[1] // patch[0], shape[2] // patch[1]
-            members = [index for index, tensor in enumerate(inputs) if tensor.shape == shape]
+            members = [index for index, tensor in inputs.items() if tensor.shape == shape]
             tokens = self._tokens([inputs[index] for index in members])
             for index, query, keys in zip(members, tokens.queries.float(), tokens.keys.float(), strict=True):
                 objects = (mask_cut(keys, grid, self.count) if self.count > 1 else salient_patches(

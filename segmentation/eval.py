@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     loader = evaluation_loader(p, dataset, model.backbone.mean, model.backbone.std,
                                None if args.crf_postprocess else p.num_visualizations)
     to_device(model, device)
-    made, theirs = made_with(weights, digest, dataset, p.val_size), read_results(weights.parent).get(task, {})
-    theirs = theirs.get('made_with', {})
+    made = made_with(weights, digest, dataset, p.val_size)
+    theirs = read_results(weights.parent).get(task, {}).get('made_with', {})
     if theirs.get('fingerprint') == digest:
         made |= {name: theirs[name] for name in TRAINED_ON if name in theirs}
         if task == AGREEMENT and any(ours and its and ours != its for ours, its in zip(
