@@ -80,10 +80,23 @@ def test_masks_or_labels_made_anew_are_refused(script, more, folder, shapes, tmp
 
 def test_processes_that_find_different_images_are_told(shapes: Path, tmp_path, monkeypatch) -> None:
     runner = Runner(shapes.parent, tmp_path / 'results')
-    monkeypatch.setattr(loaders.distributed, 'gather_objects',
-                        lambda value, patient: [value, (value[0] - 1, b'')])  # one is damaged there
+    monkeypatch.setattr(loaders.distributed, 'gather_objects', lambda value, patient=False: [
+        value, *([(value[0] - 1, b'')] if isinstance(value, tuple) else [])])  # one is damaged there
     with pytest.raises(UserError, match=r'the processes found different images in .*images \(12, 11 of them\)'):
         runner('pretrain.main', *STEPS)
+
+
+@pytest.mark.parametrize(('kind', 'said'), [
+    (64, 'the processes found different files in .*saliency_supervised_model; all must see the same ones'),
+    (None, 'the processes have different configs; all must be started with the same files and options')])
+def test_processes_with_different_masks_or_configs_are_told(kind, said, shapes: Path, tmp_path, monkeypatch) -> None:
+    def gather(value: object, patient: bool = False) -> list:
+        other = isinstance(value, str) and (len(value) == kind or (kind is None and value.startswith('{')))
+        return [value, 'other'] if other else [value]
+
+    monkeypatch.setattr(loaders.distributed, 'gather_objects', gather)
+    with pytest.raises(UserError, match=said):
+        Runner(shapes.parent, tmp_path / 'results')('pretrain.main', *STEPS)
 
 
 def test_a_changed_folder_is_refused(shapes: Path, tmp_path, stopped, thin, capsys) -> None:  # noqa: F811

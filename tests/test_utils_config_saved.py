@@ -73,6 +73,15 @@ def test_save_config_takes_the_place_of_a_start_that_failed(load, tmp_path):
     assert yaml.safe_load(path.read_text())['epochs'] == 2
 
 
+def test_save_config_leaves_what_is_not_of_a_run(load, tmp_path):
+    (tmp_path / 'pictures').mkdir()
+    (tmp_path / 'config.yml').write_text('mine: 1\n')
+    with pytest.raises(UserError, match='config.yml is damaged .*config_name, is missing.; restore it, or choose'):
+        save_config(load(MINIMAL), tmp_path)
+    assert (tmp_path / 'pictures').is_dir()
+    assert (tmp_path / 'config.yml').read_text() == 'mine: 1\n'
+
+
 # --- finding files
 
 def test_find_file_prefers_the_working_directory(tmp_path, monkeypatch):

@@ -270,19 +270,19 @@ STEPS = 6
 def settings(folder: Path, **keys: Any) -> Any:
     """The config of a training of six steps an epoch that leaves its checkpoint in ``folder``."""
     given = {'output_dir': str(folder), 'root_dir': '.', 'db_root': '.', 'epochs': 2, 'train_batch_size': 2, **keys}
-    return Config(Training.model_validate(given).model_dump())
+    return Config(Training.model_validate(given).model_dump(), Training)
 
 
 class Small:
     """A trainer of three weights in ``folder``: six steps an epoch, with dropout."""
 
-    def __init__(self, folder: Path, checkpoint_every: int = 0, log_every: int = 4) -> None:
+    def __init__(self, folder: Path, checkpoint_every: int = 0, log_every: int = 4, rate: float = 0.1) -> None:
         torch.manual_seed(0)
         self.path, self.calls, self.losses = folder / 'checkpoint.pth.tar', 0, []
         self.model = nn.Linear(3, 1)
         loader = DataLoader(self, 2, sampler=SeededSampler(2 * STEPS, 0), collate_fn=collate,
                             generator=torch.Generator())
-        p = settings(folder, checkpoint_every=checkpoint_every, log_every=log_every, optimizer_kwargs={'lr': 0.1})
+        p = settings(folder, checkpoint_every=checkpoint_every, log_every=log_every, optimizer_kwargs={'lr': rate})
         self.trainer = Trainer(p, self.model, torch.device('cpu'), loader, [f'image{i}' for i in range(2 * STEPS)])
 
     def __getitem__(self, item: tuple[int, int]) -> dict:
@@ -296,6 +296,15 @@ class Small:
             self.losses.append(float(loss.detach()))
             return {'loss': event(loss) if self.calls == at else loss}
         return self.trainer.train_one_epoch(compute)
+
+
+def test_a_checkpoint_of_another_config_is_not_taken_up(tmp_path: Path) -> None:
+    Small(tmp_path / 'old').trainer.save()
+    (tmp_path / 'new').mkdir()
+    (tmp_path / 'new' / 'checkpoint.pth.tar').write_bytes((tmp_path / 'old' / 'checkpoint.pth.tar').read_bytes())
+    Small(tmp_path / 'new', log_every=2)  # changes nothing of the training
+    with pytest.raises(UserError, match=r'is of a run with another config \(optimizer_kwargs.lr: 0.1 -> 0.2\); choose'):
+        Small(tmp_path / 'new', rate=0.2)
 
 
 def signalled(loss: Tensor) -> Tensor:

@@ -85,31 +85,40 @@ def load_config(config_env: str, config_exp: str, schema: type[S], overrides: Se
     return cast(S, Config(nest(values), schema, notes))
 
 
+def frozen(config: Section, values: Mapping[str, Any], identity: Sequence[str] = ()) -> dict[str, str]:
+    """The keys of ``values`` that change the results of a ``config``'s run, and those of ``identity``, as JSON."""
+    free = {name for name, field in schema_keys(config._schema).items() if not field.frozen} - {*identity}
+    return {name: json.dumps(value, ensure_ascii=False, default=str)
+            for name, value in flat(dict(values)).items() if name not in free | {LAST_KEY}}
+
+
+def changes(config: Section, old: Mapping[str, Any], identity: Sequence[str] = ()) -> dict[str, str]:
+    """The ``frozen`` keys that differ from those of an earlier run: {key: 'key: before -> after'}.
+
+    A key that the earlier one lacks, as those of an earlier version do, counts as its default.
+    """
+    defaults = {name: field.default for name, field in schema_keys(config._schema).items() if not field.is_required()}
+    before, after = frozen(config, defaults | flat(dict(old)), identity), frozen(config, as_dict(config), identity)
+    return {name: f'{name}: {before.get(name, "absent")} -> {after.get(name, "absent")}'
+            for name in dict.fromkeys((*after, *before)) if before.get(name) != after.get(name)}
+
+
 def save_config(config: Section, output_dir: str | Path, identity: Sequence[str] = ()) -> Path:
     """Write ``config.yml`` in output_dir, or make sure that the one there says the same. Call it in one process only.
 
-    A folder without checkpoint or results, of a start that failed, takes the new config; curves in it go. Keys that
-    leave results the same may differ, but for those of ``identity``. A key that the file lacks, as those of an earlier
-    version do, counts as its default. Raises UserError, which names the keys that differ.
+    A folder without checkpoint or results, of a start that failed, takes the new config; curves in it go. Raises
+    UserError, which names the keys that differ, see ``changes``, and for a config.yml of something else.
     """
     path = Path(output_dir) / NAME
     occupied = any(not found.name.startswith('.') for pattern in RESULTS for found in path.parent.glob(pattern))
-    old = read_config(path.parent, 'choose another output_dir (--set output_dir=...)') if occupied else None
-    if old is None:
-        if path.exists():
+    old = read_config(path.parent, 'choose another output_dir (--set output_dir=...)')
+    if old is None or not occupied:
+        if old is not None:
             clear_metrics(path.parent)
         write_text(path, yaml.safe_dump(as_dict(config), sort_keys=False))
         return path
-    keys = schema_keys(config._schema)
-    free = {LAST_KEY, *(name for name, field in keys.items() if not field.frozen)} - {*identity}
-    defaults = {name: field.default for name, field in keys.items() if not field.is_required()}
-    before, after = ({name: json.dumps(value, ensure_ascii=False, default=str) for name, value in values.items()}
-                     for values in (defaults | flat(old), flat(as_dict(config))))
-    changed = [name for name in dict.fromkeys((*after, *before))
-               if name not in free and before.get(name) != after.get(name)]
-    if changed:
-        changes = [f'{name}: {before.get(name, "absent")} -> {after.get(name, "absent")}' for name in changed]
+    if changed := changes(config, old, identity):
         other = 'root_dir' if 'db_root' in changed else 'output_dir'  # the steps on a folder share its root_dir
-        raise UserError(f'{output_dir} holds results of another config ({name_some(changes, 20)}); '
+        raise UserError(f'{output_dir} holds results of another config ({name_some([*changed.values()], 20)}); '
                         f'choose another {other} (--set {other}=...) or delete the folder.')
     return path

@@ -120,7 +120,8 @@ def resume_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         if len(random) == distributed.world_size():
             restore_random_states(random[distributed.rank()], next(iter(model.state_dict().values())).device)
         else:
-            log.warning('The checkpoint is of %d processes and this run has %d: it goes on, with other random numbers',
+            log.warning('The checkpoint is of %d processes and this run has %d: it goes on, with other random numbers, '
+                        'and in each another share of the batch, within which it contrasts and normalises',
                         len(random), distributed.world_size())
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f'checkpoint {path} does not belong to this run ({str(error).splitlines()[0]}); '

@@ -1,4 +1,5 @@
 """How a run starts: one command becomes many processes, by PyTorch's own elastic launcher, and each is made ready."""
+import json
 import logging
 import os
 import random
@@ -15,7 +16,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from utils.config.load import save_config
+from utils.config.load import as_dict, frozen, save_config
 from utils.config.schema import Run
 from utils.report.results import read_results
 from utils.run import distributed
@@ -45,6 +46,8 @@ def start(p: Run, nproc: int | None, script: str, argv: Sequence[str] | None,
             lock_folder(output_dir)
             save_config(p, output_dir, identity)
             read_results(output_dir)  # damaged ones are told before anything is computed
+    if len({*distributed.gather_objects(json.dumps(frozen(p, as_dict(p)), sort_keys=True))}) > 1:
+        raise UserError('the processes have different configs; all must be started with the same files and options.')
     setup_logging(output_dir)
     random.seed(p.seed)
     np.random.seed(p.seed % 2 ** 32)

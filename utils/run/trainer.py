@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from utils.config.load import changes
 from utils.config.schema import Training
 from utils.run import distributed
 from utils.run.checkpoint import last_good, resume_training, save_training
@@ -115,6 +116,9 @@ class Trainer:
         self.optimizer = build_optimizer(p.optimizer, groups or model.parameters(), **p.optimizer_kwargs)
         self.writer = MetricsWriter(self.path.parent)
         state = resume_training(self.path, model, self.optimizer, ids)
+        if changed := changes(p, state.get('config', p)):
+            raise UserError(f'{self.path} is of a run with another config ({name_some([*changed.values()], 20)}); '
+                            'choose another output_dir, or start from it with pretraining: PATH.')
         if state:
             self.precision.scaler.load_state_dict(state.get('scaler', {}))
             log.info('Resuming after epoch %d and %d steps from %s', state['epoch'], state['step'], self.path)
@@ -134,6 +138,8 @@ class Trainer:
 
     def began_with(self, name: str, digest: str, folder: Path | None) -> None:
         """Raises UserError unless what is read from a folder has the digest that it had when the training began."""
+        if len({*distributed.gather_objects(digest)}) > 1:
+            raise UserError(f'the processes found different files in {folder}; all must see the same ones.')
         if self.extra.setdefault(name, digest) != digest:
             raise UserError(f'the files in {folder} are not those that this training began with; restore them, or '
                             'choose another output_dir.')
@@ -254,3 +260,4 @@ class Trainer:
             if self._signal is not None:
                 stop(self._signal)
             yield
+            distributed.gather_objects(None, patient=True)  # what one process does alone may take long
