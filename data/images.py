@@ -15,6 +15,7 @@ from data.transforms import resize_mask
 from utils.run.errors import UserError
 from utils.run.files import DRAWN_UPRIGHT, PALETTE
 
+BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of a TIFF: bits a sample, what 0 is
 ORIENTATION = 0x0112  # the EXIF tag, and what makes an array of pixels upright for each of its values
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr, 3: lambda pixels: np.rot90(pixels, 2), 4: np.flipud, 5: lambda pixels: pixels.swapaxes(0, 1),
@@ -109,7 +110,11 @@ def _decode_jpeg(content: bytes) -> np.ndarray | None:
 
 def _to_rgb(file: Image.Image) -> np.ndarray:
     if file.mode.startswith('I') or file.mode == 'F':  # deep grey, which Pillow would cut at 255
+        tags = getattr(file, 'tag_v2', {})  # of a TIFF, which may have 12 bits, or 0 as white
         grey, top = np.asarray(file, np.float64), 1 if file.mode == 'F' else 65535
+        if file.mode.startswith('I;16'):
+            top = 2 ** tags.get(BITS, (16,))[0] - 1
+            grey = top - grey if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else grey
         if not (grey.min(initial=0) >= 0 and grey.max(initial=0) <= top):
             raise ValueError(f'its grey values are not within 0..{top}')
         return np.repeat(np.rint(grey * (255 / top)).astype(np.uint8)[..., None], 3, axis=2)
@@ -187,7 +192,7 @@ def _objects(image: Image.Image) -> np.ndarray:
 def _values_of_colours(colours: np.ndarray) -> np.ndarray:
     """(h, w, 3) uint8 -> (h, w): grey levels, 0 and 1 for black and one colour, or ids of the VOC palette."""
     if (colours.max(2) - colours.min(2)).max(initial=0) <= GREY_SPREAD:
-        return cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY)
+        return colours.max(2) if colours.max(initial=0) <= LAST_ID else cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY)
     codes, palette = (values.astype(np.int32) @ (1 << 16, 1 << 8, 1) for values in (colours, PALETTE))
     if ((codes == 0) | (codes == codes.max())).all():
         return codes > 0

@@ -83,6 +83,8 @@ MASKS = {
     '16 bit soft': with_border(ONES.astype(np.uint16) * 60000, 9000),
     'red': colour(255, 0, 0),
     'blue': colour(0, 0, 255),
+    'number in red': colour(1, 0, 0),
+    'numbers in blue': np.dstack([0 * two_instances()] * 2 + [two_instances()]),
     'grey as RGBA': Image.fromarray(ONES * 255).convert('RGBA'),
     'cut-out': np.dstack([photo('cut', 40, 60), ONES * 255]),
     'white with alpha': np.dstack([np.full((40, 60, 3), 255, np.uint8), ONES * 255]),
@@ -194,6 +196,15 @@ def test_deep_grey_transparency_and_many_pictures(tmp_path: Path) -> None:
             ('a.bmp', animation[0], grey, {})):
         image.save(tmp_path / path, **options)
         np.testing.assert_array_equal(read_image(tmp_path / path), np.repeat(expected[..., None], 3, 2), path)
+    Image.fromarray(4095 - grey.astype(np.uint16) * 16).save(tmp_path / '16.tif', tiffinfo={262: 0})  # 0 is white
+    assert (read_image(tmp_path / '16.tif') >= 239).all()
+    deep = [(256, 3, 3), (257, 3, 2), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 3, 2),
+            (279, 4, 10)]  # 12 bits, which Pillow does not write: two rows of 0, 2048 and 4095
+    entries = b''.join(struct.pack('<HHIHxx' if kind == 3 else '<HHII', tag, kind, 1, value)
+                       for tag, kind, value in deep)
+    (tmp_path / '12.tif').write_bytes(b'II*\0' + struct.pack('<I', 18) + 2 * bytes.fromhex('000800fff0')
+                                      + struct.pack('<H', len(deep)) + entries + bytes(4))
+    assert read_image(tmp_path / '12.tif')[..., 0].tolist() == 2 * [[0, 128, 255]]
     Image.fromarray(grey.astype(np.float32)).save(tmp_path / 'float.tif')
     with pytest.raises(ImageFileError, match=r'float\.tif .*its grey values are not within 0\.\.1'):
         read_image(tmp_path / 'float.tif')
