@@ -94,7 +94,7 @@ def count_images(p: Any, trains: bool) -> float:
     """How many images a run has the network see, where one that is scored takes the time of one that is trained on."""
     def of(kind: str) -> int:
         path = Path(p.db_root, p[f'{kind}_db_name'], 'sets', f'{p[f"{kind}_split"]}.txt')
-        return len(read_list(path)) if path.is_file() else SIZES[p[f'{kind}_split']]
+        return len(read_list(path)) if path.is_file() else SIZES.get(p[f'{kind}_split'], SIZES['trainaug'])
 
     scored = sum(of(kind) for kind in ('val', 'memory') if f'{kind}_split' in p)
     return p.epochs * (of('train') * p.get('label_share', 1) + scored) + scored if trains else scored

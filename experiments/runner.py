@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from models.crf import require_crf
 from segmentation.metrics import standard_deviation
 from utils.config.keys import schema_keys
-from utils.config.paths import REPOSITORY
+from utils.config.paths import REPOSITORY, find_file
+from utils.config.reader import Reader
 from utils.config.schema import Kmeans, LinearFinetune, Pretrain, PseudoLabels, Retrieval, Run
 from utils.report.folder import fingerprint
 from utils.report.results import read_results, with_spread
@@ -34,12 +35,13 @@ class Step(NamedTuple):
     folder: str
     command: tuple[str, ...]
     needs: tuple['Step', ...] = ()
+    config: str = ''  # what its config file says
 
     def settings(self) -> list[str]:
-        """What tells it from a step with other settings: its arguments, files in them, and those of steps it needs."""
+        """What tells it from a step with other settings: arguments, files in them, config, the steps that it needs."""
         paths = [Path(word.partition('=')[2] or word) for word in self.command[1:]]
         files = [_content(path, path.stat().st_mtime_ns) for path in paths if path.is_absolute() and path.is_file()]
-        return [*self.command[1:], *files, *(word for step in self.needs for word in step.settings())]
+        return [*self.command[1:], *files, self.config, *(word for step in self.needs for word in step.settings())]
 
     def __str__(self) -> str:
         return f'python {" ".join(self.command)}'
@@ -104,9 +106,12 @@ class Chain:
     def step(self, task: str, config: str, folder: str, overrides: Sequence[str] = (), needs: tuple[Step, ...] = (),
              flags: Sequence[str] = (), script: str = '') -> Step:
         """The script of a task, or another that takes the same config."""
+        reader = Reader(SCRIPTS[task][1])
+        reader.read_file(find_file(config))
         return Step(folder, (script or SCRIPTS[task][0], '--config_env', self.env, '--config_exp', config, *flags,
                              '--set', *overrides_of(task, self.given), f'db_root={self.db_root}',
-                             f'root_dir={self.root}', f'output_dir={folder}', *overrides), needs)
+                             f'root_dir={self.root}', f'output_dir={folder}', *overrides), needs,
+                    json.dumps(reader.values, sort_keys=True, default=str))
 
     def finished(self, step: Step) -> bool:
         """Whether it has ended well, with the same settings. Raises UserError if the note on that is damaged."""

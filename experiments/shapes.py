@@ -17,7 +17,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.voc import VOID
+from data.label_maps import VOID
 from utils.config.cli import ArgumentParser, at_least
 from utils.run.errors import UserError
 from utils.run.files import save_image, save_label_map, write_text
