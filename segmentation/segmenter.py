@@ -47,15 +47,17 @@ class Segmenter:
 
     The network's input is (3, ``size``, ``size``). ``model`` is a linear model or, with ``clusters``, the network that
     they were found with: each object then has the label of the nearest centre. Objects are those of ``masks``, one of
-    ``MASKS``.
+    ``MASKS``. ``crf`` are the arguments of ``dense_crf`` that the model was scored with.
     """
 
     def __init__(self, model: Any, classes: tuple[str, ...], size: int, device: torch.device,
-                 clusters: ClusterModel | None = None, masks: str = 'network', precision: str = 'fp32') -> None:
+                 clusters: ClusterModel | None = None, masks: str = 'network', precision: str = 'fp32',
+                 crf: Mapping[str, Any] | None = None) -> None:
         to_device(model, device)
         self.autocast = Precision(device, precision).autocast
         self.model, self.classes, self.size, self.device, self.clusters = model, classes, size, device, clusters
         self.masks, self.source = masks, build_source('unsupervised') if masks == 'unsupervised' else None
+        self.crf = dict(crf or {})
         # labels of one name are one
         self.table = np.array([*map(classes.index, classes), *range(len(classes), 256)], np.uint8)
         self.transform = EvaluationTransform(size, model.backbone.mean, model.backbone.std)
@@ -87,7 +89,7 @@ class Segmenter:
         size, classes = int(run.get('val_size', SIZE)), _classes_of(path, run, model.classifier.out_channels)
         if not run:
             log.warning('No config.yml beside %s: taking %d px and the classes %s', path, size, name_some(classes, 3))
-        return Segmenter(model, classes, size, where, precision=precision)
+        return Segmenter(model, classes, size, where, precision=precision, crf=run.get('crf_kwargs'))
 
     def __call__(self, image: np.ndarray, refine: Refine | None = None, mask: np.ndarray | None = None) -> np.ndarray:
         """(H, W, 3) uint8 RGB -> (H, W) int32, indices of ``classes``; ``refine``: e.g. ``models.crf.dense_crf``.
@@ -128,7 +130,9 @@ class Segmenter:
             network, background, outputs = self.clusters.network, self.clusters.labels[0], []
             for objects in find_objects(self.model, images, network['features'], masks, network.get('min_component'),
                                         self.autocast):
-                labels = np.array([background, *self.clusters.label(objects.prototypes)], np.uint8)[objects.ids]
+                seen = objects.prototypes.any(1)  # else a mask vanishes at this size, and would be of any cluster
+                found = np.where(seen, self.clusters.label(objects.prototypes), background)
+                labels = np.array([background, *found], np.uint8)[objects.ids]
                 outputs.append(Output(labels, *(object_logits(labels, objects, background) if keep_logits else ())))
             return outputs
         with self.autocast():

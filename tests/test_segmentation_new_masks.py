@@ -106,7 +106,7 @@ def test_what_is_older_than_its_image_or_mask_is_told(own: Path, tmp_path: Path,
     def told() -> tuple[bool, list[str]]:
         predict.main(['--images', str(images), '--output', str(tmp_path / 'out'), '--masks', str(masks), '--device',
                       'cpu', '--model', str(own / 'results' / 'kmeans' / 'clusters.pth.tar')])
-        return ('there already, 0 left out; 2 of those there are older than their image or mask: delete them and rerun'
+        return ('there already, 0 left out; 2 of those there are older than their image or mask, or lack it: delete'
                 in capsys.readouterr().out), (tmp_path / 'out' / 'report.txt').read_text().splitlines()[1:]
 
     assert [told(), told()] == [(False, [])] * 2
@@ -116,10 +116,37 @@ def test_what_is_older_than_its_image_or_mask_is_told(own: Path, tmp_path: Path,
         if path.name not in ('c.png', 'b.png'):  # these two are as after a copy of another one
             os.utime(path, (0, path.stat().st_mtime - 2000))
     (images / 'sub' / 'b.png').touch()
-    assert told() == (True, [f'older than its image or mask: {name}' for name in ('c.jpg', 'sub/b.png')])
+    assert told() == (True, [f'older than its image or mask, or without it: {name}' for name in ('c.jpg', 'sub/b.png')])
     for name in ('c', 'sub/b'):
         (tmp_path / 'out' / 'predictions' / f'{name}.png').unlink()
     assert told() == (False, [])
+    for name in ('d', 'e'):
+        (masks / f'{name}.png').unlink()
+    assert told() == (True, [f'older than its image or mask, or without it: {name}.jpg' for name in 'de'])
+
+
+def test_results_of_others_are_not_taken_for_those_of_a_run(own: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(own / 'results' / 'kmeans', tmp_path / 'kmeans')
+    before = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+    with pytest.raises(UserError, match='kmeans holds predictions/.*png, and no report.json says how it was made'):
+        run(own, folder)
+    drawn = tmp_path / 'masks' / 'sub' / 'b.png'
+    drawn.parent.mkdir(parents=True)
+    Image.new('L', (SIDE + 16, SIDE), 255).save(drawn)
+    before[drawn] = drawn.read_bytes()
+    with pytest.raises(UserError, match='masks holds sub/b.png, and no report.json says how it was made'):
+        saliency.main(['--images', str(own / 'photos' / 'images'), '--output', str(tmp_path / 'masks'), '--method',
+                       'unsupervised', '--workers', '0'])
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_mask_too_small_for_the_network_is_background(own: Path) -> None:
+    given = Segmenter.load(own / 'results' / 'kmeans' / 'clusters.pth.tar', 'cpu', masks='given')
+    image, mask = np.full((900, 900, 3), 90, np.uint8), np.zeros((900, 900), np.uint8)
+    mask[1, 1] = 1
+    assert not given(image, mask=mask).any()
+    mask[200:700, 200:700] = 1
+    assert given(image, mask=mask)[450, 450]
 
 
 @pytest.mark.parametrize('lost', ['size', 'fingerprint', 'centres'])

@@ -5,6 +5,7 @@ Several processes share the images. What is kept of an image is its result, or a
 import hashlib
 import heapq
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,7 +42,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(path.read_text())['settings']) if path.exists() else None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f'{path} is not a report of this script; move it or choose another --output.') from None
+        raise UserError(f'{path} is not a report of this script; choose another --output.') from None
 
 
 class Rows:
@@ -65,7 +66,7 @@ class FolderRun:
 
     ``images`` is their folder, or a single file; ``place`` that of the results, PNGs, in ``output``; ``result`` what is
     made of each: 'mask'; ``settings`` how. Raises UserError for an output folder that lies inside or around that of the
-    images, cannot be written, is in use, or holds what was made with other settings.
+    images, cannot be written, is in use, or holds results of another script or of other settings.
     """
 
     def __init__(self, output: Path, place: str, images: Path, result: str, **settings: Any) -> None:
@@ -92,7 +93,10 @@ class FolderRun:
         if changed:
             raise UserError(f'--output {self.output} was made with other settings ({"; ".join(changed)}); choose '
                             'another folder or delete this one.')
-        if before is None:
+        if before is None:  # a run of this script leaves a report before its first result
+            if (there := next(self.results.rglob('*.png'), None)) is not None:
+                raise UserError(f'--output {self.output} holds {there.relative_to(self.output)}, and no {REPORT} says '
+                                'how it was made; choose another folder.')
             write_text(self.output / REPORT, json.dumps({'settings': self.settings}, indent=2) + '\n')
         shutil.rmtree(self.output / ROWS, ignore_errors=True)  # of a run that was killed
         (self.output / ROWS).mkdir()
@@ -111,8 +115,11 @@ class FolderRun:
              masks: Path | None = None) -> Iterator[tuple[Path, Item]]:
         """The (name, ...) of this process's share, whole batches of ``size``, that have no result yet.
 
-        Takes note of results that are older than their image, or than their mask in the folder ``masks``.
+        Takes note of results that are older than their image or their mask in the folder ``masks``, or have none there.
         """
+        def changed(path: Path) -> float:
+            return path.stat().st_mtime if path.exists() else math.inf
+
         folder = self.images.is_dir()
         for frame in distributed.share(frames, size):
             name = frame[0]
@@ -121,9 +128,8 @@ class FolderRun:
                 continue
             image = self.images / name if folder else self.images
             sources = [image] if masks is None else [image, masks / name.with_suffix('.png')]
-            with suppress(FileNotFoundError):  # removed meanwhile
-                if max(path.stat().st_mtime for path in sources) > self.path_of(name).stat().st_mtime:
-                    self.outdated.add(name.as_posix())
+            if max(map(changed, sources)) > self.path_of(name).stat().st_mtime:
+                self.outdated.add(name.as_posix())
             self.existing += 1
 
     def collect(self, results: Iterable[tuple[Path, str]]) -> None:
@@ -186,7 +192,7 @@ class FolderRun:
         summary = (f'{images} images: {self.written} {self.result}s written, {self.existing} there already, '
                    f'{left} left out')
         if older := sum(1 for _ in self.outdated):
-            summary += f'; {older} of those there are older than their image or mask: delete them and rerun'
+            summary += f'; {older} of those there are older than their image or mask, or lack it: delete them and rerun'
 
         def report() -> Iterator[str]:
             yield json.dumps({'settings': self.settings, **counts, 'left_out': {}}, indent=2).removesuffix('}\n}')
@@ -199,7 +205,7 @@ class FolderRun:
             for name, reason in reasons():
                 yield '\\n'.join(f'left out: {name}: {reason}'.splitlines()) + '\n'
             for name, in self.outdated:
-                yield '\\n'.join(f'older than its image or mask: {name}'.splitlines()) + '\n'
+                yield '\\n'.join(f'older than its image or mask, or without it: {name}'.splitlines()) + '\n'
 
         write_text(self.output / REPORT, report())
         write_text(self.output / 'report.txt', lines())
