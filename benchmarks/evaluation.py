@@ -22,8 +22,9 @@ import cv2
 import numpy as np
 import torch
 
+from data.label_maps import VOID
 from data.transforms import resize_mask, split_mask
-from data.voc import VOC_CLASSES, VOID
+from data.voc import VOC_CLASSES
 from models.crf import crf_in_workers, dense_crf
 from segmentation.clustering import Whitening, kmeans, match_clusters, merge_clusters, score_clusters
 from segmentation.feature_index import FeatureIndex

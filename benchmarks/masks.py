@@ -24,8 +24,9 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.prediction import draw
 from data.images import Photograph, fit_to_photograph, read_image, read_labels, read_mask
+from data.label_maps import VOID
 from data.transforms import mask_iou
-from data.voc import VOID, read_ids
+from data.voc import read_ids
 from models.transformer import load_transformer
 from saliency.sources import MaskSource
 from saliency.transformer import TransformerSaliency

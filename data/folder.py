@@ -1,7 +1,6 @@
 """An unlabelled image folder as a data set: no ground truth, no lists."""
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,8 @@ import numpy as np
 from data.files import drop_duplicates, find_files, find_images, keep_complete
 from data.image_set import ImageSet, random_rank
 from data.images import ImageFileError
-from data.voc import LABEL_NAMES, VOID, check_layout, keep_labelled, label_digest, read_names, read_truth
+from data.label_maps import LABEL_NAMES, VOID, read_names, use_label_maps
+from data.voc import check_layout
 from utils.run.errors import UserError, name_some
 from utils.run.log import progress
 from utils.run.parallel import in_threads
@@ -64,11 +64,16 @@ class FolderDataset(ImageSet):
         chosen = choose_split(names, split, seed)
         self.files = {name.with_suffix('').as_posix(): name for name in chosen}  # by ID
         self.ids = list(self.files) if masks is None else self._with_mask(masks, names)
-        self._digests: dict[str, tuple[bytes, bool]] = {}  # of the label maps
-        table = None if label_maps is None else self._take_labels(label_maps)
+        labels = None if label_maps is None else read_names(label_maps / LABEL_NAMES)
+        if label_maps is not None and labels is None:
+            raise UserError(f'{label_maps / LABEL_NAMES} is missing, which names the labels of an unlabelled image '
+                            'folder; make the label maps with pseudo_labels.py.')
         self.ids = self._sound()
-        if table is not None:
-            keep_labelled(self, map(self._digests.__getitem__, self.ids), table)
+        if label_maps is not None and labels is not None:
+            self.classes = tuple(dict.fromkeys(labels))  # labels of one name are one class
+            table = np.full(256, VOID, np.uint8)
+            table[:len(labels)] = [*map(self.classes.index, labels)]
+            use_label_maps(self, label_maps, len(labels), table)
         self.left_out = len(chosen) - len(self)
 
     def image_path(self, index: int) -> Path:
@@ -84,21 +89,6 @@ class FolderDataset(ImageSet):
         return keep_complete(masks, {name: [Path(f'{name}.png')] for name in self.files},
                              f'images in {self.images} have no mask in {masks}',
                              'a mask needs the relative path of its image with .png')
-
-    def _take_labels(self, label_maps: Path) -> np.ndarray:
-        names = read_names(label_maps / LABEL_NAMES)
-        if names is None:
-            raise UserError(f'{label_maps / LABEL_NAMES} is missing, which names the labels of an unlabelled image '
-                            'folder; make the label maps with pseudo_labels.py.')
-        self.truth, self.classes = label_maps, tuple(dict.fromkeys(names))  # labels of one name are one class
-        table = np.full(256, VOID, np.uint8)
-        table[:len(names)] = [*map(self.classes.index, names)]
-        read = partial(read_truth, num_classes=len(names), table=table, named=label_maps / LABEL_NAMES)
-        self.layers.insert(0, ('semseg', label_maps, read))
-        self.ids = keep_complete(label_maps, {name: [Path(f'{name}.png')] for name in self.ids},
-                                 f'images in {self.images} have no label map in {label_maps}',
-                                 'make them with pseudo_labels.py')
-        return table
 
     def _sound(self) -> list[str]:
         """The IDs of images that can be read, with masks of their shape."""
@@ -124,11 +114,6 @@ class FolderDataset(ImageSet):
         try:
             sample = self.load(index)
         except ImageFileError as error:
-            if self.truth is not None and str(error).startswith(str(self.truth)):  # a label map of another size
-                raise
             return error.reason
-        if self.truth is not None:
-            path = self.truth / f'{self.ids[index]}.png'
-            self._digests[self.ids[index]] = label_digest(path, sample['semseg'])
         mask = sample.get('sal')
         return '' if mask is None or (mask.any() and not mask.all()) else None

@@ -43,6 +43,8 @@ OTHER_KINDS = {'basnet': 'a BASNet (--method basnet takes it)', 'linear': 'a lin
 def initial_weights(p: Common | TrainSaliency, backbone: str) -> Weights | None:
     """The weights that ``pretraining`` names, or None for a random start; ``backbone`` is ImageNet's network."""
     timm = backbone.startswith(TIMM)
+    if p.pretraining != 'imagenet_moco' and (unread := getattr(p, 'moco_state_dict', None)):
+        log.info('moco_state_dict %s is not read: pretraining is %s', unread, p.pretraining)
     if p.pretraining == 'none':
         log.info('Weights: random')
         return None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.voc import read_names
+from data.label_maps import read_names
 from segmentation.clustering import BACKGROUND, Whitening, nearest_centre, placeholders
 from utils.run.checkpoint import load_checkpoint, require_finite, save_checkpoint
 from utils.run.errors import UserError

@@ -2,7 +2,7 @@
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,20 +14,20 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from data.image_set import ImageSet
+from data.label_maps import VOID, read_names, read_texts, whole_label_maps, write_names
 from data.transforms import resize_mask
-from data.voc import LABEL_NAMES, VOID, read_names, read_texts, write_names
 from models.crf import Refine, crf_in_workers
 from models.segmentation import LinearSegmentationModel
 from segmentation.clustering import is_matched, match_clusters, merge_clusters, merge_labels, require_known
 from segmentation.metrics import confusion_matrix, iou_of
 from utils.config.reader import damaged, read_config
 from utils.report.pictures import panel
-from utils.report.results import iou_entry, log_iou, read_results, remove_stale, save_results
+from utils.report.results import iou_entry, log_iou, read_results, save_results
 from utils.report.run import PREDICTIONS, write_run_report
 from utils.run import distributed
 from utils.run.devices import Precision, to_device, to_float32
 from utils.run.errors import UserError, name_some
-from utils.run.files import save_image, save_label_map
+from utils.run.files import remove_stale, save_image, save_label_map
 from utils.run.log import progress
 from utils.run.parallel import available_cores, in_threads
 
@@ -122,9 +122,11 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet,
         return np.stack([confusion_matrix(output.semseg, labels, len(classes), len(names)) for labels in maps])
 
     require_known(names, classes)
-    for folder in MAPS[:1 + crf] if distributed.is_main() else ():  # first: else labels would be classes
-        write_names(output_dir / folder / LABEL_NAMES, names, labels=len(names))
-    with crf_in_workers(config['crf_kwargs'], workers) if crf else nullcontext() as refine:
+    with ExitStack() as stack:
+        with distributed.main_first():
+            for folder in MAPS[:1 + crf] if distributed.is_main() else ():
+                stack.enter_context(whole_label_maps(output_dir / folder, ids, names))
+        refine = stack.enter_context(crf_in_workers(config['crf_kwargs'], workers)) if crf else None
         outputs = run_network(model, loader, device, crf)
         counts = in_threads(partial(finish, refine), outputs, threads, threads + (loader.batch_size or 1))
         # (1 or 2, classes, labels), of the network and of the refined maps; 0 of a process without images
@@ -133,8 +135,7 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet,
         return
     if crf:
         log.info('Without the CRF: mIoU %.2f; with it:', 100 * iou_of(merge_labels(matrices[0], names, classes)).mean())
-    for folder, kept in zip((*MAPS, PICTURES), (ids, ids, drawn), strict=True):
-        remove_stale(output_dir / folder, kept)
+    remove_stale(output_dir / PICTURES, drawn)
     log.info('Label maps: %s; pictures: %s', output_dir / MAPS[0], output_dir / PICTURES)
     confusions = dict(zip((task, f'{task}_crf'), matrices, strict=False))
     results = report_scores(config, title, confusions, names, classes, made,

@@ -18,7 +18,7 @@ from data.loaders import evaluation_loader, identity, label_maps_of, open_images
 from models.build import trained_linear_model
 from models.crf import require_crf
 from models.weights import fingerprint, read_weights
-from segmentation.engine import AGREEMENT, BEST, TRAINED_ON, check_free, read_trained, score, stem
+from segmentation.engine import AGREEMENT, BEST, DISTILLED, TRAINED_ON, check_free, read_trained, score, stem
 from segmentation.metrics import made_with, warn_of_shared
 from utils.config.cli import ConfigParser
 from utils.config.paths import find_file
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
     task, trained = read_trained(weights, dataset.classes)
+    if trained is None and label_maps_of(p):  # a published model
+        task = DISTILLED
     classes = trained or dataset.classes
     if dataset.truth == label_maps_of(p):
         if len(classes) != len(dataset.classes):

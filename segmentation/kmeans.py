@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 import numpy as np
 
 from data.image_set import ImageSet
+from data.label_maps import whole_label_maps
 from data.loaders import evaluation_loader, identity, open_images
 from data.transforms import resize_mask
-from data.voc import LABEL_NAMES, write_names
 from models.build import build_prototype_model, prototype_network
 from segmentation.cluster_model import CLUSTERS, NAMES, ClusterModel, renew_names
 from segmentation.clustering import best_count, cluster, match_clusters, merge_clusters, placeholders, score_clusters
@@ -34,12 +34,12 @@ from utils.config.cli import ConfigParser
 from utils.config.schema import Kmeans
 from utils.report.folder import read_settings
 from utils.report.pictures import montage, overlay, panel, thumbnail
-from utils.report.results import iou_entry, log_iou, remove_stale, save_results
+from utils.report.results import iou_entry, log_iou, save_results
 from utils.report.run import CLUSTER_IMAGES, PREDICTIONS, write_run_report
 from utils.run import distributed
 from utils.run.devices import to_device
 from utils.run.errors import UserError
-from utils.run.files import save_arrays, save_image, save_label_map
+from utils.run.files import remove_stale, save_arrays, save_image, save_label_map
 from utils.run.log import warn_of_failure
 from utils.run.parallel import in_threads
 from utils.run.script import run_script
@@ -79,10 +79,9 @@ def write_predictions(output_dir: Path, ids: Sequence[str], split: EmbeddedSplit
         if name in drawn:
             save_image(panel([*split.pictures[index], prediction], ['image', 'ground truth', 'K-means']), drawn[name])
 
-    write_names(output_dir / 'predictions' / LABEL_NAMES, names, labels=len(names))  # before the maps
-    remove_stale(output_dir / 'predictions', ids)
     remove_stale(output_dir / 'visualizations', drawn)
-    list(in_threads(write, range(len(ids))))
+    with whole_label_maps(output_dir / 'predictions', ids, names):
+        list(in_threads(write, range(len(ids))))
     return drawn
 
 
@@ -191,11 +190,9 @@ def explore(p: Kmeans, dataset: ImageSet, split: EmbeddedSplit, fit: np.ndarray 
     """Cluster what has no ground truth and draw each cluster; arguments as of ``evaluate``.
 
     Objects without a mask are left aside. Of several numbers of clusters that of highest silhouette is taken, of its
-    runs that of least inertia. Raises UserError for more clusters than label maps can hold.
+    runs that of least inertia.
     """
     counts, objects = p.overclustering or [p.num_clusters], np.flatnonzero(split.prototypes.any(1))
-    if max(counts) > MAX_CLUSTERS:
-        raise UserError(f'num_clusters {max(counts)} is more than label maps can hold; take at most {MAX_CLUSTERS}.')
     prototypes = split.prototypes[objects]
     whitening, runs = cluster(prototypes, counts, p.num_seeds, p.seed, None if fit is None else fit[fit.any(1)],
                               'objects with a mask', p.whiten)
@@ -236,6 +233,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     masks = None if p.saliency == 'network' else p.saliency
     model = to_device(build_prototype_model(p), device)
     dataset = open_images(p, p.val_db_name, p.val_split, None, masks)
+    if dataset.truth is None and (most := max(p.overclustering or [p.num_clusters])) > MAX_CLUSTERS:
+        raise UserError(f'num_clusters {most} is more than label maps can hold; take at most {MAX_CLUSTERS}.')
 
     def embed(images: ImageSet, originals: int, keep_masks: bool) -> EmbeddedSplit:
         loader = evaluation_loader(p, images, model.backbone.mean, model.backbone.std, originals)

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from sklearn.preprocessing import normalize, scale
 
-from data.voc import VOID
+from data.label_maps import VOID
 from segmentation.clustering import match_clusters, parts
 from segmentation.metrics import confusion_matrix
 

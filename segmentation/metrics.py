@@ -58,7 +58,7 @@ def warn_of_shared(val_ids: Sequence[str], others: Sequence[str] | np.ndarray, v
 def made_with(weights: str | Path, digest: str, dataset: Any, size: int) -> dict[str, Any]:
     """The entry 'made_with' of a result: weights and their fingerprint, data, side of the network's input."""
     return {'weights': str(weights), 'fingerprint': digest, 'data': f'{dataset.root.name} {dataset.split}',
-            'images': len(dataset), 'size': size}
+            'images': len(dataset), 'data_digest': dataset.drawn_digest(), 'size': size}
 
 
 def made_with_network(network: Mapping[str, Any], dataset: Any) -> dict[str, Any]:

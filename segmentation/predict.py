@@ -22,12 +22,13 @@ from PIL import Image
 
 from data.frames import Frame, open_frames, predict_frames
 from data.images import ImageFileError, Photograph, fit_to_photograph, read_image, read_mask
-from data.voc import LABEL_NAMES, write_names
+from data.label_maps import LABEL_NAMES, write_names
 from models.crf import Refine, crf_in_workers, require_crf
 from segmentation.segmenter import MASKS, Output, Segmenter
 from utils.config.cli import ArgumentParser, at_least
+from utils.config.keys import schema_keys
 from utils.config.paths import find_file
-from utils.config.schema import DEVICES
+from utils.config.schema import DEVICES, CrfKwargs
 from utils.report.folder import FolderRun, fingerprint
 from utils.report.pictures import legend, overlay, thumbnail
 from utils.run import distributed
@@ -119,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes = segmenter.classes
     merged = [f'{label} in {classes.index(name)}' for label, name in enumerate(classes) if classes.index(name) != label]
     masks = {'network': None, 'given': folder and str(folder.resolve())}.get(segmenter.masks, segmenter.masks)
-    settings = {'model': fingerprint(model), 'merged clusters': merged, 'crf': args.crf_postprocess,
+    published = schema_keys(CrfKwargs)
+    crf = {name: value for name, value in segmenter.crf.items() if value != published[name].default}
+    settings = {'model': fingerprint(model), 'merged clusters': merged, 'crf': args.crf_postprocess and (crf or True),
                 'masks': masks, 'precision': None if args.precision == 'fp32' else args.precision}
     run = FolderRun(args.output, MAPS, args.images, 'label map', **settings)  # None: as where there was no other yet
     if distributed.is_main():
@@ -131,24 +134,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     todo = todo if folder is None else with_mask(todo, folder, no_mask)
     # while one image is refined, the next waits
     threads = 2 * args.workers if args.crf_postprocess else args.workers
-    with crf_in_workers({}, args.workers) if args.crf_postprocess else nullcontext() as refine:
+    with crf_in_workers(segmenter.crf, args.workers) if args.crf_postprocess else nullcontext() as refine:
         run.collect(segment(segmenter, todo, args.output, args.batch_size, threads, refine, folder))
 
     if not run.join():
         return
 
-    count, (failed, failures), cut = len(names), run.failures(no_mask), {}
-    if count < WHOLE * total:
-        cut = {Path(args.images.name): f'it ends after {count} of {total} frames'}
-    else:
-        for name in run.stale(names):
-            move_stale(args.output, name)
+    count, (failed, failures) = len(names), run.failures(no_mask)
+    cut = {Path(args.images.name): f'it ends after {count} of {total} frames'} if count < total else {}
+    for name in run.stale(names) if not cut else ():
+        move_stale(args.output, name)
     summary = run.finish(names, duplicates, cut, 'contact_sheet.png', lambda name: [
         read_image(args.output / OVERLAYS / name.with_suffix('.jpg'))], classes)
     if failed:
         raise UserError(f'{failed} of {count} images cannot be read: {failures}; replace them and rerun, the label '
                         f'maps of the others are in {args.output / MAPS}.')
-    if cut:
+    if count < WHOLE * total:
         raise UserError(f'video {args.images} ends after {count} of {total} frames; copy or convert it anew and rerun, '
                         f'the label maps of these frames are in {args.output / MAPS}.')
     if run.missing == count:

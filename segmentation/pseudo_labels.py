@@ -11,7 +11,6 @@ linear_finetune.py trains on (its key label_maps), and classes.yml in it.
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -23,9 +22,9 @@ import torch
 from data.coco import Entry, box_iou, box_of, read_instances, read_mask
 from data.image_set import ImageSet
 from data.images import read_objects
+from data.label_maps import VOID, whole_label_maps
 from data.loaders import identity, loader_in_order, open_images
 from data.transforms import EvaluationTransform, normalize
-from data.voc import LABEL_NAMES, UNFINISHED, VOID, maps_digest, write_names
 from models.build import build_prototype_model, initial_weights
 from models.transformer import FrozenTransformer, load_transformer
 from models.weights import fingerprint
@@ -39,12 +38,11 @@ from utils.config.cli import ConfigParser
 from utils.config.paths import find_file
 from utils.config.schema import PseudoLabels
 from utils.report.pictures import panel
-from utils.report.results import remove_stale
 from utils.report.run import PREDICTIONS, write_run_report
 from utils.run.checkpoint import load_checkpoint
 from utils.run.devices import to_device
 from utils.run.errors import UserError, name_some
-from utils.run.files import save_image, save_label_map
+from utils.run.files import remove_stale, save_image, save_label_map
 from utils.run.log import progress
 from utils.run.parallel import in_threads
 from utils.run.script import run_script
@@ -218,11 +216,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if dataset.truth is not None:
         require_known(masks.names, dataset.classes)
     maps = Path(p.output_dir) / MAPS
-    remove_stale(maps, ())  # first: a kill must leave no mixture of two clusterings
-    named = partial(write_names, maps / LABEL_NAMES, masks.names, labels=len(masks.names))
-    named(maps=UNFINISHED)  # before the maps: else labels would be classes
-    confusion, pictures = write_maps(p, dataset, masks)
-    named(maps=maps_digest(maps, dataset.ids))
+    with whole_label_maps(maps, dataset.ids, masks.names):
+        confusion, pictures = write_maps(p, dataset, masks)
     log.info('Label maps: %s', maps)
     made = {'data': f'{dataset.root.name} {dataset.split}', 'images': len(dataset),
             'masks': str(p.results or dataset.masks)}

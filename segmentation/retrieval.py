@@ -64,6 +64,8 @@ def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: ImageSet, predict
 
     A row an object: its crop under its true and its predicted class, then the images of its neighbours.
     """
+    path = Path(p.output_dir) / NEIGHBOURS_FILE
+    path.unlink(missing_ok=True)  # of an earlier run
     shown = evenly(np.flatnonzero(val.prototypes.any(1) & val.inside.any(1)), p.num_visualizations)
     images = Path(p.db_root) / index.db_name / 'images'
     if not len(shown) or not images.is_dir():
@@ -77,7 +79,6 @@ def draw_neighbours(p: Retrieval, val: EmbeddedSplit, val_set: ImageSet, predict
         rows.append([(crop_object(image, val.mask(i)), caption)] + [
             (fit(read_image(images / f'{index.images[k]}.jpg')), index.classes[index.labels[k]])
             for k in neighbours[neighbours >= 0]])
-    path = Path(p.output_dir) / NEIGHBOURS_FILE
     save_image(draw_rows(rows), path)
     return [(NEIGHBOURS_FILE, path)]
 

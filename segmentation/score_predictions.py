@@ -18,8 +18,8 @@ import numpy as np
 from data.files import keep_complete
 from data.image_set import ImageSet
 from data.images import read_labels, read_photograph, turn_upright
+from data.label_maps import LABEL_NAMES, read_names
 from data.loaders import open_images
-from data.voc import LABEL_NAMES, read_names
 from segmentation.engine import report_scores
 from segmentation.metrics import confusion_matrix
 from utils.config.cli import ConfigParser

@@ -26,9 +26,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from data.image_set import ImageSet
+from data.label_maps import VOID
 from data.loaders import open_images
 from data.transforms import EvaluationTransform, resize_mask
-from data.voc import VOID
 from models.build import build_prototype_model
 from models.weights import fingerprint
 from segmentation.feature_index import search
@@ -160,9 +160,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = args.output or args.run / 'visualize'
     device = pick_device(args.device)
     allow_tf32(p.get('val_tf32', False))
+    torch.manual_seed(p.seed)  # as in the run, for random weights
     model = to_device(build_prototype_model(p), device)
     made = {entry['made_with'].get('fingerprint') for entry in read_results(args.run).values() if 'made_with' in entry}
-    if p.pretraining != 'none' and made and fingerprint(model) not in made:
+    if made and fingerprint(model) not in made:
         raise UserError(f'{args.run} was made with other weights than {p.pretraining} holds now; run its script again.')
     name, split = (p.memory_db_name, p.memory_split) if saved.clusters is None else (p.val_db_name, p.val_split)
     dataset = open_images(p, name, split, None)

@@ -43,6 +43,19 @@ def test_the_plan_of_the_demo(tmp_path: Path) -> None:
                            'maps-0.8-kmeans-after-train'}}
 
 
+def test_a_step_is_done_again_when_its_config_says_something_else(tmp_path: Path) -> None:
+    def step() -> Step:
+        return Chain(tmp_path, tmp_path / 'data').step('kmeans', str(tmp_path / 'a.yml'), 'a')
+
+    (tmp_path / 'base.yml').write_text('val_size: 64\n')
+    (tmp_path / 'a.yml').write_text('base: base.yml\npretraining: none\n')
+    settings = step().settings()
+    (tmp_path / 'base.yml').write_text('val_size: 64  # pixels\n')
+    assert step().settings() == settings
+    (tmp_path / 'base.yml').write_text('val_size: 32\n')
+    assert step().settings() != settings
+
+
 def script(text: str, folder: str, *needs: Step) -> Step:
     return Step(folder, ('-c', f'from pathlib import Path\n{text}'), needs)
 

@@ -135,6 +135,7 @@ def test_linear_classifier_and_eval_agree(run: Runner, capsys) -> None:
     run('segmentation.eval', 'output_dir=eval', flags=('--state-dict', str(folder / 'best_model.pth.tar')))
     assert results(run.root_dir / 'eval') == {'linear': figures}
     assert not (run.root_dir / 'eval' / 'predictions_crf').exists()
+    assert 'data_digest' in figures['made_with']
     assert {'Training', 'Confusion matrix: Linear classifier'} <= set(Page(folder / 'report.html').text.splitlines())
     # the score is that of the PNGs against the original masks
     hits, union = np.zeros(8), np.zeros(8)

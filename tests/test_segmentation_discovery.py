@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from data.voc import read_names
+from data.label_maps import read_names
 from segmentation import clustering
 from segmentation import kmeans as script
 from segmentation.cluster_model import ClusterModel, renew_names

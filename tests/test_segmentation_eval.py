@@ -47,7 +47,8 @@ def test_results_name_their_weights_and_stay_with_them(trained, tmp_path: Path, 
     own = results(run)
     made = own['linear']['made_with']
     assert made | {'fingerprint': ''} == {'weights': str(run / 'best_model.pth.tar'), 'fingerprint': '',
-                                          'data': 'Colours val', 'images': 4, 'size': 32}
+                                          'data': 'Colours val', 'images': 4, 'size': 32,
+                                          'data_digest': made['data_digest']}
     evaluate(tmp_path, Path(run.name, 'best_model.pth.tar'), *overrides)  # its own: in place, and the same
     assert results(run) == own
     capsys.readouterr()

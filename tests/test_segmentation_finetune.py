@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data import voc
+from data import label_maps
 from data.folder import FolderDataset
 from data.images import read_labels
 from data.voc import VOCSegmentation, random_share
@@ -114,7 +114,7 @@ def test_label_maps_stand_for_the_ground_truth(run, tmp_path: Path, capsys) -> N
     made = results(folder)['distilled']['made_with']
     assert (made['label_maps'], made['select']) == (str(maps), 'last')
     printed = capsys.readouterr().out
-    assert '4 of 8 IDs of train have no ground truth in' in printed
+    assert f'4 of 8 images in {tmp_path / "Colours" / "images"} have no label map in {maps}' in printed
     assert '1 label maps in' in printed
     assert f'{maps} has no classes.yml: labels are taken for the classes of' in printed
     last = load_checkpoint(folder / 'checkpoint.pth.tar')['model']
@@ -135,7 +135,7 @@ def test_label_maps_stand_for_the_ground_truth(run, tmp_path: Path, capsys) -> N
     (maps / 'classes.yml').write_text('classes: {background: red}')
     with pytest.raises(UserError, match='classes.yml must hold .classes:. with a list of names'):
         run(*train, output='wrong')
-    with pytest.raises(UserError, match='8 of 8 IDs of train have no ground truth in .*nowhere'):
+    with pytest.raises(UserError, match='8 of 8 images in .* have no label map in .*nowhere'):
         run(*train, 'label_maps=nowhere', output='missing')
 
 
@@ -194,7 +194,7 @@ def test_names_must_be_classes_and_maps_stay_those_of_the_training(run, clusters
     assert 'those beside the model count' in capsys.readouterr().out
     entry = results(folder)['distilled']
     assert (entry['IoU'], entry['made_with'].get('matched')) == ({'background': 100, 'red': 100}, None)
-    assert voc.read_names(folder / 'predictions' / 'classes.yml') == ('background', 'background', 'red')
+    assert label_maps.read_names(folder / 'predictions' / 'classes.yml') == ('background', 'background', 'red')
     labels = np.zeros((32, 32), np.uint8)
     labels[MIDDLE] = 1
     Image.fromarray(labels).save(clusters / 'a.png')
@@ -204,7 +204,7 @@ def test_names_must_be_classes_and_maps_stay_those_of_the_training(run, clusters
 
 def test_a_label_map_is_decoded_once_at_the_start(clusters: Path, tmp_path: Path, monkeypatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr(voc, 'read_labels', lambda path: read.append(path.stem) or read_labels(path))
+    monkeypatch.setattr(label_maps, 'read_labels', lambda path: read.append(path.stem) or read_labels(path))
     Image.fromarray(np.full((32, 32), 255, np.uint8)).save(clusters / 'd.png')
     whole = VOCSegmentation(tmp_path / 'Colours', 'train', semseg=True, label_maps=clusters)
     folder = FolderDataset(tmp_path / 'Colours' / 'images', label_maps=clusters)
@@ -232,9 +232,9 @@ def test_maps_of_background_alone_are_refused(run, clusters: Path) -> None:
 def test_names_that_are_written_anew_are_kept(tmp_path: Path) -> None:
     (tmp_path / 'classes.yml').write_text('classes:\n- a\n- b\n')  # of an earlier version
     for names in (['a', 'b'], ['a', 'b'], ['a', 'c'], ['no', '3']):
-        voc.write_names(tmp_path / 'classes.yml', names, labels=2)
-    assert voc.read_names(tmp_path / 'classes.yml') == ('no', '3')
-    assert [voc.read_names(tmp_path / f'classes_before_{i}.yml') for i in (1, 2)] == [('a', 'b'), ('a', 'c')]
+        label_maps.write_names(tmp_path / 'classes.yml', names, labels=2)
+    assert label_maps.read_names(tmp_path / 'classes.yml') == ('no', '3')
+    assert [label_maps.read_names(tmp_path / f'classes_before_{i}.yml') for i in (1, 2)] == [('a', 'b'), ('a', 'c')]
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -247,7 +247,7 @@ def test_names_decide_what_labels_are(run, clusters: Path) -> None:
 
 def test_predictions_have_names_before_they_are_there(run, clusters: Path, monkeypatch) -> None:
     def save(labels: np.ndarray, path: Path) -> None:
-        assert voc.read_names(path.with_name('classes.yml')) == ('background', 'cluster_1', 'cluster_2')
+        assert label_maps.read_names(path.with_name('classes.yml')) == ('background', 'cluster_1', 'cluster_2')
         raise UserError('the disk is full')
 
     monkeypatch.setattr(engine, 'save_label_map', save)
@@ -305,7 +305,7 @@ def test_a_folder_is_scored_on_the_maps_that_it_was_trained_on(run, clusters: Pa
         with pytest.raises(UserError, match='holds other label maps than those that .* was trained on, or'):
             score()
     name('cat, cat, dog', 'unfinished')
-    with pytest.raises(UserError, match='the label maps in .*clusters are unfinished; run pseudo_labels.py again'):
+    with pytest.raises(UserError, match='the label maps in .*clusters are unfinished; run the script that makes'):
         score()
     name('hound, hound, dog', 'one')
     assert score()['IoU'].keys() == {'background', 'hound', 'dog'}

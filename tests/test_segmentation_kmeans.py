@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from data.voc import read_names
+from data.label_maps import read_names
+from data.voc import VOCSegmentation
 from models.segmentation import resize
 from segmentation import kmeans as script
 from segmentation.metrics import iou_of
@@ -16,6 +17,7 @@ from segmentation.objects import EmbeddedSplit
 from tests.colours import MIDDLE, SIDE, ColourModel, results, runner, write_image, write_lists
 from utils.run.checkpoint import load_checkpoint
 from utils.run.errors import UserError
+from utils.run.files import save_label_map
 
 WIDE = (slice(8, 24), slice(4, 28))  # 384 pixels: MIDDLE and 128 more
 HALVES = ((slice(8, 24), slice(0, 12)), (slice(8, 24), slice(20, 32)))  # 192 pixels each, apart
@@ -176,6 +178,25 @@ def test_label_maps_of_removed_images_go(run, tmp_path: Path) -> None:
     predictions = tmp_path / 'results' / 'kmeans' / 'predictions'
     assert sorted(path.stem for path in predictions.glob('*.png')) == sorted(names[1:])
     assert {path.name for path in predictions.iterdir() if path.suffix != '.png'} == {'classes.yml'}
+
+
+def test_maps_of_a_run_that_ended_early_are_of_one_clustering_and_not_trained_on(run, tmp_path, monkeypatch) -> None:
+    root, predictions = colours(tmp_path), tmp_path / 'results' / 'kmeans' / 'predictions'
+    run()
+    last = max(predictions.glob('*.png'))
+    assert last.stem in VOCSegmentation(root, 'val', True, label_maps=predictions).ids
+
+    def write(labels: np.ndarray, path: Path) -> None:
+        if path == last:
+            raise UserError('the disk is full')
+        save_label_map(labels, path)
+
+    monkeypatch.setattr(script, 'save_label_map', write)
+    with pytest.raises(UserError, match='the disk is full'):
+        run()
+    assert not last.exists()
+    with pytest.raises(UserError, match='the label maps in .*predictions are unfinished; run the script that'):
+        VOCSegmentation(root, 'val', True, label_maps=predictions)
 
 
 def test_label_maps_tell_the_names_of_their_labels(run, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +60,6 @@ def save_results(results: dict[str, Any], output_dir: Path, companions: Sequence
     write_text(output_dir / 'results.json', json.dumps(merged, indent=2) + '\n')
     log.info('Results: %s', output_dir / 'results.json')
     return merged
-
-
-def remove_stale(folder: Path, names: Collection[str]) -> None:
-    """Delete the PNGs below a folder of a run's own output that are not <name>.png: those of an earlier run."""
-    kept = {folder / f'{name}.png' for name in names}
-    stale = [path for path in folder.rglob('*.png') if path not in kept]
-    for path in stale:
-        path.unlink()
-    if stale:
-        log.info('%d files of an earlier run are removed from %s', len(stale), folder)
 
 
 def with_spread(mean: float, std: float | None = None, runs: int | None = None, decimals: int = 2) -> str:

@@ -4,7 +4,7 @@ import io
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,6 +63,16 @@ def set_aside(path: Path) -> Path:
     """Rename a file that a user may have edited, names.yml to names_before_1.yml or the next free number."""
     free = (path.with_stem(f'{path.stem}_before_{number}') for number in itertools.count(1))
     return path.replace(next(place for place in free if not place.exists()))
+
+
+def remove_stale(folder: Path, names: Collection[str]) -> None:
+    """Delete the PNGs below a folder of a run's own output that are not <name>.png: those of an earlier run."""
+    kept = {folder / f'{name}.png' for name in names}
+    stale = [path for path in folder.rglob('*.png') if path not in kept]
+    for path in stale:
+        path.unlink()
+    if stale:
+        log.info('%d files of an earlier run are removed from %s', len(stale), folder)
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
