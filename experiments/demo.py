@@ -20,14 +20,14 @@ from utils.run.script import run_script
 EXACT = 'saliency=supervised_model'  # the exact masks; by default those that the network predicts
 READ = {'before': {'-embedding': (EXACT,), '-backbone': (EXACT, 'features=backbone')},
         'after': {'-given': (EXACT,), '': ()}}  # {encoder: {suffix of a folder: overrides}} of K-means and retrieval
-COLUMNS = {'before': ('linear-before-eval', 'kmeans-before-embedding', 'kmeans-before-backbone',
+COLUMNS = {'initial weights': ('linear-before-eval', 'kmeans-before-embedding', 'kmeans-before-backbone',
                       'retrieval-before-embedding', 'retrieval-before-backbone'),
-           'after': ('linear-after-eval', 'kmeans-after-given', 'retrieval-after-given'),
-           'after, with its own masks': ('kmeans-after', 'retrieval-after'),
+           'pretrained': ('linear-after-eval', 'kmeans-after-given', 'retrieval-after-given'),
+           'pretrained, predicted masks': ('kmeans-after', 'retrieval-after'),
            'distilled': ('kmeans-after-train', 'ohem-0.8-round-1-kmeans-after-train')}
-NOTE = ('The same encoder before and after pretraining without labels. Before: the better of its embedding and its '
-        'backbone features. Before and after, K-means and retrieval have the exact masks (so that the background is '
-        'always right); then with the masks that the trained network predicts. Distilled: a network '
+NOTE = ('The same encoder before and after pretraining without labels. Initial weights: the better of its embedding and '
+        'its backbone features. In the first two columns K-means and retrieval have the exact masks (so that the '
+        'background is always right), in the third the masks that the pretrained network predicts. Distilled: a network '
         'that learnt clusters of the training images, which have exact masks, and these clusters with predicted masks.')
 
 
