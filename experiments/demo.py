@@ -25,9 +25,9 @@ COLUMNS = {'initial weights': ('linear-before-eval', 'kmeans-before-embedding', 
            'pretrained': ('linear-after-eval', 'kmeans-after-given', 'retrieval-after-given'),
            'pretrained, predicted masks': ('kmeans-after', 'retrieval-after'),
            'distilled': ('kmeans-after-train', 'ohem-0.8-round-1-kmeans-after-train')}
-NOTE = ('The same encoder before and after pretraining without labels. Initial weights: the better of its embedding and '
-        'its backbone features. In the first two columns K-means and retrieval have the exact masks (so that the '
-        'background is always right), in the third the masks that the pretrained network predicts. Distilled: a network '
+NOTE = ('The same encoder before and after pretraining without labels. Initial weights: the better of its embedding '
+        'and its backbone features. In the first two columns K-means and retrieval have the exact masks (so that the '
+        'background is always right), in the third those that the pretrained network predicts. Distilled: a network '
         'that learnt clusters of the training images, which have exact masks, and these clusters with predicted masks.')
 
 

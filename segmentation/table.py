@@ -67,6 +67,21 @@ def read_columns(columns: Sequence[Sequence[str]]) -> Results:
     return {task: of_task for task, of_task in results.items() if of_task}
 
 
+def unlike(results: Results) -> list[str]:
+    """A sentence for each protocol whose columns were scored on different data or classes."""
+    sentences = []
+    for task, columns in results.items():
+        scored = {}
+        for name, (*_, entry) in columns.items():
+            point = entry[0] if isinstance(entry, list) else entry
+            made, classes = point.get('made_with', {}), point.get('IoU', {})
+            scored[name] = f'{made.get("data")}, {made.get("images")} images', tuple(classes)
+        if len(set(scored.values())) > 1:
+            found = '; '.join(f'{name}: {data}, {len(classes)} classes' for name, (data, classes) in scored.items())
+            sentences.append(f'{report.TASKS.get(task, task)}: the columns are not of the same data ({found}).')
+    return sentences
+
+
 def cells_of(protocols: Mapping[str, Mapping[str, Mapping[str, Any]]], per_class: bool) -> Cells:
     """Of {protocol: {column: entry}}, where an entry holds 'mIoU' and may hold its spread and the same of classes."""
     cells: Cells = {}
@@ -130,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     values = [[*row[:2], *chain(*row[2:])] for row in pivot(cells, names, (None, None, None))]
     head = ['protocol', 'metric', *(f'{name}{kind}' for name in names for kind in ('', ' std', ' n'))]
     write_text(args.output / 'table.csv', csv_text(head, values))
-    print(table)
+    others = unlike(results)
+    print(table, *others, sep='\n')
     pictures = {'classes.png': to_image(partial(class_bars, bars))} if bars else {}
     if curves:
         pictures['overclustering.png'] = to_image(partial(curve_of_clusters, curves))
@@ -145,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     page.write_page(args.output, f'Results: {" · ".join(names)}', args.note or 'What each model knows, side by side' + (
         ', and how it was trained without labels' if args.pretraining else ''), [
         page.table('Results', ('protocol', 'metric', *names), [row for row in texts if row[1] == 'mIoU'],
-                   f'In percent; {report.SPREAD}.'),
+                   ' '.join([f'In percent; {report.SPREAD}.', *others])),
         *report.plot_blocks(bars, curves), *picture_blocks(results, classes),
         *(block for folder in args.pretraining for block in report.training_blocks(folder, f': {folder.name}'))])
     print(f'Written to {args.output}: {", ".join(["table.md", "table.csv", *pictures, page.REPORT])}')

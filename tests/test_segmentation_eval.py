@@ -7,14 +7,15 @@ import torch
 import yaml
 
 from models.segmentation import LinearSegmentationModel
+from segmentation import engine, linear_finetune
 from segmentation import eval as eval_script
-from segmentation import linear_finetune
 from segmentation.engine import read_trained, write_trained
 from segmentation.segmenter import Segmenter
 from tests.colours import MIDDLE, arguments, plain_backbone, results, runner, write_image, write_lists
 from tests.test_utils_report_run import Page
 from utils.run.checkpoint import save_checkpoint
 from utils.run.errors import UserError
+from utils.run.files import save_label_map
 
 FIXED = ('train_db_name=Colours', 'train_size=32', 'train_batch_size=4', 'epochs=1')
 NAMES = ('background', 'red')
@@ -79,6 +80,32 @@ def test_the_entry_has_the_name_that_training_gave_it(trained, tmp_path: Path) -
     run, overrides = trained
     evaluate(tmp_path, run / 'best_model.pth.tar', *overrides, 'network_lr_factor=1', 'output_dir=finetuning')
     assert list(results(tmp_path / 'results' / 'finetuning')) == ['linear']
+
+
+def test_a_model_without_a_note_is_what_the_config_trains(trained, tmp_path: Path) -> None:
+    run, overrides = trained
+    other = other_weights(tmp_path / 'published.pth', 5)
+    evaluate(tmp_path, other, *overrides, 'label_maps=maps', 'output_dir=published')
+    assert results(tmp_path / 'results' / 'published').keys() == {'distilled', 'distilled_matched'}
+
+
+def test_results_of_other_ground_truth_do_not_stay_beside_new_ones(trained, tmp_path: Path) -> None:
+    run, overrides = trained
+    path, entry = run / 'results.json', results(run)['linear']
+    path.write_text(json.dumps({'linear': entry, 'linear_crf': entry}))
+    evaluate(tmp_path, run / 'best_model.pth.tar', *overrides)
+    assert results(run) == {'linear': entry, 'linear_crf': entry}
+    write_image(tmp_path / 'Colours', '3', [(1, (slice(3, 9), slice(5, 21)))])  # of the file's size another
+    evaluate(tmp_path, run / 'best_model.pth.tar', *overrides)
+    assert results(run).keys() == {'linear'}
+
+
+def test_label_maps_that_another_machine_keeps_are_missed(trained, tmp_path: Path, monkeypatch) -> None:
+    run, overrides = trained
+    monkeypatch.setattr(engine, 'save_label_map', lambda labels, path: path.stem == '2' or save_label_map(labels, path))
+    with pytest.raises(UserError, match='2.png was written elsewhere; output_dir must be one folder that all machines'):
+        evaluate(tmp_path, run / 'best_model.pth.tar', *overrides)
+    assert [path.stem for path in sorted((run / 'predictions').glob('*.png'))] == ['0', '1', '3']  # no old one
 
 
 def test_weights_of_another_network_than_the_config_says_are_refused(trained, tmp_path: Path) -> None:

@@ -247,7 +247,8 @@ def linear(tmp_path_factory, db_root: Path) -> Path:
     folder = tmp_path_factory.mktemp('linear')
     save_checkpoint(LinearSegmentationModel('resnet18', 8).state_dict(), folder / 'best_model.pth.tar')
     (folder / 'config.yml').write_text(yaml.safe_dump({
-        'backbone': 'resnet18', 'val_size': 48, 'db_root': str(db_root), 'val_db_name': 'Shapes', 'config_name': 'x'}))
+        'backbone': 'resnet18', 'val_size': 48, 'db_root': str(db_root), 'val_db_name': 'Shapes', 'config_name': 'x',
+        'crf_kwargs': {'iterations': 3, 'pos_w': 3.0}}))
     return folder / 'best_model.pth.tar'
 
 
@@ -273,6 +274,14 @@ def test_linear_model(own: Path, tmp_path: Path, linear: Path, caplog) -> None:
     assert (unknown.size, unknown.classes[7]) == (512, 'class_7')
     with pytest.raises(UserError, match='leave out --weights'):
         Segmenter.load(linear, 'cpu', weights=alone)
+
+
+def test_the_crf_is_that_of_the_model(own: Path, tmp_path: Path, linear: Path, monkeypatch) -> None:
+    pytest.importorskip('pydensecrf')
+    seen = []
+    monkeypatch.setattr(predict, 'crf_in_workers', lambda crf, workers: seen.append(crf) or nullcontext(dense_crf))
+    report = run(own / 'photos' / 'images' / 'a.jpg', tmp_path / 'out', linear, '--crf-postprocess')
+    assert (seen, report['settings']['crf']) == ([{'iterations': 3, 'pos_w': 3.0}], {'iterations': 3})
 
 
 def test_images_that_are_no_8_bit_rgb(linear: Path) -> None:

@@ -52,6 +52,21 @@ def test_table(columns: list[str], tmp_path: Path, capsys) -> None:
     assert not (tmp_path / 'out' / 'pictures.png').exists()
 
 
+def test_columns_of_other_data_or_classes_are_told(tmp_path: Path, capsys) -> None:
+    def entry(images: int, *classes: str) -> dict:
+        return {'mIoU': 1.0, 'IoU': dict.fromkeys(classes, 1.0), 'made_with': {'data': 'VOC val', 'images': images}}
+
+    first = write(tmp_path / 'a', linear=entry(9, 'cat'), kmeans=entry(9, 'cat'), retrieval=entry(9, 'cat'))
+    second = write(tmp_path / 'b', linear=entry(8, 'cat'), kmeans=entry(9, 'cat', 'dog'), retrieval=entry(9, 'cat'))
+    table.main(['--column', 'one', first, '--column', 'two', second, '--output', str(tmp_path / 'out')])
+    printed, shown = capsys.readouterr().out, Page(tmp_path / 'out' / 'report.html').text
+    for text in ('Linear classifier: the columns are not of the same data (one: VOC val, 9 images, 1 classes; two: VOC '
+                 'val, 8 images, 1 classes).', 'K-means: the columns are not of the same data'):
+        assert text in printed
+        assert text in shown
+    assert 'Retrieval: the columns' not in printed
+
+
 def test_the_comparison_joins_results_pictures_and_curves(columns: list[str], tmp_path: Path) -> None:
     pretraining = tmp_path / 'pretrain'
     pretraining.mkdir()

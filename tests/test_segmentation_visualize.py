@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data.loaders import open_images
@@ -35,6 +36,15 @@ def run(tmp_path: Path, monkeypatch):
     def run(script, task: str, *overrides: str) -> Path:
         return runner(script, task, tmp_path, 'saliency=supervised_model', *overrides)(output=task)
     return run
+
+
+def test_random_weights_are_those_of_the_run(run, monkeypatch) -> None:
+    made = []
+    for script in (kmeans, visualize):
+        monkeypatch.setattr(script, 'build_prototype_model', lambda p: made.append(torch.rand(1)) or ColourModel())
+    folder = run(kmeans, 'kmeans', 'num_clusters=4', 'pretraining=none', 'features=backbone')
+    visualize.main(['--run', str(folder), '--device', 'cpu'])
+    assert made[0] == made[1]
 
 
 def test_kmeans_run(run, tmp_path: Path, capsys) -> None:

@@ -94,6 +94,13 @@ def test_presets_hold_the_published_values():
                                                    'bottle'}
 
 
+@pytest.mark.parametrize('name', ['maskdistill/pseudo_labels_VOCSegmentation', 'own_images/pseudo_labels'])
+def test_presets_leave_the_confidence_to_what_is_clustered(name):
+    config = load_config(str(REPOSITORY / 'configs' / 'env.yml'), f'configs/{name}.yml', PseudoLabels,
+                         ['results=a.json', 'coco=b.json', 'db_root=.', 'root_dir=.'])
+    assert config.confidence is None  # 0.8 of the masks, or a detector's score of 0.9
+
+
 def test_env_placeholder_names_file_key_and_mend(tmp_path, monkeypatch):
     (tmp_path / 'configs').mkdir()
     (tmp_path / 'configs' / 'env.yml').write_text('# folders\nroot_dir: results\ndb_root: /path/to/datasets\n')
