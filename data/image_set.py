@@ -1,7 +1,7 @@
 """What all data sets are: photographs in order, each with its object mask if masks are asked for."""
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from copy import copy
 from pathlib import Path
@@ -27,7 +27,6 @@ class ImageSet(Dataset):
     classes: tuple[str, ...] = ('background',)
     truth: Path | None = None  # folder of the ground truth, if it is read
     digest = ''  # of label maps that are read in its place
-    labelling: Sequence[str] = ()  # of these: digest of the whole folder, and which labels are one class; '': unknown
     left_out = 0
     drawn_on_stored = True  # masks, where neither size nor note tells, lie on the pixels as stored, not as seen
     transform: Callable[[Sample], Sample] | None = None

@@ -21,7 +21,7 @@ from utils.run.parallel import in_threads
 log = logging.getLogger(__name__)
 VOID = 255  # the ignore label
 LABEL_NAMES = 'classes.yml'  # beside label maps that are no ground truth
-UNFINISHED = 'unfinished'  # its entry 'maps' until all of them are written, then ``_digest``
+UNFINISHED = 'unfinished'  # its entry 'maps' until all of them are written
 
 
 def read_texts(path: Path) -> dict[str, Any]:
@@ -63,16 +63,9 @@ def whole_label_maps(folder: Path, ids: Sequence[str], names: Sequence[str]) -> 
     named = partial(write_names, folder / LABEL_NAMES, names, labels=len(names))
     named(maps=UNFINISHED)  # before the maps: else labels would be classes
     yield
-    named(maps=_digest(folder, ids))
-
-
-def _digest(folder: Path, ids: Sequence[str]) -> str:
-    try:
-        maps = [hashlib.sha256((folder / f'{name}.png').read_bytes()).digest() for name in ids]
-    except FileNotFoundError as error:
-        raise UserError(f'{error.filename} was written elsewhere; output_dir must be one folder that all machines '
-                        'share.') from error
-    return hashlib.sha256(b''.join(maps)).hexdigest()
+    if lacking := [path for name in ids if not (path := folder / f'{name}.png').is_file()]:
+        raise UserError(f'{lacking[0]} was written elsewhere; output_dir must be one folder that all machines share.')
+    named()
 
 
 def read_truth(path: Path, num_classes: int, table: np.ndarray, named: Path) -> Drawn:
@@ -88,12 +81,11 @@ def read_truth(path: Path, num_classes: int, table: np.ndarray, named: Path) -> 
 def use_label_maps(dataset: ImageSet, folder: Path, num_labels: int, table: np.ndarray) -> None:
     """Let label maps stand for the ground truth of a data set, whose IDs without a label in them are left out.
 
-    ``table`` (256,): the class of each label. Sets ``digest`` and ``labelling``. Raises UserError for unfinished label
-    maps, and where none has a label but background.
+    ``table`` (256,): the class of each label. Sets ``digest``. Raises UserError for unfinished label maps, and where
+    none has a label but background.
     """
     named = folder / LABEL_NAMES
-    maps = str(read_texts(named).get('maps', '')) if named.is_file() else ''
-    if maps == UNFINISHED:
+    if named.is_file() and read_texts(named).get('maps') == UNFINISHED:
         raise UserError(f'the label maps in {folder} are unfinished; run the script that makes them again.')
     read = partial(read_truth, num_classes=num_labels, table=table, named=named)
     dataset.truth = folder
@@ -121,4 +113,3 @@ def use_label_maps(dataset: ImageSet, folder: Path, num_labels: int, table: np.n
     classes = table[table != VOID]
     merged = b'' if (classes == range(len(classes))).all() else classes.tobytes()  # labels of one name
     dataset.digest = hashlib.sha256(b''.join(digest for digest, _ in found.values()) + names + merged).hexdigest()
-    dataset.labelling = [maps, merged.hex()]

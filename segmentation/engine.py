@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 MAPS, PICTURES = ('predictions', 'predictions_crf'), 'visualizations'  # label maps of the network, and refined ones
 TASKS = 'linear', 'finetuned', (DISTILLED := 'distilled')  # of a model; the last: on label maps
 AGREEMENT = 'agreement'  # of a distilled model with label maps: the scores where there is no ground truth
-TRAINED_ON = 'label_maps', 'label_maps_digest', 'labelling', 'select'  # of a distilled model
+TRAINED_ON = 'label_maps', 'label_maps_digest', 'select'  # of a distilled model
 BEST = 'best_model.pth.tar'  # a plain state dict; <stem>.classes.yml beside it says what it was trained for
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
-from data.loaders import evaluation_loader, identity, label_maps_of, open_images
+from data.folder import is_folder
+from data.loaders import evaluation_loader, label_maps_of, open_images
 from models.build import trained_linear_model
 from models.crf import require_crf
 from models.weights import fingerprint, read_weights
-from segmentation.engine import AGREEMENT, BEST, DISTILLED, TRAINED_ON, check_free, read_trained, score, stem
+from segmentation.engine import BEST, DISTILLED, TRAINED_ON, check_free, read_trained, score, stem
 from segmentation.metrics import made_with, warn_of_shared
 from utils.config.cli import ConfigParser
 from utils.config.paths import find_file
@@ -45,18 +46,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         p = parser.load(args, elsewhere)
     if args.crf_postprocess:
         require_crf()
-    device = start(p, args.nproc, __file__, argv, identity(p, p.val_db_name))
+    if is_folder(folder := Path(p.db_root) / p.val_db_name):
+        raise UserError(f'{folder} has no ground truth to score; linear_finetune.py, run again, tells how far its '
+                        'network agrees with label maps, and predict.py segments images.')
+    device = start(p, args.nproc, __file__, argv)
 
     dataset = open_images(p, p.val_db_name, p.val_split, truth=True)
     task, trained = read_trained(weights, dataset.classes)
     if trained is None and label_maps_of(p):  # a published model
         task = DISTILLED
     classes = trained or dataset.classes
-    if dataset.truth == label_maps_of(p):
-        if len(classes) != len(dataset.classes):
-            raise UserError(f'{dataset.truth} names {len(dataset.classes)} classes and {weights} tells {len(classes)} '
-                            'apart; give the label maps that it was trained on.')
-        task, classes = AGREEMENT, dataset.classes  # by label: names of either may have been edited
     model = trained_linear_model(read_weights(weights), p.backbone, num_classes=len(classes),
                                  features=p.features, decoder=p.model_kwargs.decoder)
     if trained is None:
@@ -71,10 +70,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     theirs = read_results(weights.parent).get(task, {}).get('made_with', {})
     if theirs.get('fingerprint') == digest:
         made |= {name: theirs[name] for name in TRAINED_ON if name in theirs}
-        if task == AGREEMENT and any(ours and its and ours != its for ours, its in zip(
-                dataset.labelling, made.get('labelling', ('', '')), strict=True)):
-            raise UserError(f'{dataset.truth} holds other label maps than those that {weights} was trained on, or '
-                            'other labels have one name; restore them.')
     learnt = weights.with_name('labelled.txt')
     if learnt.is_file() and p.train_db_name == p.val_db_name:
         warn_of_shared(dataset.ids, learnt.read_text().splitlines(), f'{p.val_db_name} {p.val_split}',

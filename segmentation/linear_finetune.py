@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         val_loader = evaluation_loader(p, dataset, mean, std, originals=None)
     made = made_with(best_path, fingerprint(model), dataset, p.val_size)
     if maps is not None:
-        made |= dict(zip(TRAINED_ON, (str(maps), train_set.digest, train_set.labelling, p.select), strict=True))
+        made |= dict(zip(TRAINED_ON, (str(maps), train_set.digest, p.select), strict=True))
     score(model, val_loader, dataset, names, device, p, TITLES[task], AGREEMENT if dataset.truth == maps else task,
           made, args.crf_postprocess)
 
