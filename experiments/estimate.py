@@ -63,7 +63,8 @@ def measure(p: Any, trains: bool, processes: int) -> tuple[float, float, float]:
     precision.to_device(model)
     allow_tf32(p.tf32 if trains else p.val_tf32)
     cuda, share = device.type == 'cuda', p.train_batch_size // processes if trains else p.val_batch_size
-    count, side = share if cuda else min(share, FEW), p.augmentation_kwargs.size if pretrains else p.val_size
+    count = share if cuda else min(share, FEW)
+    side = p.augmentation_kwargs.size if pretrains else p.train_size if trains else p.val_size
     batch = draw_batch(count, side, model.model_q.output_stride if pretrains else 1)
     batch |= {'image': batch['query'] / 255, 'semseg': batch['query_mask'].long()}
     optimizer = build_optimizer(p.optimizer, model.parameters(), **p.optimizer_kwargs) if trains else None
