@@ -25,7 +25,8 @@ from data.coco import OUTLINES, library, outline_objects, require_ours, write_co
 from data.frames import Frame, open_frames, predict_frames
 from data.images import read_image, read_objects
 from models.crf import Refine, crf_in_workers, require_crf
-from saliency.sources import METHODS, MaskSource, binarise, build_source, crf_logits
+from saliency.methods import METHODS, build_source
+from saliency.sources import MaskSource, binarise, crf_logits
 from utils.config.cli import ArgumentParser, at_least
 from utils.config.schema import DEVICES
 from utils.report.folder import FolderRun, Rows, fingerprint

@@ -1,6 +1,5 @@
-"""Sources of masks: how to get one by name, from an image to its mask, and how the masks are scored."""
+"""Sources of masks: what goes into their networks, from a map to a mask, and how the masks are scored."""
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -8,17 +7,8 @@ from torch.utils.data import DataLoader
 
 from data.transforms import mask_iou, normalize, split_mask
 from utils.run import distributed
-from utils.run.devices import Precision, pick_device, to_device
-from utils.run.errors import UserError
 from utils.run.log import progress
 
-METHODS: dict[str, dict[str, bool]] = {  # the options that each takes, and whether it needs them
-    'basnet': {'weights': True, 'input_size': False, 'precision': False},
-    'maskcontrast': {'weights': True, 'input_size': False, 'precision': False},
-    'onnx': {'weights': True, 'onnx_config': True},
-    'transformer': {'backbone': True, **dict.fromkeys(('weights', 'pos_embed', 'resize', 'heads', 'topk', 'mass',
-                                                       'masks_per_image', 'precision'), False)},
-    'unsupervised': {}}
 # (H, W, 3) uint8 RGB images of any sizes -> of each a (H, W) float32 map in 0..1, 1 on its salient objects, or (H, W)
 # uint8, 0 outside and 1..n on its objects
 MaskSource = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
@@ -27,46 +17,6 @@ SURE = 0.999  # probability at which a map that is 0 or 1 enters the CRF
 CERTAIN = float(np.log(SURE / (1 - SURE)))  # its logit
 BETA2 = 0.3  # of the F-measure: precision counts more than recall (Achanta et al., CVPR 2009)
 THRESHOLDS = 255  # 0/255 .. 254/255, of precision and recall
-
-
-def build_source(method: str, device: str = 'auto', **options: Any) -> MaskSource:
-    """The mask source of a name, whose libraries are imported only here; ``options`` of ``METHODS``, None: not given.
-
-    Raises UserError for one that the method needs or does not take, and for files that do not fit.
-    """
-    given, takes = {name: value for name, value in options.items() if value is not None}, METHODS[method]
-    for name in dict.fromkeys((*options, *takes)):
-        option = f'--{name.replace("_", "-")}'
-        if name in given and name not in takes:
-            raise UserError(f'--method {method} takes no {option}; leave it out.')
-        if name not in given and takes.get(name):
-            raise UserError(f'--method {method} needs {option}; or take --method unsupervised, which needs none.')
-    if method == 'unsupervised':
-        from saliency.unsupervised import unsupervised_saliency
-        return unsupervised_saliency
-    if method == 'basnet':
-        from saliency.basnet import SIZE, BASNetSaliency, load_basnet
-        where = pick_device(device)
-        return BASNetSaliency(to_device(load_basnet(given['weights']), where), where, given.get('input_size', SIZE),
-                              precision=given.get('precision', 'fp32'))
-    if method == 'maskcontrast':
-        from models.build import pretrained_encoder
-        from saliency.maskcontrast import EncoderSaliency
-        encoder, size = pretrained_encoder(given['weights'])
-        return EncoderSaliency(encoder, Precision(pick_device(device), given.get('precision', 'fp32')),
-                               given.get('input_size', size))
-    if method == 'transformer':
-        from models.backbones import timm_weights
-        from models.transformer import load_transformer
-        from models.weights import read_weights
-        from saliency.transformer import TransformerSaliency
-        backbone, path = given.pop('backbone'), given.pop('weights', None)
-        with distributed.main_first():  # a download
-            weights = timm_weights(backbone) if path is None else read_weights(path, timm=True)
-        network = load_transformer(backbone, weights, given.pop('pos_embed', 'dino'))
-        return TransformerSaliency(network, Precision(pick_device(device), given.pop('precision', 'fp32')), **given)
-    from saliency.onnx_network import OnnxSaliency, read_onnx_config
-    return OnnxSaliency(given['weights'], read_onnx_config(given['onnx_config']), device)
 
 
 def resize_by_area(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

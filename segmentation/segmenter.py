@@ -20,7 +20,8 @@ from data.voc import VOC_CLASSES, read_classes, scored_classes
 from models.build import build_prototype_model, trained_linear_model
 from models.crf import Refine
 from models.weights import fingerprint, identify
-from saliency.sources import CERTAIN, binarise, build_source
+from saliency.methods import build_source
+from saliency.sources import CERTAIN, binarise
 from segmentation.cluster_model import ClusterModel
 from segmentation.engine import read_trained
 from segmentation.objects import THRESHOLD, Objects, find_objects

@@ -11,7 +11,7 @@ from data.transforms import normalize
 from models.build import pretrained_encoder
 from models.segmentation import ContrastiveSegmentationModel
 from saliency import predict
-from saliency.sources import build_source
+from saliency.methods import build_source
 from tests.golden_inputs import photo
 from utils.run.errors import UserError
 

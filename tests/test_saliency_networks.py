@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saliency.basnet import BASNet
-from saliency.sources import build_source
+from saliency.methods import build_source
 from tests.golden_inputs import photo
 from utils.run.errors import UserError
 

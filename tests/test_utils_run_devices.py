@@ -11,7 +11,7 @@ from models.segmentation import ContrastiveSegmentationModel, LinearSegmentation
 from pretrain import losses
 from saliency.basnet import BASNet
 from saliency.basnet import compute_losses as saliency_losses
-from saliency.sources import build_source
+from saliency.methods import build_source
 from segmentation.engine import compute_losses as linear_losses
 from segmentation.objects import find_objects
 from tests.test_pretrain_maskcontrast import batch_of, method
