@@ -63,6 +63,7 @@ def test_masks(images: Path, tmp_path: Path, one_thread: None) -> None:
     first, expected = one / 'sub' / 'deep' / 'd.png', report(one)
     assert sorted(expected['left_out']) == ['a.png', 'sub/broken.jpg', 'sub/empty.png']
     (two / 'sub' / 'deep').mkdir(parents=True)
+    (two / 'report.json').write_text(json.dumps({'settings': expected['settings']}))
     shutil.copy2(first, two / 'sub' / 'deep')  # as a run that was killed left it, and a file of rows
     (two / '.rows').mkdir()
     (two / '.rows' / 'left_out_2.jsonl').write_text('["b.png", "')
@@ -85,10 +86,10 @@ def test_masks(images: Path, tmp_path: Path, one_thread: None) -> None:
 
 def test_a_mistake_in_one_process_is_told_once(images: Path, tmp_path: Path) -> None:
     output = tmp_path / 'masks'
-    output.mkdir()
+    flags = ['--images', str(images), '--method', 'unsupervised', '--workers', '0', '--output', str(output)]
+    masks.main(flags)
     (output / 'b.png').write_bytes(b'no mask')
-    code, _, err = finish(start(str(ROOT / 'saliency/predict.py'), '--images', str(images), '--method', 'unsupervised',
-                                '--workers', '0', '--batch-size', '1', '--output', str(output), '--coco',
+    code, _, err = finish(start(str(ROOT / 'saliency/predict.py'), *flags, '--batch-size', '1', '--coco',
                                 str(tmp_path / 'coco.json'), '--nproc', '2'))
     assert code == EXIT_USER_ERROR, err
     assert err.count('error:') == err.count(f'mask {output / "b.png"} cannot be read') == 1

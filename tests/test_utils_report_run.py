@@ -131,17 +131,17 @@ def test_a_failing_report_is_a_warning(tmp_path: Path, caplog, monkeypatch) -> N
                      pictures={'Predictions': [('x', tmp_path / 'broken.png')]})
     assert re.fullmatch(r'report.html could not be made \(UnidentifiedImageError: cannot .*\); nothing else is missing',
                         caplog.messages[-1])
-    run = FolderRun(tmp_path, '', tmp_path / 'images', 'mask', method='x')
+    run = FolderRun(output := tmp_path / 'out', '', tmp_path / 'images', 'mask', method='x')
     run.collect([(Path('a'), ''), (Path('b'), ''), (Path('c'), 'damaged')])
     assert run.join()
-    (tmp_path / 'sheet.png').write_bytes(b'no picture')
+    (output / 'sheet.png').write_bytes(b'no picture')
     monkeypatch.setattr(folder, '_contact_sheet', lambda *_: None)
     monkeypatch.setattr(folder, 'save_image', lambda *_: None)
     summary = run.finish([*'abc'], {}, {}, 'sheet.png', lambda name: [])
     assert summary.startswith('3 images: 2 masks written, 0 there already, 1')
     assert caplog.messages[-1].startswith('report.html could not be made')
-    assert json.loads((tmp_path / 'report.json').read_text())['masks_written'] == 2
-    assert not (tmp_path / 'report.html').exists()
+    assert json.loads((output / 'report.json').read_text())['masks_written'] == 2
+    assert not (output / 'report.html').exists()
 
 
 def test_plots_need_no_display_and_no_backend_of_a_notebook() -> None:
