@@ -86,10 +86,11 @@ def test_masks(images: Path, tmp_path: Path, one_thread: None) -> None:
 
 def test_a_mistake_in_one_process_is_told_once(images: Path, tmp_path: Path) -> None:
     output = tmp_path / 'masks'
-    flags = ['--images', str(images), '--method', 'unsupervised', '--workers', '0', '--output', str(output)]
-    masks.main(flags)
+    flags = ['--images', str(images), '--method', 'unsupervised', '--workers', '0', '--output']
+    masks.main([*flags, str(tmp_path / 'whole')])
+    shutil.copytree(tmp_path / 'whole', output)
     (output / 'b.png').write_bytes(b'no mask')
-    code, _, err = finish(start(str(ROOT / 'saliency/predict.py'), *flags, '--batch-size', '1', '--coco',
+    code, _, err = finish(start(str(ROOT / 'saliency/predict.py'), *flags, str(output), '--batch-size', '1', '--coco',
                                 str(tmp_path / 'coco.json'), '--nproc', '2'))
     assert code == EXIT_USER_ERROR, err
     assert err.count('error:') == err.count(f'mask {output / "b.png"} cannot be read') == 1
