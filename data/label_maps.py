@@ -59,9 +59,9 @@ def whole_label_maps(folder: Path, ids: Sequence[str], names: Sequence[str]) -> 
 
     Where the block ends early ``use_label_maps`` refuses those that are there. Raises UserError if one was not written.
     """
-    remove_stale(folder, ())
     named = partial(write_names, folder / LABEL_NAMES, names, labels=len(names))
-    named(maps=UNFINISHED)  # before the maps: else labels would be classes
+    named(maps=UNFINISHED)  # first: of a kill from here on nothing is taken for whole, nor labels for classes
+    remove_stale(folder, ())
     yield
     if lacking := [path for name in ids if not (path := folder / f'{name}.png').is_file()]:
         raise UserError(f'{lacking[0]} was written elsewhere; output_dir must be one folder that all machines share.')
@@ -82,7 +82,7 @@ def use_label_maps(dataset: ImageSet, folder: Path, num_labels: int, table: np.n
     """Let label maps stand for the ground truth of a data set, whose IDs without a label in them are left out.
 
     ``table`` (256,): the class of each label. Sets ``digest``. Raises UserError for unfinished label maps, and where
-    none has a label but background.
+    none has a label but background, and what ``ImageSet.load`` raises for one of another shape than its image.
     """
     named = folder / LABEL_NAMES
     if named.is_file() and read_texts(named).get('maps') == UNFINISHED:
@@ -94,13 +94,12 @@ def use_label_maps(dataset: ImageSet, folder: Path, num_labels: int, table: np.n
     dataset.ids = keep_complete(folder, files, f'images in {dataset.images} have no label map in {folder}',
                                 'make them with pseudo_labels.py')
 
-    def look(name: str) -> tuple[bytes, bool]:
-        path = folder / f'{name}.png'
-        labels = read(path).values
+    def look(index: int) -> tuple[bytes, bool]:
+        labels, content = dataset.load(index)['semseg'], (folder / f'{dataset.ids[index]}.png').read_bytes()
         labels = labels[labels != VOID]
-        return hashlib.sha256(path.read_bytes()).digest() if labels.size else b'', bool(labels.any())
+        return hashlib.sha256(content).digest() if labels.size else b'', bool(labels.any())
 
-    looked_at = in_threads(look, progress(dataset.ids, 'looking at the label maps'))
+    looked_at = in_threads(look, progress(range(len(dataset)), 'looking at the label maps'))
     found = {name: of_map for name, of_map in zip(dataset.ids, looked_at, strict=True) if of_map[0]}
     plain = sum(not objects for _, objects in found.values())
     if plain == len(found):

@@ -37,11 +37,12 @@ class Step(NamedTuple):
     needs: tuple['Step', ...] = ()
     config: str = ''  # what its config file says
 
-    def settings(self) -> list[str]:
+    def settings(self, config: bool = True) -> list[str]:
         """What tells it from a step with other settings: arguments, files in them, config, the steps that it needs."""
         paths = [Path(word.partition('=')[2] or word) for word in self.command[1:]]
         files = [_content(path, path.stat().st_mtime_ns) for path in paths if path.is_absolute() and path.is_file()]
-        return [*self.command[1:], *files, self.config, *(word for step in self.needs for word in step.settings())]
+        return [*self.command[1:], *files, *[self.config] * config,
+                *(word for step in self.needs for word in step.settings(config))]
 
     def __str__(self) -> str:
         return f'python {" ".join(self.command)}'
@@ -117,7 +118,8 @@ class Chain:
         """Whether it has ended well, with the same settings. Raises UserError if the note on that is damaged."""
         path = self.root / step.folder / FINISHED
         try:
-            return path.is_file() and json.loads(path.read_text()) == step.settings()
+            # an earlier version took no note of the config
+            return path.is_file() and json.loads(path.read_text()) in (step.settings(), step.settings(config=False))
         except ValueError as error:
             raise UserError(f'{path} is damaged; delete it to do this run again.') from error
 

@@ -146,7 +146,8 @@ def require_known(names: Sequence[str], classes: Sequence[str]) -> None:
     """Raises UserError unless labels are placeholders, or have names of classes."""
     if not is_matched(names, classes) and (unknown := sorted(set(names) - set(classes))):
         raise UserError(f'labels are named {name_some(unknown)}, which are no classes of the scored data set '
-                        f'({name_some(classes, 21)}); correct the names in classes.yml, and leave out eval_classes.')
+                        f'({name_some(classes, 21)}); correct the names beside label maps or model (classes.yml), and '
+                        'leave out eval_classes.')
 
 
 def merge_labels(confusion: np.ndarray, names: Sequence[str], classes: Sequence[str]) -> np.ndarray:

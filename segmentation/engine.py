@@ -138,9 +138,11 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet,
     remove_stale(output_dir / PICTURES, drawn)
     log.info('Label maps: %s; pictures: %s', output_dir / MAPS[0], output_dir / PICTURES)
     confusions = dict(zip((task, f'{task}_crf'), matrices, strict=False))
+    refined = read_results(output_dir).get(f'{task}_crf', {}).get('made_with', {})  # what the maps there are of
     results = report_scores(config, title, confusions, names, classes, made,
                             [(name, output_dir / PICTURES / f'{name}.png') for name in drawn])
-    if f'{task}_crf' not in results:
+    others = [name for name in ('fingerprint', 'data', 'size') if refined.get(name) != made[name]]
+    if f'{task}_crf' not in results and others:
         shutil.rmtree(output_dir / MAPS[1], ignore_errors=True)
 
 
@@ -157,6 +159,8 @@ def report_scores(config: Mapping[str, Any], title: str, confusions: Mapping[str
         made = {**made, 'matched': True}
     merged = {f'{task}_matched': merge_clusters(confusion, match_clusters(confusion))
               for task, confusion in confusions.items() if task.startswith(DISTILLED)}
+    if merged:
+        made = {**made, 'labels': list(names)}
     merged |= {task: merge_labels(confusion, names, classes) for task, confusion in confusions.items()}
     entries = {task: iou_entry(iou_of(matrix), classes, matrix.sum(1) > 0) for task, matrix in merged.items()}
     log_iou(list(entries.values())[-1])

@@ -62,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_set = open_images(p, p.train_db_name, p.train_split, truth=True, share=p.label_share, seed=p.label_seed,
                             label_maps=True)
     classes, labelled = dataset.classes if maps is None else train_set.classes, train_set.ids
+    named = read_trained(best_path, classes)[1] if best_path.with_name('checkpoint.pth.tar').is_file() else None
+    if named is not None and len(named) != len(classes):
+        raise UserError(f'{len(named)} classes are named beside {best_path}, and {len(classes)} in {train_set.truth}; '
+                        'name all that were trained on in both.')
     model = build_linear_model(p, len(classes))
     if p.sync_batchnorm:
         model = synchronise_batchnorm(model, device)  # before stages are frozen: it makes modules anew
@@ -81,10 +85,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = Trainer(p, model, device, loader, labelled, groups)
     best = trainer.extra.get('best_miou', -1.0)
 
-    named = read_trained(best_path, classes)[1] if trainer.epoch or trainer.step else None
-    if named is not None and len(named) != len(classes):
-        raise UserError(f'{len(named)} classes are named beside {best_path}, which tells {len(classes)} apart; give a '
-                        'name for each.')
     names = classes if named is None or dataset.truth == maps else named
     if names != classes:
         log.info('The labels have other names beside %s than in %s; those beside the model count', best_path, maps)

@@ -54,6 +54,11 @@ def test_a_step_is_done_again_when_its_config_says_something_else(tmp_path: Path
     assert step().settings() == settings
     (tmp_path / 'base.yml').write_text('val_size: 32\n')
     assert step().settings() != settings
+    chain = Chain(tmp_path, tmp_path / 'data')
+    (tmp_path / 'a').mkdir()
+    for note, finished in ((step().settings(), True), (settings, False), (step().settings(config=False), True)):
+        (tmp_path / 'a' / 'finished.json').write_text(json.dumps(note))  # the last: by an earlier version
+        assert chain.finished(step()) == finished
 
 
 def script(text: str, folder: str, *needs: Step) -> Step:

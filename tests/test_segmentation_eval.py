@@ -92,12 +92,19 @@ def test_a_model_without_a_note_is_what_the_config_trains(trained, tmp_path: Pat
 def test_results_of_other_ground_truth_do_not_stay_beside_new_ones(trained, tmp_path: Path) -> None:
     run, overrides = trained
     path, entry = run / 'results.json', results(run)['linear']
+    old = {**entry, 'made_with': {**entry['made_with'], 'weights': 'elsewhere'}}
+    del old['made_with']['data_digest']  # of an earlier version, and the folder was moved since
+    (run / 'predictions_crf').mkdir()
+    path.write_text(json.dumps({'linear': entry, 'linear_crf': old}))
+    evaluate(tmp_path, run / 'best_model.pth.tar', *overrides)
+    assert results(run) == {'linear': entry, 'linear_crf': old}
     path.write_text(json.dumps({'linear': entry, 'linear_crf': entry}))
     evaluate(tmp_path, run / 'best_model.pth.tar', *overrides)
     assert results(run) == {'linear': entry, 'linear_crf': entry}
     write_image(tmp_path / 'Colours', '3', [(1, (slice(3, 9), slice(5, 21)))])  # of the file's size another
     evaluate(tmp_path, run / 'best_model.pth.tar', *overrides)
     assert results(run).keys() == {'linear'}
+    assert (run / 'predictions_crf').is_dir()  # the maps are of the same weights and images
 
 
 def test_label_maps_that_another_machine_keeps_are_missed(trained, tmp_path: Path, monkeypatch) -> None:

@@ -194,6 +194,7 @@ def test_names_must_be_classes_and_maps_stay_those_of_the_training(run, clusters
     assert 'those beside the model count' in capsys.readouterr().out
     entry = results(folder)['distilled']
     assert (entry['IoU'], entry['made_with'].get('matched')) == ({'background': 100, 'red': 100}, None)
+    assert entry['made_with']['labels'] == ['background', 'background', 'red']  # an entry with a CRF too, or it goes
     assert label_maps.read_names(folder / 'predictions' / 'classes.yml') == ('background', 'background', 'red')
     labels = np.zeros((32, 32), np.uint8)
     labels[MIDDLE] = 1
@@ -306,11 +307,13 @@ def test_a_folder_is_scored_on_label_maps_by_its_training_alone(run, clusters: P
     run(*DISTILL, *folders)
     assert results(folder)['agreement']['IoU'].keys() == {'background', 'hound', 'dog'}
     (folder / 'best_model.classes.yml').write_text('task: distilled\nclasses: [background, cat]')
-    with pytest.raises(UserError, match='2 classes are named beside .*, which tells 3 apart'):
+    with pytest.raises(UserError, match='2 classes are named beside .*best_model.pth.tar, and 3 in .*clusters; name'):
         run(*DISTILL, *folders)
     Image.fromarray(np.zeros((30, 32), np.uint8)).save(clusters / 'b.png')
     with pytest.raises(UserError, match='b.png is 32 x 30, its image 32 x 32: .* make it again from this image'):
         run(*DISTILL, *folders, output='cut')
+    with pytest.raises(UserError, match='b.png is 32 x 30'):  # at once, not in the first epoch
+        FolderDataset(tmp_path / 'photos' / 'images', label_maps=clusters)
 
 
 def test_val_images_that_are_trained_on(run, tmp_path: Path, capsys) -> None:

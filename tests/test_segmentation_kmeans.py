@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+from data import label_maps
 from data.label_maps import read_names
 from data.voc import VOCSegmentation
 from models.segmentation import resize
@@ -191,6 +192,12 @@ def test_maps_of_a_run_that_ended_early_are_of_one_clustering_and_not_trained_on
             raise UserError('the disk is full')
         save_label_map(labels, path)
 
+    with monkeypatch.context() as patch:
+        patch.setattr(label_maps, 'remove_stale', lambda *_: exec('raise UserError("the disk is gone")', globals()))
+        with pytest.raises(UserError, match='the disk is gone'):
+            run()
+    with pytest.raises(UserError, match='the label maps in .*predictions are unfinished'):  # though all are there
+        VOCSegmentation(root, 'val', True, label_maps=predictions)
     monkeypatch.setattr(script, 'save_label_map', write)
     with pytest.raises(UserError, match='the disk is full'):
         run()

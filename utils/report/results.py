@@ -52,11 +52,17 @@ def read_results(output_dir: Path) -> dict[str, Any]:
 def save_results(results: dict[str, Any], output_dir: Path, companions: Sequence[str] = ()) -> dict[str, Any]:
     """Add {task: entry} to results.json, which is written whole or not at all; gives all that it holds now.
 
-    Entries of other tasks stay, those of ``companions`` only if they were made with the same as the new ones.
+    Entries of other tasks stay, those of ``companions`` only if they were made with the same as one of the new ones: by
+    what both say of that, wherever the weights lie now.
     """
-    made = [entry.get('made_with') for entry in results.values() if isinstance(entry, dict)]
+    made = [entry.get('made_with', {}) for entry in results.values() if isinstance(entry, dict)]
+
+    def stays(before: Mapping[str, Any]) -> bool:
+        return bool(before) and any(all(before[name] == now[name] for name in before.keys() & now.keys()
+                                        if name != 'weights') for now in made)
+
     merged = {task: entry for task, entry in read_results(output_dir).items()
-              if task not in companions or entry.get('made_with') in made} | results
+              if task not in companions or stays(entry.get('made_with', {}))} | results
     write_text(output_dir / 'results.json', json.dumps(merged, indent=2) + '\n')
     log.info('Results: %s', output_dir / 'results.json')
     return merged
