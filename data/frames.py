@@ -37,7 +37,7 @@ def open_frames(path: Path) -> tuple[int, list[str], dict[str, str], Iterator[Fr
             duplicates |= others
         names.sort()
         seen = reduce(lambda crc, name: zlib.crc32(os.fsencode(name), crc), names, len(names))
-        if len({*distributed.gather_objects(seen, patient=True)}) > 1:
+        if not distributed.alike(seen, patient=True):
             raise UserError(f'{path} changed while the processes listed it, or is not one folder that all machines '
                             'share; rerun, or share it.')
         return len(names), names, duplicates, ((Path(name), partial(read_photograph, path / name)) for name in names)

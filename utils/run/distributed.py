@@ -103,6 +103,11 @@ def gather_objects(value: Any, patient: bool = False) -> list[Any]:
     return values
 
 
+def alike(value: Any, patient: bool = False) -> bool:
+    """Whether all processes have the same small value; see ``gather_objects``."""
+    return len({*gather_objects(value, patient)}) == 1
+
+
 def share(items: Iterable[Item], size: int) -> Iterator[Item]:
     """What this process takes of items that are shared out in turn, ``size`` at a time, as batches of one process."""
     return (item for index, item in enumerate(items) if index // size % world_size() == rank())

@@ -46,7 +46,7 @@ def start(p: Run, nproc: int | None, script: str, argv: Sequence[str] | None,
             lock_folder(output_dir)
             save_config(p, output_dir, identity)
             read_results(output_dir)  # damaged ones are told before anything is computed
-    if len({*distributed.gather_objects(json.dumps(frozen(p, as_dict(p)), sort_keys=True))}) > 1:
+    if not distributed.alike(json.dumps(frozen(p, as_dict(p)), sort_keys=True)):
         raise UserError('the processes have different configs; all must be started with the same files and options.')
     setup_logging(output_dir)
     random.seed(p.seed)

@@ -138,7 +138,7 @@ class Trainer:
 
     def began_with(self, name: str, digest: str, folder: Path | None) -> None:
         """Raises UserError unless what is read from a folder has the digest that it had when the training began."""
-        if len({*distributed.gather_objects(digest)}) > 1:
+        if not distributed.alike(digest):
             raise UserError(f'the processes found different files in {folder}; all must see the same ones.')
         if self.extra.setdefault(name, digest) != digest:
             raise UserError(f'the files in {folder} are not those that this training began with; restore them, or '
