@@ -192,8 +192,11 @@ def test_maps_of_a_run_that_ended_early_are_of_one_clustering_and_not_trained_on
             raise UserError('the disk is full')
         save_label_map(labels, path)
 
+    def remove(folder: Path, names: tuple) -> None:
+        raise UserError('the disk is gone')
+
     with monkeypatch.context() as patch:
-        patch.setattr(label_maps, 'remove_stale', lambda *_: exec('raise UserError("the disk is gone")', globals()))
+        patch.setattr(label_maps, 'remove_stale', remove)
         with pytest.raises(UserError, match='the disk is gone'):
             run()
     with pytest.raises(UserError, match='the label maps in .*predictions are unfinished'):  # though all are there

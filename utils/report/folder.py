@@ -118,7 +118,9 @@ class FolderRun:
         Takes note of results that are older than their image or their mask in the folder ``masks``, or have none there.
         """
         def changed(path: Path) -> float:
-            return path.stat().st_mtime if path.exists() else math.inf
+            with suppress(FileNotFoundError):
+                return path.stat().st_mtime
+            return math.inf
 
         folder = self.images.is_dir()
         for frame in distributed.share(frames, size):
