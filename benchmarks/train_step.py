@@ -35,7 +35,8 @@ from data.views import ContrastivePair, ContrastiveView
 from data.voc import VOCSegmentation
 from experiments.estimate import draw_batch
 from experiments.shapes import generate
-from models.backbones import IMAGENET, DilatedDepthwiseConv, build_backbone, freeze_layers
+from models.backbones import IMAGENET, build_backbone, freeze_layers
+from models.convolutions import DilatedDepthwiseConv, SameConv2d
 from models.segmentation import ContrastiveSegmentationModel
 from pretrain.losses import compute_losses
 from pretrain.maskcontrast import MaskContrast
@@ -55,7 +56,7 @@ class PlainEncoder(nn.Module):
         super().__init__()
         self.backbone = build_backbone(backbone)
         for module in self.backbone.modules():
-            if isinstance(module, DilatedDepthwiseConv):
+            if isinstance(module, (DilatedDepthwiseConv, SameConv2d)):
                 module.__class__ = nn.Conv2d  # type: ignore[assignment]
         self.decoder = nn.Sequential(*list(DeepLabHead(self.backbone.out_channels, 1))[:-1])
         self.head = nn.Conv2d(256, dim, 1)

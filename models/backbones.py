@@ -1,6 +1,5 @@
 """Backbones: ResNets under torchvision's names, and networks of timm (github.com/huggingface/pytorch-image-models)."""
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from types import ModuleType
@@ -9,8 +8,8 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from models.convolutions import speed_up
 from models.weights import Weights, downloading, leaders
 from utils.run.errors import UserError, name_some
 
@@ -19,57 +18,7 @@ STAGES = ('conv1', 'bn1'), ('layer1',), ('layer2',), ('layer3',), ('layer4',)  #
 FROZEN = 2  # stages, as published
 TIMM = 'timm/'
 STRIDE = 8
-BLOCK = 2 ** 19  # numbers at a time in a sum over taps: what a core's cache holds of the input and the output
 UNFIT = (TypeError, ValueError, AssertionError, NotImplementedError)  # what networks say to options that they lack
-
-
-def taps(length: int, dilation: int, size: int) -> list[tuple[int, slice, slice]]:
-    """The taps of a dilated kernel of odd length that meet a row of ``size`` pixels: tap, outputs, inputs."""
-    shifts = [(tap, (tap - length // 2) * dilation) for tap in range(length)]
-    return [(tap, slice(max(0, -by), size - max(0, by)), slice(max(0, by), size - max(0, -by)))
-            for tap, by in shifts if abs(by) < size]
-
-
-class DilatedConv2d(nn.Conv2d):
-    """A 3x3 convolution padded by its dilation, without the taps that would read padding alone.
-
-    Where the dilation is no smaller than the map, only the middle row or column of the kernel can meet the map. On the
-    CPU the gradient of the others' weights leaves out padding too, as PyTorch's other kernels do.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows, columns = (slice(None) if rate < size else slice(1, 2)
-                         for rate, size in zip(self.dilation, x.shape[-2:], strict=True))
-        weight = self.weight[:, :, rows, columns]
-        padding = [rate * (length // 2) for rate, length in zip(self.dilation, weight.shape[-2:], strict=True)]
-        if x.device.type == 'cpu' and not torch.is_autocast_enabled('cpu') and any(padding):
-            return _DilatedConv.apply(x, weight, padding, self.dilation)
-        return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation)
-
-
-class _DilatedConv(torch.autograd.Function):
-    """A convolution of stride 1 without bias, whose weight gradient is one product a tap, of the pixels that meet."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.padding, ctx.dilation = padding, dilation
-        return F.conv2d(x, weight, None, 1, padding, dilation)
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        of_input, *_ = torch.ops.aten.convolution_backward(slope, x, weight, None, [1, 1], ctx.padding, ctx.dilation,
-                                                           False, [0, 0], 1, [ctx.needs_input_grad[0], False, False])
-        inputs, outputs = (t.permute(0, 2, 3, 1) for t in (x, slope))  # B x h x w x C
-        gradient = torch.zeros_like(weight)
-        rows, columns = (taps(length, rate, size)
-                         for length, rate, size in zip(weight.shape[2:], ctx.dilation, x.shape[2:], strict=True))
-        for row, to_y, from_y in rows:
-            for column, to_x, from_x in columns:
-                gradient[:, :, row, column] = (outputs[:, to_y, to_x].flatten(0, 2).T
-                                               @ inputs[:, from_y, from_x].flatten(0, 2))
-        return of_input, gradient, None, None
 
 
 class DilatedResNet(nn.Sequential):
@@ -97,8 +46,7 @@ class DilatedResNet(nn.Sequential):
                         conv.stride, rate = (1, 1), dilation // 2
                     if conv.kernel_size == (3, 3):
                         conv.dilation = conv.padding = (rate, rate)
-                        if rate == 4:
-                            conv.__class__ = DilatedConv2d
+        speed_up(self)
 
     def stages(self) -> list[list[nn.Parameter]]:
         """The parameters of the stem and of each of the four stages."""
@@ -129,60 +77,6 @@ def _flat(name: str) -> str:
     return name.removeprefix('network.').removeprefix('model.').replace('.', '_')
 
 
-class _SumOverTaps(torch.autograd.Function):
-    """Dilated depthwise convolution, at which PyTorch's kernels are slow on the CPU: a sum over the kernel's taps.
-
-    x B x h x w x C, weight k x k x C -> B x h x w x C; taps that meet padding alone are left out.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        rows, columns = (taps(len(weight), dilation, size) for size in x.shape[1:3])
-        ctx.taps = [((row, column), (slice(None), to_y, to_x), (slice(None), from_y, from_x))
-                    for row, to_y, from_y in rows for column, to_x, from_x in columns]
-        ctx.images, y = max(1, BLOCK // x.shape[1:].numel()), torch.zeros_like(x)
-        for some, out in zip(x.split(ctx.images), y.split(ctx.images), strict=True):
-            for tap, outputs, inputs in ctx.taps:
-                out[outputs].addcmul_(some[inputs], weight[tap])
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight = ctx.saved_tensors
-        grad_x, grad_weight = torch.zeros_like(x), torch.zeros_like(weight)
-        for some, part, grad in zip(*(t.split(ctx.images) for t in (x, slope.contiguous(), grad_x)), strict=True):
-            for tap, outputs, inputs in ctx.taps:
-                grad[inputs].addcmul_(part[outputs], weight[tap])
-                grad_weight[tap] += (some[inputs] * part[outputs]).sum((0, 1, 2))
-        return grad_x, grad_weight, None
-
-
-class DilatedDepthwiseConv(nn.Conv2d):
-    """Of stride 1, keeping the image's size: on the CPU a sum over taps, in float32 at least; elsewhere PyTorch's."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        autocast = torch.is_autocast_enabled('cpu')
-        if x.device.type != 'cpu' or (x.dtype != self.weight.dtype and not autocast):
-            return super().forward(x)
-        full = torch.promote_types(x.dtype, torch.float32)
-        wide, weight = x.permute(0, 2, 3, 1).to(full).contiguous(), self.weight[:, 0].permute(1, 2, 0).to(full)
-        y = _SumOverTaps.apply(wide, weight.contiguous(), self.dilation[0]).permute(0, 3, 1, 2)
-        y = y if self.bias is None else y + self.bias[:, None, None]
-        return y.to(torch.get_autocast_dtype('cpu') if autocast and full == torch.float32 else x.dtype)
-
-
-def speed_up_depthwise(network: nn.Module) -> None:
-    """Let the dilated depthwise convolutions of a network run as ``DilatedDepthwiseConv``; weights and names stay."""
-    for module in network.modules():
-        if type(module) is nn.Conv2d and module.groups == module.in_channels == module.out_channels:
-            size, rate = module.kernel_size[0], module.dilation[0]
-            usual = [(n, n) for n in (size, 1, rate, rate * (size // 2))]
-            shape = [module.kernel_size, module.stride, module.dilation, module.padding]
-            if size % 2 and rate > 1 and shape == usual and module.padding_mode == 'zeros':
-                module.__class__ = DilatedDepthwiseConv
-
-
 class TimmBackbone(nn.Module):
     """Any network of timm that has an output stride of 8 or patches: its last features, without head; random weights.
 
@@ -201,7 +95,7 @@ class TimmBackbone(nn.Module):
             info = self.network.feature_info.get_dicts()[-1]
             with torch.no_grad():
                 self.network.eval()(torch.zeros(1, 3, 64, 96))  # some build, and then take only squares
-            speed_up_depthwise(self.network.train())
+            speed_up(self.network.train())
         except UNFIT:
             try:
                 self.network = timm.create_model(name, dynamic_img_size=True)

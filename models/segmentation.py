@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabHead
 
-from models.backbones import DilatedConv2d, build_backbone
+from models.backbones import build_backbone
+from models.convolutions import speed_up
 
 CHANNELS, RATES = 256, (12, 24, 36)  # of the decoder
 
@@ -53,17 +54,18 @@ def build_decoder(kind: str, in_channels: int, dropout: float = 0.5) -> nn.Seque
     classifier. 'conv1x1' is for features that have seen the whole image, such as those of a vision transformer.
     """
     if kind == 'conv1x1':
-        return nn.Sequential(nn.Conv2d(in_channels, CHANNELS, 1, bias=False), nn.BatchNorm2d(CHANNELS), nn.ReLU(),
-                             nn.Dropout(dropout))
+        plain = nn.Sequential(nn.Conv2d(in_channels, CHANNELS, 1, bias=False), nn.BatchNorm2d(CHANNELS), nn.ReLU(),
+                              nn.Dropout(dropout))
+        speed_up(plain)
+        return plain
     decoder: Any = nn.Sequential(*list(DeepLabHead(in_channels, 1, RATES))[:-1])
     aspp = decoder[0]
-    for branch, rate in zip(aspp.convs[1:4], RATES, strict=True):
-        branch[0] = DilatedConv2d(in_channels, CHANNELS, 3, padding=rate, dilation=rate, bias=False)
     aspp.__class__ = PyramidPooling
     for branch in aspp.convs:
         branch[-1] = nn.Identity()  # in place of its ReLU
     aspp.convs[4][2] = PooledBatchNorm(CHANNELS)
     aspp.project[3] = nn.Dropout(dropout)
+    speed_up(decoder)
     return decoder
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from models.backbones import DilatedConv2d, DilatedResNet
+from models.backbones import DilatedResNet
 from models.segmentation import (
     ContrastiveSegmentationModel,
     LinearSegmentationModel,
@@ -22,19 +22,6 @@ def test_output_stride_and_dilations(name: str, channels: int) -> None:
         rates = [conv.dilation[0] for conv in backbone.get_submodule(stage).modules()
                  if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3)]
         assert rates == [max(dilation // 2, 1)] + [dilation] * (len(rates) - 1)
-
-
-@pytest.mark.parametrize('size', [(8, 8), (12, 30), (13, 5), (40, 12), (1, 1)])
-def test_dilated_convolution_equals_the_plain_one(size: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    ours = DilatedConv2d(3, 4, 3, padding=12, dilation=12, bias=False).double()
-    plain = nn.Conv2d(3, 4, 3, padding=12, dilation=12, bias=False).double()
-    plain.load_state_dict(ours.state_dict())
-    x = torch.randn(2, 3, *size, dtype=torch.float64)
-    torch.testing.assert_close(ours(x), plain(x))
-    for conv in (ours, plain):
-        conv(x).square().sum().backward()
-    torch.testing.assert_close(ours.weight.grad, plain.weight.grad)
 
 
 @pytest.mark.parametrize('order', [torch.channels_last, torch.contiguous_format])
