@@ -2,7 +2,7 @@
 
     python segmentation/kmeans.py --config_env configs/env.yml \\
         --config_exp configs/kmeans/kmeans_VOCSegmentation_supervised_saliency.yml \\
-        --num_seeds 5 --num_clusters 21 50 100
+        --num_seeds 5 --num_clusters 20 50 100
 
 With ground truth clusters are matched to classes and scored, for each number of clusters. An unlabelled
 image folder has none: of several numbers of clusters (``--num_clusters 5-20``) the one of highest silhouette is taken,
@@ -231,8 +231,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = start(p, args.nproc, __file__, argv, identity(p, p.val_db_name))
 
     masks = None if p.saliency == 'network' else p.saliency
-    model = to_device(build_prototype_model(p), device)
     dataset = open_images(p, p.val_db_name, p.val_split, None, masks)
+    model = to_device(build_prototype_model(p), device)
     if dataset.truth is None and (most := max(p.overclustering or [p.num_clusters])) > MAX_CLUSTERS:
         raise UserError(f'num_clusters {most} is more than label maps can hold; take at most {MAX_CLUSTERS}.')
 
