@@ -44,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in notes:
         log.info(note)
 
+    dataset = open_images(p, p.train_db_name, p.train_split, saliency=p.saliency, skip=True)
     encoder = build_contrastive_model(p)
     if p.sync_batchnorm:
         encoder = synchronise_batchnorm(encoder, device)
     freeze_layers(encoder.backbone, p.freeze_layers)
     mean, std, size = encoder.backbone.mean, encoder.backbone.std, p.augmentation_kwargs.size
-    dataset = open_images(p, p.train_db_name, p.train_split, saliency=p.saliency, skip=True)
     pair = ContrastivePair(dataset, ContrastiveView(**p.augmentation_kwargs))
     loader = train_loader(p, dataset.transformed(pair), partial(collate_pairs, step=encoder.output_stride))
     if not encoder.upsample and size % encoder.backbone.stride:
