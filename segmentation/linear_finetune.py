@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--crf-postprocess', action='store_true', help='refine the final predictions with a CRF')
     args = parser.parse_args(argv)
     p = parser.load(args)
+    if p.epochs == 0:
+        raise UserError('epochs is 0, and a classifier of random weights has no result; set epochs to 1 or more.')
     if args.crf_postprocess:
         require_crf()
     device = start(p, args.nproc, __file__, argv, identity(p, p.train_db_name, p.val_db_name))
@@ -85,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = Trainer(p, model, device, loader, labelled, groups)
     best = trainer.extra.get('best_miou', -1.0)
 
+    if maps is not None and p.select == 'miou' and dataset.truth != maps:
+        log.warning('select: miou takes the best epoch by the ground truth of %s; select: last reads none',
+                    p.val_split)
     names = classes if named is None or dataset.truth == maps else named
     if names != classes:
         log.info('The labels have other names beside %s than in %s; those beside the model count', best_path, maps)
@@ -95,8 +100,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if named is None:  # names of labels are the user's to edit
             write_trained(best_path, task, classes)
     losses = partial(compute_losses, hardest=p.ohem_share if p.loss == 'ohem' else None)
-    if p.epochs == 0 and distributed.is_main():
-        save_checkpoint(model.state_dict(), best_path)
     with trainer.stoppable():
         for epoch in trainer.epochs():
             model.set_train_mode(p.freeze_batchnorm)

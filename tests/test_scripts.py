@@ -226,7 +226,7 @@ def test_from_both_working_directories(run: Runner, folder: str, scripts: tuple[
         path = ROOT / (script.replace('.', '/') + '.py')
         directory = ROOT if folder == '.' else path.parent
         arguments = run.arguments(script, f'output_dir=from_{len(folder)}_{path.stem}',
-                                  *(['epochs=0'] * ('epochs=2' in SMALL[script])))
+                                  *([f'epochs={int(script != "pretrain.main")}'] * ('epochs=2' in SMALL[script])))
         if script == 'segmentation.eval':  # a path below root_dir
             arguments += ['--state-dict', f'from_{len(folder)}_linear_finetune/best_model.pth.tar']
         shown = os.path.relpath(path, directory)
