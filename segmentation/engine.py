@@ -163,6 +163,8 @@ def report_scores(config: Mapping[str, Any], title: str, confusions: Mapping[str
         made = {**made, 'labels': list(names)}
     merged |= {task: merge_labels(confusion, names, classes) for task, confusion in confusions.items()}
     entries = {task: iou_entry(iou_of(matrix), classes, matrix.sum(1) > 0) for task, matrix in merged.items()}
+    for task in merged if DISTILLED in confusions else ():
+        log.info('%s: mIoU %.2f', task, entries[task]['mIoU'])
     log_iou(list(entries.values())[-1])
     refined = [f'{task}_crf{end}' for task in confusions for end in ('', '_matched')]
     results = save_results({task: {**entry, 'made_with': dict(made)} for task, entry in entries.items()},

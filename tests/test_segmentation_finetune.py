@@ -239,11 +239,16 @@ def test_names_that_are_written_anew_are_kept(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_names_decide_what_labels_are(run, clusters: Path) -> None:
+def test_names_decide_what_labels_are(run, clusters: Path, capsys) -> None:
     (clusters / 'classes.yml').write_text('classes: [background, red, background]')  # the wrong way round
     folder = run(*DISTILL)
     assert results(folder)['distilled']['IoU'] == {'background': 75, 'red': 0}
     assert results(folder)['distilled_matched']['IoU'] == {'background': 100, 'red': 100}
+    printed = capsys.readouterr().out
+    assert 'distilled_matched: mIoU 100.00' in printed
+    assert 'select: miou' not in printed
+    run(*DISTILL, 'select=miou', output='best')
+    assert 'select: miou takes the best epoch by the ground truth of val' in capsys.readouterr().out
 
 
 def test_predictions_have_names_before_they_are_there(run, clusters: Path, monkeypatch) -> None:
@@ -319,15 +324,17 @@ def test_a_folder_is_scored_on_label_maps_by_its_training_alone(run, clusters: P
 def test_val_images_that_are_trained_on(run, tmp_path: Path, capsys) -> None:
     root = colours(tmp_path)
     write_lists(root, ('background', 'red'), train=RANKED[:4], val=[*RANKED[:2], 'val_0'])
-    run('epochs=0', output='shared')
+    run('epochs=1', output='shared')
     assert '2 of the 3 images of Colours val are also in train, which is trained on' in capsys.readouterr().out
     write_lists(root, ('background', 'red'), val=['val_0'])
-    run('epochs=0', output='apart')
+    run('epochs=1', output='apart')
     assert 'also in' not in capsys.readouterr().out
 
 
 def test_one_sentence_each(run, tmp_path: Path) -> None:
     colours(tmp_path)
+    with pytest.raises(UserError, match='^epochs is 0, and a classifier of random weights has no result'):
+        run('epochs=0')
     for share in ('0', '-0.1', '1.5'):
         with pytest.raises(UserError, match='label_share must be (greater than 0|less than or equal to 1), got '):
             run(f'label_share={share}')
