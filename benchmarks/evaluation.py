@@ -1,9 +1,9 @@
-"""What evaluation costs at VOC's scale once the network has run, beside the plain way of doing it.
+"""What evaluation costs at VOC's scale once the network has run, beside the reference.
 
     python benchmarks/evaluation.py --parts kmeans miou --images 1449 --share 0.01
 
 Prototypes, masks, label maps and photographs of VOC's sizes are drawn by code, by seed, one image at a
-time; drawing them is not timed. The plain way works on a share of the images and is extrapolated. Both
+time; drawing them is not timed. The reference works on a share of the images and is extrapolated. Both
 ways must give the same result, or the benchmark fails. Each runs in a process of its own, whose peak
 memory is shown.
 """
@@ -231,7 +231,7 @@ def _with_peak(function: Callable, arguments: tuple) -> tuple[float, Any, float]
 
 
 def show(what: str, plain: tuple, ours: tuple, factor: float = 1, note: str = '') -> None:
-    """One line of the table; ``factor`` extrapolates the plain way."""
+    """One line of the table; ``factor`` extrapolates the reference."""
     print(f'| {what:<44} | {plain[0] * factor:9.2f} s {plain[2]:6.0f} MB | {ours[0]:8.2f} s {ours[2]:6.0f} MB '
           f'| {plain[0] * factor / ours[0]:7.1f} | {note}', flush=True)
 
@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = ('kmeans', 'miou', 'retrieval', 'crf')
     parser.add_argument('--parts', nargs='+', choices=parts, default=parts, help='default: all')
     parser.add_argument('--images', type=int, default=1449, help='images of the split')
-    parser.add_argument('--share', type=float, default=0.02, help='share of them for the plain way')
+    parser.add_argument('--share', type=float, default=0.02, help='share of them for the reference')
     parser.add_argument('--large', action='store_true', help='retrieval: also 1,000,000 entries, 10,000 queries')
     parser.add_argument('--crf-images', type=int, default=12, help='images for the CRF, both ways')
     parser.add_argument('--workers', type=int, default=available_cores(), help='processes of the CRF')
@@ -254,9 +254,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     share = max(CLUSTERS, round(args.share * args.images))
     factor = args.images / share
 
-    print(f'{args.images} images of about 375 x 500; the plain way on {share} of them, its time extrapolated, its '
+    print(f'{args.images} images of about 375 x 500; the reference on {share} of them, its time extrapolated, its '
           f'memory not. Of the memory, {measured(nothing)[2]:.0f} MB are the libraries.')
-    print(f'| {"what":<44} | {"plain way":>22} | {"this project":>21} | {"ratio":>7} |')
+    print(f'| {"what":<44} | {"reference":>22} | {"ours":>21} | {"ratio":>7} |')
     if 'kmeans' in args.parts:
         plain = measured(kmeans_plain, share)
         np.testing.assert_allclose(measured(kmeans_ours, share)[1][0], plain[1][0], rtol=1e-5)

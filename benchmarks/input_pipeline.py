@@ -1,8 +1,8 @@
-"""Pairs of views a second on one core, from image files to tensors, beside the plain way, which normalises them too.
+"""Pairs of views a second on one core, from image files to tensors, beside the reference, which normalises them too.
 
     python benchmarks/input_pipeline.py --images 60 --size 224 --rounds 7
 
-Without --db-root the images are drawn by code, longest side 500 px. The plain way reads by Pillow, makes a
+Without --db-root the images are drawn by code, longest side 500 px. The reference reads by Pillow, makes a
 full copy of the sample for each view and transforms it by torchvision, on Pillow images. All draw the same views
 of the same images, which is checked, and take turns in one process on one thread. Times are CPU times of the
 process; the table shows medians of the rounds.
@@ -113,7 +113,7 @@ def measure(root: Path, split: str, saliency: str, images: int, size: int, round
           f'one core; torch {torch.__version__}, OpenCV {cv2.__version__}, median of {rounds} rounds')
     reading = rates({'plain': lambda item: plain.read(item[0]), 'ours': lambda item: base.load(item[0])}, items, rounds)
     pairs = rates({'plain': plain.__getitem__, 'ours': ours.__getitem__}, items, rounds)
-    print(f'| {"a second and core":<22} | {"plain way":>9} | {"this project":>12} | {"ratio":>5} |')
+    print(f'| {"a second and core":<22} | {"reference":>9} | {"ours":>12} | {"ratio":>5} |')
     print('|---|---:|---:|---:|')
     for what, slow, fast in (('images and masks read', reading['plain'], reading['ours']),
                              ('pairs', pairs['plain'], pairs['ours'])):

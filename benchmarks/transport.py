@@ -3,7 +3,7 @@
     python benchmarks/transport.py --batch 64 --size 224 --rounds 5
 
 The workers send one batch again and again, so that nothing is decoded, and the training process reads every byte. The
-plain way sends normalised views and no indices of the foreground. Both take turns; the table shows medians of the
+reference sends normalised views and no indices of the foreground. Both take turns; the table shows medians of the
 rounds.
 """
 import statistics
@@ -73,11 +73,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     batch = draw_batch(args.batch, args.size)
-    ways = {'plain way': plain(batch), 'this project': batch}
+    ways = {'reference': plain(batch), 'ours': batch}
     rates = [{name: rate(sent, args.batches, args.workers) for name, sent in ways.items()} for _ in range(args.rounds)]
     rows = [[name, f'{sum(value.nbytes for value in sent.values()) / 1e6:.1f}',
              f'{statistics.median(found[name] for found in rates):.1f}',
-             f'{statistics.median(found[name] / found["plain way"] for found in rates):.2f}']
+             f'{statistics.median(found[name] / found["reference"] for found in rates):.2f}']
             for name, sent in ways.items()]
     print(f'{args.batch} pairs at {args.size} px, {args.workers} workers, {args.rounds} rounds of {args.batches}')
     print(markdown(['', 'MB a batch', 'batches a second', 'ratio'], rows, 3), end='')

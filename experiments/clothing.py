@@ -71,7 +71,7 @@ SETTINGS: dict[str, Sequence[str]] = INITIAL | {  # '[task.]key=value'
 
 
 class Run(NamedTuple):
-    """A row of clothing.csv: K-means of one seed of a setting, in percent, with the deviation of its runs."""
+    """A row of clothing.csv: K-means of one seed of a setting, in percent, with the standard deviation of its runs."""
     start: str
     setting: str
     overrides: str
@@ -141,7 +141,7 @@ def _folder(task: str, words: Sequence[str]) -> str:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Mean and deviation over seeds, and the difference to the best of the initial features, paired by seed."""
+    """Mean and standard deviation over seeds, and the paired difference to the best of the initial features."""
     of: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for run in runs:
         of.setdefault((run.start, run.scored), {}).setdefault(run.setting, {})[run.seed] = run.mIoU

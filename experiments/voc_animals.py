@@ -170,7 +170,7 @@ def write(root: Path, scores: Scores) -> None:
     for name, text in texts.items():
         write_text(root / name, text)
     print(f'\nmIoU in percent\n\n{texts["table.md"]}\nGain over the stronger baseline of the same start, in points '
-          f'and in deviations of the difference\n\n{texts["gains.md"]}\nWritten to {root}')
+          f'and in standard deviations of the difference\n\n{texts["gains.md"]}\nWritten to {root}')
 
 
 def experiment_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:

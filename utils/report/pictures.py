@@ -167,7 +167,8 @@ def line_panels(panels: Mapping[str, Mapping[str, Sequence[Point]]], x: str = ''
     for axes in grid[:len(panels)]:
         for name, level in levels.items():
             if name in names:
-                handles['before'] = axes.axhline(level, color=f'C{names.index(name)}', linestyle='--', linewidth=1)
+                colour = f'C{names.index(name)}'
+                handles['initial weights'] = axes.axhline(level, color=colour, linestyle='--', linewidth=1)
     for axes in grid[len(panels):]:
         axes.set_axis_off()
     figure.supylabel(y, fontsize='medium')
