@@ -46,20 +46,22 @@ class _Chunked(torch.autograd.Function):
         gradient, scaled, label = torch.empty_like(q), keys / T, labels[:, None]  # P x dim, dim x (B + K), P x 1
         share = weight.index_select(0, labels)[:, None]
         minus = share.div_(share.sum()).neg()
-        top, own, total = (torch.empty_like(share) for _ in range(3))  # of each pixel's logits
-        nearest = torch.empty_like(label)  # of equal ones the first, as in ``accuracy``: a collapse is no success
-        room = logits = q.new_empty(min(chunk, len(q)), scaled.shape[1])  # chunk x (B + K)
+        own, total, right = torch.empty_like(share), torch.empty_like(share), torch.empty_like(label, dtype=torch.bool)
+        room = q.new_empty(min(chunk, len(q)), scaled.shape[1])  # chunk x (B + K)
+        tops, firsts = room.new_empty(len(room), 1), label.new_empty(len(room), 1)
         for pixels in range(0, len(q), chunk):
-            part = slice(pixels, pixels + chunk)
-            logits = torch.matmul(q[part], scaled, out=room[:len(q) - pixels])
-            torch.max(logits, 1, True, out=(top[part], nearest[part]))
-            torch.gather(logits, 1, label[part], out=own[part])
-            torch.sum(logits.sub_(top[part]).exp_(), 1, True, out=total[part])
+            part, rows = slice(pixels, pixels + chunk), slice(len(q) - pixels)
+            logits, top, nearest = room[rows], tops[rows], firsts[rows]
+            torch.matmul(q[part], scaled, out=logits)
+            torch.max(logits, 1, True, out=(top, nearest))  # of equal ones the first: a collapse is no success
+            torch.eq(nearest, label[part], out=right[part])
+            torch.gather(logits.sub_(top), 1, label[part], out=own[part])
+            torch.sum(logits.exp_(), 1, True, out=total[part])
             logits.mul_(share[part] / total[part]).scatter_add_(1, label[part], minus[part])  # d loss / d logits
             torch.matmul(logits, scaled.T, out=gradient[part])
         del room, logits
         ctx.save_for_backward(gradient)
-        loss, accuracy = (total.log_().add_(top).sub_(own) * share).sum(), (nearest == label).float().mean()
+        loss, accuracy = (total.log_().sub_(own) * share).sum(), right.float().mean()
         ctx.mark_non_differentiable(accuracy)
         return loss, accuracy
 
