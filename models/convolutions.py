@@ -30,9 +30,9 @@ class SameConv2d(nn.Conv2d):
                          in zip(self.kernel_size, self.dilation, x.shape[-2:], strict=True))
         weight = self.weight[:, :, rows, columns]
         padding = [rate * (length // 2) for rate, length in zip(self.dilation, weight.shape[-2:], strict=True)]
-        if (x.device.type == 'cpu' and torch.is_grad_enabled() and weight.requires_grad
-                and not torch.is_autocast_enabled('cpu')
-                and (self.dilation[0] >= DILATED if any(padding) else AVX2)):
+        cast = torch.is_autocast_enabled('cpu') and x.dtype != torch.float64
+        faster = self.dilation[0] >= DILATED if any(padding) else AVX2
+        if faster and not cast and x.device.type == 'cpu' and torch.is_grad_enabled() and weight.requires_grad:
             return _WeightsByProducts.apply(x, weight, padding, self.dilation)
         return F.conv2d(x, weight, None, 1, padding, self.dilation)
 

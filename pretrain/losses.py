@@ -47,7 +47,7 @@ class _Chunked(torch.autograd.Function):
         share = weight.index_select(0, labels)[:, None]
         minus = share.div_(share.sum()).neg()
         own, total, right = torch.empty_like(share), torch.empty_like(share), torch.empty_like(label, dtype=torch.bool)
-        room = q.new_empty(min(chunk, len(q)), scaled.shape[1])  # chunk x (B + K)
+        room = logits = q.new_empty(min(chunk, len(q)), scaled.shape[1])  # chunk x (B + K)
         tops, firsts = room.new_empty(len(room), 1), label.new_empty(len(room), 1)
         for pixels in range(0, len(q), chunk):
             part, rows = slice(pixels, pixels + chunk), slice(len(q) - pixels)
