@@ -59,8 +59,9 @@ class Layers(nn.Module):
 class RefUNet(Layers):
     """The residual refinement module: a small U-Net that corrects a raw saliency score (N, 1, H, W)."""
 
-    def __init__(self, channels: int = 64) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        channels = 64
         self.conv0 = conv3x3(1, channels)
         for name in ('1', '2', '3', '4', '5', '_d4', '_d3', '_d2', '_d1'):
             self.add_layer(name, 2 * channels if 'd' in name else channels, channels)

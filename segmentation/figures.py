@@ -12,6 +12,7 @@ from utils.report.pictures import montage, outline, panel
 from utils.run.files import PALETTE
 
 SIDE = 128  # of a crop, pixels
+MARGIN = 0.1  # of a crop around its object, as a share of its sides
 METHODS = ('pca', 'tsne')
 POINTS = 2000  # of t-SNE at most, which compares each with each
 APART = 0.07  # of the width, between two pictures
@@ -32,10 +33,10 @@ def fit(image: np.ndarray) -> np.ndarray:
     return square
 
 
-def crop_object(image: np.ndarray, mask: np.ndarray, margin: float = 0.1) -> np.ndarray:
+def crop_object(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The (H, W, 3) image around a (H, W) mask that is not empty, with the mask's outline."""
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    dx, dy = round(margin * width) + 1, round(margin * height) + 1
+    dx, dy = round(MARGIN * width) + 1, round(MARGIN * height) + 1
     window = slice(max(0, y - dy), y + height + dy), slice(max(0, x - dx), x + width + dx)
     crop, inner = np.ascontiguousarray(image[window]), mask[window].astype(np.uint8)
     size = [max(1, round(length * SIDE / max(inner.shape))) for length in inner.shape[::-1]]  # for a thin line
