@@ -1,5 +1,6 @@
-"""A tiny data set drawn by code, and quiet threads."""
+"""A tiny data set drawn by code, quiet threads, and GPUs for the tests alone that are there for them."""
 import argparse
+import os
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,14 @@ from utils.config.schema import Pretrain
 torch.set_num_threads(2)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption('markexpr') != 'gpu':  # for the others a machine with GPUs is as one without
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker('gpu') and not torch.cuda.is_available():
-        pytest.skip('needs a CUDA device, and PyTorch sees none')
+        pytest.skip('needs a CUDA device, and PyTorch sees none; pytest shows those there are with -m gpu alone')
 
 
 @pytest.fixture(scope='session')

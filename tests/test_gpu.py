@@ -1,9 +1,11 @@
 """What a GPU computes: ``make test-gpu`` runs on it what every run of the tests does on the CPU."""
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +21,7 @@ from pretrain import losses as pretrain_losses
 from saliency import basnet as saliency_basnet
 from saliency.basnet import BASNet, BASNetSaliency
 from segmentation import engine as segmentation_engine
+from tests.conftest import pytest_configure
 from tests.golden_inputs import photo
 from tests.test_pretrain_maskcontrast import batch_of, method
 from tests.test_scripts import Runner
@@ -101,6 +104,14 @@ def test_steps_wait_for_nothing_and_stay_near_float32(task: Callable, device: st
     assert found == pytest.approx(reference, rel=later)
     assert found[0] == pytest.approx(reference[0], rel=first)
     print(task.__name__, device, precision, [x / y - 1 for x, y in zip(found, reference, strict=True)])
+
+
+@pytest.mark.parametrize(('marks', 'hidden'), [('', True), ('not gpu', True), ('gpu', False)])
+def test_gpus_are_hidden_from_tests_that_are_not_there_for_them(marks: str, hidden: bool,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0,1')
+    pytest_configure(SimpleNamespace(getoption={'markexpr': marks}.get))  # type: ignore[arg-type]
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == ('' if hidden else '0,1')
 
 
 @gpu

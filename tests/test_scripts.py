@@ -34,7 +34,7 @@ SMALL['segmentation.eval'] = SMALL['segmentation.linear_finetune']
 
 
 class Runner:
-    """Runs scripts in this process on one data set and one results folder."""
+    """Runs scripts in this process, whatever GPUs there are, on one data set and one results folder."""
 
     def __init__(self, db_root: Path, root_dir: Path) -> None:
         self.db_root, self.root_dir = db_root, root_dir
@@ -44,7 +44,7 @@ class Runner:
                 f'db_root={self.db_root}', f'root_dir={self.root_dir}', 'num_workers=0', *SMALL[script], *overrides]
 
     def __call__(self, script: str, *overrides: str, flags: tuple[str, ...] = ()) -> None:
-        importlib.import_module(script).main([*self.arguments(script, *overrides), *flags])
+        importlib.import_module(script).main([*self.arguments(script, *overrides), '--nproc', '1', *flags])
 
     def fails(self, script: str, *overrides: str, flags: tuple[str, ...] = (), capsys=None) -> str:
         """Run what must end in one sentence and exit code 2; returns the sentence."""
@@ -63,6 +63,24 @@ def run(db_root: Path, tmp_path_factory) -> Runner:
     runner = Runner(db_root, tmp_path_factory.mktemp('results'))
     runner('pretrain.main')
     return runner
+
+
+@pytest.mark.parametrize('script', CONFIGS)
+def test_a_script_stays_in_this_process_on_a_machine_with_two_gpus(script: str, db_root: Path, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    class JoinedError(Exception):
+        pass
+
+    def join(use_cuda: bool) -> None:
+        raise JoinedError
+
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr('utils.run.setup.elastic_launch', lambda *_: lambda *_: None)
+    monkeypatch.setattr('utils.run.distributed.join', join)
+    with pytest.raises(JoinedError):
+        Runner(db_root, tmp_path)(script, 'device=cuda',
+                                  flags=('--state-dict', __file__) * (script == 'segmentation.eval'))
 
 
 def results(folder: Path) -> dict:
