@@ -18,6 +18,7 @@ from pydantic import Field
 from saliency.sources import image_map, network_input
 from utils.config.keys import REQUIRED, Section, key, must
 from utils.config.reader import Reader
+from utils.run import distributed
 from utils.run.errors import UserError
 
 
@@ -43,7 +44,7 @@ def read_onnx_config(path: Path) -> OnnxConfig:
 
 
 class OnnxSaliency:
-    """A mask source around an ONNX network, on the device 'auto', 'cpu' or 'cuda'.
+    """A mask source around an ONNX network, on the device 'auto', 'cpu' or 'cuda'; each process takes a GPU of its own.
 
     Raises UserError if onnxruntime is not installed, or has no CUDA, or the file is no ONNX network.
     """
@@ -56,11 +57,10 @@ class OnnxSaliency:
         if not weights.is_file():
             raise UserError(f'--weights {weights} does not exist; give the path of an .onnx file.')
         devices = ['cpu', *['cuda'] * ('CUDAExecutionProvider' in onnxruntime.get_available_providers())]
-        device, _, index = device.partition(':')
         if device not in ('auto', *devices):
             raise UserError(f'--device {device}: onnxruntime runs on {" or ".join(devices)} here; take it, or install '
                             'onnxruntime-gpu for cuda.')
-        on_cuda = [('CUDAExecutionProvider', {'use_tf32': '0', 'device_id': index or '0'})]
+        on_cuda = [('CUDAExecutionProvider', {'use_tf32': '0', 'device_id': str(distributed.local_rank())})]
         on_cuda = on_cuda if device != 'cpu' and 'cuda' in devices else []
         self.weights, self.config = weights, config
         try:

@@ -115,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.coco is not None:
         library(*OUTLINES)  # told before anything is computed
         require_ours(args.coco)
-    source = build_source(args.method, args.device if device.index is None else str(device), **options)
+    asked = args.method == 'onnx' or device.index is None  # onnxruntime may not have the device that PyTorch has
+    source = build_source(args.method, args.device if asked else str(device), **options)
     files = {name: fingerprint(getattr(args, name)) for name in ('weights', 'onnx_config')}
     run = FolderRun(args.output, '', args.images, 'mask', method=args.method, **options | files,
                     crf_postprocess=args.crf_postprocess or None)  # None: as where it was not known yet

@@ -1,10 +1,13 @@
 """Mask sources around networks: how images go in, how maps come out, and what is refused."""
 import re
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import saliency.predict as script
 from saliency.basnet import BASNet
 from saliency.methods import build_source
 from tests.golden_inputs import photo
@@ -95,6 +98,44 @@ def test_onnx_refuses_what_does_not_fit(onnx_network):
     onnx_network.unlink()
     with pytest.raises(UserError, match='does not exist'):
         build_source('onnx', 'cpu', weights=onnx_network, onnx_config=config)
+
+
+def onnxruntime_of(monkeypatch, folder, available, started):
+    """Play an onnxruntime with these providers; the sessions, whose networks are files in the folder, as they start."""
+    sessions = []
+
+    def session(path, providers):
+        sessions.append(dict(provider if isinstance(provider, tuple) else (provider, {}) for provider in providers))
+        return SimpleNamespace(get_providers=lambda: started)
+
+    for name, text in (('net.onnx', ''), ('net.yml', CONFIG)):
+        (folder / name).write_text(text)
+    monkeypatch.setitem(sys.modules, 'onnxruntime', SimpleNamespace(
+        InferenceSession=session, get_available_providers=lambda: available))
+    return sessions
+
+
+CUDA, ONLY_CPU = ['CUDAExecutionProvider', 'CPUExecutionProvider'], ['CPUExecutionProvider']
+
+
+def predict(folder, *more):
+    (folder / 'images').mkdir()
+    script.main(['--images', str(folder / 'images'), '--output', str(folder / 'out'), '--method', 'onnx',
+                 '--weights', str(folder / 'net.onnx'), '--onnx-config', str(folder / 'net.yml'), *more])
+
+
+@pytest.mark.parametrize(('available', 'words', 'gpu'), [
+    (ONLY_CPU, (), None), (ONLY_CPU, ('--device', 'auto'), None), (CUDA, (), '1'), (CUDA, ('--device', 'cuda'), '1'),
+    (CUDA, ('--device', 'cpu'), None)])
+def test_onnxruntime_takes_what_it_has_of_several_gpus(available, words, gpu, tmp_path, monkeypatch):
+    """In the second of two processes, each with a GPU of PyTorch's."""
+    sessions = onnxruntime_of(monkeypatch, tmp_path, available, available)
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    monkeypatch.setattr(script, 'start_job', lambda *_: torch.device('cuda', 1))
+    monkeypatch.setattr(script, 'open_frames', lambda path: (0, [], {}, iter(())))
+    with pytest.raises(UserError, match='none of the 0 images'):
+        predict(tmp_path, *words)
+    assert [providers.get('CUDAExecutionProvider', {}).get('device_id') for providers in sessions] == [gpu]
 
 
 @pytest.mark.parametrize(('operation', 'shape', 'attributes'), [
