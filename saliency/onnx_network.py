@@ -46,7 +46,7 @@ def read_onnx_config(path: Path) -> OnnxConfig:
 class OnnxSaliency:
     """A mask source around an ONNX network, on the device 'auto', 'cpu' or 'cuda'; each process takes a GPU of its own.
 
-    Raises UserError if onnxruntime is not installed, or has no CUDA, or the file is no ONNX network.
+    Raises UserError if onnxruntime is not installed, or has no CUDA or cannot start it, or the file is no ONNX network.
     """
 
     def __init__(self, weights: Path, config: OnnxConfig, device: str = 'auto') -> None:
@@ -68,6 +68,9 @@ class OnnxSaliency:
         except Exception as error:  # onnxruntime raises classes of its own for each way to be wrong
             said = str(error).partition('\n')[0]
             raise UserError(f'--weights {weights} is not an ONNX network ({said}); give an .onnx file.') from error
+        if device == 'cuda' and 'CUDAExecutionProvider' not in self.session.get_providers():
+            raise UserError('--device cuda: onnxruntime has CUDA but could not start it, and would compute on the CPU; '
+                            'install the CUDA and cuDNN that it was built for, or take --device cpu.')
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(H, W, 3) uint8 RGB images -> (H, W) float32 maps in 0..1. Raises UserError for a network of another kind."""

@@ -1,6 +1,7 @@
 """Mask sources around networks: how images go in, how maps come out, and what is refused."""
 import re
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -136,6 +137,13 @@ def test_onnxruntime_takes_what_it_has_of_several_gpus(available, words, gpu, tm
     with pytest.raises(UserError, match='none of the 0 images'):
         predict(tmp_path, *words)
     assert [providers.get('CUDAExecutionProvider', {}).get('device_id') for providers in sessions] == [gpu]
+
+
+@pytest.mark.parametrize('device', ['auto', 'cpu', 'cuda'])
+def test_onnxruntime_that_cannot_start_cuda_is_told_if_it_was_asked_for(device, tmp_path, monkeypatch):
+    onnxruntime_of(monkeypatch, tmp_path, CUDA, ONLY_CPU)
+    with pytest.raises(UserError, match='could not start it') if device == 'cuda' else nullcontext():
+        build_source('onnx', device, weights=tmp_path / 'net.onnx', onnx_config=tmp_path / 'net.yml')
 
 
 @pytest.mark.parametrize(('operation', 'shape', 'attributes'), [
