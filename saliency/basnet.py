@@ -175,15 +175,29 @@ def load_initial_weights(network: nn.Module, weights: Weights) -> None:
     load_strict(network, weights, 'set pretraining to the checkpoint of a ResNet-34 or a BASNet')
 
 
-@tf32(False)  # variances are small differences
+class _Blur(torch.autograd.Function):
+    """Local means of maps (N, C, H, W): Gaussian window, zero padding.
+
+    Without TF32, as is its gradient: the window is symmetric, so that this is the blur of the gradient of the means.
+    """
+
+    @staticmethod
+    @tf32(False)  # variances are small differences
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        distance = torch.arange(SSIM_WINDOW, dtype=maps.dtype, device=maps.device) - SSIM_WINDOW // 2
+        window = torch.exp(-distance ** 2 / (2 * SSIM_SIGMA ** 2))
+        window = window / window.sum()
+        kernel = torch.outer(window, window).expand(maps.shape[1], 1, -1, -1)  # C x 1 x 11 x 11
+        return F.conv2d(maps, kernel, padding=SSIM_WINDOW // 2, groups=maps.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return _Blur.apply(slope)
+
+
 def ssim(pred: Tensor, target: Tensor) -> Tensor:
     """Mean structural similarity (Wang et al., 2004) of maps (N, 1, H, W) in 0..1; Gaussian window, zero padding."""
-    distance = torch.arange(SSIM_WINDOW, dtype=pred.dtype, device=pred.device) - SSIM_WINDOW // 2
-    window = torch.exp(-distance ** 2 / (2 * SSIM_SIGMA ** 2))
-    window = window / window.sum()
-    kernel = torch.outer(window, window)[None, None]  # 1 x 1 x 11 x 11
-    products = torch.cat([pred, target, pred * pred, target * target, pred * target], dim=1)
-    local = F.conv2d(products, kernel.expand(5, 1, -1, -1), padding=SSIM_WINDOW // 2, groups=5)
+    local = _Blur.apply(torch.cat([pred, target, pred * pred, target * target, pred * target], dim=1))
     mean_p, mean_t, pp, tt, pt = local.unbind(dim=1)  # each N x H x W
     var_p, var_t, cov = pp - mean_p ** 2, tt - mean_t ** 2, pt - mean_p * mean_t
     c1, c2 = SSIM_CONSTANTS

@@ -92,13 +92,14 @@ def test_masks_of_basnet_take_tf32_as_validation_does(given: bool, seen: Seen) -
     assert found == [given]
 
 
-def test_the_similarity_of_maps_is_taken_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_similarity_of_maps_and_its_gradient_are_taken_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     found, real = [], torch.conv2d
     monkeypatch.setattr(torch.nn.functional, 'conv2d', lambda *args, **kwargs: found.append(switches()) or real(
         *args, **kwargs))
     with tf32(True):
-        ssim(torch.rand(2, 1, 16, 16), torch.rand(2, 1, 16, 16))
-    assert found == [(False, False, False)]
+        ssim(torch.rand(2, 1, 16, 16, requires_grad=True), torch.rand(2, 1, 16, 16)).backward()
+        assert switches()[:2] == (True, True)
+    assert found == [(False, False, False)] * 2  # the second of the gradient
 
 
 def test_masks_of_transformers_go_without_tf32() -> None:

@@ -73,6 +73,26 @@ def test_ssim_equals_loops():
     assert ssim(p, t).item() == pytest.approx(slow_ssim(p[0, 0], t[0, 0]), rel=1e-10)
 
 
+def plain_ssim(p: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """With PyTorch's own gradient of the convolution."""
+    squares = torch.arange(-5, 6, dtype=p.dtype) ** 2
+    kernel = torch.exp(-(squares[:, None] + squares) / (2 * 1.5 ** 2))
+    means = [torch.nn.functional.conv2d(x, (kernel / kernel.sum())[None, None], padding=5)
+             for x in (p, t, p * p, t * t, p * t)]
+    (a, b, aa, bb, ab), (c1, c2) = means, (0.01 ** 2, 0.03 ** 2)
+    return ((2 * a * b + c1) * (2 * (ab - a * b) + c2)
+            / ((a * a + b * b + c1) * (aa - a * a + bb - b * b + c2))).mean()
+
+
+def test_gradients_of_ssim_are_those_of_plain_convolutions():
+    generator = torch.Generator().manual_seed(0)
+    p, t = (x.requires_grad_() for x in torch.rand(2, 2, 1, 9, 7, dtype=torch.float64, generator=generator))
+    found, plain = (torch.autograd.grad(f(p, t), (p, t)) for f in (ssim, plain_ssim))
+    for ours, theirs in zip(found, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert torch.autograd.gradcheck(ssim, (p, t), fast_mode=True)
+
+
 def test_iou_is_a_mean_over_images():
     pred = torch.tensor([[1.0, 1, 0, 0], [1, 1, 1, 1]]).view(2, 1, 2, 2)
     target = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 1]]).view(2, 1, 2, 2)
