@@ -30,7 +30,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import prediction
-from benchmarks.train_step import Way, peak_of_process
+from benchmarks.train_step import Way, forget_trials, peak_of_process
 from data.loaders import collate_pairs, train_loader
 from data.views import ContrastivePair, ContrastiveView
 from data.voc import VOCSegmentation
@@ -56,6 +56,7 @@ def time_step(name: str, args: argparse.Namespace) -> tuple[float, float, int]:
     way = Way(name, args)
     for _ in range(WARM):
         way.step()
+    forget_trials(args.device)
     seconds, peak = statistics.median(way.step() for _ in range(args.steps)), peak_of_process(args.device)
     with FlopCounterMode(display=False) if not args.compile else nullcontext() as counter:
         way.step()

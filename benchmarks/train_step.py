@@ -188,7 +188,10 @@ class Way:
 
 
 def peak_memory(name: str, args: argparse.Namespace) -> float | None:
-    """MB at the peak of two steps, the second with the optimizer's state, in a new process; None if it was killed."""
+    """MB at the peak of two steps, the second with the optimizer's state, on a GPU of the one after them.
+
+    In a new process; None if it was killed.
+    """
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         try:
             return pool.submit(own_peak_memory, name, args).result()
@@ -202,7 +205,16 @@ def own_peak_memory(name: str, args: argparse.Namespace) -> float:
     way = Way(name, args)
     for _ in range(2):
         way.step()
+    if args.device == 'cuda':
+        forget_trials(args.device)
+        way.step()
     return peak_of_process(args.device)
+
+
+def forget_trials(device: str) -> None:
+    """Count the peak of a GPU anew: in the first steps cuDNN tries algorithms, some of which take much memory."""
+    if device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
 
 
 def peak_of_process(device: str) -> float:

@@ -1,7 +1,10 @@
 """The table for a GPU is made of figures that belong together; here of a CPU, without processes of their own."""
-import pytest
+from argparse import Namespace
 
-from benchmarks import gpu
+import pytest
+import torch
+
+from benchmarks import gpu, train_step
 
 ARGUMENTS = ['--device', 'cpu', '--backbone', 'resnet18', '--batches', '2', '--size', '32', '--workers', '0', '--steps',
              '2', '--predict', '32', '--images', '4', '--eager']
@@ -41,3 +44,32 @@ def test_a_failed_way_is_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert 'failed: CUDA out of memory' in printed
     assert '1.00 ' in printed
     assert '50%' in printed
+
+
+@pytest.mark.parametrize(('device', 'steps', 'own'), [
+    ('cuda', ['step'] * gpu.WARM + ['reset', 'step', 'step', 'peak', 'step'],
+     ['step', 'step', 'reset', 'step', 'peak']),
+    ('cpu', ['step'] * (gpu.WARM + 3), ['step', 'step'])])
+def test_memory_of_a_gpu_is_that_of_steps_after_the_first(device: str, steps: list[str], own: list[str],
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step of the table counts FLOP."""
+    done: list[str] = []
+
+    class Way:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def step(self) -> float:
+            done.append('step')
+            return 1.0
+
+    for module in (gpu, train_step):
+        monkeypatch.setattr(module, 'Way', Way)
+    monkeypatch.setattr(torch.cuda, 'reset_peak_memory_stats', lambda: done.append('reset'))
+    monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda: done.append('peak') or 3e6)
+    args = Namespace(device=device, steps=2, compile=True, threads=torch.get_num_threads())
+    assert gpu.time_step('fp32', args)[0] == 1
+    assert done == steps
+    done.clear()
+    assert train_step.own_peak_memory('fp32', args) > 1
+    assert done == own
