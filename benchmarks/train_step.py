@@ -114,9 +114,7 @@ class Way:
         self.name, self.device = name, torch.device(args.device)
         torch.manual_seed(0)
         self.batch = draw_batch(args.batch, args.size)
-        if name != 'plain' and self.device.type == 'cuda':
-            self.batch = {view: value.pin_memory() for view, value in self.batch.items()}  # as the loader does
-        K, dim = 8 * args.batch, 32
+        K, dim = -(-128 // args.batch) * args.batch, 32  # the presets' K, in whole batches
         encoder = (PlainEncoder if name == 'plain' else ContrastiveSegmentationModel)(args.backbone, dim)
         freeze_layers(encoder.backbone, args.freeze)
         self.model: Any
@@ -131,12 +129,14 @@ class Way:
             self.precision.to_device(self.model)
             if args.compile:
                 self.model.compile()
+        if self.device.type == 'cuda':
+            self.batch = {view: value.pin_memory() for view, value in self.batch.items()}  # as the loader does
         self.model.train()
         self.optimizer = build_optimizer('sgd', self.model.parameters(), lr=0.004, momentum=0.9, weight_decay=1e-4)
 
     def loss(self) -> Tensor:
         if self.name == 'plain':
-            return self.model({view: value.to(self.device) for view, value in self.batch.items()})
+            return self.model({view: value.to(self.device, non_blocking=True) for view, value in self.batch.items()})
         return compute_losses(self.model, self.batch, self.precision)['loss']
 
     def step(self) -> float:

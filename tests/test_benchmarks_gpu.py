@@ -73,3 +73,17 @@ def test_memory_of_a_gpu_is_that_of_steps_after_the_first(device: str, steps: li
     done.clear()
     assert train_step.own_peak_memory('fp32', args) > 1
     assert done == own
+
+
+@pytest.mark.parametrize('name', ['plain', 'fp32'])
+@pytest.mark.parametrize(('batch', 'K'), [(2, 128), (48, 144), (130, 130)])
+def test_both_ways_have_the_bank_of_the_presets_and_a_pinned_batch(name: str, batch: int, K: int,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda x: pinned.append(x) or x)
+    monkeypatch.setattr(torch.nn.Module, 'to', lambda module, *_, **__: module)
+    way = train_step.Way(name, Namespace(device='cuda', batch=batch, size=16, backbone='resnet18', freeze=True,
+                                         compile=False))
+    assert way.model.queue.shape[1] == K
+    assert way.batch.keys() >= {'query', 'key', 'query_mask', 'key_mask'}
+    assert all(any(value is x for x in pinned) for value in way.batch.values())
