@@ -95,5 +95,5 @@ def validate(source: MaskSource, loader: DataLoader) -> dict[str, float]:
     """
     scores = [map_scores(saliency, truth) for batch in progress(loader, 'validation')
               for saliency, truth in zip(source(batch['image']), batch['sal'], strict=True)]
-    totals = distributed.gather_objects((len(scores), np.sum(scores, axis=0)))
+    totals = distributed.gather_objects((len(scores), np.sum(scores, axis=0)), patient=True)
     return read_scores(sum(total for _, total in totals) / sum(count for count, _ in totals))

@@ -91,7 +91,7 @@ def validate(model: LinearSegmentationModel, loader: DataLoader, device: torch.d
     counts = (confusion_matrix(resize_mask(output.semseg, *output.labels.shape[::-1]), output.labels, len(classes),
                                len(names)) for output in run_network(model, loader, device))
     # 0 of a process without images
-    return merge_labels(np.asarray(sum(distributed.gather_objects(sum(counts)))), names, classes)
+    return merge_labels(np.asarray(sum(distributed.gather_objects(sum(counts), patient=True))), names, classes)
 
 
 def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet, names: Sequence[str],
@@ -130,7 +130,7 @@ def score(model: LinearSegmentationModel, loader: DataLoader, dataset: ImageSet,
         outputs = run_network(model, loader, device, crf)
         counts = in_threads(partial(finish, refine), outputs, threads, threads + (loader.batch_size or 1))
         # (1 or 2, classes, labels), of the network and of the refined maps; 0 of a process without images
-        matrices = np.asarray(sum(distributed.gather_objects(sum(counts))))
+        matrices = np.asarray(sum(distributed.gather_objects(sum(counts), patient=True)))
     if not distributed.is_main():
         return
     if crf:

@@ -1,5 +1,6 @@
 """Results of eval.py: whose they are, where they go, and weights of other classes."""
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from segmentation.engine import read_trained, write_trained
 from segmentation.segmenter import Segmenter
 from tests.colours import MIDDLE, arguments, plain_backbone, results, runner, write_image, write_lists
 from tests.test_utils_report_run import Page
+from utils.run import distributed
 from utils.run.checkpoint import save_checkpoint
 from utils.run.errors import UserError
 from utils.run.files import save_label_map
@@ -174,3 +176,15 @@ def test_a_crf_that_is_not_installed_is_told_before_anything_is_made(trained, tm
         eval_script.main([*arguments('linear_finetune', tmp_path, *overrides), '--state-dict', str(weights),
                           '--crf-postprocess'])
     assert not (tmp_path / 'results' / 'linear_finetune-eval-other').exists()
+
+
+def test_processes_wait_for_hours_for_the_shares_of_others(trained, tmp_path: Path, monkeypatch) -> None:
+    patience: dict[str, set[bool]] = {}
+
+    def gather(value: object, patient: bool = False) -> list[object]:
+        patience.setdefault(sys._getframe(1).f_code.co_name, set()).add(patient)
+        return [value]
+
+    monkeypatch.setattr(distributed, 'gather_objects', gather)
+    linear_finetune.main(arguments('linear_finetune', tmp_path, *trained[1], 'output_dir=again'))
+    assert patience['validate'] == patience['score'] == {True}
