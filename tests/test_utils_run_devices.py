@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -106,20 +107,28 @@ def test_a_checkpoint_waits_once(tmp_path: Path) -> None:
     assert waits.count == 1
 
 
-def test_a_state_comes_to_the_cpu_after_one_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(('places', 'waits'), [
+    (('mps', 'mps'), ['mps']), (('cuda:1', 'cuda:1'), ['cuda:1']), (('cuda:0', 'cuda:1'), ['cuda:0', 'cuda:1'])])
+def test_a_state_comes_to_the_cpu_after_one_wait_for_each_device(places: tuple[str, str], waits: list[str],
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """None named is the current device, and that of MPS cannot be named."""
     done: list[str] = []
-    monkeypatch.setattr(torch, 'get_device_module', lambda kind: SimpleNamespace(
-        synchronize=lambda: done.append(f'wait for {kind}')))
+    with FakeTensorMode():
+        first, second = (torch.empty(size, device=place) for size, place in zip((3, 2), places, strict=True))
+    monkeypatch.setattr(torch, 'get_device_module', lambda device: SimpleNamespace(synchronize=(
+        (lambda: done.append('mps')) if torch.device(device).type == 'mps' else
+        (lambda named='current': done.append(str(named))))))
     to = torch.Tensor.to
     monkeypatch.setattr(torch.Tensor, 'to', lambda x, *args, **kwargs: done.append('copy') or (
-        torch.ones(x.shape) if x.device.type == 'meta' else to(x, *args, **kwargs)))
-    state = {'a': torch.ones(3, device='meta'), 'b': [torch.ones(2, device='meta'), 5], 'c': torch.zeros(1)}
-    copies = devices.on_cpu(state)
-    assert done == ['copy', 'copy', 'copy', 'wait for meta']
+        torch.ones(x.shape) if isinstance(x, FakeTensor) else to(x, *args, **kwargs)))
+    copies = devices.on_cpu({'a': first, 'b': [second, 5], 'c': torch.zeros(1)})
+    assert done[:3] == ['copy'] * 3
+    assert sorted(done[3:]) == waits
     assert copies['b'][1] == 5
     assert all(x.device == CPU for x in (copies['a'], copies['b'][0], copies['c']))
+    done.clear()
     assert devices.on_cpu(copies)['a'] is copies['a']
-    assert done[4:] == ['copy'] * 3  # which PyTorch need not make
+    assert done == ['copy'] * 3  # which PyTorch need not make
 
 
 def test_the_random_state_of_any_device_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

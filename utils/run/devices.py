@@ -71,10 +71,11 @@ def to_device(x: Moved, device: torch.device, channels_last: bool = True) -> Mov
 
 
 def on_cpu(state: Any) -> Any:
-    """Nested dicts and lists with all their tensors on the CPU, after one wait for the device."""
+    """Nested dicts and lists with all their tensors on the CPU, after one wait for each device that they come from."""
     copies = pytree.tree_map_only(Tensor, lambda x: x.to('cpu', non_blocking=True), state)
-    for kind in {x.device.type for x in pytree.tree_leaves(state) if isinstance(x, Tensor)} - {'cpu'}:
-        torch.get_device_module(kind).synchronize()
+    for device in {x.device for x in pytree.tree_leaves(state) if isinstance(x, Tensor)} - {torch.device('cpu')}:
+        named = [device] * (device.type != 'mps')  # of which there is one
+        torch.get_device_module(device).synchronize(*named)
     return copies
 
 
