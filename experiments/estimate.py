@@ -62,6 +62,7 @@ def measure(p: Any, trains: bool, processes: int) -> tuple[float, float, float]:
         model.set_train_mode(p.freeze_batchnorm)
     precision.to_device(model)
     allow_tf32(p.tf32 if trains else p.val_tf32)
+    torch.backends.cudnn.benchmark = True  # as in runs of images of one size; the first step tries algorithms
     cuda, share = device.type == 'cuda', p.train_batch_size // processes if trains else p.val_batch_size
     count = share if cuda else min(share, FEW)
     side = p.augmentation_kwargs.size if pretrains else p.train_size if trains else p.val_size

@@ -12,13 +12,14 @@ import yaml
 
 from data.voc import VOC_CLASSES
 from experiments import reproduce, runner
-from experiments.estimate import SCHEMAS
+from experiments.estimate import SCHEMAS, measure
 from experiments.reproduce import PRESETS, Reproduction
 from experiments.shapes import generate
 from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from pretrain.maskcontrast import MaskContrast
 from utils.config.load import load_config
 from utils.report import page
+from utils.run.devices import tf32
 from utils.run.errors import UserError
 
 PROTOCOLS = ('linear_finetune', 'kmeans', 'retrieval', 'eval')
@@ -152,6 +153,23 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(runner, 'start', start)
     monkeypatch.setattr(page, 'to_svg', lambda draw, theme: b'')  # drawing reports is most of the time
     return started
+
+
+@pytest.mark.parametrize('trains', [True, False])
+def test_the_estimate_computes_as_runs_do(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, forward = [], LinearSegmentationModel.forward
+
+    def watched(model: LinearSegmentationModel, images: torch.Tensor) -> torch.Tensor:
+        found.append((torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32))
+        return forward(model, images)
+
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)
+    monkeypatch.setattr(LinearSegmentationModel, 'forward', watched)
+    p = load_config('configs/demo/env.yml', 'configs/demo/linear_finetune.yml', SCHEMAS['segmentation/eval.py'],
+                    ['device=cpu', 'train_size=32', 'val_size=32'])
+    with tf32(not trains):
+        measure(p, trains, 1)
+    assert found == [(True, trains)] * 2  # by default TF32 is for training
 
 
 def test_the_whole_chain_on_drawn_images(in_process: list[str], tmp_path: Path, capsys) -> None:
