@@ -3,9 +3,9 @@
     python benchmarks/gpu.py
     python benchmarks/gpu.py --device cpu --backbone resnet18 --batches 4 --size 64 --workers 0 1 --steps 2 --eager
 
-A step is one of pretraining, of the published presets by default. Each way runs in a process of its own: the plainest
-version of the same mathematics in float32, then this project's (on a GPU fp32 is TF32), compiled and not. FLOP are
-counted by PyTorch; beside them stands a large matrix product in the same precision.
+A step is one of pretraining, of the published presets by default. Each way runs in a process of its own: the reference,
+the same mathematics in its plainest form and in float32, then this project's (on a GPU fp32 is TF32), compiled and not.
+FLOP are counted by PyTorch; beside them stands a large matrix product in the same precision.
 The loader makes pairs from drawn 500 px JPEGs; 'waits' is the share of the time in which the step has no batch.
 """
 import argparse
@@ -66,7 +66,7 @@ def time_step(name: str, args: argparse.Namespace) -> tuple[float, float, int]:
 def time_product(name: str, args: argparse.Namespace) -> float:
     """FLOP/s of a large matrix product in the precision of a way, the best of 20."""
     side, dtype = SIDE[args.device], DTYPES.get(name) or torch.float32
-    torch.backends.cuda.matmul.allow_tf32 = name != 'plain'
+    torch.backends.cuda.matmul.allow_tf32 = name != 'reference'
     matrix, times = torch.randn(side, side, device=args.device).to(dtype), []
     for _ in range(20):
         start = time.perf_counter()
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     machine = torch.cuda.get_device_name() if args.device == 'cuda' else f'CPU, {args.threads} threads'
     print(f'{machine}; {args.backbone}, pairs at {args.size} px, torch {torch.__version__}, {available_cores()} cores')
 
-    rows, products = list[list[str]](), {name: apart(time_product, name, args) for name in ('plain', *precisions)}
+    rows, products = list[list[str]](), {name: apart(time_product, name, args) for name in ('reference', *precisions)}
 
     def add(title: str, measure: Callable[[], list[str]]) -> None:
         try:
@@ -159,8 +159,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for batch in args.batches:
         flops: dict[str, float] = {}
-        for name, compiled in [('plain', False), *product(precisions, (False,) if args.eager else (False, True))]:
-            title = 'plain, fp32' if name == 'plain' else f'this project, {name}{", compiled" * compiled}'
+        for name, compiled in [('reference', False), *product(precisions, (False,) if args.eager else (False, True))]:
+            title = 'reference, fp32' if name == 'reference' else f'ours, {name}{", compiled" * compiled}'
             given = argparse.Namespace(**{**vars(args), 'batch': batch, 'compile': compiled})
             add(f'{title}, {batch} pairs', partial(step, name, flops, given))
     given = argparse.Namespace(**{**vars(args), 'batch': args.batches[-1], 'compile': False})

@@ -1,4 +1,4 @@
-"""Time and peak memory of one pretraining step, beside the plainest version of the same mathematics.
+"""Time and peak memory of one pretraining step, beside the reference: the same mathematics in its plainest form.
 
     python benchmarks/train_step.py --backbone resnet18 --batch 16 --size 96 --steps 7 --precision fp32 bf16
     python benchmarks/train_step.py --backbone timm/tf_efficientnet_lite0 --batch 64 --size 224 --steps 3
@@ -104,10 +104,10 @@ class PlainMaskContrast(nn.Module):
 
 
 class Way:
-    """One way to take a training step; on a GPU the plain one is in float32 throughout, without TF32.
+    """One way to take a training step; on a GPU the reference is in float32 throughout, without TF32.
 
     Args:
-        name: 'plain', or the precision of this project's way.
+        name: 'reference', or the precision of this project's way.
     """
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
@@ -115,10 +115,10 @@ class Way:
         torch.manual_seed(0)
         self.batch = draw_batch(args.batch, args.size)
         K, dim = -(-128 // args.batch) * args.batch, 32  # the presets' K, in whole batches
-        encoder = (PlainEncoder if name == 'plain' else ContrastiveSegmentationModel)(args.backbone, dim)
+        encoder = (PlainEncoder if name == 'reference' else ContrastiveSegmentationModel)(args.backbone, dim)
         freeze_layers(encoder.backbone, args.freeze)
         self.model: Any
-        if name == 'plain':
+        if name == 'reference':
             for view in ('query', 'key'):
                 self.batch[view] = functional.normalize(self.batch[view] / 255, *IMAGENET)
             self.precision = Precision(self.device)
@@ -135,14 +135,14 @@ class Way:
         self.optimizer = build_optimizer('sgd', self.model.parameters(), lr=0.004, momentum=0.9, weight_decay=1e-4)
 
     def loss(self) -> Tensor:
-        if self.name == 'plain':
+        if self.name == 'reference':
             return self.model({view: value.to(self.device, non_blocking=True) for view, value in self.batch.items()})
         return compute_losses(self.model, self.batch, self.precision)['loss']
 
     def step(self) -> float:
         """One step of SGD; returns its seconds."""
         if self.device.type == 'cuda':  # a switch of the whole process
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.name != 'plain'
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.name != 'reference'
             torch.backends.cudnn.benchmark = True  # as the scripts do
         self.wait()
         start = time.perf_counter()
@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--compile', action='store_true', help="torch.compile in this project's way")
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'], help='where they train')
     args = parser.parse_args(argv)
-    memory = {name: peak_memory(name, args) for name in ('plain', *args.precision)}  # while this process is small
+    memory = {name: peak_memory(name, args) for name in ('reference', *args.precision)}  # while this process is small
     if all(memory[name] is None for name in args.precision):
         raise UserError(f'{args.batch} pairs at {args.size} px do not fit into the memory of this machine; lower '
                         '--batch or --size.')
@@ -263,21 +263,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             taken = way.step()
             if count >= 2:  # the first two warm up
                 seconds[way.name].append(taken)
-    first = next(way for way in ways if way.name != 'plain')
+    first = next(way for way in ways if way.name != 'reference')
     apart = [first.taken_apart() for _ in range(args.steps)]
 
     machine = torch.cuda.get_device_name() if args.device == 'cuda' else f'{args.threads} threads'
     print(f'{args.backbone}, {args.batch} pairs at {args.size} px, {machine}, torch {torch.__version__}, '
           f'median of {args.steps} steps')
-    print(f'{"":<22}{"ms a step":>10}{"plain / it":>12}{"peak MB":>10}{"of plain":>10}')
+    print(f'{"":<22}{"ms a step":>10}{"ratio":>12}{"peak MB":>10}{"share":>10}')
     for name, peak in memory.items():
-        title = 'plain, fp32' if name == 'plain' else f'this project, {name}'
+        title = 'reference, fp32' if name == 'reference' else f'ours, {name}'
         if peak is None:
             print(f'{title:<22}does not fit into the memory of this machine')
             continue
-        taken, plain, ratio, share = seconds[name], memory['plain'], '-', '-'
+        taken, plain, ratio, share = seconds[name], memory['reference'], '-', '-'
         if plain is not None:
-            ratio = f'{statistics.median(a / b for a, b in zip(seconds["plain"], taken, strict=True)):.2f}'
+            ratio = f'{statistics.median(a / b for a, b in zip(seconds["reference"], taken, strict=True)):.2f}'
             share = f'{peak / plain:.0%}'
         print(f'{title:<22}{1000 * statistics.median(taken):10.1f}{ratio:>12}{peak:10.0f}{share:>10}')
     print(f'parts of a step, {first.name}, ms:')

@@ -19,7 +19,7 @@ def test_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -
     lines = [line.split('|')[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith('|')]
     rows = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines[2:]}
     steps = [name for name in rows if name.endswith('2 pairs')]
-    assert steps == ['plain, fp32, 2 pairs', 'this project, fp32, 2 pairs']
+    assert steps == ['reference, fp32, 2 pairs', 'ours, fp32, 2 pairs']
     assert len(rows) == 6
     for name in steps:
         milliseconds, pairs, peak, *_ = rows[name]
@@ -32,7 +32,7 @@ def test_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -
 
 def test_a_failed_way_is_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     def apart(function, *args):
-        if function is gpu.time_step and args[0] == 'plain':
+        if function is gpu.time_step and args[0] == 'reference':
             raise RuntimeError('CUDA out of memory')
         return {gpu.time_step: (1.0, 1000.0, 10 ** 12), gpu.time_product: 2e12, gpu.time_loader: 5.0,
                 gpu.time_both: (1.0, 0.5)}[function]
@@ -75,7 +75,7 @@ def test_memory_of_a_gpu_is_that_of_steps_after_the_first(device: str, steps: li
     assert done == own
 
 
-@pytest.mark.parametrize('name', ['plain', 'fp32'])
+@pytest.mark.parametrize('name', ['reference', 'fp32'])
 @pytest.mark.parametrize(('batch', 'K'), [(2, 128), (48, 144), (130, 130)])
 def test_both_ways_have_the_bank_of_the_presets_and_a_pinned_batch(name: str, batch: int, K: int,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
