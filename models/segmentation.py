@@ -60,6 +60,8 @@ def build_decoder(kind: str, in_channels: int, dropout: float = 0.5) -> nn.Seque
         return plain
     decoder: Any = nn.Sequential(*list(DeepLabHead(in_channels, 1, RATES))[:-1])
     aspp = decoder[0]
+    for branch in aspp.convs[1:4]:
+        branch[0].reset_parameters()  # drawn twice, as in all versions: a seed keeps its weights
     aspp.__class__ = PyramidPooling
     for branch in aspp.convs:
         branch[-1] = nn.Identity()  # in place of its ReLU
