@@ -13,6 +13,7 @@ from PIL import Image
 from experiments import distill
 from experiments.runner import Chain, Step
 from saliency.sources import mask_iou
+from segmentation import linear_finetune
 from tests.golden_transformers import fill
 from utils.config.load import load_config
 from utils.config.schema import LinearFinetune, PseudoLabels
@@ -51,7 +52,10 @@ def test_from_photographs_to_a_network(tmp_path: Path) -> None:
     for script, *words in commands:
         for name, path in paths.items():
             words = [word if word.startswith('configs/') else word.replace(name, path) for word in words]
-        importlib.import_module(script.removesuffix('.py').replace('/', '.')).main(words + small[script])
+        given = words + small[script]
+        importlib.import_module(script.removesuffix('.py').replace('/', '.')).main(given)
+        if script == 'segmentation/linear_finetune.py':
+            network = given
     results = tmp_path / 'photos' / 'results'
     assert len(json.loads((tmp_path / 'masks.json').read_text())['annotations']) == 16
     masks = [np.asarray(Image.open(path)) > 0 for path in (tmp_path / 'photos' / 'saliency_masks').rglob('*.png')]
@@ -65,6 +69,8 @@ def test_from_photographs_to_a_network(tmp_path: Path) -> None:
     predictions = [np.asarray(Image.open(tmp_path / 'segmented' / 'predictions' / f'{name}.png')) for name in taught]
     assert {labels.shape for labels in predictions} == {(60, 80)}
     assert max(labels.max() for labels in predictions) <= 2
+    linear_finetune.main([*network, f'label_maps={tmp_path}/segmented/predictions', 'output_dir=again'])  # a round
+    assert len((results / 'again' / 'labelled.txt').read_text().splitlines()) == 14
 
 
 def test_the_chain_of_a_network(tmp_path: Path) -> None:
