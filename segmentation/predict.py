@@ -12,6 +12,7 @@ names. Rerun to resume. Several processes, of --nproc or torchrun, share the ima
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
@@ -22,7 +23,7 @@ from PIL import Image
 
 from data.frames import Frame, open_frames, predict_frames
 from data.images import ImageFileError, Photograph, fit_to_photograph, read_image, read_mask
-from data.label_maps import LABEL_NAMES, write_names
+from data.label_maps import LABEL_NAMES, UNFINISHED, write_names
 from models.crf import Refine, crf_in_workers, require_crf
 from segmentation.segmenter import MASKS, Output, Segmenter
 from utils.config.cli import ArgumentParser, at_least
@@ -125,9 +126,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {'model': fingerprint(model), 'merged clusters': merged, 'crf': args.crf_postprocess and (crf or True),
                 'masks': masks, 'precision': None if args.precision == 'fp32' else args.precision}
     run = FolderRun(args.output, MAPS, args.images, 'label map', **settings)  # None: as where there was no other yet
+    named = partial(write_names, args.output / MAPS / LABEL_NAMES, classes, labels=len(classes))
     if distributed.is_main():
         save_image(legend(classes), args.output / 'legend.png')
-        write_names(args.output / MAPS / LABEL_NAMES, classes, labels=len(classes))
+        named(maps=UNFINISHED)  # where they are trained on
 
     todo: Iterable[Frame] = run.todo(progress(frames, 'prediction', total), args.batch_size, folder)
     no_mask = f'no mask in {folder}'
@@ -139,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if not run.join():
         return
+    named()
 
     count, (failed, failures) = len(names), run.failures(no_mask)
     cut = {Path(args.images.name): f'it ends after {count} of {total} frames'} if count < total else {}

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from data.images import read_image
+from data.label_maps import read_texts
 from data.transforms import EvaluationTransform, resize_mask
 from models.backbones import IMAGENET
 from models.crf import dense_crf
@@ -111,6 +112,14 @@ def test_the_function_gives_what_the_script_writes(own: Path, tmp_path: Path, mo
     np.testing.assert_array_equal(labels, maps_in(own / 'results' / 'kmeans' / 'predictions')['sub/b.png'])
     run(path, tmp_path / 'out', model)
     np.testing.assert_array_equal(labels, maps_in(tmp_path / 'out' / 'predictions')['b.png'])
+
+
+def test_label_maps_are_unfinished_until_all_are_there(own: Path, tmp_path: Path, model: Path, monkeypatch) -> None:
+    seen, names = [], tmp_path / 'out' / 'predictions' / 'classes.yml'
+    monkeypatch.setattr(predict, 'save_label_map', lambda *_: seen.append(read_texts(names)['maps']))
+    run(own / 'photos' / 'images', tmp_path / 'out', model)
+    assert seen == ['unfinished'] * 6
+    assert 'maps' not in read_texts(names)
 
 
 def test_names_join_clusters(own: Path, tmp_path: Path, model: Path) -> None:
