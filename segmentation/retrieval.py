@@ -11,7 +11,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # repository root
 
@@ -114,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if distributed.is_main():
             index.save(Path(p.output_dir) / 'memory.npz')
     log.info('The memory holds %d objects of dimension %d (%s)', len(index), index.prototypes.shape[1], index.made_by)
+    indices = {task: index.without(ignored) for task, (ignored, _) in protocols.items()}
     val = embed(val_set, True)
     if not distributed.leave():
         return
@@ -121,23 +121,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if own is not None:
         warn_of_shared(val_set.ids, index.images, f'{p.val_db_name} {p.val_split}', 'the memory; an object takes no '
                        'class of its own image')
-    predicted, confusions, results = {}, {}, dict[str, Any]()
+    results, confusions = {}, {}
+    predicted = {task: found.vote(found.search(val.prototypes, p.num_neighbours, own))
+                 for task, found in indices.items()}
     for task, (ignored, scored) in protocols.items():
-        try:
-            memory = index.without(ignored)
-            labels = memory.vote(memory.search(val.prototypes, p.num_neighbours, own))
-            confusion = val.confusion(labels, len(classes), ignored)
-            entry = iou_entry(iou_of(confusion)[scored], [classes[i] for i in scored], confusion.sum(1)[scored] > 0)
-        except UserError as error:
-            if not results:
-                raise
-            log.warning('%s has no result: %s', task, error)
-            continue
+        confusion = confusions[task] = val.confusion(predicted[task], len(classes), ignored)
         log.info('%s: %d classes ignored, the mean of %d%s; %d objects in the memory', task, len(ignored), len(scored),
-                 ' without background' if ignored else '', len(memory))
+                 ' without background' if ignored else '', len(indices[task]))
+        entry = iou_entry(iou_of(confusion)[scored], [classes[i] for i in scored], confusion.sum(1)[scored] > 0)
         log_iou(entry)
-        predicted[task], confusions[task] = labels, confusion
-        results[task] = {**entry, 'memory': len(memory), 'num_neighbours': p.num_neighbours,
+        results[task] = {**entry, 'memory': len(indices[task]), 'num_neighbours': p.num_neighbours,
                          'made_with': {**made_with_network(network, val_set), 'memory': index.made_by}}
     results, drawn = save_results(results, Path(p.output_dir)), []
     with warn_of_failure(NEIGHBOURS_FILE):

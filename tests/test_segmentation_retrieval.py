@@ -117,20 +117,6 @@ def test_both_results_of_one_pass(run, tmp_path: Path, monkeypatch, capsys) -> N
             run(f'ignore_classes=[{names}]', output='none')
 
 
-@pytest.mark.parametrize(('split', 'labels', 'reason'), [
-    ('train', (1, 2), 'the memory shows no object of a class that counts'),
-    ('val', (1, 3), 'none of the classes green has a pixel')])
-def test_a_protocol_without_result_keeps_the_others(run, tmp_path: Path, capsys, split: str, labels: tuple[int, ...],
-                                                    reason: str) -> None:
-    root = colours(tmp_path)
-    names = [f'{split}_{i}' for i, label in enumerate((1, 1, 2, 3) if split == 'train' else (1, 2, 3))
-             if label in labels]
-    write_lists(root, **{split: names})
-    ignored = 'red, green' if split == 'train' else 'red, blue'
-    assert results(run(f'ignore_classes=[{ignored}]')).keys() == {'retrieval'}
-    assert f'retrieval_1 has no result: {reason}' in capsys.readouterr().out
-
-
 def test_votes_and_scores_are_counted_at_val_size(run, tmp_path: Path) -> None:
     root = colours(tmp_path)
     for name, side in (('train_0', 64), ('val_0', 48)):  # a large image weighs no more than a small one
