@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from saliency.sources import image_map, network_input
@@ -60,7 +61,8 @@ class OnnxSaliency:
         if device not in ('auto', *devices):
             raise UserError(f'--device {device}: onnxruntime runs on {" or ".join(devices)} here; take it, or install '
                             'onnxruntime-gpu for cuda.')
-        on_cuda = [('CUDAExecutionProvider', {'use_tf32': '0', 'device_id': str(distributed.local_rank())})]
+        index = distributed.local_rank() % max(1, torch.cuda.device_count())
+        on_cuda = [('CUDAExecutionProvider', {'use_tf32': '0', 'device_id': str(index)})]
         on_cuda = on_cuda if device != 'cpu' and 'cuda' in devices else []
         self.weights, self.config = weights, config
         try:

@@ -132,6 +132,7 @@ def test_onnxruntime_takes_what_it_has_of_several_gpus(available, words, gpu, tm
     """In the second of two processes, each with a GPU of PyTorch's."""
     sessions = onnxruntime_of(monkeypatch, tmp_path, available, available)
     monkeypatch.setenv('LOCAL_RANK', '1')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.setattr(script, 'start_job', lambda *_: torch.device('cuda', 1))
     monkeypatch.setattr(script, 'open_frames', lambda path: (0, [], {}, iter(())))
     with pytest.raises(UserError, match='none of the 0 images'):
