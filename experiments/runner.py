@@ -127,7 +127,8 @@ class Chain:
         """{task: entry} of a finished step, else none; a point of the over-clustering curve is 'kmeans 5'."""
         results = read_results(self.root / step.folder) if self.finished(step) else {}
         curve = results.pop('overclustering', [])
-        return results | {f'kmeans {point["num_clusters"]}': point for point in curve}
+        own = results.get('kmeans', {}).get('num_clusters')
+        return results | {f'kmeans {count}': point for point in curve if (count := point['num_clusters']) != own}
 
     def run(self, steps: Sequence[Step], jobs: int = 1, list_only: bool = False) -> None:
         """Run each step that is not finished, ``jobs`` at a time; a signal goes to all: a training saves its step.

@@ -101,8 +101,8 @@ def test_the_table_has_what_is_finished_of_the_same_protocol(tmp_path: Path, cap
         chain.plan('supervised', seed, ('1%',))
         chain.plan('maskdistill', seed)
     results = {'supervised/seed_1/linear': {'linear': entry(63.0)}, 'supervised/seed_2/linear': {'linear': entry(64.0)},
-               'supervised/seed_1/kmeans': {'kmeans': entry(44.0), 'overclustering': [
-                   {'num_clusters': count, **entry(55)} for count in (300, 500)]},
+               'supervised/seed_1/kmeans': {'kmeans': {'num_clusters': 20, **entry(44.0)}, 'overclustering': [
+                   {'num_clusters': count, **entry(55)} for count in (20, 300, 500)]},
                'supervised/seed_1/finetune_01': {'finetuned': entry(30)},
                'maskdistill/seed_1/distill': {'distilled': entry(40.0)},
                'maskdistill/seed_1/pseudo_labels': {'pseudo_labels': entry(50.0)}}

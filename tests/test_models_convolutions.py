@@ -34,6 +34,7 @@ def test_outputs_and_gradients_equal_the_plain_convolution(height: int, width: i
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-11)
 
 
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 @pytest.mark.parametrize('avx2', [True, False])
 @pytest.mark.parametrize('order', [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize('trained', [(True, True), (True, False), (False, True)], ids=str)
@@ -42,21 +43,24 @@ def test_outputs_and_gradients_equal_the_plain_convolution(height: int, width: i
     (3, 1, (6, 5)), (3, 1, (1, 4)), (1, 1, (5, 6)), (1, 1, (1, 1))])
 def test_convolutions_of_stride_1_equal_the_plain_one(
         kernel: int, dilation: int, size: tuple[int, int], trained: tuple[bool, bool], order: torch.memory_format,
-        avx2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        avx2: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolutions, 'AVX2', avx2)
     monkeypatch.setattr(convolutions, 'DILATED', 2 if avx2 else 4)
     torch.manual_seed(0)
-    plain = nn.Conv2d(3, 4, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False).double()
+    plain = nn.Conv2d(3, 4, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False).to(dtype)
     network = nn.Sequential(copy.deepcopy(plain))
     speed_up(network)
     assert type(network[0]) is SameConv2d
-    images, outputs, inputs = torch.randn(2, 3, *size, dtype=torch.float64), [], []
+    images, outputs, inputs = torch.randn(2, 3, *size, dtype=dtype), [], []
     of_input, of_weight = trained
     for conv in (plain, network):
         conv.requires_grad_(of_weight).to(memory_format=order)
         inputs.append(images.clone(memory_format=order).requires_grad_(of_input))
         outputs.append(conv(inputs[-1]))
         outputs[-1].square().sum().backward()
+    trimmed = kernel == 1 or dilation >= max(size)  # to a single tap
+    products = of_weight and (avx2 if trimmed else dilation >= (2 if avx2 else 4))
+    assert ('_WeightsByProducts' in type(outputs[1].grad_fn).__name__) is products
     torch.testing.assert_close(outputs[1], outputs[0])
     torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
     torch.testing.assert_close(network[0].weight.grad, plain.weight.grad)

@@ -43,6 +43,17 @@ def test_decoder_is_torchvisions(order: torch.memory_format) -> None:
         torch.testing.assert_close(other.grad, one.grad, msg=name)
 
 
+def test_a_seed_keeps_the_decoder_it_gave_before() -> None:
+    torch.manual_seed(0)
+    plain = DeepLabHead(8, 1, (12, 24, 36))
+    branches = [nn.Conv2d(8, 256, 3, bias=False).weight for _ in range(3)]
+    torch.manual_seed(0)
+    decoder = build_decoder('deeplab', 8)
+    assert torch.equal(decoder[0].convs[0][0].weight, plain[0].convs[0][0].weight)
+    assert all(torch.equal(branch[0].weight, weight) for branch, weight in zip(decoder[0].convs[1:4], branches,
+                                                                               strict=True))
+
+
 def test_pooled_batch_norm_differs_for_a_single_value_alone() -> None:
     torch.manual_seed(0)
     ours, plain = PooledBatchNorm(5).train(), nn.BatchNorm2d(5).train()
