@@ -112,7 +112,7 @@ def speed_up(network: nn.Module) -> None:
             size, rate = module.kernel_size[0], module.dilation[0]
             usual = [(n, n) for n in (size, rate, rate * (size // 2))]
             if size % 2 and [module.kernel_size, module.dilation, module.padding] == usual:
-                if module.groups == 1 and module.bias is None:
+                if module.groups == 1 and module.bias is None and (rate > 1 or AVX2 and size == 1):
                     module.__class__ = SameConv2d
                 elif module.groups == module.in_channels == module.out_channels and rate > 1:
                     module.__class__ = DilatedDepthwiseConv

@@ -50,7 +50,7 @@ def test_convolutions_of_stride_1_equal_the_plain_one(
     plain = nn.Conv2d(3, 4, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False).to(dtype)
     network = nn.Sequential(copy.deepcopy(plain))
     speed_up(network)
-    assert type(network[0]) is SameConv2d
+    assert type(network[0]) is (SameConv2d if dilation > 1 or (kernel == 1 and avx2) else nn.Conv2d)
     images, outputs, inputs = torch.randn(2, 3, *size, dtype=dtype), [], []
     of_input, of_weight = trained
     for conv in (plain, network):
