@@ -42,6 +42,7 @@ from utils.run.parallel import available_cores
 from utils.run.script import run_script
 
 WARM = 5  # steps that compile, choose algorithms and fill the queues of the loader
+AHEAD = 2  # batches that a worker makes before they are asked for, by PyTorch's default
 SIDE = {'cuda': 8192, 'cpu': 1024}  # of the matrices
 
 
@@ -54,8 +55,12 @@ def apart(function: Callable, *args: Any) -> Any:
 def time_step(name: str, args: argparse.Namespace) -> tuple[float, float, int]:
     """Median seconds of a step, MB at its peak, and its FLOP, 0 of one that is compiled."""
     way = Way(name, args)
+    whole = way.batch
+    if args.compile:  # a first step of fewer pixels, so that later ones are compiled for any number, as in training
+        way.batch = {view: value[:-1] if view.endswith('pixels') else value for view, value in whole.items()}
     for _ in range(WARM):
         way.step()
+        way.batch = whole
     forget_trials(args.device)
     seconds, peak = statistics.median(way.step() for _ in range(args.steps)), peak_of_process(args.device)
     with FlopCounterMode(display=False) if not args.compile else nullcontext() as counter:
@@ -80,7 +85,7 @@ def time_product(name: str, args: argparse.Namespace) -> float:
 def batches(folder: Path, workers: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Batches of pairs of the drawn images, without end."""
     images = VOCSegmentation(folder, 'train', saliency='supervised_model')
-    images.ids = images.ids * (1 + args.batch * 100 // len(images))  # a long epoch
+    images.ids = images.ids * (1 + args.batch * 1000 // len(images))  # an epoch longer than what is timed
     pair = ContrastivePair(images, ContrastiveView(args.size))
     p: Any = SimpleNamespace(num_workers=workers, train_batch_size=args.batch, device=args.device, seed=0, cache='off')
     loader: Any = train_loader(p, images.transformed(pair), collate_pairs)
@@ -91,8 +96,9 @@ def batches(folder: Path, workers: int, args: argparse.Namespace) -> Iterator[di
 
 def time_loader(folder: Path, workers: int, args: argparse.Namespace) -> float:
     """Pairs a second."""
-    source, count = batches(folder, workers, args), max(args.steps, 8 * workers)  # most are made while it counts
-    next(source)
+    source, count = batches(folder, workers, args), max(args.steps, 8 * workers)
+    for _ in range(1 + AHEAD * workers):  # those that the workers made while they started
+        next(source)
     start = time.perf_counter()
     for _ in range(count):
         next(source)
@@ -102,10 +108,11 @@ def time_loader(folder: Path, workers: int, args: argparse.Namespace) -> float:
 def time_both(name: str, folder: Path, workers: int, args: argparse.Namespace) -> tuple[float, float]:
     """Seconds of a step with batches of the loader, and the share of them in which it waits for one."""
     way, source, waits = Way(name, args), batches(folder, workers, args), list[float]()
-    for _ in range(WARM):
+    count = max(args.steps, 4 * workers)
+    for _ in range(WARM + count):  # use up what the workers made ahead, which hides how slow they are
         way.batch = next(source)
         way.step()
-    count, begin = max(args.steps, 4 * workers), time.perf_counter()
+    begin = time.perf_counter()
     for _ in range(count):
         start = time.perf_counter()
         way.batch = next(source)
@@ -139,15 +146,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     def add(title: str, measure: Callable[[], list[str]]) -> None:
         try:
             figures = measure()
-        except (RuntimeError, OSError) as error:  # out of memory, no compiler
-            figures = [f'failed: {str(error).strip()[:60]}']
+        except Exception as error:  # out of memory, no compiler, errors of a compiler that no other process can read
+            figures = [f'failed: {" ".join(str(error).split())[:60]}']
         rows.append([title, *figures, *['-'] * (5 - len(figures))])
         print(*rows[-1], sep=' | ', file=sys.stderr, flush=True)  # what is known if a later one ends all
 
     def step(name: str, flops: dict[str, float], given: argparse.Namespace) -> list[str]:
         seconds, peak, counted = apart(time_step, name, given)
         flop = flops[name] = counted or flops.get(name, math.nan)  # those of a compiled step are the same
-        return [f'{1000 * seconds:.1f} ms', f'{given.batch / seconds:.1f}', f'{peak / 1000:.2f}',
+        return [f'{1000 * seconds:.1f} ms', f'{given.batch / seconds:.1f}', f'{peak * 1e6 / 2 ** 30:.2f}',
                 f'{flop / seconds / 1e12:.2f}', f'{flop / seconds / products[name]:.0%}']
 
     def loader(workers: int, given: argparse.Namespace) -> list[str]:
@@ -160,7 +167,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for batch in args.batches:
         flops: dict[str, float] = {}
         for name, compiled in [('reference', False), *product(precisions, (False,) if args.eager else (False, True))]:
-            title = 'reference, fp32' if name == 'reference' else f'ours, {name}{", compiled" * compiled}'
+            tf32 = ' (TF32)' if (name, args.device) == ('fp32', 'cuda') else ''
+            title = 'reference, fp32' if name == 'reference' else f'ours, {name}{tf32}{", compiled" * compiled}'
             given = argparse.Namespace(**{**vars(args), 'batch': batch, 'compile': compiled})
             add(f'{title}, {batch} pairs', partial(step, name, flops, given))
     given = argparse.Namespace(**{**vars(args), 'batch': args.batches[-1], 'compile': False})
@@ -181,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for way, title in enumerate((f'network alone at {args.predict} px', 'predict.py')):
         add(title, partial(predicted, way))
-    print(markdown(['', 'time', 'pairs, images / s', 'peak GB', 'TFLOP/s', 'of the matrix product'], rows, 5))
+    print(markdown(['', 'time', 'pairs, images / s', 'peak GiB', 'TFLOP/s', 'of the matrix product'], rows, 5))
 
 
 if __name__ == '__main__':

@@ -1,5 +1,9 @@
 """The table for a GPU is made of figures that belong together; here of a CPU, without processes of their own."""
+import itertools
+import time
 from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,10 +34,11 @@ def test_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -
     assert float(rows['predict.py'][1]) > 0
 
 
-def test_a_failed_way_is_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize('unread', [False, True])
+def test_a_failed_way_is_a_row(unread: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     def apart(function, *args):
         if function is gpu.time_step and args[0] == 'reference':
-            raise RuntimeError('CUDA out of memory')
+            raise TypeError('cannot\nbe read') if unread else RuntimeError('CUDA out of memory')
         return {gpu.time_step: (1.0, 1000.0, 10 ** 12), gpu.time_product: 2e12, gpu.time_loader: 5.0,
                 gpu.time_both: (1.0, 0.5)}[function]
 
@@ -41,8 +46,8 @@ def test_a_failed_way_is_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setattr(gpu.prediction, 'measure', lambda args, device: [(1, 1), (2, 2)])
     gpu.main(ARGUMENTS)
     printed = capsys.readouterr().out
-    assert 'failed: CUDA out of memory' in printed
-    assert '1.00 ' in printed
+    assert f'| failed: {"cannot be read" if unread else "CUDA out of memory"} ' in printed
+    assert '0.93 ' in printed  # 1000 MB in GiB
     assert '50%' in printed
 
 
@@ -53,13 +58,15 @@ def test_a_failed_way_is_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_memory_of_a_gpu_is_that_of_steps_after_the_first(device: str, steps: list[str], own: list[str],
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """The last step of the table counts FLOP."""
-    done: list[str] = []
+    done, pixels = list[str](), list[int]()
 
     class Way:
         def __init__(self, *_: object) -> None:
-            pass
+            self.batch = {'query_pixels': torch.arange(9), 'query': torch.zeros(9)}
 
         def step(self) -> float:
+            pixels.append(len(self.batch['query_pixels']))
+            assert len(self.batch['query']) == 9
             done.append('step')
             return 1.0
 
@@ -69,10 +76,34 @@ def test_memory_of_a_gpu_is_that_of_steps_after_the_first(device: str, steps: li
     monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda: done.append('peak') or 3e6)
     args = Namespace(device=device, steps=2, compile=True, threads=torch.get_num_threads())
     assert gpu.time_step('fp32', args)[0] == 1
+    assert pixels == [8, *[9] * (len(pixels) - 1)]  # compiled for any number of pixels
     assert done == steps
     done.clear()
     assert train_step.own_peak_memory('fp32', args) > 1
     assert done == own
+
+
+@pytest.mark.parametrize(('slow', 'waits'), [(0.03, 0.6), (0.0, 0.0)])
+def test_batches_made_ahead_hide_no_slow_loader(slow: float, waits: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Way:
+        def __init__(self, *_: object) -> None:
+            self.batch = {}
+
+        def step(self) -> None:
+            time.sleep(0.02)
+
+    def batches(folder: Path, workers: int, args: Namespace) -> Iterator[dict]:
+        for number in itertools.count():
+            time.sleep(slow if number > gpu.AHEAD * workers else 0.0)
+            yield {}
+
+    monkeypatch.setattr(gpu, 'WARM', 1)
+    monkeypatch.setattr(gpu, 'Way', Way)
+    monkeypatch.setattr(gpu, 'batches', batches)
+    args = Namespace(steps=4, batch=10)
+    assert gpu.time_both('fp32', Path(), 2, args)[1] == pytest.approx(waits, abs=0.12)
+    if slow:
+        assert gpu.time_loader(Path(), 2, args) < 10 / slow
 
 
 @pytest.mark.parametrize('name', ['reference', 'fp32'])
