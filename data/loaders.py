@@ -132,8 +132,9 @@ def collate_pairs(samples: list[Sample], step: int = 1) -> dict[str, Any]:
 
 def _loader(p: Run, images: ImageSet, batch_size: int, collate_fn: Collate = collate, **kwargs: Any) -> DataLoader:
     # with a generator of its own a loader takes no number from the one that training draws from
-    cores = available_cores()
-    workers = p.num_workers if p.num_workers <= cores else max(1, cores - 1)
+    cores, workers = available_cores(), p.num_workers
+    if workers is None or workers > cores:
+        workers = max(1, cores - 1)
     return DataLoader(images, batch_size, num_workers=workers, persistent_workers=workers > 0,
                       pin_memory=reads_pinned(pick_device(p.device)), collate_fn=collate_fn,
                       worker_init_fn=start_worker, generator=torch.Generator(), **kwargs)

@@ -1,10 +1,12 @@
 """Loaders: the same samples in every worker, no more workers than cores, pinned memory for a GPU alone."""
 import logging
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from data import loaders
 from data.loaders import collate_pairs, open_images, train_loader
 from data.transforms import LinearTrainTransform
 from data.views import ContrastivePair, ContrastiveView
@@ -12,7 +14,6 @@ from data.voc import VOCSegmentation
 from models.backbones import IMAGENET
 from utils.config.load import load_config
 from utils.config.schema import Pretrain
-from utils.run import parallel
 
 
 def loader(folder: Path, *overrides: str):
@@ -64,6 +65,10 @@ def test_random_transforms_depend_on_the_seed_alone(shapes: Path) -> None:
     assert torch.equal(first['image'], data[2, 5]['image'])
 
 
-def test_more_workers_than_cores_are_all_but_one(shapes, recwarn) -> None:
-    assert loader(shapes.parent, 'num_workers=1').num_workers == 1
-    assert loader(shapes.parent, 'num_workers=999').num_workers == max(1, parallel.available_cores() - 1)
+@pytest.mark.parametrize(('cores', 'given', 'workers'), [
+    (8, 'null', 7), (8, 0, 0), (8, 1, 1), (8, 8, 8), (8, 9, 7), (8, 999, 7), (1, 'null', 1), (1, 999, 1)])
+def test_workers_are_all_cores_but_one_by_default(shapes: Path, cores: int, given: object, workers: int,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, 'available_cores', lambda: cores)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(cores)))  # PyTorch warns of more
+    assert loader(shapes.parent, f'num_workers={given}').num_workers == workers

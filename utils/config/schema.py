@@ -82,7 +82,7 @@ class Run(Env):
     output_dir: Folder = key(None, 'where results go; default: root_dir/<name of the config file>', True, min_length=1)
     seed: int = key(1234, 'seed of weights, order and augmentation', ge=0, lt=2 ** 31)
     device: Device = key('auto', 'auto takes the first there is of cuda, xpu, mps and cpu', True)
-    num_workers: int = key(4, 'loader processes; 0: loads in the main one; more than cores: all but one', True, ge=0)
+    num_workers: int | None = key(None, 'loader processes, 0: none; null or above the cores: all but one', True, ge=0)
     val_tf32: bool = key(False, 'CUDA: tf32 in validation and prediction, which compute in float32 otherwise')
 
 
