@@ -106,13 +106,13 @@ class DilatedDepthwiseConv(nn.Conv2d):
 
 
 def speed_up(network: nn.Module) -> None:
-    """Let convolutions of a network run as ``SameConv2d`` and ``DilatedDepthwiseConv``; weights and names stay."""
+    """Let those convolutions of a network that gain run as ``SameConv2d`` and ``DilatedDepthwiseConv``, in place."""
     for module in network.modules():
         if type(module) is nn.Conv2d and module.stride == (1, 1) and module.padding_mode == 'zeros':
             size, rate = module.kernel_size[0], module.dilation[0]
             usual = [(n, n) for n in (size, rate, rate * (size // 2))]
             if size % 2 and [module.kernel_size, module.dilation, module.padding] == usual:
-                if module.groups == 1 and module.bias is None and (rate > 1 or AVX2 and size == 1):
+                if module.groups == 1 and module.bias is None and (rate > 1 or (AVX2 and size == 1)):
                     module.__class__ = SameConv2d
                 elif module.groups == module.in_channels == module.out_channels and rate > 1:
                     module.__class__ = DilatedDepthwiseConv
