@@ -36,17 +36,30 @@ FOUND = {'tensor on the CPU': ('error', 'cuda:0'), 'item': ('waits', 'item, test
          'strided collective': ('refused', 'tests/fake_gpu_steps.py:strided')}
 
 
-@pytest.fixture(scope='module')
-def records() -> dict[str, dict[str, Any]]:
-    """Everything that ``tests.fake_gpu_steps`` records, from one process: the runtime comes before PyTorch."""
+def recorded(*arguments: str) -> dict[str, Any]:
+    """What ``tests.fake_gpu_steps`` prints, in a process of its own: the runtime comes before PyTorch."""
     reason = missing()
     if reason is not None:
         assert not os.environ.get('CI'), reason  # continuous integration never leaves this out
         pytest.skip(reason)
-    found = subprocess.run([sys.executable, '-m', 'tests.fake_gpu_steps'], cwd=ROOT, capture_output=True, text=True,
-                           timeout=600)
+    found = subprocess.run([sys.executable, '-m', 'tests.fake_gpu_steps', *arguments], cwd=ROOT, capture_output=True,
+                           text=True, timeout=600)
     assert found.returncode == 0, found.stderr[-3000:]
-    return json.loads(found.stdout.splitlines()[-1])
+    return json.loads(found.stdout)
+
+
+@pytest.fixture(scope='module')
+def records() -> dict[str, dict[str, Any]]:
+    """All scenes and planted defects."""
+    return recorded()
+
+
+def test_a_step_of_the_published_preset_takes_no_more_than_it_did() -> None:
+    """950 launches and 5.2 GiB, and 1 % for what versions of PyTorch differ in."""
+    record = recorded('backbone=resnet50', 'batch=64', 'size=224', 'precision=bf16')
+    assert defects(record) == {}
+    assert record['launches'] < 1.01 * 950
+    assert record['peak'] < 1.01 * 5.2 * 2 ** 30
 
 
 def defects(record: dict[str, Any]) -> dict[str, Any]:
