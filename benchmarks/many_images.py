@@ -3,7 +3,7 @@
     python benchmarks/many_images.py --images 100000
 
 Images of 16 x 24 px are drawn into sub-folders of 1,000. Each script predicts a tenth of them and then all, in one
-process and in two; their difference is without the start. The network is a random ResNet-18 at 32 px, on the CPU.
+process and in two; their difference is without the start. The networks are random ResNet-18s at 32 px, on the CPU.
 """
 import subprocess
 import sys
@@ -18,15 +18,16 @@ import cv2
 import numpy as np
 import torch
 
-from models.segmentation import LinearSegmentationModel
+from models.segmentation import ContrastiveSegmentationModel, LinearSegmentationModel
 from utils.config.cli import ArgumentParser, at_least
 from utils.report.results import markdown
 from utils.run.script import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = ('script', 'processes', 'images', 'peak memory of a process, MB', 'images a second')
-SCRIPTS = {'saliency/predict.py': ('--method', 'unsupervised', '--workers', '0', '--coco', 'coco.json'),
-           'segmentation/predict.py': ('--model', 'model/best_model.pth.tar', '--workers', '1', '--batch-size', '32')}
+SCRIPTS = {'saliency/predict.py': ('--method', 'maskcontrast', '--weights', 'encoder.pth.tar', '--input-size', '32',
+                                   '--coco', 'coco.json'),
+           'segmentation/predict.py': ('--model', 'model/best_model.pth.tar')}
 # a process that a large one starts counts the memory of that as its own; not so one of this
 SMALL = """import resource, subprocess, sys
 code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
@@ -35,7 +36,7 @@ sys.exit(code)"""
 
 
 def draw(folder: Path, start: int, end: int) -> None:
-    """Images of an object each, but for every tenth, which is left out of the masks."""
+    """Images of an object each, but for every tenth. Of about half of all, random weights give no mask."""
     random = np.random.default_rng(start)
     for number in range(start, end):
         image = np.full((16, 24, 3), 40, np.uint8)
@@ -47,10 +48,20 @@ def draw(folder: Path, start: int, end: int) -> None:
         cv2.imwrite(str(path), image)
 
 
+def save_networks(folder: Path) -> None:
+    """What ``SCRIPTS`` predict with, of random weights."""
+    (folder / 'model').mkdir()
+    torch.manual_seed(0)
+    torch.save(LinearSegmentationModel('resnet18', 5).state_dict(), folder / 'model' / 'best_model.pth.tar')
+    torch.save({'config': {'backbone': 'resnet18'}, 'model': ContrastiveSegmentationModel('resnet18').state_dict()},
+               folder / 'encoder.pth.tar')
+    (folder / 'model' / 'config.yml').write_text('{backbone: resnet18, val_size: 32, config_name: drawn}')
+
+
 def measure(script: str, folder: Path, output: str, processes: int) -> tuple[float, float]:
     """Seconds, and peak resident memory of the largest process in MB."""
     command = [sys.executable, str(ROOT / script), '--images', 'images', '--output', output, '--device', 'cpu',
-               '--nproc', str(processes), *SCRIPTS[script]]
+               '--nproc', str(processes), '--workers', '1', '--batch-size', '32', *SCRIPTS[script]]
     begun = time.perf_counter()
     done = subprocess.run([sys.executable, '-c', SMALL, *command], cwd=folder, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -66,10 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows, seconds, tenth = [], {}, args.images // 10
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / 'model').mkdir()
-        torch.manual_seed(0)
-        torch.save(LinearSegmentationModel('resnet18', 5).state_dict(), folder / 'model' / 'best_model.pth.tar')
-        (folder / 'model' / 'config.yml').write_text('{backbone: resnet18, val_size: 32, config_name: drawn}')
+        save_networks(folder)
         for start, end in ((0, tenth), (tenth, args.images)):
             draw(folder / 'images', start, end)
             for script in args.scripts:

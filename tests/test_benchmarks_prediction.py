@@ -41,3 +41,15 @@ def test_many_images(monkeypatch, capsys) -> None:
     rows = [[cell.strip() for cell in line.split('|')[2:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
     assert sorted(rows) == [['1', '3', '300', ''], ['1', '30', '300', '2'], ['2', '3', '300', ''],
                             ['2', '30', '300', '4']]
+
+
+@pytest.mark.parametrize('script', many_images.SCRIPTS)
+def test_scripts_predict_many_images(script: str, tmp_path: Path) -> None:
+    many_images.save_networks(tmp_path)
+    many_images.draw(tmp_path / 'images', 995, 1005)
+    seconds, peak = many_images.measure(script, tmp_path, 'output', 1)
+    assert seconds > 0
+    assert 100 < peak < 4000
+    written = {path.relative_to(tmp_path / 'output').parts[0] for path in (tmp_path / 'output').rglob('*/*.png')}
+    assert written == {'00000', '00001'}
+    assert (tmp_path / 'coco.json').exists() is ('--coco' in many_images.SCRIPTS[script])
