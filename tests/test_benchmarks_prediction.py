@@ -50,6 +50,5 @@ def test_scripts_predict_many_images(script: str, tmp_path: Path) -> None:
     seconds, peak = many_images.measure(script, tmp_path, 'output', 1)
     assert seconds > 0
     assert 100 < peak < 4000
-    written = {path.relative_to(tmp_path / 'output').parts[0] for path in (tmp_path / 'output').rglob('*/*.png')}
-    assert written == {'00000', '00001'}
+    assert {path.parent.name for path in (tmp_path / 'output').rglob('0*/*.png')} == {'00000', '00001'}
     assert (tmp_path / 'coco.json').exists() is ('--coco' in many_images.SCRIPTS[script])
